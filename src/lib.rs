@@ -1,1 +1,4 @@
-//! placeholder
+//! tokenward: API tokens as Kubernetes objects.
+
+pub mod crd;
+pub mod token;

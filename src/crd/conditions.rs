@@ -1,0 +1,107 @@
+//! Condition types and the list that keeps their transition times.
+//!
+//! Types and meanings follow the Kubernetes API conventions and kstatus, so that `kubectl wait`, Flux and
+//! Argo CD come to an end in every state.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+/// The types of condition that an ApiToken carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConditionType {
+    /// The spec at `observedGeneration` is realised.
+    Ready,
+    /// A check with the Secret's content succeeds now.
+    Active,
+    /// Revoked for good.
+    Revoked,
+    /// An overlap is open: two secrets work.
+    Rotating,
+    /// The Secret holds the current version.
+    Delivered,
+    /// Work is under way (kstatus).
+    Reconciling,
+    /// Work can't go on until somebody acts (kstatus).
+    Stalled,
+}
+
+impl ConditionType {
+    /// Its name in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "Ready",
+            Self::Active => "Active",
+            Self::Revoked => "Revoked",
+            Self::Rotating => "Rotating",
+            Self::Delivered => "Delivered",
+            Self::Reconciling => "Reconciling",
+            Self::Stalled => "Stalled",
+        }
+    }
+}
+
+/// What a condition says: true or false, why in one word, and why in a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The condition's status; it is never `Unknown`.
+    pub status: bool,
+    /// A CamelCase word that programs match on.
+    pub reason: &'static str,
+    /// A sentence for people. Never holds a secret.
+    pub message: String,
+}
+
+impl Outcome {
+    /// It holds.
+    pub fn yes(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { status: true, reason, message: message.into() }
+    }
+
+    /// It does not hold.
+    pub fn no(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { status: false, reason, message: message.into() }
+    }
+}
+
+/// Conditions in the order in which they are set, with the transition times of the list before.
+#[derive(Debug)]
+pub struct Conditions<'a> {
+    before: &'a [Condition],
+    now: Timestamp,
+    generation: Option<i64>,
+    list: Vec<Condition>,
+}
+
+impl<'a> Conditions<'a> {
+    /// Starts a new list that follows `before`.
+    pub fn after(before: &'a [Condition], generation: Option<i64>, now: Timestamp) -> Self {
+        Self { before, now, generation, list: Vec::new() }
+    }
+
+    /// Adds a condition. Its transition time moves only if its status does.
+    pub fn set(&mut self, type_: ConditionType, outcome: Outcome) -> &mut Self {
+        let status = if outcome.status { "True" } else { "False" };
+        let since = find(self.before, type_)
+            .filter(|old| old.status == status)
+            .map_or(Time(self.now), |old| old.last_transition_time.clone());
+        self.list.push(Condition {
+            type_: type_.as_str().to_owned(),
+            status: status.to_owned(),
+            reason: outcome.reason.to_owned(),
+            message: outcome.message,
+            last_transition_time: since,
+            observed_generation: self.generation,
+        });
+        self
+    }
+
+    /// The finished list.
+    pub fn into_vec(self) -> Vec<Condition> {
+        self.list
+    }
+}
+
+/// The condition of a type, if the list has one.
+pub fn find(conditions: &[Condition], type_: ConditionType) -> Option<&Condition> {
+    conditions.iter().find(|c| c.type_ == type_.as_str())
+}

@@ -1,0 +1,114 @@
+//! Durations as users write them: `90m`, `1h30m`, `720h`.
+//!
+//! The text is kept as it was written: a controller that rewrote `60m` as `1h` would differ from Git.
+
+use std::borrow::Cow;
+
+use jiff::SignedDuration;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// A duration in the units h, m and s, as text.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(transparent)]
+pub struct DurationString(String);
+
+/// Why a text is not a duration.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "{0:?} is not a duration: write numbers with the unit h, m or s, such as 90m or 720h (30 days are 720h)"
+)]
+pub struct DurationError(String);
+
+impl DurationString {
+    /// Wraps a text, unchecked: what the API server stored is judged where it is read.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text as the user wrote it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The length of time that the text names.
+    ///
+    /// The CRD refuses what does not parse; this refuses it again, since a CRD can be edited.
+    pub fn parse(&self) -> Result<SignedDuration, DurationError> {
+        let refuse = || DurationError(self.0.clone());
+        let mut rest = self.0.as_str();
+        let mut total = SignedDuration::ZERO;
+        if rest.is_empty() {
+            return Err(refuse());
+        }
+        while !rest.is_empty() {
+            let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+            let (number, tail) = rest.split_at(digits);
+            let number: i64 = number.parse().map_err(|_| refuse())?;
+            let seconds = match tail.as_bytes().first() {
+                Some(b'h') => 3600,
+                Some(b'm') => 60,
+                Some(b's') => 1,
+                _ => return Err(refuse()),
+            };
+            let part = number.checked_mul(seconds).map(SignedDuration::from_secs).ok_or_else(refuse)?;
+            total = total.checked_add(part).ok_or_else(refuse)?;
+            rest = &tail[1..];
+        }
+        Ok(total)
+    }
+}
+
+impl From<&str> for DurationString {
+    fn from(text: &str) -> Self {
+        Self::new(text)
+    }
+}
+
+impl JsonSchema for DurationString {
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    // A rule instead of `pattern`: the API server prints a pattern's text, which tells a user less than a sentence.
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "minLength": 2,
+            "maxLength": 24,
+            "x-kubernetes-validations": [{
+                "rule": "self.matches('^([0-9]{1,6}(s|m|h)){1,3}$')",
+                "message": "must be numbers with the unit h, m or s, such as 90m, 1h30m or 720h (there is no unit for days: 30 days are 720h)",
+            }],
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_add_up() {
+        for (text, seconds) in
+            [("0s", 0), ("90m", 5400), ("1h30m", 5400), ("720h", 2_592_000), ("1h1m1s", 3661)]
+        {
+            assert_eq!(DurationString::from(text).parse(), Ok(SignedDuration::from_secs(seconds)), "{text}");
+        }
+    }
+
+    #[test]
+    fn anything_else_is_refused_with_advice() {
+        for text in
+            ["", "h", "30d", "1.5h", "-1h", "1h ", "1", "9999999999999999999h", "9223372036854775807h"]
+        {
+            let error = DurationString::from(text).parse().expect_err(text).to_string();
+            assert!(error.contains("720h"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! `ApiToken.status`: what the controller recorded. Only the controller writes it.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::RevocationReason;
+
+/// What the controller recorded of an ApiToken. It holds no secret: a version is known by its key id and a
+/// keyed hash that is bound to this object.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ApiTokenStatus {
+    /// The `metadata.generation` that this status answers to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+
+    /// The state in one word, for display. Conditions are the contract.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+
+    /// The token's public handle, `tok_` and 16 characters. Made once; the same over all rotations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub token_id: Option<String>,
+
+    /// The token's secrets, newest first: at most two that work, and the last three that no longer do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub versions: Vec<TokenVersion>,
+
+    /// What the controller remembers of rotations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<RotationStatus>,
+
+    /// The record of the revocation. Once here, it stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocation: Option<RevocationStatus>,
+
+    /// The Secret that holds the token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretRef>,
+
+    /// Ready, Active, Revoked, Rotating, Delivered, Reconciling and Stalled.
+    ///
+    /// Ready: the spec is realised, also where it says revoked, suspended or expired. Active: a check with the
+    /// Secret's content succeeds now. Delivered: the Secret holds the current secret. Rotating: two secrets
+    /// work, until when. Revoked: for good. Stalled: somebody has to act; the message says how.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// One secret that the token has or had.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenVersion {
+    /// Counts from 1 and never goes back.
+    #[schemars(range(min = 1))]
+    pub version: i64,
+    /// The public part of the secret: the 12 characters after the prefix. Safe to log.
+    #[schemars(length(max = 32))]
+    pub key_id: String,
+    /// `hmac-sha256:<pepper id>:<base64url>`, over namespace, name and the whole token.
+    #[schemars(length(max = 128))]
+    pub hash: String,
+    /// Where this secret stands in its life.
+    pub state: VersionState,
+    /// The scopes with which it was issued. A check must pass both these and the spec's.
+    #[serde(default)]
+    #[schemars(length(max = 64), inner(length(max = 128)))]
+    pub scopes: Vec<String>,
+    /// When it was issued.
+    pub issued_at: Timestamp,
+    /// When it stops working, for a secret that another one has replaced. Compared at each check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retire_at: Option<Timestamp>,
+    /// Why it was issued.
+    pub reason: RotationReason,
+}
+
+/// Where a secret stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[schemars(inline)]
+pub enum VersionState {
+    /// Made known to the verifiers, on its way into the Secret. It works already.
+    Pending,
+    /// The Secret holds it.
+    Active,
+    /// Replaced, and working until `retireAt`.
+    Retiring,
+    /// Replaced, and dead.
+    Retired,
+    /// Dead with the token.
+    Revoked,
+}
+
+impl VersionState {
+    /// Whether a secret in this state may work, by its state alone.
+    pub fn is_live(self) -> bool {
+        match self {
+            Self::Pending | Self::Active | Self::Retiring => true,
+            Self::Retired | Self::Revoked => false,
+        }
+    }
+}
+
+/// Why a secret was issued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[schemars(inline)]
+pub enum RotationReason {
+    /// The first one.
+    Created,
+    /// Scopes, audiences, constraints or format were edited.
+    SpecChange,
+    /// `rotation.trigger` was changed.
+    Trigger,
+    /// `rotation.interval` has passed.
+    Schedule,
+    /// The Secret was gone.
+    SecretMissing,
+    /// The Secret held something else than the controller had written.
+    SecretTampered,
+    /// `rotation.notBefore` has passed its predecessor.
+    NotBefore,
+    /// One of many, rotated together.
+    Bulk,
+}
+
+/// What the controller remembers of rotations.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RotationStatus {
+    /// Hash of the spec's part that rotates when it changes, as of the newest secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub spec_hash: Option<String>,
+    /// The `rotation.trigger` that the newest secret answers to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub handled_trigger: Option<String>,
+    /// When the last rotation was delivered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_time: Option<Timestamp>,
+    /// When the next one falls due by `rotation.interval`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_time: Option<Timestamp>,
+    /// Why the last rotation happened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_reason: Option<RotationReason>,
+}
+
+/// The record of a revocation.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RevocationStatus {
+    /// When the controller saw the request. Verifiers refuse the token from the request itself on.
+    pub requested_at: Timestamp,
+    /// When every secret was marked revoked and the Secret was labelled or deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enforced_at: Option<Timestamp>,
+    /// Why, as given with the request.
+    pub reason: RevocationReason,
+    /// From where the request came.
+    pub source: RevocationSource,
+    /// Who asked, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub actor: Option<String>,
+}
+
+/// From where a revocation came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[schemars(inline)]
+pub enum RevocationSource {
+    /// `spec.revoked`.
+    Spec,
+    /// The management API.
+    Api,
+    /// The command line.
+    Cli,
+    /// A bulk revocation.
+    Bulk,
+    /// The anomaly detection.
+    Anomaly,
+}
+
+/// The Secret that holds a token.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretRef {
+    /// The Secret's name, in the ApiToken's namespace.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// The version that it holds.
+    pub version: i64,
+    /// The Secret's uid: another Secret of the same name is not this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub uid: Option<String>,
+}
+
+/// The state of a token in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[schemars(inline)]
+pub enum Phase {
+    /// Not minted or not delivered yet.
+    Pending,
+    /// It works.
+    Active,
+    /// It works, and so does its previous secret.
+    Rotating,
+    /// Stopped until `suspend` is false again.
+    Suspended,
+    /// Past `expiresAt`.
+    Expired,
+    /// Dead for good.
+    Revoked,
+    /// Somebody has to act.
+    Failed,
+}

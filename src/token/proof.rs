@@ -1,0 +1,245 @@
+//! The proof that is stored instead of a token, and the peppers under which it is made.
+//!
+//! HMAC-SHA256 (RFC 2104) over namespace, name and the whole token, each with its length before it. A token has
+//! 256 random bits, so a slow password hash would add nothing; the key makes a read status worthless to an
+//! attacker and a written one useless for forging. Namespace and name bind the proof to its object: copied into
+//! another ApiToken's status, it proves nothing there.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use subtle::ConstantTimeEq;
+use thiserror::Error;
+
+use super::{Plaintext, Token};
+
+const ALGORITHM: &str = "hmac-sha256";
+const PEPPER_BYTES: usize = 32;
+const CURRENT: &str = "current";
+/// Set apart what else is ever keyed with the same pepper.
+const PROOF_DOMAIN: &[u8] = b"tokenward/proof/v1";
+
+/// The name of a pepper: 1 to 16 lower-case letters and digits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PepperId(String);
+
+impl PepperId {
+    /// Checks a text.
+    pub fn parse(text: &str) -> Option<Self> {
+        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        ((1..=16).contains(&text.len()) && text.bytes().all(allowed) && text != CURRENT)
+            .then(|| Self(text.to_owned()))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A stored proof: `hmac-sha256:<pepper id>:<base64url>`. Public: it tells nothing of the token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hash {
+    /// Under which pepper it was made.
+    pub pepper: PepperId,
+    /// The 32 bytes.
+    pub mac: [u8; 32],
+}
+
+impl Hash {
+    /// Reads a proof as it stands in a status. `None`: not of that form.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (pepper, mac) = text.strip_prefix(ALGORITHM)?.strip_prefix(':')?.split_once(':')?;
+        let mac = URL_SAFE_NO_PAD.decode(mac).ok()?.try_into().ok()?;
+        Some(Self { pepper: PepperId::parse(pepper)?, mac })
+    }
+}
+
+impl fmt::Display for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{ALGORITHM}:{}:{}", self.pepper.as_str(), URL_SAFE_NO_PAD.encode(self.mac))
+    }
+}
+
+/// Why the pepper Secret can't be used.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum PepperError {
+    /// No `current`, or it names nothing.
+    #[error("its key `current` must name one of its other keys")]
+    NoCurrent,
+    /// A key's name.
+    #[error("its key {0:?} is not a pepper id (1 to 16 lower-case letters and digits)")]
+    Id(String),
+    /// A key's value.
+    #[error("its key {0:?} must hold exactly 32 bytes")]
+    Length(String),
+}
+
+/// The peppers: one under which new proofs are made, and retired ones under which old proofs still hold.
+#[derive(Clone)]
+pub struct Peppers {
+    current: PepperId,
+    // Keyed once: a clone of the state costs less than the two compressions of a key schedule.
+    keys: BTreeMap<PepperId, Hmac<Sha256>>,
+}
+
+impl Peppers {
+    /// Reads the pepper Secret's data: `current` names a key, every other key is a pepper of 32 bytes.
+    pub fn from_data<V: AsRef<[u8]>>(data: &BTreeMap<String, V>) -> Result<Self, PepperError> {
+        let mut keys = BTreeMap::new();
+        for (name, value) in data.iter().filter(|(name, _)| *name != CURRENT) {
+            let id = PepperId::parse(name).ok_or_else(|| PepperError::Id(name.clone()))?;
+            let value = value.as_ref();
+            if value.len() != PEPPER_BYTES {
+                return Err(PepperError::Length(name.clone()));
+            }
+            let key = Hmac::new_from_slice(value).map_err(|_| PepperError::Length(name.clone()))?;
+            keys.insert(id, key);
+        }
+        let current = data
+            .get(CURRENT)
+            .and_then(|name| std::str::from_utf8(name.as_ref()).ok())
+            .and_then(|name| PepperId::parse(name.trim()))
+            .filter(|id| keys.contains_key(id))
+            .ok_or(PepperError::NoCurrent)?;
+        Ok(Self { current, keys })
+    }
+
+    /// The data of a new pepper Secret, for [`Self::from_data`].
+    pub fn new_data(pepper: &[u8; PEPPER_BYTES]) -> BTreeMap<String, Vec<u8>> {
+        [(CURRENT.to_owned(), b"p1".to_vec()), ("p1".to_owned(), pepper.to_vec())].into()
+    }
+
+    /// The proof of a new token, under the current pepper.
+    pub fn prove(&self, namespace: &str, name: &str, token: &Plaintext) -> Option<Hash> {
+        let mac = self.mac(&self.current, PROOF_DOMAIN, &proof_fields(namespace, name, token.expose()))?;
+        Some(Hash { pepper: self.current.clone(), mac })
+    }
+
+    /// Whether a presented token is the one that a stored proof stands for, in constant time.
+    pub fn holds(&self, namespace: &str, name: &str, token: &Token<'_>, hash: &Hash) -> bool {
+        self.holds_mac(namespace, name, token, &hash.pepper, &hash.mac)
+    }
+
+    /// [`Self::holds`] on the parts of a stored proof.
+    pub fn holds_mac(
+        &self,
+        namespace: &str,
+        name: &str,
+        token: &Token<'_>,
+        pepper: &PepperId,
+        mac: &[u8; 32],
+    ) -> bool {
+        self.mac(pepper, PROOF_DOMAIN, &proof_fields(namespace, name, token.expose()))
+            .is_some_and(|made| made.ct_eq(mac).into())
+    }
+
+    /// Whether a pepper of this id is known.
+    pub fn knows(&self, id: &PepperId) -> bool {
+        self.keys.contains_key(id)
+    }
+
+    /// The id under which new proofs and seals are made.
+    pub(super) fn current(&self) -> &PepperId {
+        &self.current
+    }
+
+    /// HMAC-SHA256 over a domain and fields, each with its length before it, so that no two lists of fields
+    /// give the same input. `None`: no pepper of that id.
+    pub(super) fn mac(&self, pepper: &PepperId, domain: &[u8], fields: &[&[u8]]) -> Option<[u8; 32]> {
+        let mut mac = self.keys.get(pepper)?.clone();
+        for field in std::iter::once(&domain).chain(fields) {
+            mac.update(&(field.len() as u64).to_be_bytes());
+            mac.update(field);
+        }
+        Some(mac.finalize().into_bytes().into())
+    }
+}
+
+fn proof_fields<'a>(namespace: &'a str, name: &'a str, token: &'a str) -> [&'a [u8]; 3] {
+    [namespace.as_bytes(), name.as_bytes(), token.as_bytes()]
+}
+
+impl fmt::Debug for Peppers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Peppers(current {}, {} in all, redacted)", self.current.as_str(), self.keys.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::format::{KeyId, Prefix, make};
+    use super::*;
+
+    fn peppers(byte: u8) -> Peppers {
+        Peppers::from_data(&Peppers::new_data(&[byte; 32])).expect("peppers")
+    }
+
+    proptest! {
+        #[test]
+        fn a_proof_holds_for_its_token_and_object_only(
+            ns in "[a-z]{1,8}", name in "[a-z]{1,8}", other_ns in "[a-z]{1,8}", other_name in "[a-z]{1,8}",
+            secret: [u8; 32], other_secret: [u8; 32],
+        ) {
+            let peppers = peppers(1);
+            let key_id = KeyId::from_bytes([3; 16]);
+            let plaintext = make(&Prefix::default(), key_id, &secret);
+            let other = make(&Prefix::default(), key_id, &other_secret);
+            let token = Token::parse(plaintext.expose()).expect("token");
+            let hash = peppers.prove(&ns, &name, &plaintext).expect("proof");
+            let stored = Hash::parse(&hash.to_string()).expect("stored form");
+            prop_assert!(peppers.holds(&ns, &name, &token, &stored));
+            prop_assert_eq!(peppers.holds(&other_ns, &other_name, &token, &stored), (&other_ns, &other_name) == (&ns, &name));
+            let other = Token::parse(other.expose()).expect("token");
+            prop_assert_eq!(peppers.holds(&ns, &name, &other, &stored), secret == other_secret);
+            prop_assert!(!super::tests::peppers(2).holds(&ns, &name, &token, &stored));
+        }
+
+        #[test]
+        fn no_hash_text_panics(text in "\\PC*") {
+            let _ = Hash::parse(&text);
+        }
+    }
+
+    /// `ab` + `c` and `a` + `bc` are different objects.
+    #[test]
+    fn fields_do_not_run_together() {
+        let peppers = peppers(1);
+        let plaintext = make(&Prefix::default(), KeyId::from_bytes([0; 16]), &[0; 32]);
+        assert_ne!(peppers.prove("ab", "c", &plaintext), peppers.prove("a", "bc", &plaintext));
+    }
+
+    #[test]
+    fn retired_peppers_still_prove() {
+        let plaintext = make(&Prefix::default(), KeyId::from_bytes([0; 16]), &[0; 32]);
+        let token = Token::parse(plaintext.expose()).expect("token");
+        let old = peppers(1).prove("ns", "name", &plaintext).expect("proof");
+        let mut data = Peppers::new_data(&[1; 32]);
+        data.insert("p2".to_owned(), vec![2; 32]);
+        data.insert("current".to_owned(), b"p2".to_vec());
+        let rotated = Peppers::from_data(&data).expect("peppers");
+        assert!(rotated.holds("ns", "name", &token, &old));
+        assert_eq!(rotated.prove("ns", "name", &plaintext).expect("proof").pepper.as_str(), "p2");
+    }
+
+    #[test]
+    fn a_damaged_pepper_secret_says_what_is_wrong() {
+        let mut data = Peppers::new_data(&[1; 32]);
+        data.remove("current");
+        assert_eq!(Peppers::from_data(&data).err(), Some(PepperError::NoCurrent));
+        data.insert("current".to_owned(), b"p9".to_vec());
+        assert_eq!(Peppers::from_data(&data).err(), Some(PepperError::NoCurrent));
+        data.insert("P-1".to_owned(), vec![0; 32]);
+        assert_eq!(Peppers::from_data(&data).err(), Some(PepperError::Id("P-1".to_owned())));
+        data.remove("P-1");
+        data.insert("p1".to_owned(), vec![0; 31]);
+        assert_eq!(Peppers::from_data(&data).err(), Some(PepperError::Length("p1".to_owned())));
+        assert!(!format!("{:?}", peppers(1)).contains("[1,"));
+    }
+}

@@ -1,0 +1,88 @@
+//! Scopes: `resource:action`, where a last part of `*` covers everything below it.
+
+/// The most scopes that a token or a check may name.
+pub const MAX_SCOPES: usize = 64;
+/// The longest a scope may be, in characters.
+pub const MAX_SCOPE_LEN: usize = 128;
+
+/// Whether a text is a scope: parts of letters, digits and `. _ / -`, at least two of them, separated by colons.
+pub fn is_scope(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'/' | b'-');
+    let is_part = |part: &str| !part.is_empty() && part.bytes().all(allowed);
+    let Some((resource, action)) = text.rsplit_once(':') else { return false };
+    text.len() <= MAX_SCOPE_LEN
+        && text.as_bytes()[0].is_ascii_alphanumeric()
+        && resource.split(':').all(is_part)
+        && (action == "*" || is_part(action))
+}
+
+/// Whether a granted scope covers a required one.
+///
+/// `orders:*` covers `orders:read`, `orders:items:read` and `orders:*` itself, but neither `orders` nor
+/// `orders2:read`.
+pub fn covers(granted: &str, required: &str) -> bool {
+    match granted.strip_suffix('*') {
+        Some(stem) if stem.ends_with(':') => required.len() > stem.len() && required.starts_with(stem),
+        _ => granted == required,
+    }
+}
+
+/// Whether any of the granted scopes covers the required one.
+pub fn any_covers<'a>(granted: impl IntoIterator<Item = &'a str>, required: &str) -> bool {
+    granted.into_iter().any(|scope| covers(scope, required))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn grammar() {
+        for good in ["tokens:read", "audit:read", "orders:*", "a:b:c", "k8s.io/pods:get", "A:b", "a:b:*"] {
+            assert!(is_scope(good), "{good}");
+        }
+        let long = format!("a:{}", "b".repeat(127));
+        for bad in [
+            "", ":", "*", "tokens", "tokens:", ":read", "a:*:b", "a b:c", "a:b*", "*:read", "a::b", ".a:b",
+            "é:a", &long,
+        ] {
+            assert!(!is_scope(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn coverage() {
+        for (granted, required, covered) in [
+            ("orders:read", "orders:read", true),
+            ("orders:read", "orders:write", false),
+            ("orders:*", "orders:read", true),
+            ("orders:*", "orders:items:read", true),
+            ("orders:*", "orders:*", true),
+            ("orders:*", "orders:", false),
+            ("orders:*", "orders", false),
+            ("orders:*", "orders2:read", false),
+            ("orders:items:*", "orders:*", false),
+            ("orders:read", "orders:*", false),
+            ("*", "orders:read", false),
+        ] {
+            assert_eq!(covers(granted, required), covered, "{granted} {required}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_scope_covers_itself(scope in "[a-z]{1,5}(:[a-z]{1,5}){1,3}|[a-z]{1,5}:[*]") {
+            prop_assert!(is_scope(&scope));
+            prop_assert!(covers(&scope, &scope));
+        }
+
+        #[test]
+        fn coverage_is_transitive(a in "(a|b)(:(a|b)){0,2}:(a|[*])", b in "(a|b)(:(a|b)){0,2}:(a|[*])", c in "(a|b)(:(a|b)){0,2}:(a|[*])") {
+            if covers(&a, &b) && covers(&b, &c) {
+                prop_assert!(covers(&a, &c));
+            }
+        }
+    }
+}
