@@ -1,4 +1,5 @@
 //! tokenward: API tokens as Kubernetes objects.
 
 pub mod crd;
+pub mod lifecycle;
 pub mod token;

@@ -25,6 +25,8 @@ use super::{ApiTokenStatus, DurationString};
     namespaced,
     status = "ApiTokenStatus",
     derive = "PartialEq",
+    validation = Rule::new("self.metadata.name.size() <= 63")
+        .message("the name of an ApiToken is a label value on its Secret: at most 63 characters"),
     doc = "ApiToken is an API token as a Kubernetes object: its secret is minted into a Secret, rotated without an outage, and revoked for good.",
     printcolumn(name = "Status", type_ = "string", json_path = ".status.phase"),
     printcolumn(

@@ -20,7 +20,7 @@ pub struct ApiTokenStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
 
-    /// The token's public handle, `tok_` and 16 characters. Made once; the same over all rotations.
+    /// The token's public handle, `tok_` and 22 characters. The same over all rotations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub token_id: Option<String>,

@@ -72,6 +72,20 @@ impl fmt::Debug for KeyId {
     }
 }
 
+/// The handle of the ApiToken whose uid this is: `tok_` and 22 letters and digits, the uid's 128 bits in base 62.
+///
+/// Derived, not drawn, so that it survives a lost status, and a token created anew under the same name has another.
+pub fn token_id(uid: &str) -> String {
+    let digits = uid.bytes().filter_map(|b| char::from(b).to_digit(16));
+    let mut number = digits.take(32).fold(0u128, |number, digit| number << 4 | u128::from(digit));
+    let mut text = [b'0'; 22];
+    for digit in text.iter_mut().rev() {
+        *digit = BASE62[(number % 62) as usize];
+        number /= 62;
+    }
+    format!("tok_{}", String::from_utf8_lossy(&text))
+}
+
 /// The first part of a token: a lower-case letter, then 1 to 15 lower-case letters, digits or underscores.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prefix(String);
@@ -206,6 +220,14 @@ mod tests {
         let zero = token("tw", [0; 16], [0; 32]);
         assert_eq!(zero.expose().len(), 2 + 1 + TAIL);
         assert!(zero.expose().starts_with("tw_0000000000000000"));
+    }
+
+    #[test]
+    fn a_token_id_follows_the_uid() {
+        let id = token_id("0f8fad5b-d9cb-469f-a165-70867728950e");
+        assert_eq!(id, token_id("0F8FAD5BD9CB469FA16570867728950E"));
+        assert_eq!(id.len(), 26);
+        assert_ne!(id, token_id("0f8fad5b-d9cb-469f-a165-70867728950f"));
     }
 
     #[test]

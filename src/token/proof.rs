@@ -114,8 +114,14 @@ impl Peppers {
         [(CURRENT.to_owned(), b"p1".to_vec()), ("p1".to_owned(), pepper.to_vec())].into()
     }
 
+    /// The proof of a token under one of the peppers. `None`: no pepper of that id.
+    pub fn prove(&self, pepper: &PepperId, namespace: &str, name: &str, token: &Token<'_>) -> Option<Hash> {
+        let mac = self.mac(pepper, PROOF_DOMAIN, &proof_fields(namespace, name, token.expose()))?;
+        Some(Hash { pepper: pepper.clone(), mac })
+    }
+
     /// The proof of a new token, under the current pepper.
-    pub fn prove(&self, namespace: &str, name: &str, token: &Plaintext) -> Option<Hash> {
+    pub fn prove_new(&self, namespace: &str, name: &str, token: &Plaintext) -> Option<Hash> {
         let mac = self.mac(&self.current, PROOF_DOMAIN, &proof_fields(namespace, name, token.expose()))?;
         Some(Hash { pepper: self.current.clone(), mac })
     }
@@ -141,11 +147,6 @@ impl Peppers {
     /// Whether a pepper of this id is known.
     pub fn knows(&self, id: &PepperId) -> bool {
         self.keys.contains_key(id)
-    }
-
-    /// The id under which new proofs and seals are made.
-    pub(super) fn current(&self) -> &PepperId {
-        &self.current
     }
 
     /// HMAC-SHA256 over a domain and fields, each with its length before it, so that no two lists of fields
@@ -192,7 +193,7 @@ mod tests {
             let plaintext = make(&Prefix::default(), key_id, &secret);
             let other = make(&Prefix::default(), key_id, &other_secret);
             let token = Token::parse(plaintext.expose()).expect("token");
-            let hash = peppers.prove(&ns, &name, &plaintext).expect("proof");
+            let hash = peppers.prove_new(&ns, &name, &plaintext).expect("proof");
             let stored = Hash::parse(&hash.to_string()).expect("stored form");
             prop_assert!(peppers.holds(&ns, &name, &token, &stored));
             prop_assert_eq!(peppers.holds(&other_ns, &other_name, &token, &stored), (&other_ns, &other_name) == (&ns, &name));
@@ -212,20 +213,20 @@ mod tests {
     fn fields_do_not_run_together() {
         let peppers = peppers(1);
         let plaintext = make(&Prefix::default(), KeyId::from_bytes([0; 16]), &[0; 32]);
-        assert_ne!(peppers.prove("ab", "c", &plaintext), peppers.prove("a", "bc", &plaintext));
+        assert_ne!(peppers.prove_new("ab", "c", &plaintext), peppers.prove_new("a", "bc", &plaintext));
     }
 
     #[test]
     fn retired_peppers_still_prove() {
         let plaintext = make(&Prefix::default(), KeyId::from_bytes([0; 16]), &[0; 32]);
         let token = Token::parse(plaintext.expose()).expect("token");
-        let old = peppers(1).prove("ns", "name", &plaintext).expect("proof");
+        let old = peppers(1).prove_new("ns", "name", &plaintext).expect("proof");
         let mut data = Peppers::new_data(&[1; 32]);
         data.insert("p2".to_owned(), vec![2; 32]);
         data.insert("current".to_owned(), b"p2".to_vec());
         let rotated = Peppers::from_data(&data).expect("peppers");
         assert!(rotated.holds("ns", "name", &token, &old));
-        assert_eq!(rotated.prove("ns", "name", &plaintext).expect("proof").pepper.as_str(), "p2");
+        assert_eq!(rotated.prove_new("ns", "name", &plaintext).expect("proof").pepper.as_str(), "p2");
     }
 
     #[test]

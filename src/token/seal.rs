@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use subtle::ConstantTimeEq;
 
-use super::proof::{PepperId, Peppers};
+use super::proof::{Hash, PepperId, Peppers};
 
 const SEAL_DOMAIN: &[u8] = b"tokenward/seal/v1";
 
@@ -25,12 +25,14 @@ pub struct Sealed<'a> {
     pub uid: &'a str,
     /// `status.tokenId`.
     pub token_id: &'a str,
+    /// When the version was issued, as text.
+    pub issued_at: &'a str,
     /// The version that the Secret holds.
     pub version: i64,
     /// Its key id.
     pub key_id: &'a str,
-    /// Its stored proof.
-    pub hash: &'a str,
+    /// Its stored proof, under the pepper of the seal.
+    pub hash: &'a Hash,
 }
 
 /// A seal, as it stands in the annotation: `<pepper id>:<base64url>`.
@@ -41,11 +43,16 @@ pub struct Seal {
 }
 
 impl Seal {
-    /// Seals under the current pepper.
+    /// Seals under the pepper of the stored proof. `None`: that pepper is not known.
     pub fn make(peppers: &Peppers, sealed: &Sealed<'_>) -> Option<Self> {
-        let pepper = peppers.current().clone();
+        let pepper = sealed.hash.pepper.clone();
         let mac = mac(peppers, &pepper, sealed)?;
         Some(Self { pepper, mac })
+    }
+
+    /// Under which pepper it was made.
+    pub fn pepper(&self) -> &PepperId {
+        &self.pepper
     }
 
     /// Reads an annotation. `None`: not of that form.
@@ -62,14 +69,14 @@ impl Seal {
 }
 
 fn mac(peppers: &Peppers, pepper: &PepperId, sealed: &Sealed<'_>) -> Option<[u8; 32]> {
-    let Sealed { namespace, name, uid, token_id, version, key_id, hash } = sealed;
+    let Sealed { namespace, name, uid, token_id, issued_at, version, key_id, hash } = sealed;
     let version = version.to_be_bytes();
-    let fields = [namespace, name, uid, token_id].map(|f| f.as_bytes());
-    let [namespace, name, uid, token_id] = fields;
+    let [namespace, name, uid, token_id, issued_at, key_id] =
+        [namespace, name, uid, token_id, issued_at, key_id].map(|field| field.as_bytes());
     peppers.mac(
         pepper,
         SEAL_DOMAIN,
-        &[namespace, name, uid, token_id, &version, key_id.as_bytes(), hash.as_bytes()],
+        &[namespace, name, uid, token_id, issued_at, &version, key_id, &hash.mac],
     )
 }
 
@@ -83,35 +90,45 @@ impl fmt::Display for Seal {
 mod tests {
     use super::*;
 
-    const SEALED: Sealed<'static> = Sealed {
-        namespace: "ns",
-        name: "n",
-        uid: "u",
-        token_id: "tok_1",
-        version: 1,
-        key_id: "k",
-        hash: "h",
-    };
-
     fn peppers(byte: u8) -> Peppers {
         Peppers::from_data(&Peppers::new_data(&[byte; 32])).expect("peppers")
+    }
+
+    fn hash(byte: u8) -> Hash {
+        Hash { pepper: PepperId::parse("p1").expect("id"), mac: [byte; 32] }
+    }
+
+    fn sealed(hash: &Hash) -> Sealed<'_> {
+        Sealed {
+            namespace: "ns",
+            name: "n",
+            uid: "u",
+            token_id: "tok_1",
+            issued_at: "t",
+            version: 1,
+            key_id: "k",
+            hash,
+        }
     }
 
     #[test]
     fn a_seal_vouches_for_every_field() {
         let peppers = peppers(1);
+        let (hash, other_hash) = (hash(1), hash(2));
+        let sealed = sealed(&hash);
         let seal =
-            Seal::parse(&Seal::make(&peppers, &SEALED).expect("seal").to_string()).expect("stored form");
-        assert!(seal.holds(&peppers, &SEALED));
+            Seal::parse(&Seal::make(&peppers, &sealed).expect("seal").to_string()).expect("stored form");
+        assert!(seal.holds(&peppers, &sealed));
         for other in [
-            Sealed { namespace: "other", ..SEALED },
-            Sealed { name: "other", ..SEALED },
-            Sealed { uid: "other", ..SEALED },
-            Sealed { token_id: "other", ..SEALED },
-            Sealed { version: 2, ..SEALED },
-            Sealed { key_id: "other", ..SEALED },
-            Sealed { hash: "other", ..SEALED },
-            Sealed { namespace: "n", name: "sn", ..SEALED },
+            Sealed { namespace: "other", ..sealed },
+            Sealed { name: "other", ..sealed },
+            Sealed { uid: "other", ..sealed },
+            Sealed { token_id: "other", ..sealed },
+            Sealed { issued_at: "other", ..sealed },
+            Sealed { version: 2, ..sealed },
+            Sealed { key_id: "other", ..sealed },
+            Sealed { hash: &other_hash, ..sealed },
+            Sealed { namespace: "n", name: "sn", ..sealed },
         ] {
             assert!(!seal.holds(&peppers, &other), "{other:?}");
         }
@@ -119,8 +136,9 @@ mod tests {
 
     #[test]
     fn a_seal_of_another_pepper_is_worthless() {
-        let seal = Seal::make(&peppers(2), &SEALED).expect("seal");
-        assert!(!seal.holds(&peppers(1), &SEALED));
+        let hash = hash(1);
+        let seal = Seal::make(&peppers(2), &sealed(&hash)).expect("seal");
+        assert!(!seal.holds(&peppers(1), &sealed(&hash)));
         assert_eq!(Seal::parse("nonsense"), None);
         assert_eq!(Seal::parse("p1:AAAA"), None);
     }

@@ -1,0 +1,51 @@
+//! Revocation: one way, whatever the request came from.
+
+use jiff::Timestamp;
+
+use super::Observed;
+use crate::crd::{
+    ApiTokenStatus, OnRevoke, RevocationReason, RevocationSource, RevocationStatus, VersionState,
+};
+
+/// Records a request from the spec, once. Says whether this is the first time.
+pub(super) fn latch(status: &mut ApiTokenStatus, observed: &Observed<'_>, now: Timestamp) -> bool {
+    if status.revocation.is_some() || !observed.revocation_requested() {
+        return false;
+    }
+    status.revocation = Some(RevocationStatus {
+        requested_at: now,
+        enforced_at: None,
+        reason: observed.token.spec.revocation_reason.unwrap_or(RevocationReason::Unspecified),
+        source: RevocationSource::Spec,
+        actor: None,
+    });
+    true
+}
+
+/// Marks every version of a revoked token, and records when nothing is left to be done: the stored status says so
+/// of every version, and the Secret is labelled or gone. Says whether that is now.
+pub(super) fn enforce(status: &mut ApiTokenStatus, observed: &Observed<'_>, now: Timestamp) -> bool {
+    let Some(revocation) = &mut status.revocation else { return false };
+    for version in status.versions.iter_mut().filter(|version| version.state.is_live()) {
+        version.state = VersionState::Revoked;
+    }
+    let stored = observed
+        .status()
+        .is_some_and(|s| s.revocation.is_some() && s.versions.iter().all(|v| !v.state.is_live()));
+    let done = revocation.enforced_at.is_none() && stored && secret_is_done(observed);
+    if done {
+        revocation.enforced_at = Some(now);
+    }
+    done
+}
+
+/// Whether the Secret of a revoked token is as `secret.onRevoke` wants it. A foreign one is none of ours.
+fn secret_is_done(observed: &Observed<'_>) -> bool {
+    let (Some(own), Ok(spec)) = (observed.secret.ours(), &observed.spec) else { return true };
+    match spec.on_revoke {
+        OnRevoke::Delete => false,
+        OnRevoke::Keep => {
+            super::step::wardrobe(observed, spec).is_none_or(|(_, wardrobe)| wardrobe.fits(&own.metadata))
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Why a rotation is due, and when it may be made.
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::spec::SPEC_HASH_PREFIX;
+use super::versions::{active, pending, retiring};
+use super::{Observed, SecretState, Spec};
+use crate::crd::{ApiTokenStatus, OnSpecChange, RotationReason};
+
+/// How long a repair waits after the last one, by how many there were within [`REPAIR_WINDOW`]. Beyond these,
+/// somebody or something keeps breaking the Secret, and minting on would only feed it.
+const REPAIR_BACKOFF: [SignedDuration; 3] =
+    [SignedDuration::ZERO, SignedDuration::from_secs(2), SignedDuration::from_secs(10)];
+const REPAIR_WINDOW: SignedDuration = SignedDuration::from_hours(1);
+
+/// What is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// Nothing, until something changes or this instant.
+    Nothing(Option<Timestamp>),
+    /// A new version, now.
+    Now(RotationReason),
+    /// A new version, once the open overlap has ended: more than two secrets never work at once, and none loses
+    /// its overlap.
+    Queued(RotationReason, Timestamp),
+    /// A new version for a Secret that was broken too often, not before this instant.
+    Throttled { reason: RotationReason, until: Timestamp, stalled: bool },
+}
+
+/// Decides whether a new version is due. Neither a revoked nor an expired token ever rotates.
+pub(super) fn due(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, now: Timestamp) -> Due {
+    if status.revocation.is_some() || observed.expired(now) || matches!(observed.secret, SecretState::Foreign)
+    {
+        return Due::Nothing(None);
+    }
+    if let Some(pending) = pending(status) {
+        let held = observed.held.is_some_and(|held| held.as_str() == pending.key_id);
+        // It is not in the Secret yet, so it may be drawn again as the newest spec wants it.
+        let outdated = spec_changed(status, spec)
+            || trigger_changed(status, spec)
+            || observed.cut_by_not_before(pending, now);
+        return if held && !outdated { Due::Nothing(None) } else { Due::Now(pending.reason) };
+    }
+    let Some(active) = active(status) else {
+        let reason =
+            if status.versions.is_empty() { RotationReason::Created } else { RotationReason::SecretMissing };
+        return Due::Now(reason);
+    };
+    if observed.cut_by_not_before(active, now) {
+        return Due::Now(RotationReason::NotBefore);
+    }
+    let overlap_ends = retiring(status).and_then(|version| version.retire_at);
+    let wanted = |reason| overlap_ends.map_or(Due::Now(reason), |until| Due::Queued(reason, until));
+    if trigger_changed(status, spec) {
+        return match observed.secret.holds() {
+            // A person asks for what a throttled repair would do.
+            None => Due::Now(RotationReason::Trigger),
+            Some(_) => wanted(RotationReason::Trigger),
+        };
+    }
+    if let Some(reason) = damage(observed, active.key_id.as_str()) {
+        return repair(status, reason, now);
+    }
+    if spec.on_spec_change == OnSpecChange::Rotate && spec_changed(status, spec) {
+        return wanted(RotationReason::SpecChange);
+    }
+    let scheduled = spec.interval.and_then(|interval| active.issued_at.checked_add(interval).ok());
+    match scheduled {
+        Some(at) if now >= at => wanted(RotationReason::Schedule),
+        _ => Due::Nothing(scheduled.into_iter().chain(spec.not_before.filter(|cut| *cut > now)).min()),
+    }
+}
+
+/// What is wrong with the content of the Secret.
+fn damage(observed: &Observed<'_>, active: &str) -> Option<RotationReason> {
+    match &observed.secret {
+        SecretState::Absent => Some(RotationReason::SecretMissing),
+        SecretState::Ours(own) if own.holds.is_none_or(|held| held.as_str() != active) => {
+            Some(RotationReason::SecretTampered)
+        }
+        SecretState::Ours(_) | SecretState::Foreign => None,
+    }
+}
+
+/// Repairs are counted from the versions themselves, so a restart does not forget them.
+fn repair(status: &ApiTokenStatus, reason: RotationReason, now: Timestamp) -> Due {
+    let window = now.checked_sub(REPAIR_WINDOW).unwrap_or(Timestamp::MIN);
+    let repairs = || {
+        status
+            .versions
+            .iter()
+            .filter(|version| is_repair(version.reason) && version.issued_at > window)
+            .map(|v| v.issued_at)
+    };
+    let last = repairs().max();
+    match REPAIR_BACKOFF.get(repairs().count()) {
+        Some(backoff) => match last.and_then(|last| last.checked_add(*backoff).ok()) {
+            // A clock that was set back must not hold up a repair for longer than the back-off.
+            Some(until) if now < until && last.is_some_and(|last| last <= now) => {
+                Due::Throttled { reason, until, stalled: false }
+            }
+            _ => Due::Now(reason),
+        },
+        None => {
+            let first = repairs().min().and_then(|first| first.checked_add(REPAIR_WINDOW).ok());
+            Due::Throttled { reason, until: first.unwrap_or(now), stalled: true }
+        }
+    }
+}
+
+/// Whether a version was issued because the Secret was broken.
+pub(super) fn is_repair(reason: RotationReason) -> bool {
+    match reason {
+        RotationReason::SecretMissing | RotationReason::SecretTampered => true,
+        RotationReason::Created
+        | RotationReason::SpecChange
+        | RotationReason::Trigger
+        | RotationReason::Schedule
+        | RotationReason::NotBefore
+        | RotationReason::Bulk => false,
+    }
+}
+
+/// Whether the spec's hash differs from that of the newest version. A hash of another canonical form says nothing.
+fn spec_changed(status: &ApiTokenStatus, spec: &Spec) -> bool {
+    let handled = status.rotation.as_ref().and_then(|r| r.spec_hash.as_deref());
+    handled.is_some_and(|handled| handled.starts_with(SPEC_HASH_PREFIX) && handled != spec.hash)
+}
+
+/// Whether the trigger differs from the one that the newest version answers to. Taking it away asks for nothing.
+fn trigger_changed(status: &ApiTokenStatus, spec: &Spec) -> bool {
+    let handled = status.rotation.as_ref().and_then(|r| r.handled_trigger.as_deref());
+    spec.trigger.is_some() && spec.trigger.as_deref() != handled
+}
+
+/// Records what needs no rotation: the hash of a spec whose changes are kept or whose form is new, and when the
+/// schedule is due.
+pub(super) fn remember(status: &mut ApiTokenStatus, spec: &Spec) {
+    let next = active(status).and_then(|version| version.issued_at.checked_add(spec.interval?).ok());
+    let kept = spec.on_spec_change == OnSpecChange::Keep && pending(status).is_none();
+    let known = active(status).is_some();
+    if let Some(rotation) = status.rotation.as_mut().or(None) {
+        let same_form = rotation.spec_hash.as_deref().is_some_and(|hash| hash.starts_with(SPEC_HASH_PREFIX));
+        if known && (kept || !same_form) {
+            rotation.spec_hash = Some(spec.hash.clone());
+        }
+        rotation.next_time = next;
+    }
+}

@@ -1,0 +1,308 @@
+//! The spec with its defaults applied, and the hash of the part whose change rotates.
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use crate::crd::{ApiToken, DurationError, OnDelete, OnRevoke, OnSpecChange};
+use crate::token::Prefix;
+use crate::token::format::PrefixError;
+use crate::token::scope::{MAX_SCOPES, is_scope};
+
+/// Old and new are valid together for this long, unless the spec says otherwise: longer than the 1 to 2 minutes
+/// that a mounted Secret needs, and time enough to restart what reads an environment variable.
+const DEFAULT_OVERLAP: SignedDuration = SignedDuration::from_hours(1);
+
+/// The version of the hash. Another canonical form gets another prefix, and is recorded without a rotation.
+pub(super) const SPEC_HASH_PREFIX: &str = "h1:";
+
+/// A spec with its defaults applied.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spec {
+    /// The scopes, as written.
+    pub scopes: Vec<String>,
+    /// The token's prefix.
+    pub prefix: Prefix,
+    /// `rotation.trigger`.
+    pub trigger: Option<String>,
+    /// `rotation.interval`.
+    pub interval: Option<SignedDuration>,
+    /// `rotation.overlap`.
+    pub overlap: SignedDuration,
+    /// Whether a change of the hash rotates.
+    pub on_spec_change: OnSpecChange,
+    /// `rotation.notBefore`.
+    pub not_before: Option<Timestamp>,
+    /// The Secret's name.
+    pub secret_name: String,
+    /// The data key of the current token.
+    pub token_key: String,
+    /// The data key of the previous token, if it is wanted.
+    pub previous_key: Option<String>,
+    /// The Secret's type.
+    pub secret_type: String,
+    /// Labels for the Secret.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations for the Secret.
+    pub annotations: BTreeMap<String, String>,
+    /// What becomes of the Secret of a revoked token.
+    pub on_revoke: OnRevoke,
+    /// What becomes of the Secret of a deleted token.
+    pub on_delete: OnDelete,
+    /// The hash of what rotates when it changes.
+    pub hash: String,
+}
+
+/// Why a spec can't be acted on. The CRD refuses all of this; the controller refuses it again, because a CRD can
+/// be edited and an object can be older than a rule.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum InvalidSpec {
+    /// No scope, or too many.
+    #[error("spec.scopes must name 1 to {MAX_SCOPES} scopes, not {0}")]
+    ScopeCount(usize),
+    /// Not a scope.
+    #[error("spec.scopes: {0:?} is not a scope: write resource:action, such as tokens:read or orders:*")]
+    Scope(String),
+    /// Not a prefix.
+    #[error("spec.format.prefix: {0}")]
+    Prefix(#[from] PrefixError),
+    /// Not a duration.
+    #[error("spec.rotation: {0}")]
+    Duration(#[from] DurationError),
+    /// More than two secrets would work at once.
+    #[error("spec.rotation.overlap must be shorter than spec.rotation.interval")]
+    Overlap,
+    /// A label or annotation by which another tool owns objects.
+    #[error("spec.secret.template: the key {0:?} is refused, because a tool owns its objects by it")]
+    TemplateKey(String),
+    /// A type from which Kubernetes makes credentials.
+    #[error("spec.secret.template.type: {0} makes Kubernetes issue credentials of its own; use Opaque")]
+    SecretType(String),
+    /// One data key for two tokens.
+    #[error("spec.secret.keys: token and previous must differ")]
+    Keys,
+    /// The name does not fit a label.
+    #[error("metadata.name has {0} characters; at most 63 fit the label of the Secret")]
+    Name(usize),
+}
+
+impl Spec {
+    /// Applies the defaults and checks the bounds.
+    pub fn of(token: &ApiToken) -> Result<Self, InvalidSpec> {
+        let name = token.metadata.name.clone().unwrap_or_default();
+        if name.len() > 63 {
+            return Err(InvalidSpec::Name(name.len()));
+        }
+        let spec = &token.spec;
+        if !(1..=MAX_SCOPES).contains(&spec.scopes.len()) {
+            return Err(InvalidSpec::ScopeCount(spec.scopes.len()));
+        }
+        if let Some(scope) = spec.scopes.iter().find(|scope| !is_scope(scope)) {
+            return Err(InvalidSpec::Scope(scope.clone()));
+        }
+        let prefix = match spec.format.as_ref().and_then(|f| f.prefix.as_deref()) {
+            Some(prefix) => Prefix::new(prefix)?,
+            None => Prefix::default(),
+        };
+        let rotation = spec.rotation.clone().unwrap_or_default();
+        let interval = rotation.interval.as_ref().map(|d| d.parse()).transpose()?;
+        let overlap = rotation.overlap.as_ref().map_or(Ok(DEFAULT_OVERLAP), |d| d.parse())?;
+        if interval.is_some_and(|interval| overlap >= interval) {
+            return Err(InvalidSpec::Overlap);
+        }
+        let secret = spec.secret.clone().unwrap_or_default();
+        let keys = secret.keys.unwrap_or_default();
+        let token_key = keys.token.unwrap_or_else(|| "token".to_owned());
+        let previous_key = keys.previous.filter(|key| !key.is_empty());
+        if previous_key.as_ref() == Some(&token_key) {
+            return Err(InvalidSpec::Keys);
+        }
+        let template = secret.template.unwrap_or_default();
+        let labels: BTreeMap<_, _> = template.labels.into_iter().flatten().map(|(k, v)| (k, v.0)).collect();
+        let annotations: BTreeMap<_, _> =
+            template.annotations.into_iter().flatten().map(|(k, v)| (k, v.0)).collect();
+        if let Some(key) = labels.keys().find(|key| is_reserved(key) && !is_common_label(key)) {
+            return Err(InvalidSpec::TemplateKey(key.clone()));
+        }
+        if let Some(key) = annotations.keys().find(|key| is_reserved(key)) {
+            return Err(InvalidSpec::TemplateKey(key.clone()));
+        }
+        let secret_type = template.type_.unwrap_or_else(|| "Opaque".to_owned());
+        if matches!(&*secret_type, "kubernetes.io/service-account-token" | "bootstrap.kubernetes.io/token") {
+            return Err(InvalidSpec::SecretType(secret_type));
+        }
+        let hash = hash(token, &prefix);
+        Ok(Self {
+            scopes: spec.scopes.clone(),
+            prefix,
+            trigger: rotation.trigger,
+            interval,
+            overlap,
+            on_spec_change: rotation.on_spec_change.unwrap_or_default(),
+            not_before: rotation.not_before,
+            secret_name: secret.name.unwrap_or(name),
+            token_key,
+            previous_key,
+            secret_type,
+            labels,
+            annotations,
+            on_revoke: secret.on_revoke.unwrap_or_default(),
+            on_delete: secret.on_delete.unwrap_or_default(),
+            hash,
+        })
+    }
+}
+
+/// Label and annotation domains by which tools own their objects.
+const RESERVED: [&str; 6] =
+    ["tokenward.dev", "argoproj.io", "fluxcd.io", "helm.sh", "k8s.io", "kubernetes.io"];
+
+fn is_reserved(key: &str) -> bool {
+    let Some((domain, _)) = key.split_once('/') else { return false };
+    RESERVED
+        .iter()
+        .any(|reserved| domain.strip_suffix(reserved).is_some_and(|sub| sub.is_empty() || sub.ends_with('.')))
+}
+
+fn is_common_label(key: &str) -> bool {
+    key.strip_prefix("app.kubernetes.io/")
+        .is_some_and(|name| matches!(name, "name" | "component" | "part-of" | "version"))
+}
+
+/// Hashes what rotates when it changes, in a canonical form: sorted, without duplicates, with an unset field and
+/// its default alike.
+fn hash(token: &ApiToken, prefix: &Prefix) -> String {
+    let sorted = |list: &[String]| {
+        let mut list = list.to_vec();
+        list.sort_unstable();
+        list.dedup();
+        list
+    };
+    let spec = &token.spec;
+    let cidrs = spec.constraints.as_ref().and_then(|c| c.cidrs.as_deref());
+    let canonical = json!([
+        ["audiences", sorted(spec.audiences.as_deref().unwrap_or_default())],
+        ["cidrs", sorted(cidrs.unwrap_or_default())],
+        ["prefix", prefix.as_str()],
+        ["scopes", sorted(&spec.scopes)],
+    ]);
+    format!("{SPEC_HASH_PREFIX}{}", URL_SAFE_NO_PAD.encode(Sha256::digest(canonical.to_string())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crd::{
+        ApiTokenSpec, Constraints, Format, LabelValue, Rotation, SecretKeys, SecretSpec, SecretTemplate,
+    };
+
+    fn token(spec: ApiTokenSpec) -> ApiToken {
+        ApiToken::new("backend-prod", spec)
+    }
+
+    fn scopes(scopes: &[&str]) -> ApiTokenSpec {
+        ApiTokenSpec { scopes: scopes.iter().map(|s| (*s).to_owned()).collect(), ..Default::default() }
+    }
+
+    fn hash_of(spec: ApiTokenSpec) -> String {
+        Spec::of(&token(spec)).expect("valid").hash
+    }
+
+    #[test]
+    fn defaults() {
+        let spec = Spec::of(&token(scopes(&["a:b"]))).expect("valid");
+        assert_eq!(spec.overlap, SignedDuration::from_hours(1));
+        assert_eq!((spec.secret_name.as_str(), spec.token_key.as_str()), ("backend-prod", "token"));
+        assert_eq!((spec.prefix.as_str(), spec.secret_type.as_str()), ("tw", "Opaque"));
+        assert_eq!(spec.previous_key, None);
+    }
+
+    /// A fixed vector: a change of the canonical form would rotate every token in the world on an upgrade.
+    #[test]
+    fn the_hash_is_stable() {
+        assert_eq!(hash_of(scopes(&["a:b"])), "h1:H2Q7UfRzQBe2DNeGd9jvk-ezEwgm22ILPHYsoXU-KQk");
+    }
+
+    #[test]
+    fn unset_and_default_hash_alike() {
+        let explicit = ApiTokenSpec {
+            audiences: Some(vec![]),
+            constraints: Some(Constraints { cidrs: Some(vec![]) }),
+            format: Some(Format { prefix: Some("tw".to_owned()) }),
+            display_name: Some("another name".to_owned()),
+            ..scopes(&["a:b"])
+        };
+        assert_eq!(hash_of(explicit), hash_of(scopes(&["a:b"])));
+        assert_eq!(hash_of(scopes(&["a:b", "c:d"])), hash_of(scopes(&["c:d", "a:b"])));
+    }
+
+    #[test]
+    fn what_matters_changes_the_hash() {
+        let base = hash_of(scopes(&["a:b"]));
+        let prefix = Some(Format { prefix: Some("tok_live".to_owned()) });
+        for other in [
+            scopes(&["a:c"]),
+            scopes(&["a:b", "a:c"]),
+            ApiTokenSpec { audiences: Some(vec!["x".to_owned()]), ..scopes(&["a:b"]) },
+            ApiTokenSpec {
+                constraints: Some(Constraints { cidrs: Some(vec!["::/0".to_owned()]) }),
+                ..scopes(&["a:b"])
+            },
+            ApiTokenSpec { format: prefix, ..scopes(&["a:b"]) },
+        ] {
+            assert_ne!(hash_of(other.clone()), base, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_crd_refuses_is_refused_again() {
+        let rotation = |interval: &str, overlap: &str| ApiTokenSpec {
+            rotation: Some(Rotation {
+                interval: Some(interval.into()),
+                overlap: Some(overlap.into()),
+                ..Default::default()
+            }),
+            ..scopes(&["a:b"])
+        };
+        let template = |type_: Option<&str>, label: Option<&str>| ApiTokenSpec {
+            secret: Some(SecretSpec {
+                template: Some(SecretTemplate {
+                    type_: type_.map(str::to_owned),
+                    labels: label.map(|key| [(key.to_owned(), LabelValue("x".to_owned()))].into()),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..scopes(&["a:b"])
+        };
+        let keys = |token: &str, previous: &str| ApiTokenSpec {
+            secret: Some(SecretSpec {
+                keys: Some(SecretKeys { token: Some(token.to_owned()), previous: Some(previous.to_owned()) }),
+                ..Default::default()
+            }),
+            ..scopes(&["a:b"])
+        };
+        for (spec, word) in [
+            (scopes(&[]), "1 to 64"),
+            (scopes(&["orders"]), "resource:action"),
+            (rotation("30d", "1h"), "720h"),
+            (rotation("1h", "60m"), "shorter"),
+            (template(Some("kubernetes.io/service-account-token"), None), "Opaque"),
+            (template(None, Some("argocd.argoproj.io/instance")), "refused"),
+            (template(None, Some("app.kubernetes.io/instance")), "refused"),
+            (template(None, Some("kustomize.toolkit.fluxcd.io/name")), "refused"),
+            (keys("a", "a"), "differ"),
+        ] {
+            let error = Spec::of(&token(spec)).expect_err(word).to_string();
+            assert!(error.contains(word), "{error}");
+        }
+        for label in ["app.kubernetes.io/name", "team", "example.com/tokenward.dev", "nottokenward.dev/x"] {
+            assert!(Spec::of(&token(template(None, Some(label)))).is_ok(), "{label}");
+        }
+    }
+}

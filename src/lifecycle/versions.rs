@@ -1,0 +1,134 @@
+//! The list of versions: what time and the Secret make of it, and its bounds.
+
+use jiff::Timestamp;
+
+use super::{Observed, Spec};
+use crate::crd::{ApiTokenStatus, SecretRef, TokenVersion, VersionState};
+use crate::token::{Hash, KeyId};
+
+/// How many dead versions a status keeps, for the record.
+const DEAD_KEPT: usize = 3;
+
+/// The version that the Secret holds, or held last.
+pub(super) fn active(status: &ApiTokenStatus) -> Option<&TokenVersion> {
+    in_state(status, VersionState::Active)
+}
+
+/// The version on its way into the Secret.
+pub(super) fn pending(status: &ApiTokenStatus) -> Option<&TokenVersion> {
+    in_state(status, VersionState::Pending)
+}
+
+/// The replaced version that still works.
+pub(super) fn retiring(status: &ApiTokenStatus) -> Option<&TokenVersion> {
+    in_state(status, VersionState::Retiring)
+}
+
+fn in_state(status: &ApiTokenStatus, state: VersionState) -> Option<&TokenVersion> {
+    status.versions.iter().find(|version| version.state == state)
+}
+
+/// Brings a list that anybody may have written into the shape that the controller writes: newest first, at most
+/// one version each pending, active and retiring, in that order, and all of them readable. Whatever does not fit
+/// is retired: a status can take access away, never give it.
+pub(super) fn normalise(versions: &mut Vec<TokenVersion>) {
+    versions.sort_by_key(|version| std::cmp::Reverse(version.version));
+    versions.dedup_by_key(|version| version.version);
+    let mut seen = 0;
+    for version in versions {
+        let readable = KeyId::parse(&version.key_id).is_ok() && Hash::parse(&version.hash).is_some();
+        let rank = match version.state {
+            VersionState::Pending => 1,
+            VersionState::Active => 2,
+            VersionState::Retiring if version.retire_at.is_some() => 3,
+            VersionState::Retiring => 0,
+            VersionState::Retired | VersionState::Revoked => continue,
+        };
+        if readable && rank > seen && version.version > 0 {
+            seen = rank;
+        } else {
+            version.state = VersionState::Retired;
+        }
+    }
+}
+
+/// Retires every version whose overlap has ended. Says which.
+pub(super) fn retire_due(versions: &mut [TokenVersion], now: Timestamp) -> Option<i64> {
+    let due =
+        |v: &&mut TokenVersion| v.state == VersionState::Retiring && v.retire_at.is_none_or(|at| now >= at);
+    let version = versions.iter_mut().find(due)?;
+    version.state = VersionState::Retired;
+    Some(version.version)
+}
+
+/// The Secret holds the pending version: it becomes the active one, and the overlap of its predecessor begins.
+/// Says which version that made active.
+pub(super) fn promote(
+    status: &mut ApiTokenStatus,
+    observed: &Observed<'_>,
+    spec: &Spec,
+    now: Timestamp,
+) -> Option<i64> {
+    let delivered = observed.secret.holds()?;
+    let at = status
+        .versions
+        .iter()
+        .position(|v| v.state == VersionState::Pending && v.key_id == delivered.as_str())?;
+    let retire_at = now.checked_add(spec.overlap).unwrap_or(Timestamp::MAX);
+    for version in status.versions.iter_mut().filter(|v| v.state == VersionState::Active) {
+        version.retire_at = Some(retire_at);
+        version.state = if spec.overlap.is_zero() { VersionState::Retired } else { VersionState::Retiring };
+    }
+    let version = &mut status.versions[at];
+    version.state = VersionState::Active;
+    let (number, reason) = (version.version, version.reason);
+    let rotation = status.rotation.get_or_insert_default();
+    rotation.last_time = Some(now);
+    rotation.last_reason = Some(reason);
+    Some(number)
+}
+
+/// The status is lost, and the Secret carries a valid seal: the version that it vouches for is active, as before.
+/// Its scopes are the spec's, since the ones that it was issued with are lost.
+pub(super) fn rebuild(status: &mut ApiTokenStatus, observed: &Observed<'_>, spec: &Spec) -> Option<i64> {
+    if !status.versions.is_empty() {
+        return None;
+    }
+    let sealed = observed.secret.ours()?.sealed.as_ref()?;
+    status.versions.push(TokenVersion {
+        version: sealed.version,
+        key_id: sealed.key_id.to_string(),
+        hash: sealed.hash.to_string(),
+        state: VersionState::Active,
+        scopes: spec.scopes.clone(),
+        issued_at: sealed.issued_at,
+        retire_at: None,
+        reason: crate::crd::RotationReason::Created,
+    });
+    status.token_id = Some(sealed.token_id.clone());
+    let rotation = status.rotation.get_or_insert_default();
+    rotation.spec_hash = Some(spec.hash.clone());
+    rotation.handled_trigger.clone_from(&spec.trigger);
+    Some(sealed.version)
+}
+
+/// Keeps what is live and the newest dead ones.
+pub(super) fn prune(versions: &mut Vec<TokenVersion>) {
+    let mut dead = 0;
+    versions.retain(|version| {
+        dead += usize::from(!version.state.is_live());
+        version.state.is_live() || dead <= DEAD_KEPT
+    });
+}
+
+/// Which Secret holds which version, as far as is known.
+pub(super) fn secret_ref(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec) -> Option<SecretRef> {
+    let own = observed.secret.ours()?;
+    let held = own.holds?;
+    let version = status.versions.iter().find(|version| version.key_id == held.as_str())?;
+    Some(SecretRef {
+        name: spec.secret_name.clone(),
+        version: version.version,
+        uid: own.metadata.uid.clone(),
+    })
+}
