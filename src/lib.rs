@@ -1,5 +1,11 @@
 //! tokenward: API tokens as Kubernetes objects.
 
+pub mod cli;
+pub mod cluster;
+pub mod controller;
 pub mod crd;
+mod failpoint;
 pub mod lifecycle;
+mod shutdown;
+pub mod telemetry;
 pub mod token;

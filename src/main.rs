@@ -1,2 +1,47 @@
-//! placeholder
-fn main() {}
+//! The command line: parse, run the role, turn an error into an exit code.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use tokenward::cli::{Cli, CommonArgs, CrdsArgs, Role};
+use tokenward::{controller, crd, telemetry};
+
+fn main() -> ExitCode {
+    match run(Cli::parse().role) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(role: Role) -> anyhow::Result<()> {
+    match role {
+        Role::Controller(args) => serve(&args.common.clone(), controller::run(args)),
+        Role::Verifier(_) => anyhow::bail!("todo"),
+        Role::Crds(args) => crds(&args),
+    }
+}
+
+fn serve(common: &CommonArgs, role: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    telemetry::log::init(common.log_format, &common.log)?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no runtime")?.block_on(role)
+}
+
+fn crds(args: &CrdsArgs) -> anyhow::Result<()> {
+    for (name, crd) in crd::all() {
+        let yaml = crd::to_yaml(&crd)?;
+        match &args.dir {
+            Some(dir) => {
+                let path = dir.join(name);
+                std::fs::write(&path, yaml)
+                    .with_context(|| format!("{} can't be written", path.display()))?;
+            }
+            None => std::io::stdout().write_all(yaml.as_bytes())?,
+        }
+    }
+    Ok(())
+}

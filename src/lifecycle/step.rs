@@ -208,6 +208,15 @@ pub fn announce(
     (status, events)
 }
 
+/// The version whose token belongs under the key for the previous one, once the Secret holds what is written.
+pub fn previous_version(status: &ApiTokenStatus, content: Content) -> Option<&str> {
+    let previous = match content {
+        Content::Minted => active(status),
+        Content::Kept => retiring(status),
+    };
+    previous.map(|version| version.key_id.as_str())
+}
+
 /// What the Secret should wear, and for which version.
 pub(super) fn wardrobe<'a>(observed: &'a Observed<'_>, spec: &Spec) -> Option<(&'a TokenVersion, Wardrobe)> {
     let status = observed.status()?;

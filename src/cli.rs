@@ -1,0 +1,150 @@
+//! What is typed, and what it means. After this file nobody parses or defaults.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use jiff::SignedDuration;
+
+use crate::crd::DurationString;
+use crate::telemetry::log;
+
+/// API tokens as Kubernetes objects: minted, delivered, checked, rotated and revoked.
+#[derive(Debug, Parser)]
+#[command(name = "tokenward", version, about, propagate_version = true)]
+pub struct Cli {
+    /// What to run.
+    #[command(subcommand)]
+    pub role: Role,
+}
+
+/// The roles, one a process.
+#[derive(Debug, Subcommand)]
+pub enum Role {
+    /// Mints, delivers, rotates and revokes: reconciles ApiTokens. The only role that reads or writes Secrets
+    Controller(ControllerArgs),
+    /// Answers whether a presented token is valid, from memory. Any number of replicas
+    Verifier(VerifierArgs),
+    /// Prints the CustomResourceDefinitions
+    Crds(CrdsArgs),
+}
+
+/// What both servers take.
+#[derive(Clone, Debug, Args)]
+pub struct CommonArgs {
+    /// The operator's own namespace, which holds the pepper and the lease [default: that of the kubeconfig or the service account]
+    #[arg(long, env = "TOKENWARD_NAMESPACE")]
+    pub namespace: Option<String>,
+    /// Where /livez, /readyz and /metrics are served
+    #[arg(long, env = "TOKENWARD_TELEMETRY_LISTEN", default_value = "0.0.0.0:9090")]
+    pub telemetry_listen: SocketAddr,
+    /// The namespaces whose ApiTokens are looked after, separated by commas [default: all]
+    #[arg(long, env = "TOKENWARD_WATCH_NAMESPACES", value_delimiter = ',')]
+    pub watch_namespaces: Vec<String>,
+    /// What is logged, such as info, debug or info,tokenward=debug
+    #[arg(long, env = "TOKENWARD_LOG", default_value = "info")]
+    pub log: String,
+    /// The form of the log
+    #[arg(long, env = "TOKENWARD_LOG_FORMAT", default_value = "auto")]
+    pub log_format: log::Format,
+}
+
+/// What the controller takes.
+#[derive(Clone, Debug, Args)]
+pub struct ControllerArgs {
+    /// What both servers take.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// The Lease by which one of several replicas is chosen to write
+    #[arg(long, env = "TOKENWARD_LEASE_NAME", default_value = "tokenward-controller")]
+    pub lease_name: String,
+    /// How long a silent replica keeps the lease, at least 1s
+    #[arg(long, env = "TOKENWARD_LEASE_DURATION", default_value = "15s", value_parser = duration)]
+    pub lease_duration: SignedDuration,
+    /// This replica's name among its like [default: $HOSTNAME and the process id]
+    #[arg(long, env = "TOKENWARD_IDENTITY")]
+    pub identity: Option<String>,
+    /// How long verifiers are given to learn of a new secret before it is put into the Secret, while another one works
+    #[arg(long, env = "TOKENWARD_PROPAGATION", default_value = "1s", value_parser = duration)]
+    pub propagation: SignedDuration,
+}
+
+/// What the verifier takes.
+#[derive(Clone, Debug, Args)]
+pub struct VerifierArgs {
+    /// What both servers take.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Where checks are answered
+    #[arg(long, env = "TOKENWARD_LISTEN", default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+    /// The networks of proxies whose X-Forwarded-For is believed, in CIDR notation, separated by commas [default: none]
+    #[arg(long, env = "TOKENWARD_TRUSTED_PROXIES", value_delimiter = ',')]
+    pub trusted_proxies: Vec<ipnet::IpNet>,
+}
+
+/// What `crds` takes.
+#[derive(Clone, Debug, Args)]
+pub struct CrdsArgs {
+    /// Write one file a kind into this directory, instead of printing all
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+}
+
+impl CommonArgs {
+    /// The namespaces to watch. `None` is all of them.
+    pub fn namespaces(&self) -> Option<Vec<String>> {
+        let named: Vec<_> = self.watch_namespaces.iter().filter(|name| !name.is_empty()).cloned().collect();
+        (!named.is_empty()).then_some(named)
+    }
+}
+
+impl ControllerArgs {
+    /// This replica's name among its like.
+    pub fn identity(&self) -> String {
+        self.identity.clone().unwrap_or_else(|| {
+            let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "tokenward".to_owned());
+            format!("{host}-{}-{:08x}", std::process::id(), rand::random::<u32>())
+        })
+    }
+
+    /// How long a silent replica keeps the lease.
+    pub fn lease_duration(&self) -> Duration {
+        self.lease_duration.unsigned_abs().max(Duration::from_secs(1))
+    }
+}
+
+fn duration(text: &str) -> Result<SignedDuration, String> {
+    DurationString::new(text).parse().map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn documented_defaults_hold() {
+        let Role::Verifier(verifier) = Cli::parse_from(["tokenward", "verifier"]).role else {
+            panic!("verifier")
+        };
+        assert_eq!(verifier.listen.to_string(), "0.0.0.0:8080");
+        assert_eq!(verifier.common.telemetry_listen.to_string(), "0.0.0.0:9090");
+        assert_eq!(verifier.common.namespaces(), None);
+    }
+
+    #[test]
+    fn a_duration_without_a_unit_is_refused_with_advice() {
+        let error = Cli::try_parse_from(["tokenward", "controller", "--propagation", "30"])
+            .expect_err("no unit")
+            .to_string();
+        assert!(error.contains("unit h, m or s"), "{error}");
+    }
+}

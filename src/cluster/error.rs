@@ -1,0 +1,90 @@
+//! What an answer of the API server means for the one who asked.
+
+use kube::Error;
+use kube::core::Status;
+
+/// What to do about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remedy {
+    /// The object has changed since it was read: read it again.
+    ReadAgain,
+    /// The object, or its namespace, is gone or going: there is nothing to do.
+    Drop,
+    /// A person has to act: a right is missing, a quota is used up.
+    Forbidden,
+    /// A person has to act: the object is not acceptable as it is.
+    Invalid,
+    /// It may work later.
+    Retry,
+}
+
+/// Says what to do about an error of the client.
+pub fn remedy(error: &Error) -> Remedy {
+    match error {
+        Error::Api(status) => of_status(status),
+        // The connection, TLS, the proxy, an answer that was cut off: all of it passes or is mended elsewhere.
+        _ => Remedy::Retry,
+    }
+}
+
+fn of_status(status: &Status) -> Remedy {
+    match status.code {
+        409 => Remedy::ReadAgain,
+        404 => Remedy::Drop,
+        403 if caused_by(status, "NamespaceTerminating") => Remedy::Drop,
+        403 => Remedy::Forbidden,
+        400 | 413 | 422 => Remedy::Invalid,
+        // 401 passes too: a service account's token is renewed. 429 and 5xx say so themselves.
+        _ => Remedy::Retry,
+    }
+}
+
+fn caused_by(status: &Status, cause: &str) -> bool {
+    status.details.as_ref().is_some_and(|details| details.causes.iter().any(|c| c.reason == cause))
+}
+
+/// Whether the error says that there is no such object.
+pub fn is_not_found(error: &Error) -> bool {
+    matches!(error, Error::Api(status) if status.code == 404)
+}
+
+/// Whether the error says that there is such an object already.
+pub fn is_already_exists(error: &Error) -> bool {
+    matches!(error, Error::Api(status) if status.code == 409 && status.reason == "AlreadyExists")
+}
+
+/// The API server's own words, without the client's wrapping.
+pub fn message(error: &Error) -> String {
+    match error {
+        Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(json: &str) -> Error {
+        Error::Api(Box::new(serde_json::from_str(json).expect("a Status")))
+    }
+
+    #[test]
+    fn every_answer_has_its_remedy() {
+        for (json, expected) in [
+            (r#"{"code":409,"reason":"Conflict"}"#, Remedy::ReadAgain),
+            (r#"{"code":409,"reason":"AlreadyExists"}"#, Remedy::ReadAgain),
+            (r#"{"code":404}"#, Remedy::Drop),
+            (r#"{"code":403,"reason":"Forbidden"}"#, Remedy::Forbidden),
+            (r#"{"code":403,"details":{"causes":[{"reason":"NamespaceTerminating"}]}}"#, Remedy::Drop),
+            (r#"{"code":422}"#, Remedy::Invalid),
+            (r#"{"code":429,"details":{"retryAfterSeconds":1}}"#, Remedy::Retry),
+            (r#"{"code":500}"#, Remedy::Retry),
+            (r#"{"code":401}"#, Remedy::Retry),
+        ] {
+            assert_eq!(remedy(&answer(json)), expected, "{json}");
+        }
+        assert!(is_already_exists(&answer(r#"{"code":409,"reason":"AlreadyExists"}"#)));
+        assert!(!is_already_exists(&answer(r#"{"code":409,"reason":"Conflict"}"#)));
+    }
+}

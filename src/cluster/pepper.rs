@@ -1,0 +1,79 @@
+//! The pepper, as both roles follow it.
+//!
+//! One Secret, watched by its name alone: that is all that the verifier may read of Secrets. A pepper that was
+//! read stays in use if the Secret vanishes or is damaged later; what then is to be done differs by role.
+
+use std::sync::Arc;
+
+use futures::{StreamExt, TryStreamExt, future};
+use k8s_openapi::api::core::v1::Secret;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::watch_object;
+use kube::{Api, Client};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+use zeroize::Zeroizing;
+
+use super::error::message;
+use crate::token::{PepperError, Peppers};
+
+/// The name of the pepper's Secret, in the operator's namespace.
+pub const PEPPER_SECRET: &str = "tokenward-pepper";
+
+/// What is known of the pepper.
+#[derive(Clone, Debug, Default)]
+pub enum PepperState {
+    /// Nothing yet.
+    #[default]
+    Unknown,
+    /// There is no such Secret.
+    Missing,
+    /// It can't be used.
+    Damaged(PepperError),
+    /// It is here.
+    Present(Arc<Peppers>),
+}
+
+/// Prepares to follow the pepper: a receiver, and the task that feeds it.
+pub fn follow(
+    client: Client,
+    namespace: &str,
+) -> (watch::Receiver<PepperState>, impl Future<Output = ()> + use<>) {
+    let (sender, receiver) = watch::channel(PepperState::Unknown);
+    let namespace = namespace.to_owned();
+    let stream = watch_object(Api::<Secret>::namespaced(client, &namespace), PEPPER_SECRET).default_backoff();
+    let follow = stream
+        .inspect_err(|failure| warn!(error = watch_message(failure), "the pepper can't be watched; trying again"))
+        .filter_map(|result| future::ready(result.ok()))
+        .for_each(move |secret| {
+            let state = secret.map_or(PepperState::Missing, read);
+            match &state {
+                PepperState::Missing => info!("waiting for Secret {namespace}/{PEPPER_SECRET}: the controller makes it on its first start"),
+                PepperState::Damaged(damage) => error!("Secret {namespace}/{PEPPER_SECRET} can't be used: {damage}; restore it from a backup"),
+                PepperState::Present(_) | PepperState::Unknown => {}
+            }
+            sender.send_replace(state);
+            future::ready(())
+        });
+    (receiver, follow)
+}
+
+fn read(secret: Secret) -> PepperState {
+    let data = secret.data.unwrap_or_default().into_iter().map(|(key, value)| (key, Zeroizing::new(value.0)));
+    match Peppers::from_data(&data.collect()) {
+        Ok(peppers) => PepperState::Present(Arc::new(peppers)),
+        Err(damage) => PepperState::Damaged(damage),
+    }
+}
+
+/// The API server's own words for why a watch failed.
+pub fn watch_message(error: &kube::runtime::watcher::Error) -> String {
+    use kube::runtime::watcher::Error;
+    match error {
+        Error::InitialListFailed(source) | Error::WatchStartFailed(source) | Error::WatchFailed(source) => {
+            message(source)
+        }
+        Error::WatchError(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,78 @@
+//! Kubernetes Events, told beside the work: an Event that can't be written holds up no token.
+
+use jiff::Timestamp;
+use k8s_openapi::api::events::v1::Event as ApiEvent;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use kube::api::PostParams;
+use kube::{Api, Client, Resource, ResourceExt};
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use crate::cluster::error::message;
+use crate::crd::ApiToken;
+use crate::lifecycle::Event;
+
+/// How many Events may wait. What comes on top is dropped: the log has it, and conditions are the contract.
+const WAITING: usize = 4096;
+/// How many are written at once.
+const AT_ONCE: usize = 4;
+/// The API's bound of a note, in bytes.
+const NOTE: usize = 1024;
+
+/// Where Events are handed in.
+#[derive(Clone)]
+pub(super) struct Sender {
+    queue: mpsc::Sender<ApiEvent>,
+    instance: String,
+}
+
+/// Prepares the queue, and the task that empties it.
+pub(super) fn channel(client: Client, instance: String) -> (Sender, impl Future<Output = ()>) {
+    let (queue, waiting) = mpsc::channel::<ApiEvent>(WAITING);
+    let write = futures::StreamExt::for_each_concurrent(
+        futures::stream::unfold(waiting, async |mut waiting| Some((waiting.recv().await?, waiting))),
+        AT_ONCE,
+        move |event| {
+            let api = Api::<ApiEvent>::namespaced(client.clone(), &event.namespace().unwrap_or_default());
+            async move {
+                if let Err(error) = api.create(&PostParams::default(), &event).await {
+                    debug!(error = message(&error), "an Event was not written");
+                }
+            }
+        },
+    );
+    (Sender { queue, instance }, write)
+}
+
+impl Sender {
+    /// Hands in an Event about a token.
+    // kube's Recorder would fold a later Event into an earlier one of the same reason and keep the earlier text,
+    // which names another version.
+    pub(super) fn send(&self, token: &ApiToken, event: Event) {
+        let mut note = event.message;
+        if note.len() > NOTE {
+            let end = (0..=NOTE - 3).rev().find(|at| note.is_char_boundary(*at)).unwrap_or(0);
+            note.truncate(end);
+            note.push('…');
+        }
+        let event = ApiEvent {
+            metadata: ObjectMeta {
+                generate_name: Some(format!("{}.", token.name_any())),
+                namespace: token.namespace(),
+                ..Default::default()
+            },
+            event_time: Some(MicroTime(Timestamp::now())),
+            reporting_controller: Some("tokenward.dev/controller".to_owned()),
+            reporting_instance: Some(self.instance.clone()),
+            action: Some(event.kind.as_str().to_owned()),
+            reason: Some(event.kind.as_str().to_owned()),
+            regarding: Some(token.object_ref(&())),
+            note: Some(note),
+            type_: Some(if event.kind.is_warning() { "Warning" } else { "Normal" }.to_owned()),
+            ..Default::default()
+        };
+        if self.queue.try_send(event).is_err() {
+            debug!("an Event was dropped: too many are waiting");
+        }
+    }
+}

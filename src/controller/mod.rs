@@ -1,0 +1,272 @@
+//! The effects of the manifest path: watch, observe, ask [`crate::lifecycle`] for the next step, make it.
+//!
+//! This file wires; `apitoken.rs` is the loop; `apply.rs` alone writes statuses and Secrets. Every replica
+//! watches and only the holder of the lease writes. What is kept in memory can be lost at any moment: a token
+//! that was minted and not delivered is then minted again.
+
+mod apitoken;
+mod apply;
+mod events;
+mod memory;
+mod metrics;
+mod pepper;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use futures::{Stream, StreamExt, TryStreamExt, future, stream};
+use jiff::SignedDuration;
+use k8s_openapi::api::core::v1::Secret;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::controller::{self, Controller};
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::cli::ControllerArgs;
+use crate::cluster::client;
+use crate::cluster::lease::{self, Claim, Election};
+use crate::cluster::pepper::{self as pepper_watch, PEPPER_SECRET, PepperState, watch_message};
+use crate::crd::ApiToken;
+use crate::lifecycle::{MANAGED_BY, MANAGED_BY_VALUE, TOKEN_LABEL};
+use crate::shutdown;
+use crate::telemetry::probes::{self, Readiness};
+
+use self::memory::Memories;
+use self::metrics::Metrics;
+
+/// How many tokens are worked on at once. Each waits for the API server most of the time.
+const CONCURRENCY: u16 = 64;
+
+type Token = DeserializeGuard<ApiToken>;
+type SecretMeta = PartialObjectMeta<Secret>;
+
+/// What every look at a token shares.
+struct Context {
+    client: Client,
+    claim: watch::Receiver<Claim>,
+    /// A write was left undone for want of the lease, so whoever gets it must look at everything.
+    skipped: AtomicBool,
+    peppers: watch::Receiver<PepperState>,
+    secrets: Store<SecretMeta>,
+    memories: Memories,
+    events: events::Sender,
+    metrics: Metrics,
+    propagation: SignedDuration,
+}
+
+impl Context {
+    /// Whether this replica may write. Asked just before each write.
+    fn may_write(&self) -> bool {
+        let may = self.claim.borrow().holds();
+        if !may {
+            self.skipped.store(true, Ordering::Relaxed);
+        }
+        may
+    }
+}
+
+/// Runs the controller until SIGTERM or SIGINT.
+pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
+    let (client, default_namespace) = client::connect("controller").await?;
+    let namespace = args.common.namespace.clone().unwrap_or(default_namespace);
+    let stop = shutdown::on_signal()?;
+
+    let mut registry = Registry::with_prefix("tokenward");
+    let metrics = Metrics::register(&mut registry);
+    let readiness = Readiness::default();
+    let pepper_ready = readiness.part("pepper");
+    let scopes: Vec<Option<String>> = match args.common.namespaces() {
+        Some(namespaces) => namespaces.into_iter().map(Some).collect(),
+        None => vec![None],
+    };
+    let caches = readiness.part("first list of ApiTokens and Secrets");
+    let telemetry =
+        probes::serve(args.common.telemetry_listen, readiness, registry, stop.clone().cancelled_owned())
+            .await?;
+    info!(version = env!("CARGO_PKG_VERSION"), namespace, "controller starts");
+
+    let tokens: Vec<Api<ApiToken>> = scopes.iter().map(|scope| api(&client, scope.as_deref())).collect();
+    let work = async {
+        first_pepper(&client, &namespace, &tokens).await?;
+        let (peppers, follow_pepper) = pepper_watch::follow(client.clone(), &namespace);
+        let identity = args.identity();
+        let (events, tell_events) = events::channel(client.clone(), identity.clone());
+        let config = lease::Config {
+            namespace: namespace.clone(),
+            name: args.lease_name.clone(),
+            identity,
+            duration: args.lease_duration(),
+        };
+        let (election, claim) = Election::new(client.clone(), config);
+        // The lease outlives the controllers, so that what they still write at the end they may write.
+        let done = CancellationToken::new();
+
+        let (controllers, stores): (Vec<_>, Vec<_>) = scopes
+            .iter()
+            .map(|scope| {
+                let (store, writer) = reflector::store();
+                let context = Arc::new(Context {
+                    client: client.clone(),
+                    claim: claim.clone(),
+                    skipped: AtomicBool::new(false),
+                    peppers: peppers.clone(),
+                    secrets: store,
+                    memories: Memories::default(),
+                    events: events.clone(),
+                    metrics: metrics.clone(),
+                    propagation: args.propagation,
+                });
+                watch_and_reconcile(scope.as_deref(), context, writer, &stop)
+            })
+            .unzip();
+        let controllers = async {
+            let mut pepper = peppers.clone();
+            // Without the pepper nothing can be decided, so nothing is looked at before.
+            let _ = pepper.wait_for(|state| matches!(state, PepperState::Present(_))).await;
+            pepper_ready.set(true);
+            future::join_all(controllers).await;
+            done.cancel();
+        };
+        let ready = async {
+            for (tokens, secrets) in &stores {
+                let _ = tokens.wait_until_ready().await;
+                let _ = secrets.wait_until_ready().await;
+            }
+            caches.set(true);
+            future::pending::<()>().await;
+        };
+        let work = future::join(controllers, election.run(done.cancelled()));
+        tokio::select! {
+            _ = work => Ok(()),
+            () = ready => Ok(()),
+            () = follow_pepper => bail!("the watch of the pepper has ended"),
+            () = tell_events => bail!("the queue of Events has ended"),
+            state = lost_pepper(peppers.clone()) => bail!("{state}"),
+        }
+    };
+    tokio::select! {
+        result = work => { stop.cancel(); result }
+        () = telemetry => Ok(()),
+        // A second chance for what does not come to an end by itself.
+        () = async { stop.cancelled().await; tokio::time::sleep(Duration::from_secs(10)).await } => {
+            warn!("not everything was finished in time");
+            Ok(())
+        }
+    }
+}
+
+/// Makes sure of the pepper, waiting for an API server that is not there yet.
+async fn first_pepper(client: &Client, namespace: &str, tokens: &[Api<ApiToken>]) -> anyhow::Result<()> {
+    let mut delay = Duration::from_millis(200);
+    loop {
+        match pepper::ensure(client, namespace, tokens).await {
+            Ok(()) => return Ok(()),
+            Err(error @ pepper::Error::Api { .. }) => {
+                warn!(%error, "can't start yet; trying again");
+                tokio::time::sleep(delay).await;
+                delay = (delay * 2).min(Duration::from_secs(10));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Comes to an end when a pepper that was there no longer is.
+async fn lost_pepper(mut peppers: watch::Receiver<PepperState>) -> String {
+    let _ = peppers.wait_for(|state| matches!(state, PepperState::Present(_))).await;
+    let lost = peppers.wait_for(|state| !matches!(state, PepperState::Present(_))).await;
+    match lost.as_deref() {
+        Ok(PepperState::Damaged(damage)) => {
+            format!("Secret {PEPPER_SECRET} can't be used any more: {damage}. Restore it from a backup")
+        }
+        _ => format!(
+            "Secret {PEPPER_SECRET} was deleted. Restore it from a backup: without it no token can be checked after a restart"
+        ),
+    }
+}
+
+fn api<K: Resource<Scope = k8s_openapi::NamespaceResourceScope>>(
+    client: &Client,
+    namespace: Option<&str>,
+) -> Api<K>
+where
+    K::DynamicType: Default,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+/// Watches the ApiTokens of a namespace, or of all, and the Secrets that are labelled as ours, of which only
+/// metadata is kept.
+fn watch_and_reconcile(
+    namespace: Option<&str>,
+    context: Arc<Context>,
+    secrets_writer: reflector::store::Writer<SecretMeta>,
+    stop: &CancellationToken,
+) -> (impl Future<Output = ()> + use<>, (Store<Token>, Store<SecretMeta>)) {
+    let (tokens_store, tokens_writer) = reflector::store();
+    let forgetful = context.clone();
+    let tokens = watcher(api::<Token>(&context.client, namespace), watcher::Config::default())
+        .inspect_err(|error| warn!(error = watch_message(error), "ApiTokens can't be watched; trying again"))
+        .inspect_ok(move |event| {
+            if let Event::Delete(token) = event {
+                forgetful.memories.forget(token.meta().uid.as_deref().unwrap_or_default());
+            }
+        })
+        .modify(|token| token.meta_mut().managed_fields = None)
+        .default_backoff()
+        .reflect(tokens_writer)
+        .applied_objects();
+    let labelled =
+        watcher::Config::default().labels(&format!("{MANAGED_BY}={MANAGED_BY_VALUE},{TOKEN_LABEL}"));
+    let secrets = watcher(api::<SecretMeta>(&context.client, namespace), labelled)
+        .inspect_err(|error| warn!(error = watch_message(error), "Secrets can't be watched; trying again"))
+        .modify(|secret| secret.metadata.managed_fields = None)
+        .default_backoff()
+        .reflect(secrets_writer)
+        .touched_objects();
+    let stores = (tokens_store.clone(), context.secrets.clone());
+    let controller = Controller::for_stream(tokens, tokens_store)
+        .watches_stream(secrets, |secret: SecretMeta| {
+            let token = secret.labels().get(TOKEN_LABEL).cloned();
+            token.map(|name| ObjectRef::new(&name).within(&secret.namespace().unwrap_or_default()))
+        })
+        .reconcile_all_on(becomes_leader(context.clone()))
+        .with_config(controller::Config::default().concurrency(CONCURRENCY))
+        .graceful_shutdown_on(stop.clone().cancelled_owned())
+        .run(timed, |token, error, context| apitoken::after_failure(&token, error, &context), context)
+        .for_each(|_| future::ready(()));
+    (controller, stores)
+}
+
+/// Speaks whenever the lease is held and something was left undone for want of it.
+fn becomes_leader(context: Arc<Context>) -> impl Stream<Item = ()> {
+    let claim = context.claim.clone();
+    stream::unfold((claim, context), async |(mut claim, context)| {
+        loop {
+            claim.changed().await.ok()?;
+            let leads = claim.borrow().holds();
+            context.metrics.leader.set(i64::from(leads));
+            if leads && context.skipped.swap(false, Ordering::Relaxed) {
+                return Some(((), (claim, context)));
+            }
+        }
+    })
+}
+
+async fn timed(token: Arc<Token>, context: Arc<Context>) -> Result<controller::Action, apitoken::Error> {
+    let start = Instant::now();
+    let result = apitoken::reconcile(token, context.clone()).await;
+    context.metrics.reconciled(start.elapsed());
+    result
+}

@@ -1,0 +1,4 @@
+//! How the processes are watched: logs, metrics and probes.
+
+pub mod log;
+pub mod probes;

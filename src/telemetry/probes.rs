@@ -1,0 +1,110 @@
+//! `/livez`, `/readyz` and `/metrics`, on a port of their own that faces the cluster only.
+//!
+//! Readiness is a list of named parts. A part that was never declared ready keeps the process unready, so that
+//! none can be forgotten.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context;
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::routing::get;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+
+/// Which parts of the process are ready.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, bool>>>);
+
+/// One part's say in the readiness.
+#[derive(Clone, Debug)]
+pub struct Part {
+    name: &'static str,
+    readiness: Readiness,
+}
+
+impl Readiness {
+    /// Adds a part, which is not ready yet.
+    pub fn part(&self, name: &'static str) -> Part {
+        self.set(name, false);
+        Part { name, readiness: self.clone() }
+    }
+
+    /// The parts that are not ready.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.iter().filter(|(_, ready)| !**ready).map(|(name, _)| *name).collect()
+    }
+
+    fn set(&self, name: &'static str, ready: bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name, ready);
+    }
+}
+
+impl Part {
+    /// Says whether this part is ready.
+    pub fn set(&self, ready: bool) {
+        self.readiness.set(self.name, ready);
+    }
+}
+
+/// Serves until `stop`. Fails at once if the address can't be had.
+pub async fn serve(
+    listen: SocketAddr,
+    readiness: Readiness,
+    registry: Registry,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<impl Future<Output = ()>> {
+    let listener = TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("--telemetry-listen {listen} can't be had; choose another port"))?;
+    let registry = Arc::new(registry);
+    let router = Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(async move || ready(&readiness)))
+        .route("/metrics", get(async move || metrics(&registry)));
+    Ok(async move {
+        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop).await {
+            tracing::error!(%error, "the telemetry port is closed");
+        }
+    })
+}
+
+fn ready(readiness: &Readiness) -> (StatusCode, String) {
+    match &*readiness.missing() {
+        [] => (StatusCode::OK, "ok\n".to_owned()),
+        missing => (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for: {}\n", missing.join(", "))),
+    }
+}
+
+fn metrics(registry: &Registry) -> (StatusCode, [(header::HeaderName, &'static str); 1], String) {
+    const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let mut text = String::new();
+    let status = match prometheus_client::encoding::text::encode(&mut text, registry) {
+        Ok(()) => StatusCode::OK,
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    (status, [(header::CONTENT_TYPE, OPENMETRICS)], text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_once_every_part_is_and_no_longer_when_one_is_not() {
+        let readiness = Readiness::default();
+        let (tokens, pepper) = (readiness.part("tokens"), readiness.part("pepper"));
+        assert_eq!(
+            ready(&readiness),
+            (StatusCode::SERVICE_UNAVAILABLE, "waiting for: pepper, tokens\n".to_owned())
+        );
+        tokens.set(true);
+        pepper.set(true);
+        assert_eq!(ready(&readiness).0, StatusCode::OK);
+        pepper.set(false);
+        assert_eq!(readiness.missing(), ["pepper"]);
+    }
+}
