@@ -1,1 +1,39 @@
-//! placeholder
+//! A real Kubernetes control plane on loopback, for tests and the demo.
+//!
+//! ```no_run
+//! let cluster = devcluster::Cluster::start(devcluster::Options::default())?;
+//! let status = cluster.kubectl().args(["create", "namespace", "demo"]).status();
+//! # Ok::<(), devcluster::Error>(())
+//! ```
+//!
+//! etcd, kube-apiserver, kube-controller-manager and kubectl are built from Go modules that are pinned by
+//! hash, so it needs no container engine, no root and no installed Kubernetes. There is no node: objects are
+//! stored, validated, watched and collected as in any cluster, but pods don't run.
+//!
+//! Map: [`Cluster`] is what users see. `control_plane` starts the processes, each held by a
+//! [`process::Guarded`], so that none outlives its owner. [`Binaries`] are built once and cached. `pki` and
+//! `kubeconfig` make identities.
+
+mod binaries;
+mod cluster;
+mod control_plane;
+mod error;
+mod kubeconfig;
+mod pki;
+pub mod process;
+mod progress;
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+pub use binaries::Binaries;
+pub use cluster::{Cluster, Options};
+pub use error::Error;
+
+/// Cargo's target folder of this workspace.
+fn target_dir() -> PathBuf {
+    match env::var_os("CARGO_TARGET_DIR").filter(|folder| !folder.is_empty()) {
+        Some(folder) => PathBuf::from(folder),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
+    }
+}

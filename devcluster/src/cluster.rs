@@ -1,0 +1,329 @@
+//! A cluster as its users see it: where it is, who one may be in it, and the faults that a test can cause.
+//!
+//! It is either a control plane of our own, which ends with the value, or one that the user has named, which
+//! is used and never touched.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::control_plane::{ControlPlane, admin_kubeconfig, kubectl, write_private};
+use crate::kubeconfig::{Credentials, Endpoint};
+use crate::process::{Scavenger, Signal};
+use crate::{Error, binaries};
+
+/// How long a minted service-account token is good for: longer than any test run.
+const TOKEN_DURATION: &str = "24h";
+
+/// What to start. `Options::default()` is what most tests want.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The kubeconfig of an existing cluster, for [`Cluster::connect_or_start`] only. Default: none.
+    pub kubeconfig: Option<PathBuf>,
+    /// Whether to run kube-controller-manager. Without it there is no garbage collection, no `default`
+    /// ServiceAccount, and a namespace's deletion never ends. Default: true.
+    pub controller_manager: bool,
+    /// More flags for kube-apiserver. They come last, so they win. Default: none.
+    pub extra_apiserver_args: Vec<String>,
+    /// More flags for kube-controller-manager. Default: none.
+    pub extra_controller_manager_args: Vec<String>,
+    /// The folder for data, logs and keys. It must be empty or not exist. Default: a new temporary one.
+    pub dir: Option<PathBuf>,
+    /// Whether the folder stays after the end, for a look at the logs. Default: false.
+    pub keep_dir: bool,
+    /// How long each process may take until it is ready. Default: 60 s, 30 times what is usual.
+    pub ready_timeout: Duration,
+}
+
+/// A Kubernetes API to test against.
+///
+/// Dropping it stops the processes (the API server before its database) and removes the folder. They end, too,
+/// when this process is killed; see [`Guarded`](crate::process::Guarded). All methods take `&self`, so that
+/// tests on several threads can share one.
+pub struct Cluster {
+    kubectl: PathBuf,
+    kubeconfig: PathBuf,
+    endpoint: Endpoint,
+    /// Numbers the kubeconfigs that are made, since names of users are not names of files.
+    identities: AtomicU32,
+    /// None where the user has named an existing cluster, and after the end.
+    control_plane: Mutex<Option<ControlPlane>>,
+    /// After the processes: they write there.
+    folder: Folder,
+}
+
+/// A folder that is removed when its owner ends, however that ends.
+struct Folder {
+    path: PathBuf,
+    scavenger: Option<Scavenger>,
+}
+
+// === impl Options ===
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            kubeconfig: None,
+            controller_manager: true,
+            extra_apiserver_args: Vec::new(),
+            extra_controller_manager_args: Vec::new(),
+            dir: None,
+            keep_dir: false,
+            ready_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// Starts a control plane and waits until it is ready. The very first start builds the programs, which
+    /// takes minutes and is shown on stderr.
+    pub fn start(options: Options) -> Result<Self, Error> {
+        Self::launch(&options, false)
+    }
+
+    /// Uses the cluster that the user has named, by [`Options::kubeconfig`] or by the environment variable
+    /// `KUBECONFIG`, and starts one otherwise. A named cluster is never stopped, and faults are refused.
+    pub fn connect_or_start(options: Options) -> Result<Self, Error> {
+        let environment = env::var_os("KUBECONFIG").filter(|value| !value.is_empty());
+        match options.kubeconfig.as_deref().map(|path| path.as_os_str().to_owned()).or(environment) {
+            Some(kubeconfig) => Self::connect(Path::new(&kubeconfig)),
+            None => Self::start(options),
+        }
+    }
+
+    /// `detachable`: the processes are to outlive this one, by [`Cluster::detach`].
+    pub(crate) fn launch(options: &Options, detachable: bool) -> Result<Self, Error> {
+        let folder = Folder::create(options.dir.as_deref(), options.keep_dir)?;
+        let control_plane = ControlPlane::start(&folder.path, options, detachable)?;
+        Ok(Self {
+            kubectl: control_plane.binaries().kubectl.clone(),
+            kubeconfig: admin_kubeconfig(&folder.path),
+            endpoint: control_plane.endpoint().clone(),
+            identities: AtomicU32::new(0),
+            control_plane: Mutex::new(Some(control_plane)),
+            folder,
+        })
+    }
+
+    fn connect(source: &Path) -> Result<Self, Error> {
+        let program = binaries::kubectl()?;
+        let folder = Folder::create(None, false)?;
+        // One file out of what may be a list of files, with everything that it refers to inside.
+        let mut command = Command::new(&program);
+        command
+            .args(["config", "view", "--minify", "--flatten", "--raw", "--output=json"])
+            .env("KUBECONFIG", source);
+        let text = output(command)?;
+        let endpoint = Endpoint::of_kubeconfig(&text)?;
+        let kubeconfig = admin_kubeconfig(&folder.path);
+        write_private(&kubeconfig, &text)?;
+        let cluster = Self {
+            kubectl: program,
+            kubeconfig,
+            endpoint,
+            identities: AtomicU32::new(0),
+            control_plane: Mutex::new(None),
+            folder,
+        };
+        // A cluster that can't be reached is better told now than by the first test.
+        cluster.ask(&["version", "--request-timeout=10s"])?;
+        Ok(cluster)
+    }
+
+    /// The URL of the API server.
+    pub fn url(&self) -> &str {
+        self.endpoint.url()
+    }
+
+    /// A kubeconfig with all rights (group `system:masters`), or that of the existing cluster.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// The folder with the cluster's data, its keys, and `logs/`.
+    pub fn dir(&self) -> &Path {
+        &self.folder.path
+    }
+
+    /// Whether the user has named this cluster, so that it isn't ours to break.
+    pub fn is_external(&self) -> bool {
+        self.control_plane().is_none()
+    }
+
+    /// Name and process id of each process of the control plane that runs; none if it isn't ours.
+    pub fn processes(&self) -> Vec<(&'static str, u32)> {
+        self.control_plane().as_ref().map(ControlPlane::processes).unwrap_or_default()
+    }
+
+    /// A kubectl command with all rights. Add arguments and run it.
+    pub fn kubectl(&self) -> Command {
+        self.kubectl_as(&self.kubeconfig)
+    }
+
+    /// A kubectl command with the rights of `kubeconfig`.
+    pub fn kubectl_as(&self, kubeconfig: &Path) -> Command {
+        kubectl(&self.kubectl, kubeconfig, &self.folder.path)
+    }
+
+    /// Makes a kubeconfig with the rights of an existing ServiceAccount, as a pod would have them: its token
+    /// comes from the TokenRequest API and is good for a day.
+    pub fn kubeconfig_for_service_account(&self, namespace: &str, name: &str) -> Result<PathBuf, Error> {
+        let duration = format!("--duration={TOKEN_DURATION}");
+        let token = self.ask(&["create", "token", name, "--namespace", namespace, &duration])?;
+        self.write_identity(&self.endpoint.kubeconfig(&Credentials::Token(token.trim()), namespace))
+    }
+
+    /// Makes a kubeconfig for a user, in at most one group beyond `system:authenticated`. The user has no
+    /// rights until a binding gives some. Refused for an existing cluster, whose authority isn't ours.
+    pub fn kubeconfig_for_user(&self, name: &str, group: Option<&str>) -> Result<PathBuf, Error> {
+        let pair = {
+            let control_plane = self.control_plane();
+            let control_plane = control_plane.as_ref().ok_or_else(|| self.not_ours("sign a user"))?;
+            control_plane.authority().client(name, group)?
+        };
+        self.write_identity(&self.endpoint.kubeconfig(&Credentials::Certificate(&pair), "default"))
+    }
+
+    /// Stops the API server in good order. Clients see refused connections; the data stays.
+    pub fn stop_apiserver(&self) -> Result<(), Error> {
+        self.ours("stop the API server", ControlPlane::stop_apiserver)
+    }
+
+    /// Starts the stopped API server again, on the same port and with the same data, and waits for it.
+    pub fn start_apiserver(&self) -> Result<(), Error> {
+        self.ours("start the API server", ControlPlane::start_apiserver)
+    }
+
+    /// Stops and starts the API server, and waits for it.
+    pub fn restart_apiserver(&self) -> Result<(), Error> {
+        self.ours("restart the API server", |control_plane| {
+            control_plane.stop_apiserver()?;
+            control_plane.start_apiserver()
+        })
+    }
+
+    /// Freezes the API server. Clients see connections that stay open and answers that never come.
+    pub fn pause_apiserver(&self) -> Result<(), Error> {
+        self.ours("pause the API server", |control_plane| control_plane.signal_apiserver(Signal::STOP))
+    }
+
+    /// Lets the frozen API server go on.
+    pub fn resume_apiserver(&self) -> Result<(), Error> {
+        self.ours("resume the API server", |control_plane| control_plane.signal_apiserver(Signal::CONT))
+    }
+
+    /// Stops the processes and removes the folder, and says what failed. Does nothing to an existing cluster.
+    pub fn stop(self) -> Result<(), Error> {
+        let control_plane = self.control_plane().take();
+        control_plane.map_or(Ok(()), ControlPlane::stop)
+    }
+
+    /// Lets the processes and the folder outlive this process.
+    pub(crate) fn detach(mut self) -> Result<(), Error> {
+        let control_plane = self.control_plane().take();
+        control_plane.map_or(Ok(()), ControlPlane::detach)?;
+        self.folder.keep()
+    }
+
+    /// Runs kubectl with all rights and returns what it prints.
+    fn ask(&self, arguments: &[&str]) -> Result<String, Error> {
+        let mut command = self.kubectl();
+        command.args(arguments);
+        output(command)
+    }
+
+    fn write_identity(&self, text: &str) -> Result<PathBuf, Error> {
+        let number = self.identities.fetch_add(1, Ordering::Relaxed);
+        let path = self.folder.path.join(format!("identity-{number}.kubeconfig"));
+        write_private(&path, text)?;
+        Ok(path)
+    }
+
+    fn ours<T>(
+        &self,
+        action: &'static str,
+        act: impl FnOnce(&mut ControlPlane) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        act(self.control_plane().as_mut().ok_or_else(|| self.not_ours(action))?)
+    }
+
+    fn not_ours(&self, action: &'static str) -> Error {
+        Error::External { action, kubeconfig: self.kubeconfig.clone() }
+    }
+
+    /// A test that panicked while it held the lock leaves a control plane that can still be stopped.
+    fn control_plane(&self) -> MutexGuard<'_, Option<ControlPlane>> {
+        self.control_plane.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(control_plane) = self.control_plane().take() {
+            // Nobody is left to tell; what did not stop in good order is killed by its guard.
+            let _ = control_plane.stop();
+        }
+    }
+}
+
+// === impl Folder ===
+
+impl Folder {
+    fn create(named: Option<&Path>, keep: bool) -> Result<Self, Error> {
+        let path = match named {
+            Some(path) => {
+                fs::create_dir_all(path).map_err(Error::file("create", path))?;
+                let empty = fs::read_dir(path).map_err(Error::file("read", path))?.next().is_none();
+                if !empty {
+                    return Err(Error::NotEmpty { path: path.to_owned() });
+                }
+                // Programs run with it as their current folder.
+                path.canonicalize().map_err(Error::file("open", path))?
+            }
+            None => {
+                let parent = env::temp_dir();
+                let folder = tempfile::Builder::new().prefix("devcluster-").tempdir();
+                folder.map_err(Error::file("create a folder in", &parent))?.keep()
+            }
+        };
+        let scavenger = if keep {
+            None
+        } else {
+            Some(Scavenger::watch(&path).map_err(Error::process("start", "/bin/sh"))?)
+        };
+        Ok(Self { path, scavenger })
+    }
+
+    fn keep(&mut self) -> Result<(), Error> {
+        let kept: io::Result<()> = self.scavenger.take().map_or(Ok(()), Scavenger::keep);
+        kept.map_err(Error::file("keep", &self.path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Some(scavenger) = self.scavenger.take() {
+            scavenger.remove();
+        }
+    }
+}
+
+/// Runs a kubectl command and returns what it prints.
+fn output(mut command: Command) -> Result<String, Error> {
+    let output = command.stdin(Stdio::null()).output().map_err(Error::process("start", "kubectl"))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    // The kubeconfig comes first, and tells a reader nothing.
+    let own = if command.get_args().next().is_some_and(|word| word == "--kubeconfig") { 2 } else { 0 };
+    let words = command.get_args().skip(own).map(|word| word.to_string_lossy());
+    let arguments = words.collect::<Vec<_>>().join(" ");
+    Err(Error::Kubectl { arguments, message: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
+}

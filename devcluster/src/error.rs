@@ -1,0 +1,179 @@
+//! What can go wrong, and what to do about it. One enum for the crate: its callers either show the message
+//! or give up, and few errors are told apart.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+/// An error of this crate. Each message says what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The Go tool chain is not on PATH, and the binaries are not in the cache yet.
+    #[error(
+        "`go` was not found, and the control plane is built with it: install Go 1.26 or newer \
+         (https://go.dev/dl), or set KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver and kubectl"
+    )]
+    GoMissing,
+
+    /// `go build` failed.
+    #[error("building {binary} failed ({status}). The end of what `go build` said:\n{output}")]
+    Build {
+        /// The binary that was being built.
+        binary: &'static str,
+        /// How `go build` ended.
+        status: ExitStatus,
+        /// The end of its output.
+        output: String,
+    },
+
+    /// `KUBEBUILDER_ASSETS` names a folder without a binary that is needed.
+    #[error("KUBEBUILDER_ASSETS has no {}: put it there, or unset the variable to build it", path.display())]
+    MissingAsset {
+        /// Where the binary should be.
+        path: PathBuf,
+    },
+
+    /// A file or a folder could not be used.
+    #[error("can't {action} {}: {source}", path.display())]
+    File {
+        /// What was attempted, such as "write".
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+
+    /// The folder for a new cluster has something in it, which the cluster's end would remove.
+    #[error("{} is not empty: name a folder that is empty or does not exist", path.display())]
+    NotEmpty {
+        /// The folder.
+        path: PathBuf,
+    },
+
+    /// A process could not be started or signalled.
+    #[error("can't {action} {process}: {source}")]
+    Process {
+        /// What was attempted, such as "start".
+        action: &'static str,
+        /// The process.
+        process: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+
+    /// A process of the control plane ended by itself.
+    #[error("{process} ended ({status}). The end of its log, {}:\n{tail}", log.display())]
+    Ended {
+        /// The process.
+        process: &'static str,
+        /// How it ended.
+        status: ExitStatus,
+        /// Its log.
+        log: PathBuf,
+        /// The end of its log.
+        tail: String,
+    },
+
+    /// A process of the control plane runs, but was not ready in time.
+    #[error(
+        "{process} was not ready within {} s ({reason}): raise Options::ready_timeout if the machine is slow. \
+         The end of its log, {}:\n{tail}",
+        waited.as_secs(),
+        log.display()
+    )]
+    NotReady {
+        /// The process.
+        process: &'static str,
+        /// How long it had.
+        waited: Duration,
+        /// What the last probe said.
+        reason: String,
+        /// Its log.
+        log: PathBuf,
+        /// The end of its log.
+        tail: String,
+    },
+
+    /// No free port could be found.
+    #[error("no free port on 127.0.0.1: {0}")]
+    Port(io::Error),
+
+    /// A certificate or a key could not be made.
+    #[error("can't make a certificate: {0}")]
+    Certificate(#[from] rcgen::Error),
+
+    /// `kubectl` was refused or failed.
+    #[error("`kubectl {arguments}` failed: {message}")]
+    Kubectl {
+        /// Its arguments, without the kubeconfig.
+        arguments: String,
+        /// Its standard error.
+        message: String,
+    },
+
+    /// A fault was asked of a cluster that is not ours.
+    #[error(
+        "can't {action}: this cluster was named by {}, not started here; unset KUBECONFIG and leave out \
+         --kubeconfig to have one started",
+        kubeconfig.display()
+    )]
+    External {
+        /// What was asked, such as "stop the API server".
+        action: &'static str,
+        /// The kubeconfig that names the cluster.
+        kubeconfig: PathBuf,
+    },
+
+    /// The API server was asked to stop or pause while stopped.
+    #[error("the API server is stopped: call start_apiserver first")]
+    ApiserverStopped,
+
+    /// The API server was asked to start while it runs.
+    #[error("the API server runs already: call stop_apiserver first, or restart_apiserver")]
+    ApiserverRunning,
+
+    /// The kubeconfig of an existing cluster is not usable.
+    #[error("the kubeconfig of the existing cluster is not usable: {0}")]
+    Kubeconfig(String),
+
+    /// The detached cluster's state file is not readable.
+    #[error("{} is damaged ({source}): stop what it names by hand, then remove it", path.display())]
+    State {
+        /// The state file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+
+    /// No detached cluster runs.
+    #[error("no cluster runs: start one with `cargo cluster up`")]
+    NotRunning,
+
+    /// A process of the detached cluster did not end.
+    #[error("process {pid} of the cluster does not end: look at it with `ps -p {pid}`, then try again")]
+    Stuck {
+        /// Its process id.
+        pid: u32,
+    },
+}
+
+impl Error {
+    /// For `map_err` on what touches a file or a folder.
+    pub(crate) fn file(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.as_ref().to_owned();
+        move |source| Self::File { action, path, source }
+    }
+
+    /// For `map_err` on what starts or signals a process.
+    pub(crate) fn process(action: &'static str, process: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Process { action, process, source }
+    }
+
+    /// Whether another process took the port between its choice and its use: worth another try.
+    pub(crate) fn is_port_conflict(&self) -> bool {
+        matches!(self, Self::Ended { tail, .. } if tail.contains("address already in use"))
+    }
+}

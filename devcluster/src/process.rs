@@ -1,0 +1,351 @@
+//! Child processes that can't outlive their owner.
+//!
+//! A destructor alone doesn't keep that promise: it doesn't run on SIGKILL, on Ctrl-C or on an abort. So each
+//! [`Guarded`] process has a watchdog, a `/bin/sh` that blocks on a pipe whose write end only the owner holds.
+//! However the owner ends, the kernel closes that end, and the watchdog kills its own process group.
+//! The process joined that group before its first instruction, so there is no moment when it runs unguarded,
+//! its own children are covered too, and no process id is ever looked up: a recycled one can't be hit.
+//! The group also keeps a terminal's Ctrl-C away from the process: the owner decides the order of a shutdown.
+
+use std::ffi::OsStr;
+use std::io::{self, PipeWriter, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, kill_process};
+
+pub use rustix::process::Signal;
+
+/// How long a dropped [`Guarded`] process may take to end after SIGTERM before it gets SIGKILL.
+pub const DROP_GRACE: Duration = Duration::from_secs(5);
+
+/// A child process that ends when its owner does, however that ends.
+///
+/// Dropping it sends SIGTERM, waits up to [`DROP_GRACE`], then sends SIGKILL; what is left of its process group
+/// (its own children) is killed with it.
+#[derive(Debug)]
+pub struct Guarded {
+    child: Child,
+    /// None once detached: nothing ends the process any more.
+    watchdog: Option<Watchdog>,
+}
+
+/// Removes a folder when the owner has ended, however that ended.
+#[derive(Debug)]
+pub(crate) struct Scavenger(Watchdog);
+
+/// A shell at the other end of a pipe: it acts when the pipe closes, and not at all once told to stand down.
+#[derive(Debug)]
+struct Watchdog {
+    shell: Child,
+    leash: PipeWriter,
+}
+
+// === impl Guarded ===
+
+impl Guarded {
+    /// Starts `command` under guard. The command's process group is replaced by the guard's.
+    pub fn spawn(mut command: Command) -> io::Result<Self> {
+        // `kill 0` reaches the watchdog's own group, the watchdog included.
+        let watchdog = Watchdog::spawn("read -r _ || kill -KILL 0", &[])?;
+        match command.process_group(watchdog.group()).spawn() {
+            Ok(child) => Ok(Self { child, watchdog: Some(watchdog) }),
+            Err(error) => {
+                watchdog.act();
+                Err(error)
+            }
+        }
+    }
+
+    /// The process id. It stays reserved for this process until its end has been waited for.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal to the process (not to its children). Fails if the process has ended.
+    pub fn signal(&mut self, signal: Signal) -> io::Result<()> {
+        // Once waited for, the id may belong to another process.
+        if self.child.try_wait()?.is_some() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the process has ended"));
+        }
+        Ok(kill_process(Pid::from_child(&self.child), signal)?)
+    }
+
+    /// How the process ended, or `None` while it runs.
+    pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
+    /// Waits until the process ends, or until `timeout` has passed (`None`).
+    pub fn wait_timeout(&mut self, timeout: Duration) -> io::Result<Option<ExitStatus>> {
+        let start = Instant::now();
+        let mut pause = Duration::from_millis(1);
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(Some(status));
+            }
+            let left = timeout.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            thread::sleep(pause.min(left));
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+    }
+
+    /// Ends the process: SIGTERM, and SIGKILL once `grace` has passed. Kills what is left of its children.
+    /// Works on a stopped (SIGSTOP) process too, and returns the old status if the process had ended before.
+    pub fn terminate(&mut self, grace: Duration) -> io::Result<ExitStatus> {
+        let status = match self.child.try_wait()? {
+            Some(status) => status,
+            None => {
+                self.request_end()?;
+                match self.wait_timeout(grace)? {
+                    Some(status) => status,
+                    None => {
+                        self.child.kill()?;
+                        self.child.wait()?
+                    }
+                }
+            }
+        };
+        if let Some(watchdog) = self.watchdog.take() {
+            watchdog.act();
+        }
+        Ok(status)
+    }
+
+    /// Kills the process and its children at once, as a crash would.
+    pub fn kill(&mut self) -> io::Result<ExitStatus> {
+        self.terminate(Duration::ZERO)
+    }
+
+    /// Lets the process outlive its owner: gives the guard up and returns the process id.
+    pub fn detach(mut self) -> io::Result<u32> {
+        if let Some(watchdog) = self.watchdog.take() {
+            watchdog.stand_down()?;
+        }
+        Ok(self.child.id())
+    }
+
+    /// The process's standard input, if it was piped and not yet taken.
+    pub fn take_stdin(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
+    }
+
+    /// The process's standard output, if it was piped and not yet taken.
+    pub fn take_stdout(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
+    }
+
+    /// The process's standard error, if it was piped and not yet taken.
+    pub fn take_stderr(&mut self) -> Option<ChildStderr> {
+        self.child.stderr.take()
+    }
+
+    /// Sends SIGTERM without waiting, so that several processes can end at the same time.
+    pub(crate) fn request_end(&mut self) -> io::Result<()> {
+        let pid = Pid::from_child(&self.child);
+        // A stopped process would see SIGTERM only after SIGCONT.
+        for signal in [Signal::TERM, Signal::CONT] {
+            if self.child.try_wait()?.is_none() {
+                kill_process(pid, signal)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        if self.watchdog.is_some() {
+            // Nobody is left to tell; if even this fails, the closing pipe lets the watchdog do it.
+            let _ = self.terminate(DROP_GRACE);
+        }
+    }
+}
+
+// === impl Scavenger ===
+
+impl Scavenger {
+    /// Watches over `folder`.
+    pub(crate) fn watch(folder: &Path) -> io::Result<Self> {
+        // Several rounds: what writes there is being killed by its own watchdog at the same moment.
+        let script = "read -r _ && exit
+            for round in 1 2 3 4 5 6 7 8 9 10; do
+                rm -rf -- \"$1\" && test ! -e \"$1\" && exit
+                sleep 0.2
+            done";
+        Watchdog::spawn(script, &[folder.as_os_str()]).map(Self)
+    }
+
+    /// Removes the folder now.
+    pub(crate) fn remove(self) {
+        self.0.act();
+    }
+
+    /// Leaves the folder where it is.
+    pub(crate) fn keep(self) -> io::Result<()> {
+        self.0.stand_down()
+    }
+}
+
+// === impl Watchdog ===
+
+impl Watchdog {
+    /// Starts `script` in a new process group, with the pipe's read end as its input. The script must begin
+    /// with a `read` that succeeds only on a line: the order to stand down.
+    fn spawn(script: &str, arguments: &[&OsStr]) -> io::Result<Self> {
+        // Both ends are close-on-exec: no other child of the owner can hold the leash.
+        let (reader, leash) = io::pipe()?;
+        let shell = Command::new("/bin/sh")
+            .arg("-c")
+            // Signals to the group are meant for the process in it.
+            .arg(format!("trap '' HUP INT TERM\n{script}"))
+            .arg("devcluster-watchdog")
+            .args(arguments)
+            .stdin(reader)
+            // Not the owner's: a pipe behind them would stay open for as long as the watchdog lives.
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // Not the owner's: it may be a folder that is to be removed.
+            .current_dir("/")
+            .process_group(0)
+            .spawn()?;
+        Ok(Self { shell, leash })
+    }
+
+    fn group(&self) -> i32 {
+        // Process ids fit: the kernel's own type is i32.
+        self.shell.id().cast_signed()
+    }
+
+    /// Lets the script act, and waits for its end so that no zombie stays.
+    fn act(self) {
+        let Self { mut shell, leash } = self;
+        drop(leash);
+        let _ = shell.wait();
+    }
+
+    /// Ends the script without its action.
+    fn stand_down(self) -> io::Result<()> {
+        let Self { mut shell, mut leash } = self;
+        leash.write_all(b"stand down\n")?;
+        shell.wait().map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+    use super::*;
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::process::ExitStatusExt;
+
+    fn shell(script: &str) -> Guarded {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).stdout(Stdio::piped());
+        Guarded::spawn(command).unwrap()
+    }
+
+    fn first_line(process: &mut Guarded) -> String {
+        let mut line = String::new();
+        BufReader::new(process.take_stdout().unwrap()).read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    }
+
+    fn exists(pid: u32) -> bool {
+        // A zombie whose reaper is slow doesn't count.
+        let output = Command::new("ps").args(["-o", "stat=", "-p", &pid.to_string()]).output().unwrap();
+        matches!(String::from_utf8_lossy(&output.stdout).trim().chars().next(), Some(state) if state != 'Z')
+    }
+
+    fn gone(pid: u32) -> bool {
+        (0..100).any(|_| {
+            thread::sleep(Duration::from_millis(20));
+            !exists(pid)
+        })
+    }
+
+    #[test]
+    fn reports_the_exit_status() {
+        let mut process = shell("exit 7");
+        assert_eq!(process.wait_timeout(Duration::from_secs(5)).unwrap().unwrap().code(), Some(7));
+        assert_eq!(process.terminate(Duration::ZERO).unwrap().code(), Some(7));
+        assert_eq!(process.signal(Signal::TERM).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_command_that_does_not_exist_is_an_error() {
+        let error = Guarded::spawn(Command::new("/nonexistent")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn waiting_gives_up_in_time() {
+        let mut process = shell("exec sleep 60");
+        assert!(process.wait_timeout(Duration::from_millis(30)).unwrap().is_none());
+    }
+
+    #[test]
+    fn terminate_asks_first() {
+        let mut process = shell("trap 'exit 3' TERM; echo ready; while :; do sleep 0.01; done");
+        assert_eq!(first_line(&mut process), "ready");
+        assert_eq!(process.terminate(Duration::from_secs(5)).unwrap().code(), Some(3));
+    }
+
+    #[test]
+    fn terminate_insists() {
+        let mut process = shell("trap '' TERM; echo ready; while :; do sleep 0.01; done");
+        assert_eq!(first_line(&mut process), "ready");
+        assert_eq!(process.terminate(Duration::from_millis(50)).unwrap().signal(), Some(9));
+    }
+
+    #[test]
+    fn a_stopped_process_ends_by_sigterm() {
+        let mut process = shell("echo ready; exec sleep 60");
+        assert_eq!(first_line(&mut process), "ready");
+        process.signal(Signal::STOP).unwrap();
+        assert_eq!(process.terminate(Duration::from_secs(5)).unwrap().signal(), Some(15));
+    }
+
+    #[test]
+    fn children_of_the_process_end_with_it() {
+        let mut process = shell("sleep 60 & echo $!; wait");
+        let grandchild = first_line(&mut process).parse().unwrap();
+        assert!(exists(grandchild));
+        drop(process);
+        assert!(gone(grandchild));
+    }
+
+    #[test]
+    fn a_closed_leash_ends_the_process() {
+        let mut process = shell("trap '' TERM; echo ready; exec sleep 60");
+        assert_eq!(first_line(&mut process), "ready");
+        // What the kernel does when the owner ends.
+        process.watchdog.take().unwrap().act();
+        assert_eq!(process.wait_timeout(Duration::from_secs(5)).unwrap().unwrap().signal(), Some(9));
+    }
+
+    #[test]
+    fn a_detached_process_lives_on() {
+        let mut process = shell("echo ready; exec sleep 60");
+        assert_eq!(first_line(&mut process), "ready");
+        let pid = process.detach().unwrap();
+        assert!(exists(pid));
+        kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    }
+
+    #[test]
+    fn the_scavenger_removes_or_keeps() {
+        let folder = tempfile::tempdir().unwrap();
+        Scavenger::watch(folder.path()).unwrap().keep().unwrap();
+        assert!(folder.path().exists());
+        Scavenger::watch(folder.path()).unwrap().remove();
+        assert!(!folder.path().exists());
+    }
+}

@@ -1,0 +1,80 @@
+//! Shows on stderr how far a long build is. On a terminal it is one line that changes; elsewhere (a log of CI)
+//! a line at the start and the end of each step, and one in between often enough that nobody takes it for dead.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+/// How often a log gets a line during a step.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// One step of a build, shown from its start to its end.
+pub(crate) struct Step {
+    /// What is done, such as "building kube-apiserver (1 of 4)".
+    label: String,
+    /// How long it usually takes.
+    usual: Duration,
+    start: Instant,
+    last_line: Instant,
+    terminal: bool,
+}
+
+impl Step {
+    /// Shows the begin of a step.
+    pub(crate) fn start(label: String, usual: Duration) -> Self {
+        let now = Instant::now();
+        let step = Self { label, usual, start: now, last_line: now, terminal: io::stderr().is_terminal() };
+        step.show(&step.line(Duration::ZERO));
+        step
+    }
+
+    /// Shows that the step goes on. Call it about once a second.
+    pub(crate) fn tick(&mut self) {
+        if self.terminal || self.last_line.elapsed() >= HEARTBEAT {
+            self.last_line = Instant::now();
+            self.show(&self.line(self.start.elapsed()));
+        }
+    }
+
+    /// Shows the end of the step; `how` is a word such as "done".
+    pub(crate) fn end(self, how: &str) {
+        self.show(&format!("{}: {how} after {} s", self.label, self.start.elapsed().as_secs()));
+        if self.terminal {
+            let _ = writeln!(io::stderr());
+        }
+    }
+
+    fn line(&self, elapsed: Duration) -> String {
+        format!("{}: {} s, usually {}", self.label, elapsed.as_secs(), rough(self.usual))
+    }
+
+    fn show(&self, line: &str) {
+        // A closed stderr is no reason to fail a build.
+        let _ = if self.terminal {
+            // Back to the first column, and the rest of the old line away.
+            write!(io::stderr(), "\r\x1b[K{line}").and_then(|()| io::stderr().flush())
+        } else {
+            writeln!(io::stderr(), "{line}")
+        };
+    }
+}
+
+/// A duration as people say it: "20 s", "3 min".
+fn rough(duration: Duration) -> String {
+    match duration.as_secs() {
+        seconds @ ..90 => format!("{seconds} s"),
+        seconds => format!("{} min", (seconds + 30) / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_as_people_say_them() {
+        assert_eq!(rough(Duration::from_secs(7)), "7 s");
+        assert_eq!(rough(Duration::from_secs(89)), "89 s");
+        assert_eq!(rough(Duration::from_secs(90)), "2 min");
+        assert_eq!(rough(Duration::from_secs(175)), "3 min");
+    }
+}
