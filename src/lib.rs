@@ -1,5 +1,6 @@
 //! tokenward: API tokens as Kubernetes objects.
 
+pub mod check;
 pub mod cli;
 pub mod cluster;
 pub mod controller;
@@ -9,3 +10,4 @@ pub mod lifecycle;
 mod shutdown;
 pub mod telemetry;
 pub mod token;
+pub mod verifier;

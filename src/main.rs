@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use tokenward::cli::{Cli, CommonArgs, CrdsArgs, Role};
-use tokenward::{controller, crd, telemetry};
+use tokenward::{controller, crd, telemetry, verifier};
 
 fn main() -> ExitCode {
     match run(Cli::parse().role) {
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
 fn run(role: Role) -> anyhow::Result<()> {
     match role {
         Role::Controller(args) => serve(&args.common.clone(), controller::run(args)),
-        Role::Verifier(_) => anyhow::bail!("todo"),
+        Role::Verifier(args) => serve(&args.common.clone(), verifier::run(args)),
         Role::Crds(args) => crds(&args),
     }
 }

@@ -23,26 +23,35 @@ const CURRENT: &str = "current";
 /// Set apart what else is ever keyed with the same pepper.
 const PROOF_DOMAIN: &[u8] = b"tokenward/proof/v1";
 
-/// The name of a pepper: 1 to 16 lower-case letters and digits.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PepperId(String);
+/// The name of a pepper: 1 to 16 lower-case letters and digits. Kept in place, as an index holds many.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PepperId([u8; 16]);
 
 impl PepperId {
     /// Checks a text.
     pub fn parse(text: &str) -> Option<Self> {
         let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-        ((1..=16).contains(&text.len()) && text.bytes().all(allowed) && text != CURRENT)
-            .then(|| Self(text.to_owned()))
+        let mut id = [0; 16];
+        id.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+        (!text.is_empty() && text.bytes().all(allowed) && text != CURRENT).then_some(Self(id))
     }
 
     /// The text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        let length = self.0.iter().position(|b| *b == 0).unwrap_or(self.0.len());
+        // Only ASCII is admitted.
+        std::str::from_utf8(&self.0[..length]).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for PepperId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PepperId({})", self.as_str())
     }
 }
 
 /// A stored proof: `hmac-sha256:<pepper id>:<base64url>`. Public: it tells nothing of the token.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hash {
     /// Under which pepper it was made.
     pub pepper: PepperId,
@@ -117,36 +126,19 @@ impl Peppers {
     /// The proof of a token under one of the peppers. `None`: no pepper of that id.
     pub fn prove(&self, pepper: &PepperId, namespace: &str, name: &str, token: &Token<'_>) -> Option<Hash> {
         let mac = self.mac(pepper, PROOF_DOMAIN, &proof_fields(namespace, name, token.expose()))?;
-        Some(Hash { pepper: pepper.clone(), mac })
+        Some(Hash { pepper: *pepper, mac })
     }
 
     /// The proof of a new token, under the current pepper.
     pub fn prove_new(&self, namespace: &str, name: &str, token: &Plaintext) -> Option<Hash> {
         let mac = self.mac(&self.current, PROOF_DOMAIN, &proof_fields(namespace, name, token.expose()))?;
-        Some(Hash { pepper: self.current.clone(), mac })
+        Some(Hash { pepper: self.current, mac })
     }
 
     /// Whether a presented token is the one that a stored proof stands for, in constant time.
     pub fn holds(&self, namespace: &str, name: &str, token: &Token<'_>, hash: &Hash) -> bool {
-        self.holds_mac(namespace, name, token, &hash.pepper, &hash.mac)
-    }
-
-    /// [`Self::holds`] on the parts of a stored proof.
-    pub fn holds_mac(
-        &self,
-        namespace: &str,
-        name: &str,
-        token: &Token<'_>,
-        pepper: &PepperId,
-        mac: &[u8; 32],
-    ) -> bool {
-        self.mac(pepper, PROOF_DOMAIN, &proof_fields(namespace, name, token.expose()))
-            .is_some_and(|made| made.ct_eq(mac).into())
-    }
-
-    /// Whether a pepper of this id is known.
-    pub fn knows(&self, id: &PepperId) -> bool {
-        self.keys.contains_key(id)
+        self.mac(&hash.pepper, PROOF_DOMAIN, &proof_fields(namespace, name, token.expose()))
+            .is_some_and(|made| made.ct_eq(&hash.mac).into())
     }
 
     /// HMAC-SHA256 over a domain and fields, each with its length before it, so that no two lists of fields

@@ -45,7 +45,7 @@ pub struct Seal {
 impl Seal {
     /// Seals under the pepper of the stored proof. `None`: that pepper is not known.
     pub fn make(peppers: &Peppers, sealed: &Sealed<'_>) -> Option<Self> {
-        let pepper = sealed.hash.pepper.clone();
+        let pepper = sealed.hash.pepper;
         let mac = mac(peppers, &pepper, sealed)?;
         Some(Self { pepper, mac })
     }

@@ -1,0 +1,106 @@
+//! The effects of the request path: a watch feeds the index, doors ask [`crate::check`] and answer.
+//!
+//! This file wires. A verifier holds no lease and writes nothing; it reads ApiTokens and one Secret, the pepper.
+//! With the API server down it goes on answering from memory, and everything that ends by time still ends in time.
+
+pub mod doors;
+mod feed;
+pub mod index;
+mod metrics;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use arc_swap::ArcSwapOption;
+use futures::future;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use self::doors::Doors;
+use self::index::Index;
+use self::metrics::Metrics;
+use crate::cli::VerifierArgs;
+use crate::cluster::client;
+use crate::cluster::pepper::{self, PepperState};
+use crate::shutdown;
+use crate::telemetry::probes::{self, Part, Readiness};
+use crate::token::Peppers;
+
+/// How long requests that are under way at the end may take.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What the doors look into: the index, and the pepper in use.
+#[derive(Debug, Default)]
+pub struct View {
+    /// The tokens.
+    pub index: Index,
+    /// The peppers, once they were read.
+    pub peppers: ArcSwapOption<Peppers>,
+    listed: AtomicBool,
+}
+
+impl View {
+    /// Whether the index has shown a full list. Before that, nothing it lacks may be called unknown.
+    pub fn is_listed(&self) -> bool {
+        self.listed.load(Ordering::Acquire)
+    }
+
+    /// Says that the index shows a full list.
+    pub fn set_listed(&self) {
+        self.listed.store(true, Ordering::Release);
+    }
+}
+
+/// Runs the verifier until SIGTERM or SIGINT.
+pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
+    let (client, default_namespace) = client::connect("verifier").await?;
+    let namespace = args.common.namespace.clone().unwrap_or(default_namespace);
+    let stop = shutdown::on_signal()?;
+
+    let mut registry = Registry::with_prefix("tokenward");
+    let metrics = Metrics::register(&mut registry);
+    let readiness = Readiness::default();
+    let (pepper_ready, list_ready) = (readiness.part("pepper"), readiness.part("first list of ApiTokens"));
+    let telemetry =
+        probes::serve(args.common.telemetry_listen, readiness, registry, stop.clone().cancelled_owned())
+            .await?;
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("--listen {} can't be had; choose another address or port", args.listen))?;
+    info!(version = env!("CARGO_PKG_VERSION"), namespace, listen = %args.listen, "verifier starts");
+
+    let view = Arc::new(View::default());
+    let (peppers, follow_pepper) = pepper::follow(client.clone(), &namespace);
+    let feed = feed::feed(client, args.common.namespaces(), view.clone(), list_ready, metrics.clone());
+    let doors = Arc::new(Doors::new(view.clone(), args.trusted_proxies, metrics));
+    tokio::select! {
+        () = doors::serve(listener, doors, stop.cancelled_owned(), GRACE) => Ok(()),
+        () = feed => bail!("the watch of ApiTokens has ended"),
+        () = follow_pepper => bail!("the watch of the pepper has ended"),
+        () = keep_pepper(peppers, view, pepper_ready) => bail!("the pepper is no longer followed"),
+        () = async { telemetry.await; future::pending().await } => Ok(()),
+    }
+}
+
+/// Takes every usable pepper into use. One that vanishes later stays in use: it is what checks depend on.
+async fn keep_pepper(mut peppers: watch::Receiver<PepperState>, view: Arc<View>, ready: Part) {
+    while peppers.changed().await.is_ok() {
+        match &*peppers.borrow_and_update() {
+            PepperState::Present(peppers) => {
+                view.peppers.store(Some(peppers.clone()));
+                ready.set(true);
+            }
+            PepperState::Missing | PepperState::Damaged(_) if view.peppers.load().is_some() => {
+                error!(
+                    "the pepper's Secret is gone or damaged; checks go on with the one that was read before"
+                );
+            }
+            PepperState::Damaged(damage) => warn!(%damage, "not ready: the pepper can't be used"),
+            PepperState::Missing | PepperState::Unknown => {}
+        }
+    }
+}
