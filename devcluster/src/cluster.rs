@@ -162,6 +162,11 @@ impl Cluster {
         self.control_plane().as_ref().map(ControlPlane::processes).unwrap_or_default()
     }
 
+    /// The kubectl program itself.
+    pub(crate) fn kubectl_program(&self) -> &Path {
+        &self.kubectl
+    }
+
     /// A kubectl command with all rights. Add arguments and run it.
     pub fn kubectl(&self) -> Command {
         self.kubectl_as(&self.kubeconfig)
@@ -191,7 +196,8 @@ impl Cluster {
         self.write_identity(&self.endpoint.kubeconfig(&Credentials::Certificate(&pair), "default"))
     }
 
-    /// Stops the API server in good order. Clients see refused connections; the data stays.
+    /// Stops the API server: SIGTERM, and a second later SIGKILL, which cuts watches that are still open.
+    /// Clients see refused connections; the data stays.
     pub fn stop_apiserver(&self) -> Result<(), Error> {
         self.ours("stop the API server", ControlPlane::stop_apiserver)
     }
@@ -321,9 +327,7 @@ fn output(mut command: Command) -> Result<String, Error> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    // The kubeconfig comes first, and tells a reader nothing.
-    let own = if command.get_args().next().is_some_and(|word| word == "--kubeconfig") { 2 } else { 0 };
-    let words = command.get_args().skip(own).map(|word| word.to_string_lossy());
+    let words = command.get_args().map(|word| word.to_string_lossy());
     let arguments = words.collect::<Vec<_>>().join(" ");
     Err(Error::Kubectl { arguments, message: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
 }

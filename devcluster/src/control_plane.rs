@@ -40,6 +40,10 @@ const CONTROLLERS: &str = "garbage-collector-controller,namespace-controller,ser
     clusterrole-aggregation-controller,validatingadmissionpolicy-status-controller,\
     resourcequota-controller,ttl-after-finished-controller";
 
+/// The API server would serve open watches for a minute after SIGTERM. Nothing is lost by a cut: what it has
+/// acknowledged is in the database.
+const APISERVER_GRACE: Duration = Duration::from_secs(1);
+
 /// A running control plane. Dropping it stops the processes, the API server before its database.
 pub(crate) struct ControlPlane {
     launcher: Launcher,
@@ -161,7 +165,7 @@ impl ControlPlane {
     }
 
     pub(crate) fn stop_apiserver(&mut self) -> Result<(), Error> {
-        self.apiserver.take().ok_or(Error::ApiserverStopped)?.stop()
+        self.apiserver.take().ok_or(Error::ApiserverStopped)?.stop(APISERVER_GRACE)
     }
 
     pub(crate) fn start_apiserver(&mut self) -> Result<(), Error> {
@@ -188,8 +192,10 @@ impl ControlPlane {
         for service in [&mut controller_manager, &mut apiserver].into_iter().flatten() {
             service.process.request_end().map_err(Error::process("stop", service.name))?;
         }
-        for service in [controller_manager, apiserver, Some(etcd)].into_iter().flatten() {
-            service.stop()?;
+        let in_order =
+            [(controller_manager, DROP_GRACE), (apiserver, APISERVER_GRACE), (Some(etcd), DROP_GRACE)];
+        for (service, grace) in in_order {
+            service.map_or(Ok(()), |service| service.stop(grace))?;
         }
         Ok(())
     }
@@ -305,8 +311,8 @@ impl Launcher {
 // === impl Service ===
 
 impl Service {
-    fn stop(mut self) -> Result<(), Error> {
-        self.process.terminate(DROP_GRACE).map_err(Error::process("stop", self.name)).map(drop)
+    fn stop(mut self, grace: Duration) -> Result<(), Error> {
+        self.process.terminate(grace).map_err(Error::process("stop", self.name)).map(drop)
     }
 }
 
@@ -319,8 +325,8 @@ pub(crate) fn admin_kubeconfig(folder: &Path) -> PathBuf {
 pub(crate) fn kubectl(program: &Path, kubeconfig: &Path, folder: &Path) -> Command {
     let mut command = Command::new(program);
     command
-        .arg("--kubeconfig")
-        .arg(kubeconfig)
+        // Not the flag of that name: it may not come before the name of a plugin.
+        .env("KUBECONFIG", kubeconfig)
         // Its cache is named by host and port: with ports used again, one cluster would see another's kinds.
         .env("KUBECACHEDIR", folder.join("kubectl-cache"))
         // The user's preferences could change what a command means.

@@ -108,7 +108,7 @@ pub enum Error {
     /// `kubectl` was refused or failed.
     #[error("`kubectl {arguments}` failed: {message}")]
     Kubectl {
-        /// Its arguments, without the kubeconfig.
+        /// Its arguments.
         arguments: String,
         /// Its standard error.
         message: String,

@@ -12,16 +12,18 @@
 //!
 //! Map: [`Cluster`] is what users see. `control_plane` starts the processes, each held by a
 //! [`process::Guarded`], so that none outlives its owner. [`Binaries`] are built once and cached. `pki` and
-//! `kubeconfig` make identities.
+//! `kubeconfig` make identities. [`state`] is `cargo cluster up`: the one case in which processes stay.
 
 mod binaries;
 mod cluster;
 mod control_plane;
 mod error;
+mod identity;
 mod kubeconfig;
 mod pki;
 pub mod process;
 mod progress;
+pub mod state;
 
 use std::env;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,8 @@
 //! Starts real control planes. What is tested is what tests of tokenward rely on: a working API, faults that
 //! heal, and nothing left behind, however the owner ends.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
+#![allow(clippy::print_stdout, reason = "the harness shows it with --nocapture")]
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -140,6 +141,21 @@ fn a_start_that_fails_shows_the_log_and_leaves_nothing() {
     }
     assert!(!folder.exists());
     assert_eq!(processes_naming(&folder), [""; 0]);
+}
+
+#[test]
+fn an_existing_cluster_is_used_and_left_alone() {
+    let ours = Cluster::start(Options::default()).unwrap();
+    let options = Options { kubeconfig: Some(ours.kubeconfig().to_owned()), ..Options::default() };
+    let named = Cluster::connect_or_start(options).unwrap();
+    assert!(named.is_external());
+    assert_eq!(named.url(), ours.url());
+    assert!(matches!(named.stop_apiserver(), Err(Error::External { .. })));
+    assert!(matches!(named.kubeconfig_for_user("alice", None), Err(Error::External { .. })));
+    let account = named.kubeconfig_for_service_account("default", "default").unwrap();
+    kubectl(named.kubectl_as(&account), "auth whoami").unwrap();
+    named.stop().unwrap();
+    kubectl(ours.kubectl(), "get namespaces").unwrap();
 }
 
 #[test]
