@@ -92,8 +92,9 @@ impl Version {
         let retire_at = match version.state {
             VersionState::Pending | VersionState::Active => i64::MAX,
             // Without an end it has none left.
-            VersionState::Retiring => millisecond(version.retire_at)?,
-            VersionState::Retired | VersionState::Revoked => return None,
+            VersionState::Retiring => millisecond(version.retire_at).unwrap_or(i64::MIN),
+            // Kept, so that the code can say what became of it.
+            VersionState::Retired | VersionState::Revoked => i64::MIN,
         };
         Some(Self {
             key_id: KeyId::parse(&version.key_id).ok()?,

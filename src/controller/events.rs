@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::PostParams;
 use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::mpsc;
-use tracing::debug;
+use tracing::warn;
 
 use crate::cluster::error::message;
 use crate::crd::ApiToken;
@@ -36,7 +36,7 @@ pub(super) fn channel(client: Client, instance: String) -> (Sender, impl Future<
             let api = Api::<ApiEvent>::namespaced(client.clone(), &event.namespace().unwrap_or_default());
             async move {
                 if let Err(error) = api.create(&PostParams::default(), &event).await {
-                    debug!(error = message(&error), "an Event was not written");
+                    warn!(error = message(&error), "an Event was not written");
                 }
             }
         },
@@ -55,13 +55,15 @@ impl Sender {
             note.truncate(end);
             note.push('…');
         }
+        let now = Timestamp::now();
         let event = ApiEvent {
             metadata: ObjectMeta {
-                generate_name: Some(format!("{}.", token.name_any())),
+                // As client-go names them.
+                name: Some(format!("{}.{:x}", token.name_any(), now.as_nanosecond())),
                 namespace: token.namespace(),
                 ..Default::default()
             },
-            event_time: Some(MicroTime(Timestamp::now())),
+            event_time: Some(MicroTime(now)),
             reporting_controller: Some("tokenward.dev/controller".to_owned()),
             reporting_instance: Some(self.instance.clone()),
             action: Some(event.kind.as_str().to_owned()),
@@ -72,7 +74,7 @@ impl Sender {
             ..Default::default()
         };
         if self.queue.try_send(event).is_err() {
-            debug!("an Event was dropped: too many are waiting");
+            warn!("an Event was dropped: too many are waiting");
         }
     }
 }

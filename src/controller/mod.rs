@@ -154,7 +154,7 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
     };
     tokio::select! {
         result = work => { stop.cancel(); result }
-        () = telemetry => Ok(()),
+        () = async { telemetry.await; future::pending().await } => Ok(()),
         // A second chance for what does not come to an end by itself.
         () = async { stop.cancelled().await; tokio::time::sleep(Duration::from_secs(10)).await } => {
             warn!("not everything was finished in time");

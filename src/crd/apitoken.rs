@@ -189,9 +189,7 @@ pub struct Rotation {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlap: Option<DurationString>,
 
-    /// Whether an edit of scopes, audiences, constraints or format rotates the secret. Default Rotate.
-    ///
-    /// With Keep, added scopes have no effect until the next rotation, since a secret never gains rights.
+    /// Whether an edit of the spec rotates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_spec_change: Option<OnSpecChange>,
 
@@ -221,12 +219,11 @@ pub struct SecretSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<SecretTemplate>,
 
-    /// What becomes of the Secret when the token is revoked. Default Keep: the Secret stays, labelled
-    /// `tokenward.dev/revoked: "true"`, because pods that mount a missing Secret can't restart.
+    /// What becomes of the Secret when the token is revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_revoke: Option<OnRevoke>,
 
-    /// What becomes of the Secret when the ApiToken is deleted. Default Delete. Either way the token in it is dead.
+    /// What becomes of the Secret when the ApiToken is deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_delete: Option<OnDelete>,
 }
@@ -301,7 +298,9 @@ pub struct Format {
     pub prefix: Option<String>,
 }
 
-/// Why a token was revoked.
+// What `kubectl explain` shows of an enum field is the enum's own text, so that tells all.
+
+/// Why the token was revoked, for the record. Only together with `revoked: true`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub enum RevocationReason {
@@ -319,7 +318,8 @@ pub enum RevocationReason {
     Unspecified,
 }
 
-/// Whether an edit of the spec rotates.
+/// Whether an edit of scopes, audiences, constraints or format rotates the secret. Default Rotate. With Keep, added
+/// scopes have no effect until the next rotation, since a secret never gains rights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub enum OnSpecChange {
@@ -330,7 +330,8 @@ pub enum OnSpecChange {
     Keep,
 }
 
-/// What becomes of the Secret of a revoked token.
+/// What becomes of the Secret when the token is revoked. Default Keep: the Secret stays, labelled
+/// `tokenward.dev/revoked: "true"`, because pods that mount a missing Secret can't restart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub enum OnRevoke {
@@ -341,7 +342,7 @@ pub enum OnRevoke {
     Delete,
 }
 
-/// What becomes of the Secret of a deleted token.
+/// What becomes of the Secret when the ApiToken is deleted. Default Delete. Either way the token in it is dead.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub enum OnDelete {

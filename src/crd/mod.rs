@@ -26,7 +26,9 @@ pub use tokenwebhook::{
     UrlFrom,
 };
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+};
 use kube::CustomResourceExt;
 
 /// The API group of both kinds; also the prefix of every label and annotation that tokenward writes.
@@ -34,7 +36,31 @@ pub const GROUP: &str = "tokenward.dev";
 
 /// Both CRDs, each with the file name under which `crds/` keeps it.
 pub fn all() -> [(&'static str, CustomResourceDefinition); 2] {
-    [("apitokens.yaml", ApiToken::crd()), ("tokenwebhooks.yaml", TokenWebhook::crd())]
+    [("apitokens.yaml", ApiToken::crd()), ("tokenwebhooks.yaml", TokenWebhook::crd())].map(
+        |(name, mut crd)| {
+            for version in &mut crd.spec.versions {
+                if let Some(schema) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) {
+                    unwrap_lines(schema);
+                }
+            }
+            (name, crd)
+        },
+    )
+}
+
+/// Joins the lines of each paragraph of the descriptions: where a source file breaks them means nothing to
+/// `kubectl explain`, which breaks them anew.
+fn unwrap_lines(schema: &mut JSONSchemaProps) {
+    if let Some(description) = &mut schema.description {
+        let paragraphs = description.split("\n\n").map(|paragraph| paragraph.replace('\n', " "));
+        *description = paragraphs.collect::<Vec<_>>().join("\n\n");
+    }
+    schema.properties.iter_mut().flat_map(|properties| properties.values_mut()).for_each(unwrap_lines);
+    match &mut schema.items {
+        Some(JSONSchemaPropsOrArray::Schema(items)) => unwrap_lines(items),
+        Some(JSONSchemaPropsOrArray::Schemas(items)) => items.iter_mut().for_each(unwrap_lines),
+        None => {}
+    }
 }
 
 /// Prints one CRD as the YAML document that `crds/` holds.

@@ -1,0 +1,134 @@
+//! tokenward on a real API server: the tests' table of contents.
+//!
+//! One control plane, one controller and one verifier serve all tests that leave them whole, each in a namespace
+//! of its own. `faults` and `crash` break theirs, so they have their own. A name filters, as with any test:
+//! `cargo test --test cluster -- rotation`.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod crash;
+mod doors;
+mod faults;
+mod install;
+mod revocation;
+mod rotation;
+mod secret;
+mod spec;
+
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+
+use libtest_mimic::{Arguments, Trial};
+use support::{Process, Site};
+use tokio::runtime::Runtime;
+
+/// What the tests share.
+pub struct Shared {
+    pub site: Site,
+    pub verifier: Process,
+    _controller: Process,
+}
+
+/// The tests of a module: those that share, and those that do not.
+#[derive(Default)]
+pub struct Suite {
+    trials: Vec<Trial>,
+}
+
+type Stage = Arc<OnceLock<Shared>>;
+
+/// Adds a test that uses what all share.
+macro_rules! shared {
+    ($suite:expr, $stage:expr, $runtime:expr, $($module:ident :: $test:ident),+ $(,)?) => {
+        $({
+            let (stage, runtime) = ($stage.clone(), $runtime.clone());
+            $suite.push(Trial::test(concat!(stringify!($module), "::", stringify!($test)), move || {
+                let shared = stage.get_or_init(|| runtime.block_on(start()));
+                runtime.block_on($module::$test(shared));
+                Ok(())
+            }));
+        })+
+    };
+}
+
+/// Adds a test that starts what it needs.
+macro_rules! alone {
+    ($suite:expr, $runtime:expr, $($module:ident :: $test:ident),+ $(,)?) => {
+        $({
+            let runtime = $runtime.clone();
+            $suite.push(Trial::test(concat!(stringify!($module), "::", stringify!($test)), move || {
+                runtime.block_on($module::$test());
+                Ok(())
+            }));
+        })+
+    };
+}
+
+async fn start() -> Shared {
+    let site = Site::start().await;
+    let controller = site.controller(&["--log", "info,tokenward=debug"]).ready().await;
+    let verifier = site.verifier(&[]).ready().await;
+    Shared { site, verifier, _controller: controller }
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Each test mostly waits; more at once than there are cores is quicker and finds more races.
+    arguments.test_threads.get_or_insert(8);
+    let runtime = Arc::new(Runtime::new().expect("a runtime"));
+    let stage: Stage = Arc::default();
+    let mut suite = Vec::new();
+    shared!(suite, stage, runtime,
+        install::every_example_becomes_active,
+        install::columns_and_explanations_read_well,
+        install::the_verifier_can_read_no_token,
+        spec::bad_specs_are_refused_with_a_sentence,
+        spec::one_way_fields_go_one_way,
+        rotation::an_edit_rotates_with_an_overlap,
+        rotation::a_trigger_rotates_once,
+        rotation::a_schedule_rotates,
+        rotation::a_cut_ends_what_came_before,
+        rotation::without_overlap_the_old_secret_ends,
+        rotation::the_previous_secret_is_kept_beside,
+        rotation::a_second_rotation_waits_for_the_overlap,
+        rotation::scopes_never_widen_for_an_issued_secret,
+        rotation::kept_changes_do_not_rotate,
+        revocation::a_revocation_is_at_once_and_for_good,
+        revocation::on_revoke_delete_takes_the_secret_away,
+        revocation::a_deletion_revokes_and_a_new_object_is_a_new_token,
+        revocation::suspension_is_reversible,
+        revocation::expiry_is_by_the_clock,
+        revocation::a_token_born_expired_is_not_minted,
+        revocation::a_token_born_revoked_is_not_minted,
+        secret::a_foreign_secret_is_not_touched,
+        secret::a_lost_secret_is_minted_anew,
+        secret::an_edited_secret_is_minted_anew,
+        secret::a_secret_that_is_always_broken_stalls,
+        secret::other_keys_and_labels_are_kept,
+        secret::the_template_is_put_on_and_taken_off,
+        secret::a_renamed_key_moves_the_token,
+        secret::a_secret_that_is_not_accepted_says_so,
+        secret::a_retained_secret_outlives_its_token,
+        secret::a_wiped_status_is_rebuilt,
+        secret::a_status_that_claims_nonsense_gives_nothing,
+        doors::hostile_tokens_are_refused,
+        doors::hostile_requests_are_refused,
+        doors::the_challenge_follows_the_rfc,
+        doors::public_answers_do_not_tell_revoked_from_unknown,
+    );
+    alone!(suite, runtime,
+        faults::two_controllers_take_turns,
+        faults::a_missing_pepper_stops_the_controller,
+        faults::an_api_server_that_fails_is_endured,
+        faults::a_namespace_goes_with_its_tokens,
+        faults::a_forbidden_secret_is_told,
+        crash::no_crash_loses_or_revives_a_token,
+    );
+    let conclusion = libtest_mimic::run(&arguments, suite);
+    // What is shared ends here: the processes first, then the cluster.
+    if let Some(stage) = Arc::into_inner(stage) {
+        drop(stage);
+    }
+    conclusion.exit_code()
+}
