@@ -4,17 +4,18 @@
 //! is used and never touched.
 
 use std::env;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::control_plane::{ControlPlane, admin_kubeconfig, kubectl, write_private};
 use crate::kubeconfig::{Credentials, Endpoint};
-use crate::process::{Scavenger, Signal};
+use crate::process::{Guarded, Scavenger, Signal};
 use crate::{Error, binaries};
 
 /// How long a minted service-account token is good for: longer than any test run.
@@ -270,6 +271,14 @@ impl Cluster {
     }
 }
 
+impl fmt::Debug for Cluster {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Neither keys nor the lock.
+        let mut debug = formatter.debug_struct("Cluster");
+        debug.field("url", &self.url()).field("dir", &self.dir()).finish_non_exhaustive()
+    }
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
         if let Some(control_plane) = self.control_plane().take() {
@@ -322,12 +331,23 @@ impl Drop for Folder {
 }
 
 /// Runs a kubectl command and returns what it prints.
-fn output(mut command: Command) -> Result<String, Error> {
-    let output = command.stdin(Stdio::null()).output().map_err(Error::process("start", "kubectl"))?;
+fn output(command: Command) -> Result<String, Error> {
+    let words = command.get_args().map(|word| word.to_string_lossy());
+    let arguments = words.collect::<Vec<_>>().join(" ");
+    let output = Guarded::output(command).map_err(Error::process("start", "kubectl"))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let words = command.get_args().map(|word| word.to_string_lossy());
-    let arguments = words.collect::<Vec<_>>().join(" ");
     Err(Error::Kubectl { arguments, message: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_can_share_a_cluster() {
+        fn shared<T: Send + Sync>() {}
+        shared::<Cluster>();
+    }
 }

@@ -463,11 +463,10 @@ fn connects(url: &str) -> Result<(), String> {
 
 /// Runs kubectl as the administrator, only for its success.
 fn probe(program: &Path, folder: &Path, arguments: &[&str]) -> Result<(), String> {
-    let output = kubectl(program, &admin_kubeconfig(folder), folder)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("kubectl can't be started: {error}"))?;
+    let mut command = kubectl(program, &admin_kubeconfig(folder), folder);
+    command.args(arguments);
+    // Under guard: its cache is in the cluster's folder, and would bring that back after its removal.
+    let output = Guarded::output(command).map_err(|error| format!("kubectl can't be started: {error}"))?;
     if output.status.success() {
         Ok(())
     } else {

@@ -8,10 +8,10 @@
 //! The group also keeps a terminal's Ctrl-C away from the process: the owner decides the order of a shutdown.
 
 use std::ffi::OsStr;
-use std::io::{self, PipeWriter, Write};
+use std::io::{self, PipeWriter, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -58,6 +58,23 @@ impl Guarded {
                 Err(error)
             }
         }
+    }
+
+    /// Runs `command` under guard to its end and collects what it prints, as [`Command::output`] does.
+    pub fn output(mut command: Command) -> io::Result<Output> {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = Self::spawn(command)?;
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let (out, err) = (process.take_stdout(), process.take_stderr());
+        // At the same time: a process that fills one pipe while the other is read would wait for ever.
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| err.map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut stderr)));
+            let read = out.map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut stdout));
+            // The thread has no way to panic.
+            reader.join().unwrap_or(Ok(0)).and(read)
+        })?;
+        let status = process.child.wait()?;
+        Ok(Output { status, stdout, stderr })
     }
 
     /// The process id. It stays reserved for this process until its end has been waited for.
@@ -283,6 +300,16 @@ mod tests {
     fn a_command_that_does_not_exist_is_an_error() {
         let error = Guarded::spawn(Command::new("/nonexistent")).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn output_collects_both_streams() {
+        let mut command = Command::new("/bin/sh");
+        // More than a pipe holds, on both.
+        command.args(["-c", "head -c 200000 /dev/zero >&2; head -c 300000 /dev/zero; exit 4"]);
+        let output = Guarded::output(command).unwrap();
+        assert_eq!((output.stdout.len(), output.stderr.len()), (300_000, 200_000));
+        assert_eq!(output.status.code(), Some(4));
     }
 
     #[test]
