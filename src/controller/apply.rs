@@ -144,7 +144,7 @@ async fn write_secret(
     let failed = |source| Error::WriteSecret { name: spec.secret_name.clone(), source };
     let existing = match &observed.secret {
         SecretState::Absent => None,
-        SecretState::Foreign => return Ok(Applied::LookAgain),
+        SecretState::Foreign | SecretState::Unreadable => return Ok(Applied::LookAgain),
         SecretState::Ours(own) => match api.get(&spec.secret_name).await {
             Ok(secret) if secret.metadata.resource_version == own.metadata.resource_version => Some(secret),
             // It is no longer what the decision was made on.

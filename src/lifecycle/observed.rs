@@ -18,7 +18,7 @@ pub struct Observed<'a> {
     pub secret: SecretState,
     /// The token that this process has minted and not delivered yet.
     pub held: Option<KeyId>,
-    /// The API server's refusal of the last attempt to write the Secret.
+    /// The API server's refusal of the last attempt to read or write the Secret.
     pub refusal: Option<Refusal>,
     /// How long verifiers are given to learn of a new version before it replaces one that works.
     pub propagation: SignedDuration,
@@ -64,6 +64,8 @@ pub enum SecretState {
     Absent,
     /// There is one that is not ours. It is never written.
     Foreign,
+    /// There may be one: it may not be read. It is never taken for an absent one.
+    Unreadable,
     /// There is one that we wrote, whatever has become of it since.
     Ours(Box<OwnSecret>),
 }
@@ -73,7 +75,7 @@ impl SecretState {
     pub fn ours(&self) -> Option<&OwnSecret> {
         match self {
             Self::Ours(own) => Some(own),
-            Self::Absent | Self::Foreign => None,
+            Self::Absent | Self::Foreign | Self::Unreadable => None,
         }
     }
 

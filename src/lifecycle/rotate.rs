@@ -78,7 +78,7 @@ fn damage(observed: &Observed<'_>, active: &str) -> Option<RotationReason> {
         SecretState::Ours(own) if own.holds.is_none_or(|held| held.as_str() != active) => {
             Some(RotationReason::SecretTampered)
         }
-        SecretState::Ours(_) | SecretState::Foreign => None,
+        SecretState::Ours(_) | SecretState::Foreign | SecretState::Unreadable => None,
     }
 }
 

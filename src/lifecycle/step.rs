@@ -243,7 +243,7 @@ fn secret_step(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, no
         return Step::DeleteSecret;
     }
     let undelivered = pending(status).filter(|_| !revoked && !observed.expired(now));
-    if let Some(version) = undelivered.filter(|_| !matches!(observed.secret, SecretState::Foreign)) {
+    if let Some(version) = undelivered.filter(|_| !matches!(observed.secret, SecretState::Foreign | SecretState::Unreadable)) {
         return match deliver_at(observed, status, version, now) {
             Some(at) => Step::Wait(Some(at)),
             None => Step::WriteSecret { key_id: version.key_id.clone(), content: Content::Minted },
@@ -277,8 +277,8 @@ fn deliver_at(
 
 /// When time alone will call for another look.
 fn wake(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timestamp) -> Option<Timestamp> {
-    let foreign = matches!(observed.secret, SecretState::Foreign) && status.revocation.is_none();
-    let retry = foreign.then(|| now.checked_add(RETRY).ok()).flatten();
+    let out_of_reach = matches!(observed.secret, SecretState::Foreign | SecretState::Unreadable);
+    let retry = (out_of_reach && status.revocation.is_none()).then(|| now.checked_add(RETRY).ok()).flatten();
     let due = match due {
         Due::Nothing(at) => at,
         Due::Now(_) => None,

@@ -24,16 +24,10 @@ use support::{Process, Site};
 use tokio::runtime::Runtime;
 
 /// What the tests share.
-pub struct Shared {
-    pub site: Site,
-    pub verifier: Process,
+struct Shared {
+    site: Site,
+    verifier: Process,
     _controller: Process,
-}
-
-/// The tests of a module: those that share, and those that do not.
-#[derive(Default)]
-pub struct Suite {
-    trials: Vec<Trial>,
 }
 
 type Stage = Arc<OnceLock<Shared>>;

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokenward::crd::{ApiToken, ConditionType, find_condition};
 
 /// How long something that must happen may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A cluster on which what users install is installed.
 pub struct Site {
@@ -74,6 +74,16 @@ impl Site {
         let kubeconfig = self.rights_of("tokenward-controller");
         let ports = ["--telemetry-listen"];
         Process::start("controller", &kubeconfig, &ports, args, env)
+    }
+
+    /// Starts the controller with all rights, where rights are not what is tested.
+    pub fn controller_as_admin(&self, args: &[&str], env: &[(&str, &str)]) -> Process {
+        Process::start("controller", self.cluster.kubeconfig(), &["--telemetry-listen"], args, env)
+    }
+
+    /// Starts the controller with a kubeconfig.
+    pub fn controller_as(&self, kubeconfig: &Path, args: &[&str]) -> Process {
+        Process::start("controller", kubeconfig, &["--telemetry-listen"], args, &[])
     }
 
     /// Starts the verifier under its own rights.

@@ -1,0 +1,176 @@
+//! The controller is killed before and after every write of a mint, a rotation and a revocation, and started again.
+//!
+//! From outside, through a verifier that is not killed: once a token was active, what its Secret holds is never
+//! refused; an old secret is never refused within its overlap; a revoked one is never accepted. From inside: at most
+//! two versions live, and the tokenId stays.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use futures::{StreamExt, stream};
+use serde_json::json;
+use tokenward::crd::ConditionType;
+
+use crate::support::{Process, Site, Space, data, has};
+
+/// What happens, and at which writes the controller is killed.
+const MINT: [&str; 3] = ["announce", "deliver", "record"];
+const ROTATE: [&str; 3] = ["announce", "deliver", "record"];
+const REVOKE: [&str; 3] = ["record", "record@2", "dress"];
+
+/// How many cases run at once.
+const AT_ONCE: usize = 4;
+
+pub async fn no_crash_loses_or_revives_a_token() {
+    let site = Arc::new(Site::start().await);
+    let verifier = Arc::new(site.verifier(&[]));
+    let mut cases = Vec::new();
+    for when in ["before", "after"] {
+        cases.extend(MINT.map(|point| ("mint", when, point)));
+        cases.extend(ROTATE.map(|point| ("rotate", when, point)));
+        cases.extend(REVOKE.map(|point| ("revoke", when, point)));
+    }
+    let run = |(what, when, point): (&'static str, &'static str, &'static str)| {
+        let (site, verifier) = (site.clone(), verifier.clone());
+        async move {
+            let case = Case::new(&site, what, format!("{when}:{point}")).await;
+            match what {
+                "mint" => case.mint(&verifier).await,
+                "rotate" => case.rotate(&verifier).await,
+                _ => case.revoke(&verifier).await,
+            }
+        }
+    };
+    stream::iter(cases).map(run).buffer_unordered(AT_ONCE).collect::<()>().await;
+}
+
+struct Case<'s> {
+    site: &'s Site,
+    space: Space,
+    failpoint: String,
+    identity: String,
+}
+
+impl<'s> Case<'s> {
+    async fn new(site: &'s Site, what: &str, failpoint: String) -> Self {
+        let space = site.namespace(&format!("crash-{what}")).await;
+        Self { site, identity: space.name.clone(), space, failpoint }
+    }
+
+    /// A controller for this case's namespace alone, with a lease of its own that its successor has at once.
+    fn controller(&self, env: &[(&str, &str)]) -> Process {
+        let args = ["--watch-namespaces", &self.space.name, "--lease-name", &self.identity, "--identity", &self.identity];
+        self.site.controller_as_admin(&args, env)
+    }
+
+    /// Has something done while a controller runs that kills itself at the case's place.
+    async fn crash(&self, act: impl Future<Output = ()>) {
+        let mut doomed = self.controller(&[("TOKENWARD_FAILPOINT", &self.failpoint)]);
+        act.await;
+        assert_eq!(doomed.ended().await, None, "{}: not killed: {}", self.failpoint, doomed.log());
+    }
+
+    async fn mint(&self, verifier: &Process) {
+        let create = async {
+            self.space.create("t", json!({"scopes": ["a:b"]})).await;
+        };
+        self.crash(create).await;
+        let watch = Watch::start(&self.space, verifier, None);
+        let _controller = self.controller(&[]);
+        let token = self.space.version("t", 1).await;
+        verifier.answers(&token, "scope=a:b", 200).await;
+        watch.end(&self.failpoint).await;
+        self.assert_sound().await;
+    }
+
+    async fn rotate(&self, verifier: &Process) {
+        let (old, token_id) = self.active(verifier).await;
+        let watch = Watch::start(&self.space, verifier, Some(old.clone()));
+        let rotate = async {
+            self.space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
+        };
+        self.crash(rotate).await;
+        let _controller = self.controller(&[]);
+        let new = self.space.version("t", 2).await;
+        assert_ne!(new, old);
+        verifier.answers(&new, "scope=a:b", 200).await;
+        let checks = watch.end(&self.failpoint).await;
+        assert!(checks > 10, "{}: only {checks} checks", self.failpoint);
+        assert_eq!(self.assert_sound().await, token_id);
+    }
+
+    async fn revoke(&self, verifier: &Process) {
+        let (token, token_id) = self.active(verifier).await;
+        let revoke = async {
+            self.space.patch("t", json!({"spec": {"revoked": true}})).await;
+            verifier.answers(&token, "", 401).await;
+        };
+        self.crash(revoke).await;
+        assert_eq!(verifier.check(&token, "").await, 401, "{}", self.failpoint);
+        let _controller = self.controller(&[]);
+        self.space.reason("t", ConditionType::Revoked, "Enforced").await;
+        assert_eq!(verifier.check(&token, "").await, 401, "{}", self.failpoint);
+        assert_eq!(self.assert_sound().await, token_id);
+    }
+
+    async fn active(&self, verifier: &Process) -> (String, Option<String>) {
+        let mut controller = self.controller(&[]);
+        let token = self.space.active("t", json!({"scopes": ["a:b"], "rotation": {"overlap": "1h"}})).await;
+        verifier.answers(&token, "", 200).await;
+        controller.kill();
+        (token, self.space.get("t").await.status.and_then(|status| status.token_id))
+    }
+
+    /// Answers the tokenId.
+    async fn assert_sound(&self) -> Option<String> {
+        let status = self.space.get("t").await.status.expect("a status");
+        let live = status.versions.iter().filter(|version| version.state.is_live()).count();
+        assert!(live <= 2, "{}: {live} live versions", self.failpoint);
+        status.token_id
+    }
+}
+
+/// Checks all the while what must not fail.
+struct Watch {
+    stop: Arc<AtomicBool>,
+    checks: Arc<AtomicU32>,
+    task: tokio::task::JoinHandle<Vec<String>>,
+}
+
+impl Watch {
+    fn start(space: &Space, verifier: &Process, old: Option<String>) -> Self {
+        let (stop, checks) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+        let (space, stopped, counted, listen) = (space.clone(), stop.clone(), checks.clone(), verifier.listen);
+        let task = tokio::spawn(async move {
+            let client = reqwest::Client::new();
+            let url = format!("http://{listen}/auth");
+            let check = async |token: &str| client.get(&url).bearer_auth(token).send().await.map(|a| a.status().as_u16()).unwrap_or(0);
+            let mut failures = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                // Read in this order: it was active before the Secret was read.
+                let token = space.get("t").await;
+                let active = has(&token, ConditionType::Active, "True");
+                let current = space.secrets().get_opt("t").await.ok().flatten().and_then(|s| data(&s, "token"));
+                for token in current.iter().filter(|_| active).chain(&old) {
+                    let status = check(token).await;
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    if status != 200 {
+                        failures.push(format!("{status} for {}", if Some(token) == old.as_ref() { "the old secret" } else { "the Secret's content" }));
+                    }
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+            failures
+        });
+        Self { stop, checks, task }
+    }
+
+    /// Answers how many checks were made, none of which has failed.
+    async fn end(self, case: &str) -> u32 {
+        self.stop.store(true, Ordering::Relaxed);
+        let failures = self.task.await.expect("the watch");
+        let checks = self.checks.load(Ordering::Relaxed);
+        assert!(failures.is_empty(), "{case}: {} of {checks} checks failed: {failures:?}", failures.len());
+        checks
+    }
+}

@@ -1,0 +1,287 @@
+//! The world around the controller fails: another replica, the pepper, the API server, the namespace, the rights.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::api::rbac::v1::ClusterRole;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::client::Body;
+use kube::config::Kubeconfig;
+use kube::{Api, Client};
+use serde_json::json;
+use tokenward::crd::{ConditionType, VersionState};
+
+use crate::support::{PATIENCE, Process, Site, client_of, condition, eventually};
+
+async fn leads(process: &Process) -> bool {
+    process.metrics().await.contains("tokenward_leader 1")
+}
+
+pub async fn two_controllers_take_turns() {
+    let site = Site::start().await;
+    let space = site.namespace("turns").await;
+    let start = |name: &str| site.controller(&["--lease-duration", "3s", "--identity", name]);
+    let mut controllers = vec![start("one").ready().await, start("two").ready().await];
+    let names: Vec<String> = (0..10).map(|i| format!("t{i}")).collect();
+    for name in &names {
+        space.create(name, json!({"scopes": ["a:b"], "rotation": {"trigger": "0"}})).await;
+    }
+    for (round, version) in [(1, 2), (2, 3)] {
+        for name in &names {
+            space.condition(name, ConditionType::Active, "True").await;
+        }
+        // The leader dies without a word in the first round, and gives the lease back in the second.
+        let at = if leads(&controllers[0]).await { 0 } else { 1 };
+        assert!(leads(&controllers[at]).await && !leads(&controllers[1 - at]).await);
+        let mut leader = controllers.remove(at);
+        for name in &names {
+            let overlap = json!({"spec": {"rotation": {"trigger": round.to_string(), "overlap": "0s"}}});
+            space.patch(name, overlap).await;
+        }
+        if round == 1 {
+            leader.kill();
+        } else {
+            let (code, took) = leader.terminate();
+            assert_eq!(code, Some(0), "{}", leader.log());
+            assert!(leader.log().contains("gave the lease back"), "{took:?}: {}", leader.log());
+        }
+        for name in &names {
+            space.version(name, version).await;
+        }
+        controllers.push(start(&format!("round-{round}")).ready().await);
+    }
+    // Each trigger rotated each token once, whoever was at work.
+    for name in &names {
+        let versions = space.get(name).await.status.expect("a status").versions;
+        assert_eq!(versions.iter().map(|v| v.version).collect::<Vec<_>>(), [3, 2, 1], "{name}");
+    }
+}
+
+pub async fn a_missing_pepper_stops_the_controller() {
+    let site = Site::start().await;
+    let space = site.namespace("pepper").await;
+    let mut controller = site.controller(&["--identity", "one"]).ready().await;
+    let verifier = site.verifier(&[]).ready().await;
+    let token = space.active("t", json!({"scopes": ["a:b"]})).await;
+    verifier.answers(&token, "", 200).await;
+
+    let peppers: Api<Secret> = Api::namespaced(site.client.clone(), "tokenward");
+    let mut pepper = peppers.get("tokenward-pepper").await.expect("the pepper");
+    peppers.delete("tokenward-pepper", &Default::default()).await.expect("a deletion");
+    assert_eq!(controller.ended().await, Some(1));
+    assert!(controller.log().contains("error: Secret tokenward-pepper was deleted. Restore it from a backup"), "{}", controller.log());
+    // What was read before goes on being used for checks.
+    assert_eq!(verifier.check(&token, "").await, 200);
+
+    let mut stopped = site.controller(&["--identity", "one"]);
+    assert_eq!(stopped.ended().await, Some(1));
+    let log = stopped.log();
+    let words = format!("Secret tokenward/tokenward-pepper is missing, but ApiToken {}/t carries a hash", space.name);
+    assert!(log.contains(&words) && log.contains("Restore the Secret from a backup"), "{log}");
+    assert!(peppers.get_opt("tokenward-pepper").await.expect("an answer").is_none(), "none was made silently");
+
+    pepper.metadata = kube::api::ObjectMeta { name: pepper.metadata.name, ..Default::default() };
+    let mut damaged = pepper.clone();
+    damaged.data.as_mut().expect("data").insert("p1".to_owned(), k8s_openapi::ByteString(vec![0; 31]));
+    peppers.create(&PostParams::default(), &damaged).await.expect("a Secret");
+    let mut stopped = site.controller(&["--identity", "one"]);
+    assert_eq!(stopped.ended().await, Some(1));
+    assert!(stopped.log().contains("must hold exactly 32 bytes"), "{}", stopped.log());
+    assert_eq!(verifier.check(&token, "").await, 200);
+
+    peppers.replace("tokenward-pepper", &PostParams::default(), &pepper).await.expect("a Secret");
+    let _controller = site.controller(&["--identity", "one"]).ready().await;
+    space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
+    let new = space.version("t", 2).await;
+    verifier.answers(&new, "", 200).await;
+    verifier.answers(&token, "", 200).await;
+}
+
+pub async fn an_api_server_that_fails_is_endured() {
+    let site = Site::start().await;
+    let space = site.namespace("endure").await;
+    let verifier = site.verifier(&[]).ready().await;
+    let faults = Arc::new(AtomicU32::new(0));
+    let kubeconfig = faulty(&site, faults.clone()).await;
+    let _controller = site.controller_as(&kubeconfig, &[]).ready().await;
+    let names: Vec<String> = (0..5).map(|i| format!("t{i}")).collect();
+    for name in &names {
+        space.create(name, json!({"scopes": ["a:b"], "rotation": {"trigger": "0"}})).await;
+    }
+    for name in &names {
+        let token = space.version(name, 1).await;
+        verifier.answers(&token, "", 200).await;
+    }
+    for name in &names {
+        space.patch(name, json!({"spec": {"rotation": {"trigger": "1"}}})).await;
+    }
+    for name in &names {
+        let token = space.version(name, 2).await;
+        verifier.answers(&token, "", 200).await;
+        let versions = space.get(name).await.status.expect("a status").versions;
+        let states: Vec<_> = versions.iter().map(|v| (v.version, v.state)).collect();
+        assert_eq!(states, [(2, VersionState::Active), (1, VersionState::Retiring)], "{name}: a fault must not cost a version");
+    }
+    assert!(faults.load(Ordering::Relaxed) > 20, "only {} faults", faults.load(Ordering::Relaxed));
+
+    // Now it is gone as a whole. Checks go on from memory, and what ends by time ends in time.
+    let ends = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(6);
+    let lasting = space.secret_of("t0").await;
+    let ending = space.secret_of("t1").await;
+    space.patch("t1", json!({"spec": {"expiresAt": ends.to_string()}})).await;
+    space.condition("t1", ConditionType::Ready, "True").await;
+    site.cluster.stop_apiserver().expect("a stop");
+    assert_eq!(verifier.check(&ending, "").await, 200);
+    verifier.answers(&ending, "", 401).await;
+    assert!(jiff::Timestamp::now() >= ends);
+    assert_eq!(verifier.check(&lasting, "").await, 200);
+    site.cluster.start_apiserver().expect("a start");
+    space.patch("t0", json!({"spec": {"revoked": true}})).await;
+    verifier.answers(&lasting, "", 401).await;
+    space.reason("t0", ConditionType::Revoked, "Enforced").await;
+}
+
+/// A kubeconfig whose API server answers every second write of the controller with a fault, one of each kind in
+/// turn: 500 before it is made, 500 after it was made, 429, 409.
+async fn faulty(site: &Site, faults: Arc<AtomicU32>) -> std::path::PathBuf {
+    let own = site.rights_of("tokenward-controller");
+    let client = client_of(&own).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let writes = Arc::new(AtomicU32::new(0));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (client, writes, faults) = (client.clone(), writes.clone(), faults.clone());
+            let service = service_fn(move |request| relay(request, client.clone(), writes.clone(), faults.clone()));
+            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    rewritten(&own, address)
+}
+
+async fn relay(
+    request: Request<Incoming>,
+    client: Client,
+    writes: Arc<AtomicU32>,
+    faults: Arc<AtomicU32>,
+) -> Result<Response<Body>, Infallible> {
+    let (mut head, body) = request.into_parts();
+    head.headers.remove("authorization");
+    head.headers.remove("host");
+    let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let lease = head.uri.path().contains("/leases");
+    let fault = match head.method {
+        Method::POST | Method::PUT | Method::DELETE if !lease => match writes.fetch_add(1, Ordering::Relaxed) % 8 {
+            0 => Some((false, 500)),
+            2 => Some((true, 500)),
+            4 => Some((false, 429)),
+            6 => Some((false, 409)),
+            _ => None,
+        },
+        _ => None,
+    };
+    let answer = match fault {
+        Some((false, _)) => None,
+        _ => Some(client.send(Request::from_parts(head, Body::from(body.to_vec()))).await),
+    };
+    if let Some((_, code)) = fault {
+        faults.fetch_add(1, Ordering::Relaxed);
+        let reason = if code == 409 { "Conflict" } else { "InternalError" };
+        let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": "a fault of the test"});
+        let mut answer = Response::new(Body::from(status.to_string().into_bytes()));
+        *answer.status_mut() = StatusCode::from_u16(code).expect("a status");
+        answer.headers_mut().insert("content-type", "application/json".parse().expect("a value"));
+        if code == 429 {
+            answer.headers_mut().insert("retry-after", "1".parse().expect("a value"));
+        }
+        return Ok(answer);
+    }
+    Ok(answer.and_then(Result::ok).unwrap_or_else(|| {
+        let mut answer = Response::new(Body::empty());
+        *answer.status_mut() = StatusCode::BAD_GATEWAY;
+        answer
+    }))
+}
+
+fn rewritten(kubeconfig: &std::path::Path, address: SocketAddr) -> std::path::PathBuf {
+    let mut config = Kubeconfig::read_from(kubeconfig).expect("a kubeconfig");
+    for cluster in &mut config.clusters {
+        if let Some(cluster) = &mut cluster.cluster {
+            cluster.server = Some(format!("http://{address}"));
+        }
+    }
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("faulty-{}.json", address.port()));
+    std::fs::write(&path, serde_json::to_vec(&config).expect("json")).expect("a kubeconfig");
+    path
+}
+
+pub async fn a_namespace_goes_with_its_tokens() {
+    let site = Site::start().await;
+    let space = site.namespace("goes").await;
+    let controller = site.controller(&[]).ready().await;
+    let verifier = site.verifier(&[]).ready().await;
+    let mut tokens = Vec::new();
+    for i in 0..30 {
+        space.create(&format!("t{i}"), json!({"scopes": ["a:b"]})).await;
+    }
+    for i in 0..30 {
+        space.condition(&format!("t{i}"), ConditionType::Active, "True").await;
+        tokens.push(space.secret_of(&format!("t{i}")).await);
+    }
+    let namespaces: Api<Namespace> = Api::all(site.client.clone());
+    namespaces.delete(&space.name, &Default::default()).await.expect("a deletion");
+    eventually("namespace gone", async || {
+        let namespace = namespaces.get_opt(&space.name).await.expect("an answer");
+        namespace.map_or(Ok(()), |n| Err(format!("{:?}", n.status)))
+    })
+    .await;
+    for token in &tokens {
+        verifier.answers(token, "", 401).await;
+    }
+    // Nothing is left that the controller would try again and again.
+    let failures = async || controller.metrics().await.lines().filter(|l| l.contains("reconcile_failures")).map(str::to_owned).collect::<Vec<_>>();
+    let before = failures().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(before, failures().await);
+}
+
+pub async fn a_forbidden_secret_is_told() {
+    let site = Site::start().await;
+    let space = site.namespace("forbidden").await;
+    let roles: Api<ClusterRole> = Api::all(site.client.clone());
+    let role = roles.get("tokenward-controller").await.expect("the role");
+    let controller = site.controller(&[]).ready().await;
+    let rules: Vec<_> = role.rules.clone().unwrap_or_default();
+    let fewer: Vec<_> = rules.iter().filter(|r| r.resources.as_deref() != Some(&["secrets".to_owned()])).collect();
+    assert!(fewer.len() < rules.len());
+    // Reading the pepper stays allowed, by the right to that Secret alone.
+    let pepper = json!({"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["tokenward-pepper"], "verbs": ["get", "list", "watch"]});
+    let mut fewer: Vec<_> = fewer.into_iter().map(|r| serde_json::to_value(r).expect("json")).collect();
+    fewer.push(pepper);
+    let patch = |rules: serde_json::Value| {
+        let roles = roles.clone();
+        async move {
+            roles.patch("tokenward-controller", &PatchParams::default(), &Patch::Merge(json!({"rules": rules}))).await.expect("a patch");
+        }
+    };
+    patch(json!(fewer)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    space.create("t", json!({"scopes": ["a:b"]})).await;
+    let token = space.reason("t", ConditionType::Delivered, "Forbidden").await;
+    let (_, message) = condition(&token, ConditionType::Stalled).expect("Stalled");
+    assert!(message.contains("the API server refused") && message.contains("forbidden"), "{message}");
+    patch(json!(rules)).await;
+    let start = std::time::Instant::now();
+    space.condition("t", ConditionType::Active, "True").await;
+    assert!(start.elapsed() < PATIENCE, "{}", controller.log());
+    assert!(condition(&space.get("t").await, ConditionType::Stalled).is_none());
+}

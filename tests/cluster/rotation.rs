@@ -1,0 +1,166 @@
+//! Rotation: by an edit, a trigger, a schedule, a cut. The tokenId stays, and no check with the Secret's content
+//! fails.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::json;
+use tokenward::crd::{ConditionType, Phase, RotationReason, VersionState};
+
+use crate::Shared;
+use crate::support::{condition, data};
+
+pub async fn an_edit_rotates_with_an_overlap(shared: &Shared) {
+    let space = shared.site.namespace("edit").await;
+    let old = space.active("t", json!({"scopes": ["tokens:read"]})).await;
+    let before = space.get("t").await.status.expect("a status");
+    shared.verifier.answers(&old, "scope=tokens:read", 200).await;
+
+    space.patch("t", json!({"spec": {"scopes": ["tokens:read", "tokens:write"]}})).await;
+    let new = space.version("t", 2).await;
+    assert_ne!(old, new);
+    shared.verifier.answers(&new, "scope=tokens:read&scope=tokens:write", 200).await;
+    assert_eq!(shared.verifier.check(&old, "scope=tokens:read").await, 200);
+
+    let token = space.get("t").await;
+    let status = token.status.clone().expect("a status");
+    assert_eq!(status.token_id, before.token_id);
+    assert_eq!(status.phase, Some(Phase::Rotating));
+    let states: Vec<_> = status.versions.iter().map(|v| (v.version, v.state, v.reason)).collect();
+    assert_eq!(
+        states,
+        [(2, VersionState::Active, RotationReason::SpecChange), (1, VersionState::Retiring, RotationReason::Created)]
+    );
+    let (_, message) = condition(&token, ConditionType::Rotating).expect("Rotating");
+    assert!(message.starts_with("version 1 works until "), "{message}");
+    let events = space.events("t").await;
+    assert!(events.contains(&"Minted".to_owned()) && events.contains(&"Rotated".to_owned()), "{events:?}");
+    space.stays("t", Duration::from_millis(500)).await;
+}
+
+pub async fn a_trigger_rotates_once(shared: &Shared) {
+    let space = shared.site.namespace("trigger").await;
+    // The trigger that is there at the creation is only remembered.
+    space.active("t", json!({"scopes": ["a:b"], "rotation": {"trigger": "one", "overlap": "0s"}})).await;
+    space.patch("t", json!({"metadata": {"labels": {"x": "y"}}})).await;
+    assert_eq!(space.get("t").await.status.expect("a status").versions.len(), 1);
+    space.patch("t", json!({"spec": {"rotation": {"trigger": "two"}}})).await;
+    space.version("t", 2).await;
+    // Taking it away asks for nothing, nor does the same one again.
+    space.patch("t", json!({"spec": {"rotation": {"trigger": null}}})).await;
+    space.condition("t", ConditionType::Ready, "True").await;
+    space.patch("t", json!({"spec": {"rotation": {"trigger": "two"}}})).await;
+    space.condition("t", ConditionType::Ready, "True").await;
+    space.stays("t", Duration::from_secs(1)).await;
+    assert_eq!(space.get("t").await.status.and_then(|s| s.secret_ref).map(|r| r.version), Some(2));
+    // Two reasons at once make one rotation.
+    space.patch("t", json!({"spec": {"scopes": ["a:c"], "rotation": {"trigger": "three"}}})).await;
+    space.version("t", 3).await;
+    space.stays("t", Duration::from_secs(2)).await;
+}
+
+pub async fn a_schedule_rotates(shared: &Shared) {
+    let space = shared.site.namespace("schedule").await;
+    let first = space.active("t", json!({"scopes": ["a:b"], "rotation": {"interval": "10s", "overlap": "3s"}})).await;
+    let next = space.get("t").await.status.and_then(|s| s.rotation).and_then(|r| r.next_time).expect("a next time");
+    let second = space.version("t", 2).await;
+    let status = space.get("t").await.status.expect("a status");
+    assert!(status.versions[0].issued_at >= next, "not before it was due");
+    assert_eq!(status.versions[0].reason, RotationReason::Schedule);
+    // The overlap ends by itself, and is told.
+    shared.verifier.answers(&first, "", 401).await;
+    shared.verifier.answers(&second, "", 200).await;
+    space.until("t", "the end of the overlap", |t| condition(t, ConditionType::Rotating).is_none()).await;
+    assert!(space.events("t").await.contains(&"KeyRetired".to_owned()));
+}
+
+pub async fn a_cut_ends_what_came_before(shared: &Shared) {
+    let space = shared.site.namespace("cut").await;
+    let leaked = space.active("t", json!({"scopes": ["a:b"]})).await;
+    shared.verifier.answers(&leaked, "", 200).await;
+    // Now, in the seconds that a manifest has: a cut of this very second might lie before the issue.
+    let now = Timestamp::now() + jiff::SignedDuration::from_secs(1);
+    let now = now.round(jiff::Unit::Second).expect("a second");
+    space.patch("t", json!({"spec": {"rotation": {"notBefore": now.to_string()}}})).await;
+    let new = space.version("t", 2).await;
+    shared.verifier.answers(&leaked, "", 401).await;
+    shared.verifier.answers(&new, "", 200).await;
+    let status = space.get("t").await.status.expect("a status");
+    assert_eq!((status.versions[0].reason, status.versions[1].state), (RotationReason::NotBefore, VersionState::Retired));
+}
+
+pub async fn without_overlap_the_old_secret_ends(shared: &Shared) {
+    let space = shared.site.namespace("cutover").await;
+    let old = space.active("t", json!({"scopes": ["a:b"], "rotation": {"overlap": "0s"}})).await;
+    space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
+    let new = space.version("t", 2).await;
+    shared.verifier.answers(&old, "", 401).await;
+    shared.verifier.answers(&new, "", 200).await;
+}
+
+pub async fn the_previous_secret_is_kept_beside(shared: &Shared) {
+    let space = shared.site.namespace("previous").await;
+    let spec = json!({
+        "scopes": ["a:b"],
+        "rotation": {"overlap": "3s"},
+        "secret": {"keys": {"token": "TOKEN", "previous": "PREVIOUS"}},
+    });
+    space.create("t", spec).await;
+    space.condition("t", ConditionType::Active, "True").await;
+    let old = data(&space.secrets().get("t").await.expect("a Secret"), "TOKEN");
+    space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
+    space.until("t", "version 2", |t| t.status.as_ref().and_then(|s| s.secret_ref.as_ref()).is_some_and(|r| r.version == 2)).await;
+    let secret = space.secrets().get("t").await.expect("a Secret");
+    assert_eq!(data(&secret, "PREVIOUS"), old);
+    assert_ne!(data(&secret, "TOKEN"), old);
+    crate::support::eventually("Secret without the previous token", async || {
+        let secret = space.secrets().get("t").await.expect("a Secret");
+        data(&secret, "PREVIOUS").map_or(Ok(()), |_| Err("still there".to_owned()))
+    })
+    .await;
+    space.condition("t", ConditionType::Ready, "True").await;
+}
+
+pub async fn a_second_rotation_waits_for_the_overlap(shared: &Shared) {
+    let space = shared.site.namespace("queue").await;
+    let first = space.active("t", json!({"scopes": ["a:b", "a:c"], "rotation": {"overlap": "5s"}})).await;
+    space.patch("t", json!({"spec": {"rotation": {"trigger": "one"}}})).await;
+    let second = space.version("t", 2).await;
+    space.patch("t", json!({"spec": {"scopes": ["a:b"]}})).await;
+    let token = space.reason("t", ConditionType::Ready, "RotationQueued").await;
+    let (_, message) = condition(&token, ConditionType::Ready).expect("Ready");
+    assert!(message.contains("(SpecChange) waits until"), "{message}");
+    // What was taken away stopped at once for both, and both go on working for the rest.
+    for secret in [&first, &second] {
+        shared.verifier.answers(secret, "scope=a:c", 403).await;
+        assert_eq!(shared.verifier.check(secret, "scope=a:b").await, 200);
+    }
+    let third = space.version("t", 3).await;
+    assert_eq!(shared.verifier.check(&first, "").await, 401);
+    assert_eq!(shared.verifier.check(&second, "").await, 200);
+    shared.verifier.answers(&third, "scope=a:b", 200).await;
+}
+
+pub async fn scopes_never_widen_for_an_issued_secret(shared: &Shared) {
+    let space = shared.site.namespace("ratchet").await;
+    let old = space.active("t", json!({"scopes": ["a:read"]})).await;
+    space.patch("t", json!({"spec": {"scopes": ["a:*"]}})).await;
+    let new = space.version("t", 2).await;
+    shared.verifier.answers(&new, "scope=a:write", 200).await;
+    assert_eq!(shared.verifier.check(&old, "scope=a:write").await, 403);
+    assert_eq!(shared.verifier.check(&old, "scope=a:read").await, 200);
+    let scopes = shared.verifier.ask(&old, "").await.headers()["x-tokenward-scopes"].clone();
+    assert_eq!(scopes, "a:read");
+}
+
+pub async fn kept_changes_do_not_rotate(shared: &Shared) {
+    let space = shared.site.namespace("keep").await;
+    let secret = space.active("t", json!({"scopes": ["a:read"], "rotation": {"onSpecChange": "Keep"}})).await;
+    space.patch("t", json!({"spec": {"scopes": ["a:read", "a:write"]}})).await;
+    space.condition("t", ConditionType::Ready, "True").await;
+    space.patch("t", json!({"spec": {"rotation": {"onSpecChange": "Rotate"}}})).await;
+    space.condition("t", ConditionType::Ready, "True").await;
+    space.stays("t", Duration::from_secs(1)).await;
+    assert_eq!(space.secret_of("t").await, secret);
+    assert_eq!(shared.verifier.check(&secret, "scope=a:write").await, 403);
+}

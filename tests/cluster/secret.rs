@@ -1,0 +1,258 @@
+//! The Secret: what others do to it, and what the controller makes of that.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::ResourceExt;
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+use tokenward::crd::{ConditionType, Phase, RotationReason};
+
+use crate::Shared;
+use crate::support::{Space, condition, data, eventually};
+
+async fn patch_secret(space: &Space, name: &str, patch: Value) {
+    space.secrets().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.expect("a patch");
+}
+
+pub async fn a_foreign_secret_is_not_touched(shared: &Shared) {
+    let space = shared.site.namespace("foreign").await;
+    for (name, labels) in [
+        ("plain", vec![]),
+        ("labelled", vec![("app.kubernetes.io/managed-by", "tokenward"), ("tokenward.dev/token", "labelled")]),
+    ] {
+        let labels: BTreeMap<_, _> = labels.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let foreign = Secret {
+            metadata: ObjectMeta { name: Some(name.to_owned()), labels: Some(labels), ..Default::default() },
+            data: Some([("token".to_owned(), ByteString(b"theirs".to_vec()))].into()),
+            ..Default::default()
+        };
+        let before = space.secrets().create(&PostParams::default(), &foreign).await.expect("a Secret");
+        space.create(name, json!({"scopes": ["a:b"]})).await;
+        let token = space.reason(name, ConditionType::Delivered, "SecretConflict").await;
+        assert_eq!(token.status.as_ref().and_then(|s| s.phase), Some(Phase::Failed));
+        let (reason, message) = condition(&token, ConditionType::Stalled).expect("Stalled");
+        assert_eq!(reason, "SecretConflict");
+        assert!(message.contains("delete it, or create an ApiToken with another secret.name"), "{message}");
+        eventually("Event", async || {
+            let events = space.events(name).await;
+            if events.iter().any(|e| e == "Stalled") { Ok(()) } else { Err(format!("{events:?}")) }
+        })
+        .await;
+        let after = space.secrets().get(name).await.expect("a Secret");
+        assert_eq!((after.data, after.metadata.resource_version), (before.data, before.metadata.resource_version));
+        space.secrets().delete(name, &Default::default()).await.expect("a deletion");
+    }
+    // Once it is out of the way, the token is delivered, though no watch tells of an unlabelled one.
+    for name in ["plain", "labelled"] {
+        let token = space.condition(name, ConditionType::Active, "True").await;
+        assert!(condition(&token, ConditionType::Stalled).is_none());
+    }
+}
+
+pub async fn a_lost_secret_is_minted_anew(shared: &Shared) {
+    let space = shared.site.namespace("lost").await;
+    let old = space.active("t", json!({"scopes": ["a:b"]})).await;
+    space.secrets().delete("t", &Default::default()).await.expect("a deletion");
+    let new = space.version("t", 2).await;
+    assert_ne!(old, new);
+    shared.verifier.answers(&new, "", 200).await;
+    // Pods that still have the old one in their files are not cut off.
+    assert_eq!(shared.verifier.check(&old, "").await, 200);
+    let status = space.get("t").await.status.expect("a status");
+    assert_eq!(status.versions[0].reason, RotationReason::SecretMissing);
+}
+
+pub async fn an_edited_secret_is_minted_anew(shared: &Shared) {
+    let space = shared.site.namespace("edited").await;
+    space.active("t", json!({"scopes": ["a:b"]})).await;
+    patch_secret(&space, "t", json!({"stringData": {"token": "hunter2"}})).await;
+    let new = space.version("t", 2).await;
+    shared.verifier.answers(&new, "", 200).await;
+    assert_eq!(space.get("t").await.status.expect("a status").versions[0].reason, RotationReason::SecretTampered);
+    // Metadata alone is put right, without a new token.
+    let meta = json!({"metadata": {
+        "labels": {"app.kubernetes.io/managed-by": null, "tokenward.dev/token": "other"},
+        "annotations": {"tokenward.dev/seal": "p1:forged", "tokenward.dev/version": "99"},
+        "ownerReferences": null,
+    }});
+    patch_secret(&space, "t", meta).await;
+    eventually("Secret as it should be", async || {
+        // Unlabelled, it is out of the watch's sight; any look at the token finds it.
+        space.patch("t", json!({"metadata": {"annotations": {"poke": jiff::Timestamp::now().to_string()}}})).await;
+        let secret = space.secrets().get("t").await.expect("a Secret");
+        let version = secret.annotations().get("tokenward.dev/version").cloned();
+        if version.as_deref() == Some("2") && secret.labels().get("tokenward.dev/token").is_some_and(|t| t == "t") {
+            assert_eq!(secret.owner_references().len(), 1);
+            Ok(())
+        } else {
+            Err(format!("{:?}", secret.metadata))
+        }
+    })
+    .await;
+    assert_eq!(space.secret_of("t").await, new);
+}
+
+pub async fn a_secret_that_is_always_broken_stalls(shared: &Shared) {
+    let space = shared.site.namespace("broken").await;
+    space.active("t", json!({"scopes": ["a:b"]})).await;
+    let mut repairs = 0;
+    for _ in 0..10 {
+        match space.secrets().delete("t", &Default::default()).await {
+            Ok(_) => {}
+            Err(error) => assert!(error.to_string().contains("not found"), "{error}"),
+        }
+        let token = space
+            .until("t", "a repair or the end of repairs", |t| {
+                let stalled = condition(t, ConditionType::Stalled).is_some();
+                stalled || crate::support::has(t, ConditionType::Ready, "True")
+                    && t.status.as_ref().and_then(|s| s.secret_ref.as_ref()).is_some_and(|r| r.version == repairs + 2)
+            })
+            .await;
+        if condition(&token, ConditionType::Stalled).is_some() {
+            break;
+        }
+        repairs += 1;
+    }
+    assert_eq!(repairs, 3);
+    let token = space.get("t").await;
+    let (reason, message) = condition(&token, ConditionType::Stalled).expect("Stalled");
+    assert_eq!(reason, "SecretMissing");
+    assert!(message.contains("to have it now, change rotation.trigger"), "{message}");
+    assert!(crate::support::has(&token, ConditionType::Ready, "False"));
+    space.stays("t", Duration::from_secs(1)).await;
+    // The way out that the message names.
+    space.patch("t", json!({"spec": {"rotation": {"trigger": "repaired"}}})).await;
+    let token = space.version("t", 5).await;
+    shared.verifier.answers(&token, "", 200).await;
+}
+
+pub async fn other_keys_and_labels_are_kept(shared: &Shared) {
+    let space = shared.site.namespace("others").await;
+    space.active("t", json!({"scopes": ["a:b"]})).await;
+    patch_secret(&space, "t", json!({
+        "stringData": {"extra": "theirs"},
+        "metadata": {"labels": {"theirs": "x"}, "annotations": {"reloader.stakater.com/match": "true"}},
+    }))
+    .await;
+    space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
+    space.version("t", 2).await;
+    let secret = space.secrets().get("t").await.expect("a Secret");
+    assert_eq!(data(&secret, "extra").as_deref(), Some("theirs"));
+    assert!(secret.labels().contains_key("theirs"));
+    assert!(secret.annotations().contains_key("reloader.stakater.com/match"));
+}
+
+pub async fn the_template_is_put_on_and_taken_off(shared: &Shared) {
+    let space = shared.site.namespace("template").await;
+    let secret = space
+        .active("t", json!({"scopes": ["a:b"], "secret": {"template": {"labels": {"team": "a", "tier": "1"}, "annotations": {"note": "n"}}}}))
+        .await;
+    space.patch("t", json!({"spec": {"secret": {"template": {"labels": {"team": "b", "tier": null}, "annotations": null}}}})).await;
+    eventually("Secret in its new template", async || {
+        let secret = space.secrets().get("t").await.expect("a Secret");
+        let labels = secret.labels();
+        let right = labels.get("team").is_some_and(|t| t == "b") && !labels.contains_key("tier");
+        if right && !secret.annotations().contains_key("note") { Ok(()) } else { Err(format!("{:?}", secret.metadata)) }
+    })
+    .await;
+    assert_eq!(space.secret_of("t").await, secret, "a template is no reason to rotate");
+    // Labels of the ApiToken are never copied: tracking labels would get the Secret pruned.
+    space.patch("t", json!({"metadata": {"labels": {"app.kubernetes.io/instance": "argo"}}})).await;
+    space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
+    space.version("t", 2).await;
+    assert!(!space.secrets().get("t").await.expect("a Secret").labels().contains_key("app.kubernetes.io/instance"));
+}
+
+pub async fn a_renamed_key_moves_the_token(shared: &Shared) {
+    let space = shared.site.namespace("rename").await;
+    let token = space.active("t", json!({"scopes": ["a:b"]})).await;
+    space.patch("t", json!({"spec": {"secret": {"keys": {"token": "API_TOKEN"}}}})).await;
+    eventually("token under its new key", async || {
+        let secret = space.secrets().get("t").await.expect("a Secret");
+        match (data(&secret, "API_TOKEN"), data(&secret, "token")) {
+            (Some(moved), None) if moved == token => Ok(()),
+            other => Err(format!("{:?}", (other.0.is_some(), other.1.is_some()))),
+        }
+    })
+    .await;
+    shared.verifier.answers(&token, "", 200).await;
+}
+
+pub async fn a_secret_that_is_not_accepted_says_so(shared: &Shared) {
+    let space = shared.site.namespace("notaccepted").await;
+    let spec = json!({"scopes": ["a:b"], "secret": {"template": {"type": "kubernetes.io/tls"}}});
+    space.create("t", spec).await;
+    let token = space.reason("t", ConditionType::Stalled, "SecretInvalid").await;
+    let (_, message) = condition(&token, ConditionType::Stalled).expect("Stalled");
+    assert!(message.contains("tls.crt"), "{message}");
+    space.stays("t", Duration::from_secs(1)).await;
+}
+
+pub async fn a_retained_secret_outlives_its_token(shared: &Shared) {
+    let space = shared.site.namespace("retain").await;
+    let old = space.active("t", json!({"scopes": ["a:b"], "secret": {"onDelete": "Retain"}})).await;
+    assert!(space.secrets().get("t").await.expect("a Secret").owner_references().is_empty());
+    space.delete("t").await;
+    shared.verifier.answers(&old, "", 401).await;
+    assert_eq!(space.secret_of("t").await, old);
+    // The same name again is a new token; the Secret that the old one left is ours to write.
+    space.create("t", json!({"scopes": ["a:b"]})).await;
+    space.condition("t", ConditionType::Active, "True").await;
+    let new = space.secret_of("t").await;
+    assert_ne!(new, old);
+    shared.verifier.answers(&new, "", 200).await;
+    assert_eq!(shared.verifier.check(&old, "").await, 401);
+}
+
+pub async fn a_wiped_status_is_rebuilt(shared: &Shared) {
+    let space = shared.site.namespace("wiped").await;
+    let token = space.active("t", json!({"scopes": ["a:b"], "rotation": {"trigger": "x"}})).await;
+    let before = space.get("t").await.status.expect("a status");
+    space.patch_status("t", json!({"status": null})).await;
+    space.condition("t", ConditionType::Active, "True").await;
+    let after = space.get("t").await.status.expect("a status");
+    assert_eq!(after.token_id, before.token_id);
+    assert_eq!((&after.versions[0].key_id, after.versions[0].version), (&before.versions[0].key_id, 1));
+    assert_eq!(after.versions[0].issued_at, before.versions[0].issued_at);
+    assert_eq!(space.secret_of("t").await, token, "no rotation");
+    shared.verifier.answers(&token, "scope=a:b", 200).await;
+}
+
+pub async fn a_status_that_claims_nonsense_gives_nothing(shared: &Shared) {
+    let space = shared.site.namespace("nonsense").await;
+    let token = space.active("t", json!({"scopes": ["a:b"]})).await;
+    let victim = space.active("victim", json!({"scopes": ["payments:*"]})).await;
+    let hash = space.get("victim").await.status.expect("a status").versions[0].clone();
+    let forged = |version: i64, state: &str, key_id: &str, hash: &str| {
+        json!({
+            "version": version, "state": state, "keyId": key_id, "hash": hash, "scopes": ["payments:*"],
+            "issuedAt": "2026-01-01T00:00:00Z", "retireAt": "2099-01-01T00:00:00Z", "reason": "Created",
+        })
+    };
+    let mut versions = vec![
+        forged(9, "Active", &hash.key_id, &hash.hash),
+        forged(8, "Active", "AAAAAAAAAAAA", "hmac-sha256:p1:nonsense"),
+        forged(7, "Retiring", "BBBBBBBBBBBB", "nonsense"),
+        forged(6, "Pending", "CCCCCCCCCCCC", &hash.hash),
+    ];
+    versions.push(serde_json::to_value(&space.get("t").await.status.expect("a status").versions[0]).expect("json"));
+    space.patch_status("t", json!({"status": {"versions": versions}})).await;
+    // Somebody else's token proves nothing here, and stays what it was there.
+    let answer = shared.verifier.ask(&victim, "").await;
+    assert_eq!(answer.headers()["x-tokenward-subject"], format!("{}/victim", space.name).as_str());
+    // The object heals: whatever the Secret holds then works.
+    space
+        .until("t", "a healed status", |t| {
+            let versions = &t.status.as_ref().expect("a status").versions;
+            crate::support::has(t, ConditionType::Ready, "True")
+                && versions.iter().filter(|v| v.state.is_live()).count() <= 2
+        })
+        .await;
+    let current = space.secret_of("t").await;
+    shared.verifier.answers(&current, "scope=a:b", 200).await;
+    assert_eq!(shared.verifier.check(&current, "scope=payments:x").await, 403);
+    let _ = token;
+}

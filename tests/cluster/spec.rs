@@ -1,0 +1,124 @@
+//! What the API server refuses, and the sentence that it says. No process of ours has a part in this.
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+
+use crate::Shared;
+
+fn spec(more: Value) -> Value {
+    let mut spec = json!({"scopes": ["tokens:read"]});
+    spec.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    spec
+}
+
+pub async fn bad_specs_are_refused_with_a_sentence(shared: &Shared) {
+    let space = shared.site.namespace("spec").await;
+    let many: Vec<String> = (0..65).map(|i| format!("tokens:s{i}")).collect();
+    let long = format!("tokens:{}", "x".repeat(122));
+    let template = |key: &str, name: &str| spec(json!({"secret": {"template": {key: {name: "x"}}}}));
+    let rotation = |more: Value| spec(json!({"rotation": more}));
+    let table = [
+        (json!({}), "spec.scopes: Required value"),
+        (json!({"scopes": []}), "at least 1 items"),
+        (json!({"scopes": many}), "at most 64 items"),
+        (json!({"scopes": ["tokens"]}), "each scope must be resource:action, such as tokens:read or orders:*"),
+        (json!({"scopes": ["tokens:read write"]}), "each scope must be resource:action"),
+        (json!({"scopes": ["töken:read"]}), "each scope must be resource:action"),
+        (json!({"scopes": ["tokens:*:read"]}), "each scope must be resource:action"),
+        (json!({"scopes": ["tokens:read", "tokens:read"]}), "Duplicate value"),
+        (json!({"scopes": [long]}), "Too long"),
+        (rotation(json!({"interval": "30d"})), "there is no unit for days: 30 days are 720h"),
+        (rotation(json!({"overlap": "1.5h"})), "must be numbers with the unit h, m or s"),
+        (rotation(json!({"overlap": "999999h999999h999999h999999h"})), "Too long"),
+        (rotation(json!({"interval": "1h", "overlap": "60m"})), "overlap must be shorter than interval"),
+        (rotation(json!({"interval": "1h"})), "unset, overlap is 1h"),
+        (rotation(json!({"interval": "9s", "overlap": "0s"})), "interval must be at least 10s"),
+        (rotation(json!({"onSpecChange": "Sometimes"})), "supported values: \"Rotate\", \"Keep\""),
+        (rotation(json!({"notBefore": "yesterday"})), "date-time"),
+        (spec(json!({"expiresAt": "2027-13-01"})), "date-time"),
+        (spec(json!({"revocationReason": "KeyCompromise"})), "revocationReason goes with revoked: true"),
+        (spec(json!({"constraints": {"cidrs": ["10.0.0.0"]}})), "CIDR notation"),
+        (spec(json!({"format": {"prefix": "Tok"}})), "spec.format.prefix"),
+        (spec(json!({"format": {"prefix": "t"}})), "spec.format.prefix"),
+        (spec(json!({"secret": {"name": "Not_A_Name"}})), "spec.secret.name"),
+        (spec(json!({"secret": {"keys": {"token": "a b"}}})), "spec.secret.keys.token"),
+        (spec(json!({"secret": {"keys": {"previous": "token"}}})), "previous must name another key than token"),
+        (
+            spec(json!({"secret": {"template": {"type": "kubernetes.io/service-account-token"}}})),
+            "this type makes Kubernetes issue credentials of its own",
+        ),
+        (template("labels", "argocd.argoproj.io/instance"), "tools own their objects by them"),
+        (template("labels", "app.kubernetes.io/instance"), "tools own their objects by them"),
+        (template("labels", "kustomize.toolkit.fluxcd.io/name"), "tools own their objects by them"),
+        (template("labels", "tokenward.dev/token"), "tools own their objects by them"),
+        (template("annotations", "argocd.argoproj.io/tracking-id"), "tools own their objects by them"),
+        (template("annotations", "kubernetes.io/service-account.name"), "tools own their objects by them"),
+        (template("annotations", "meta.helm.sh/release-name"), "tools own their objects by them"),
+        (spec(json!({"displayName": "x".repeat(129)})), "Too long"),
+    ];
+    for (spec, sentence) in table {
+        let refused = space.try_create("bad", spec.clone()).await.expect_err(&spec.to_string());
+        assert!(refused.contains(sentence), "{spec}\nexpected: {sentence}\nrefused with: {refused}");
+    }
+    let refused = space.try_create(&"n".repeat(64), spec(json!({}))).await.expect_err("a long name");
+    assert!(refused.contains("at most 63 characters"), "{refused}");
+    for (name, good) in [
+        ("wildcard", json!({"scopes": ["orders:*", "k8s.io/pods:get", "a:b:c"]})),
+        ("labels", template("labels", "app.kubernetes.io/part-of")),
+        ("durations", rotation(json!({"interval": "1h30m", "overlap": "0s"}))),
+        ("not-revoked", spec(json!({"revoked": false}))),
+    ] {
+        space.create(name, good).await;
+    }
+}
+
+pub async fn one_way_fields_go_one_way(shared: &Shared) {
+    let space = shared.site.namespace("oneway").await;
+    let cut = Timestamp::now() - SignedDuration::from_hours(1);
+    let at = |minutes: i64| (cut + SignedDuration::from_mins(minutes)).to_string();
+    space
+        .create(
+            "t",
+            spec(json!({
+                "rotation": {"notBefore": at(0), "overlap": "1h"},
+                "secret": {"name": "s"}, "format": {"prefix": "tok"},
+            })),
+        )
+        .await;
+    space.create("plain", spec(json!({}))).await;
+    let refuse = async |name: &str, patch: Value, sentence: &str| {
+        let refused = space.try_patch(name, json!({"spec": patch})).await.expect_err(sentence);
+        assert!(refused.contains(sentence), "{refused}");
+    };
+    refuse("t", json!({"secret": {"name": "other"}}), "secret.name is immutable").await;
+    refuse("t", json!({"secret": {"name": null}}), "secret.name is immutable").await;
+    refuse("t", json!({"secret": null}), "secret.name is immutable").await;
+    refuse("plain", json!({"secret": {"name": "plain"}}), "secret.name is immutable").await;
+    refuse("t", json!({"format": {"prefix": "other"}}), "format.prefix is immutable").await;
+    refuse("t", json!({"format": null}), "format.prefix is immutable").await;
+    refuse("plain", json!({"secret": {"template": {"type": "x/y"}}}), "template.type is immutable").await;
+    refuse("t", json!({"rotation": {"notBefore": at(-1)}}), "notBefore only moves forward").await;
+    refuse("t", json!({"rotation": {"notBefore": null}}), "notBefore only moves forward").await;
+    refuse("t", json!({"rotation": null}), "notBefore only moves forward").await;
+    space.patch("t", json!({"spec": {"rotation": {"notBefore": at(1)}}})).await;
+
+    space.patch("t", json!({"spec": {"revoked": true, "revocationReason": "OwnerLeft"}})).await;
+    refuse("t", json!({"revoked": false, "revocationReason": null}), "revocation is permanent").await;
+    refuse("t", json!({"revoked": null, "revocationReason": null}), "revocation is permanent").await;
+    // The same by `kubectl apply`, with a manifest that lacks the field.
+    let manifest = format!(
+        "apiVersion: tokenward.dev/v1alpha1\nkind: ApiToken\nmetadata: {{name: applied, namespace: {}}}\nspec: {{scopes: [\"a:b\"]",
+        space.name
+    );
+    let apply = |rest: &str| {
+        let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let path = dir.join(format!("{}.yaml", space.name));
+        std::fs::write(&path, format!("{manifest}{rest}}}\n")).expect("a manifest");
+        shared.site.try_kubectl(&["apply", "-f", &path.display().to_string()])
+    };
+    assert!(apply(", revoked: true").0);
+    let (ok, output) = apply("");
+    assert!(!ok && output.contains("revocation is permanent"), "{output}");
+    // The rest stays editable, or a sync from Git would fail as a whole.
+    space.patch("t", json!({"spec": {"scopes": ["tokens:write"], "displayName": "gone"}})).await;
+}
