@@ -1,5 +1,7 @@
 //! The pure modules stay pure: no client, no runtime, no clock, no randomness.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -91,9 +91,15 @@ impl Election {
                     warn!(lease = self.config.name, "no longer leading: another replica holds the lease");
                 }
             }
-            Ok(Err(error)) => debug!(error = message(&error), "the lease could not be asked for"),
-            Err(_) => debug!("the lease was not answered in time"),
+            Ok(Err(error)) => self.unanswered(&message(&error)),
+            Err(_) => self.unanswered("no answer in time"),
         }
+    }
+
+    /// The claim runs on until its end. Whoever follows it is told to look whether that is now.
+    fn unanswered(&self, error: &str) {
+        debug!(error, "the lease could not be asked for");
+        self.claim.send_modify(|_| {});
     }
 
     /// Takes or renews the Lease, if it is free or ours.

@@ -17,7 +17,9 @@ use super::{Context, Token};
 use crate::cluster::error::{Remedy, is_not_found, message, remedy};
 use crate::cluster::pepper::PepperState;
 use crate::crd::ApiToken;
-use crate::lifecycle::{Observed, OwnSecret, Refusal, RefusalKind, SecretState, Spec, Step, inspect, next_step, wipe};
+use crate::lifecycle::{
+    Observed, OwnSecret, Refusal, RefusalKind, SecretState, Spec, Step, inspect, next_step, wipe,
+};
 use crate::token::Peppers;
 
 /// No token needs more steps than this in a row; one that does is looked at again later, so that it can't keep
@@ -183,11 +185,11 @@ async fn find_secret(
     let api = Api::<Secret>::namespaced(context.client.clone(), &namespace);
     context.metrics.secret_reads.inc();
     let answer = api.get(&spec.secret_name).await;
-    let refusal = answer.as_ref().err().filter(|error| remedy(error) == Remedy::Forbidden).map(|error| Refusal {
-        kind: RefusalKind::Forbidden,
-        message: message(error),
-        at: Timestamp::now(),
-    });
+    let refusal = answer
+        .as_ref()
+        .err()
+        .filter(|error| remedy(error) == Remedy::Forbidden)
+        .map(|error| Refusal { kind: RefusalKind::Forbidden, message: message(error), at: Timestamp::now() });
     let refused = refusal.is_some();
     context.memories.with(&uid, |memory| memory.unreadable = refusal);
     match answer {

@@ -5,6 +5,8 @@
 //! where they are read (`lifecycle::spec`). Every string, list and map is bounded, which also keeps the
 //! CEL rules within the API server's cost budget.
 
+#![allow(clippy::duplicated_attributes, reason = "each of kube's printcolumn attributes has the same keys")]
+
 mod apitoken;
 mod conditions;
 mod duration;

@@ -79,9 +79,11 @@ impl SecretState {
         }
     }
 
-    /// The version whose token the Secret holds, proven against the status.
+    /// The version whose token the Secret holds: proven against the status or, where the status does not know it,
+    /// by the seal.
     pub fn holds(&self) -> Option<KeyId> {
-        self.ours().and_then(|own| own.holds)
+        let own = self.ours()?;
+        own.holds.or_else(|| own.sealed.as_ref().map(|sealed| sealed.key_id))
     }
 }
 

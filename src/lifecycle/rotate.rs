@@ -75,7 +75,7 @@ pub(super) fn due(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec,
 fn damage(observed: &Observed<'_>, active: &str) -> Option<RotationReason> {
     match &observed.secret {
         SecretState::Absent => Some(RotationReason::SecretMissing),
-        SecretState::Ours(own) if own.holds.is_none_or(|held| held.as_str() != active) => {
+        SecretState::Ours(_) if observed.secret.holds().is_none_or(|held| held.as_str() != active) => {
             Some(RotationReason::SecretTampered)
         }
         SecretState::Ours(_) | SecretState::Foreign | SecretState::Unreadable => None,

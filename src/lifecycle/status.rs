@@ -131,7 +131,9 @@ fn cause(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timest
         (_, Due::Throttled { reason, until, stalled }) => Cause::Throttled { reason, until, stalled },
         _ if pending(status).is_some() || active(status).is_none() => Cause::Minting,
         (SecretState::Absent, _) => Cause::Damaged(RotationReason::SecretMissing),
-        (SecretState::Ours(own), _) if own.holds.is_none() => Cause::Damaged(RotationReason::SecretTampered),
+        (SecretState::Ours(_), _) if observed.secret.holds().is_none() => {
+            Cause::Damaged(RotationReason::SecretTampered)
+        }
         (_, Due::Queued(reason, until)) => Cause::Queued(reason, until),
         _ if observed.suspended() => Cause::Suspended,
         _ => Cause::None,

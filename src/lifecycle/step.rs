@@ -243,7 +243,9 @@ fn secret_step(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, no
         return Step::DeleteSecret;
     }
     let undelivered = pending(status).filter(|_| !revoked && !observed.expired(now));
-    if let Some(version) = undelivered.filter(|_| !matches!(observed.secret, SecretState::Foreign | SecretState::Unreadable)) {
+    if let Some(version) =
+        undelivered.filter(|_| !matches!(observed.secret, SecretState::Foreign | SecretState::Unreadable))
+    {
         return match deliver_at(observed, status, version, now) {
             Some(at) => Step::Wait(Some(at)),
             None => Step::WriteSecret { key_id: version.key_id.clone(), content: Content::Minted },

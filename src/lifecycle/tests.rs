@@ -1,1 +1,528 @@
+//! No sequence of edits, clock steps, crashes and accidents breaks the invariants. A model plays the API server,
+//! the Secret and the process's memory; the verifier's own decision judges from outside.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use proptest::prelude::*;
+
+use super::*;
+use crate::check::{Code, Decision, Entry, Request, decide};
+use crate::crd::{
+    ApiToken, ApiTokenSpec, ApiTokenStatus, OnDelete, OnRevoke, OnSpecChange, Rotation, SecretSpec,
+    VersionState, find_condition,
+};
+use crate::token::format::{self, KeyId, Prefix};
+use crate::token::{Peppers, Plaintext, Token};
+
+const START: i64 = 1_800_000_000_000;
+
+/// The world around the decision.
+struct World {
+    token: ApiToken,
+    secret: Option<Secret>,
+    secret_writes: u64,
+    held: Option<(KeyId, Plaintext)>,
+    now: Timestamp,
+    draws: u8,
+    peppers: Peppers,
+    /// Every token that was ever in the Secret, by key id.
+    delivered: BTreeMap<String, String>,
+    /// Until when a replaced token was promised to work.
+    promised: BTreeMap<String, Timestamp>,
+    events: Vec<EventKind>,
+    /// Somebody has put an older Secret in place, whose token the status may have forgotten.
+    restored: bool,
+}
+
+/// What can happen between two steps.
+#[derive(Clone, Debug)]
+enum Happening {
+    Scopes(u8),
+    Trigger(u8),
+    Interval(Option<u8>),
+    Overlap(u8),
+    Keep(bool),
+    Suspend(bool),
+    Revoke,
+    Expire(Option<i32>),
+    /// Seconds from now; only ever forward.
+    Cut(i32),
+    OnRevoke(bool),
+    Retain(bool),
+    PreviousKey(bool),
+    Clock(i32),
+    /// The process dies: what it held is gone.
+    Crash,
+    /// The next so many steps are made.
+    Steps(u8),
+    DeleteSecret,
+    EditSecret,
+    StripSecret,
+    /// An older Secret is put back.
+    RestoreSecret,
+    WipeStatus,
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    use Happening::*;
+    prop_oneof![
+        3 => (1u8..8).prop_map(Scopes),
+        3 => (0u8..4).prop_map(Trigger),
+        1 => proptest::option::of(0u8..3).prop_map(Interval),
+        2 => (0u8..4).prop_map(Overlap),
+        1 => any::<bool>().prop_map(Keep),
+        1 => any::<bool>().prop_map(Suspend),
+        1 => Just(Revoke),
+        1 => proptest::option::of(-100i32..10_000).prop_map(Expire),
+        1 => (-1000i32..1000).prop_map(Cut),
+        1 => any::<bool>().prop_map(OnRevoke),
+        1 => any::<bool>().prop_map(Retain),
+        1 => any::<bool>().prop_map(PreviousKey),
+        4 => (-500i32..8000).prop_map(Clock),
+        3 => Just(Crash),
+        12 => (1u8..6).prop_map(Steps),
+        1 => Just(DeleteSecret),
+        1 => Just(EditSecret),
+        1 => Just(StripSecret),
+        1 => Just(RestoreSecret),
+    ]
+}
+
+impl World {
+    fn new() -> Self {
+        let spec = ApiTokenSpec { scopes: vec!["s:1".to_owned()], ..Default::default() };
+        let mut token = ApiToken::new("name", spec);
+        token.metadata.namespace = Some("ns".to_owned());
+        token.metadata.uid = Some("0f8fad5b-d9cb-469f-a165-70867728950e".to_owned());
+        token.metadata.generation = Some(1);
+        Self {
+            token,
+            secret: None,
+            secret_writes: 0,
+            held: None,
+            now: Timestamp::from_millisecond(START).expect("an instant"),
+            draws: 0,
+            peppers: Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers"),
+            delivered: BTreeMap::new(),
+            promised: BTreeMap::new(),
+            events: Vec::new(),
+            restored: false,
+        }
+    }
+
+    fn observed(&self) -> Observed<'_> {
+        let spec = Spec::of(&self.token);
+        let secret = match (&self.secret, &spec) {
+            (Some(secret), Ok(spec)) => inspect(secret, &self.token, spec, &self.peppers),
+            _ => SecretState::Absent,
+        };
+        Observed {
+            token: &self.token,
+            spec,
+            secret,
+            held: self.held.as_ref().map(|(key_id, _)| *key_id),
+            refusal: None,
+            propagation: SignedDuration::from_secs(1),
+        }
+    }
+
+    /// Makes the next step, as `controller::apply` does. Answers whether there was one.
+    fn step(&mut self) -> bool {
+        let before = self.token.status.clone();
+        let observed = self.observed();
+        match next_step(&observed, self.now) {
+            Step::Wait(until) => {
+                assert!(until.is_none_or(|until| until > self.now), "waiting for the past");
+                return false;
+            }
+            Step::Announce(announcement) => {
+                let draw = self.draws + 1;
+                let key_id = KeyId::from_bytes([draw; 16]);
+                let plaintext = format::make(&Prefix::default(), key_id, &[draw; 32]);
+                let hash = self.peppers.prove_new("ns", "name", &plaintext).expect("a proof");
+                let (status, events) =
+                    announce(&observed, *announcement, &Material { key_id, hash }, self.now);
+                self.draws = draw;
+                self.record(status, events);
+                self.held = Some((key_id, plaintext));
+            }
+            Step::Record(status, events) => self.record(*status, events),
+            Step::WriteSecret { key_id, content } => {
+                let status = before.clone().expect("a status precedes the Secret");
+                let version = status
+                    .versions
+                    .iter()
+                    .find(|v| v.key_id == key_id)
+                    .expect("the status knows what is delivered");
+                let spec = observed.spec.clone().expect("a spec");
+                let revoked = status.revocation.is_some();
+                let wardrobe = Wardrobe::of(
+                    &self.token,
+                    &spec,
+                    version,
+                    status.token_id.as_deref().expect("a tokenId"),
+                    revoked,
+                );
+                let held = (content == Content::Minted).then(|| self.held.as_ref().expect("it is held"));
+                let filling = Filling {
+                    version,
+                    plaintext: held.map(|(_, p)| p),
+                    previous: previous_version(&status, content),
+                };
+                let secret =
+                    compose(self.secret.clone(), &self.token, &spec, &self.peppers, &wardrobe, &filling);
+                let mut secret = secret.expect("a Secret");
+                self.secret_writes += 1;
+                secret.metadata.uid.get_or_insert_with(|| format!("uid-{}", self.secret_writes));
+                secret.metadata.resource_version = Some(self.secret_writes.to_string());
+                let text = self.data(&secret, &spec.token_key).expect("a token");
+                self.delivered.insert(key_id, text);
+                self.secret = Some(secret);
+                if content == Content::Minted {
+                    self.held = None;
+                }
+            }
+            Step::DeleteSecret => self.secret = None,
+        }
+        self.judge_change(before.as_ref());
+        true
+    }
+
+    fn record(&mut self, status: ApiTokenStatus, events: Vec<Event>) {
+        self.events.extend(events.iter().map(|event| event.kind));
+        // As the API server would hand it back.
+        let status = serde_json::to_value(status).expect("json");
+        self.token.status = Some(serde_json::from_value(status).expect("a status"));
+    }
+
+    fn data(&self, secret: &Secret, key: &str) -> Option<String> {
+        String::from_utf8(secret.data.as_ref()?.get(key)?.0.clone()).ok()
+    }
+
+    fn current(&self) -> Option<String> {
+        self.data(self.secret.as_ref()?, "token")
+    }
+
+    fn check(&self, text: &str) -> Result<(), Code> {
+        let entry = Entry::of(&self.token);
+        let token = Token::parse(text).ok_or(Code::NotFound)?;
+        match decide(
+            [&entry],
+            &self.peppers,
+            &Request { token, scopes: &[], audience: None, client: None },
+            self.now,
+        ) {
+            Decision::Allow(_) => Ok(()),
+            Decision::Deny(code) => Err(code),
+        }
+    }
+
+    fn status(&self) -> ApiTokenStatus {
+        self.token.status.clone().unwrap_or_default()
+    }
+
+    fn live(&self) -> Vec<i64> {
+        let status = self.status();
+        let live = status
+            .versions
+            .iter()
+            .filter(|v| v.state.is_live() && v.retire_at.is_none_or(|at| at > self.now));
+        live.map(|v| v.version).collect()
+    }
+
+    /// What must hold after every write.
+    fn judge_change(&mut self, before: Option<&ApiTokenStatus>) {
+        let status = self.status();
+        assert!(self.live().len() <= 2, "three live: {status:#?}");
+        if let Some(before) = before {
+            assert!(before.revocation.is_none() || status.revocation.is_some(), "un-revoked");
+            assert!(before.token_id.is_none() || before.token_id == status.token_id, "another tokenId");
+            if before.revocation.is_some() {
+                let newest = |s: &ApiTokenStatus| s.versions.first().map(|v| v.version);
+                assert_eq!(newest(before), newest(&status), "a revoked token was rotated");
+            }
+        }
+        if status.revocation.is_some() {
+            assert!(status.versions.iter().all(|v| !v.state.is_live()), "a live version of a revoked token");
+        }
+        let numbers: BTreeSet<_> = status.versions.iter().map(|v| v.version).collect();
+        assert_eq!(numbers.len(), status.versions.len(), "one number twice");
+        assert!(status.versions.len() <= 5, "{} versions kept", status.versions.len());
+        // The Secret never holds a token that the status does not know.
+        if let Some(token) = self.current().as_deref().and_then(Token::parse)
+            && !self.restored
+        {
+            let known = status.versions.iter().any(|v| v.key_id == token.key_id().as_str());
+            assert!(known, "the Secret holds an unknown token");
+        }
+        for version in &status.versions {
+            if let (VersionState::Retiring, Some(at)) = (version.state, version.retire_at) {
+                let overlap = self.observed().spec.map(|spec| spec.overlap).unwrap_or_default();
+                let promised = self.promised.entry(version.key_id.clone()).or_insert(self.now + overlap);
+                assert!(at >= *promised, "the overlap is counted from the delivery");
+            }
+        }
+    }
+
+    fn spec(&mut self, change: impl FnOnce(&mut ApiTokenSpec)) {
+        let before = self.token.spec.clone();
+        change(&mut self.token.spec);
+        if self.token.spec != before {
+            self.token.metadata.generation = self.token.metadata.generation.map(|g| g + 1);
+        }
+    }
+
+    fn rotation(&mut self, change: impl FnOnce(&mut Rotation)) {
+        self.spec(|spec| change(spec.rotation.get_or_insert_default()));
+    }
+
+    fn secret_spec(&mut self, change: impl FnOnce(&mut SecretSpec)) {
+        self.spec(|spec| change(spec.secret.get_or_insert_default()));
+    }
+
+    fn happen(&mut self, happening: &Happening, older: &mut Option<Secret>) {
+        match happening {
+            Happening::Scopes(bits) => {
+                let scopes = (0..3).filter(|i| bits & (1 << i) != 0).map(|i| format!("s:{i}")).collect();
+                self.spec(|spec| spec.scopes = scopes);
+            }
+            Happening::Trigger(n) => self.rotation(|r| r.trigger = (*n > 0).then(|| n.to_string())),
+            Happening::Interval(n) => {
+                // The CRD keeps it longer than any overlap.
+                self.rotation(|r| r.interval = n.map(|n| format!("{}h", 2 + n).as_str().into()));
+            }
+            Happening::Overlap(n) => {
+                self.rotation(|r| r.overlap = Some(format!("{}s", u32::from(*n) * 1000).as_str().into()))
+            }
+            Happening::Keep(keep) => self.rotation(|r| {
+                r.on_spec_change = Some(if *keep { OnSpecChange::Keep } else { OnSpecChange::Rotate });
+            }),
+            Happening::Suspend(suspend) => self.spec(|spec| spec.suspend = Some(*suspend)),
+            Happening::Revoke => self.spec(|spec| spec.revoked = Some(true)),
+            Happening::Expire(offset) => {
+                let at = offset.map(|offset| self.now + SignedDuration::from_secs(offset.into()));
+                self.spec(|spec| spec.expires_at = at);
+            }
+            Happening::Cut(offset) => {
+                let at = self.now + SignedDuration::from_secs((*offset).into());
+                self.rotation(|r| r.not_before = Some(r.not_before.map_or(at, |before| before.max(at))));
+            }
+            Happening::OnRevoke(delete) => {
+                self.secret_spec(|s| {
+                    s.on_revoke = Some(if *delete { OnRevoke::Delete } else { OnRevoke::Keep })
+                });
+            }
+            Happening::Retain(retain) => {
+                self.secret_spec(|s| {
+                    s.on_delete = Some(if *retain { OnDelete::Retain } else { OnDelete::Delete })
+                });
+            }
+            Happening::PreviousKey(wanted) => {
+                let key = wanted.then(|| "previous".to_owned());
+                self.secret_spec(|s| s.keys.get_or_insert_default().previous = key);
+            }
+            Happening::Clock(seconds) => self.now += SignedDuration::from_secs((*seconds).into()),
+            Happening::Crash => self.held = None,
+            Happening::Steps(n) => {
+                for _ in 0..*n {
+                    self.step();
+                }
+            }
+            Happening::DeleteSecret => self.secret = None,
+            Happening::EditSecret => {
+                if let Some(data) = self.secret.as_mut().and_then(|s| s.data.as_mut()) {
+                    data.insert("token".to_owned(), ByteString(b"hunter2".to_vec()));
+                }
+            }
+            Happening::StripSecret => {
+                if let Some(secret) = &mut self.secret {
+                    secret.metadata.labels = None;
+                    secret.metadata.annotations = None;
+                }
+            }
+            Happening::RestoreSecret => {
+                std::mem::swap(&mut self.secret, older);
+                self.restored = true;
+            }
+            Happening::WipeStatus => self.token.status = None,
+        }
+        if older.is_none() {
+            older.clone_from(&self.secret);
+        }
+    }
+
+    /// Steps until there is nothing left to do, letting time pass where that is all that is waited for.
+    fn settle(&mut self) {
+        for _ in 0..200 {
+            if self.step() {
+                continue;
+            }
+            let status = self.status();
+            let pending = status.versions.iter().any(|v| v.state == VersionState::Pending);
+            if !pending || status.revocation.is_some() || self.observed().expired(self.now) {
+                return;
+            }
+            self.now += SignedDuration::from_secs(1);
+        }
+        panic!("it does not come to rest: {:#?}", self.status());
+    }
+
+    /// Whether the spec lets the token work.
+    fn wanted(&self) -> bool {
+        let observed = self.observed();
+        !observed.revocation_requested() && !observed.suspended() && !observed.expired(self.now)
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    /// The invariants of every write are judged in `step`; the rest after every happening.
+    #[test]
+    fn invariants_hold_whatever_happens(happenings in proptest::collection::vec(happening(), 0..60)) {
+        let mut world = World::new();
+        let mut older = None;
+        let mut repaired = false;
+        for happening in &happenings {
+            world.happen(happening, &mut older);
+            repaired |= matches!(happening, Happening::DeleteSecret | Happening::EditSecret | Happening::RestoreSecret | Happening::StripSecret);
+            // A replaced secret works until the promised end, unless the token as a whole does not, a cut has
+            // passed it, or a broken Secret needed its place.
+            let cut = world.token.spec.rotation.as_ref().and_then(|r| r.not_before).is_some();
+            if world.wanted() && !cut && !repaired && world.status().revocation.is_none() {
+                for (key_id, until) in &world.promised {
+                    if world.now < *until {
+                        // A clock that went past the end and back finds it ended.
+                        let ended = world.status().versions.iter().any(|v| v.key_id == *key_id && v.state == VersionState::Retired);
+                        prop_assert!(ended || world.check(&world.delivered[key_id]).is_ok(), "{key_id} was lost before {until}");
+                    }
+                }
+            }
+            if world.token.spec.revoked == Some(true) {
+                for text in world.delivered.values() {
+                    prop_assert!(world.check(text).is_err(), "a revoked token works");
+                }
+            }
+        }
+        // At rest, the Secret's content works if the spec wants it to.
+        world.settle();
+        let stalled = find_condition(&world.status().conditions, crate::crd::ConditionType::Stalled).is_some();
+        let throttled = matches!(world.secret.as_ref().and_then(|_| world.current()), Some(text) if Token::parse(&text).is_none())
+            || world.secret.is_none();
+        if world.wanted() && !stalled && !throttled {
+            let current = world.current().expect("a Secret");
+            let foreign = matches!(world.observed().secret, SecretState::Foreign);
+            let holds_active = world.observed().secret.holds().is_some_and(|held| world.status().versions.iter().any(|v| v.key_id == held.as_str() && v.state == VersionState::Active));
+            prop_assert!(foreign || !holds_active || world.check(&current).is_ok(), "{:#?}", world.status());
+        }
+        if world.token.spec.revoked == Some(true) {
+            prop_assert!(world.status().revocation.and_then(|r| r.enforced_at).is_some(), "never enforced");
+        }
+        // And planning again changes nothing.
+        let before = world.token.clone();
+        prop_assert!(!world.step());
+        prop_assert_eq!(before.status, world.token.status);
+    }
+
+    /// A crash after any number of steps of a rotation, and no check of the Secret's content ever fails.
+    #[test]
+    fn a_crash_anywhere_in_a_rotation_costs_no_check(crash_after in 0usize..8, crashes in 1usize..4) {
+        let mut world = World::new();
+        world.settle();
+        let old = world.current().expect("a Secret");
+        world.rotation(|r| r.trigger = Some("now".to_owned()));
+        for _ in 0..crashes {
+            for _ in 0..crash_after {
+                world.step();
+                prop_assert!(world.check(&world.current().expect("a Secret")).is_ok());
+                prop_assert!(world.check(&old).is_ok());
+                world.now += SignedDuration::from_millis(400);
+            }
+            world.held = None;
+        }
+        world.settle();
+        let new = world.current().expect("a Secret");
+        prop_assert_ne!(&new, &old);
+        prop_assert!(world.check(&new).is_ok() && world.check(&old).is_ok());
+        prop_assert_eq!(world.status().versions[0].version, 2);
+    }
+}
+
+#[test]
+fn a_mint_takes_three_writes_and_then_rests() {
+    let mut world = World::new();
+    let kinds: Vec<_> = std::iter::from_fn(|| {
+        let step = next_step(&world.observed(), world.now);
+        world.step().then(|| std::mem::discriminant(&step))
+    })
+    .collect();
+    assert_eq!(kinds.len(), 3, "announce, deliver, record");
+    assert_eq!(world.events, [EventKind::Minted]);
+    assert!(matches!(next_step(&world.observed(), world.now), Step::Wait(None)));
+}
+
+#[test]
+fn a_lost_status_is_rebuilt_without_a_rotation() {
+    let mut world = World::new();
+    world.rotation(|r| r.trigger = Some("x".to_owned()));
+    world.settle();
+    let (current, before) = (world.current(), world.status());
+    world.happen(&Happening::WipeStatus, &mut None);
+    world.settle();
+    assert_eq!(world.current(), current);
+    let after = world.status();
+    assert_eq!(after.token_id, before.token_id);
+    assert_eq!(after.versions[0].key_id, before.versions[0].key_id);
+    assert!(world.check(&current.expect("a Secret")).is_ok());
+    assert!(world.events.contains(&EventKind::Rebuilt));
+}
+
+#[test]
+fn the_seal_of_an_earlier_object_is_overwritten_and_believed_only_when_restored() {
+    let mut world = World::new();
+    world.settle();
+    let old = world.current().expect("a Secret");
+    // Deleted and created anew: another uid, no status, the Secret still there.
+    let anew = |world: &mut World| {
+        world.token.status = None;
+        world.token.metadata.uid = Some("11111111-d9cb-469f-a165-70867728950e".to_owned());
+    };
+    anew(&mut world);
+    world.restored = true;
+    let mut restored = World { secret: world.secret.clone(), ..World::new() };
+    world.settle();
+    assert_ne!(world.current().expect("a Secret"), old);
+    assert_eq!(world.check(&old), Err(Code::NotFound));
+    anew(&mut restored);
+    restored.token.metadata.labels = Some([("velero.io/restore-name".to_owned(), "r".to_owned())].into());
+    restored.settle();
+    assert_eq!(restored.current().expect("a Secret"), old);
+    assert_eq!(restored.check(&old), Ok(()));
+}
+
+#[test]
+fn repairs_back_off_then_stall_and_a_trigger_overrides() {
+    let mut world = World::new();
+    world.settle();
+    let mut repaired = 0;
+    for _ in 0..10 {
+        world.secret = None;
+        for _ in 0..60 {
+            world.settle();
+            world.now += SignedDuration::from_secs(1);
+        }
+        repaired += usize::from(world.secret.is_some());
+    }
+    assert_eq!(repaired, 3);
+    assert_eq!(world.events.iter().filter(|kind| **kind == EventKind::Stalled).count(), 1);
+    world.rotation(|r| r.trigger = Some("now".to_owned()));
+    world.settle();
+    assert!(world.check(&world.current().expect("a Secret")).is_ok());
+    world.secret = None;
+    world.now += SignedDuration::from_hours(1);
+    world.settle();
+    assert!(world.secret.is_some(), "the hour is over");
+}

@@ -124,7 +124,7 @@ pub(super) fn prune(versions: &mut Vec<TokenVersion>) {
 /// Which Secret holds which version, as far as is known.
 pub(super) fn secret_ref(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec) -> Option<SecretRef> {
     let own = observed.secret.ours()?;
-    let held = own.holds?;
+    let held = observed.secret.holds()?;
     let version = status.versions.iter().find(|version| version.key_id == held.as_str())?;
     Some(SecretRef {
         name: spec.secret_name.clone(),

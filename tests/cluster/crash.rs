@@ -59,7 +59,14 @@ impl<'s> Case<'s> {
 
     /// A controller for this case's namespace alone, with a lease of its own that its successor has at once.
     fn controller(&self, env: &[(&str, &str)]) -> Process {
-        let args = ["--watch-namespaces", &self.space.name, "--lease-name", &self.identity, "--identity", &self.identity];
+        let args = [
+            "--watch-namespaces",
+            &self.space.name,
+            "--lease-name",
+            &self.identity,
+            "--identity",
+            &self.identity,
+        ];
         self.site.controller_as_admin(&args, env)
     }
 
@@ -140,22 +147,33 @@ struct Watch {
 impl Watch {
     fn start(space: &Space, verifier: &Process, old: Option<String>) -> Self {
         let (stop, checks) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
-        let (space, stopped, counted, listen) = (space.clone(), stop.clone(), checks.clone(), verifier.listen);
+        let (space, stopped, counted, listen) =
+            (space.clone(), stop.clone(), checks.clone(), verifier.listen);
         let task = tokio::spawn(async move {
             let client = reqwest::Client::new();
             let url = format!("http://{listen}/auth");
-            let check = async |token: &str| client.get(&url).bearer_auth(token).send().await.map(|a| a.status().as_u16()).unwrap_or(0);
+            let check = async |token: &str| {
+                client.get(&url).bearer_auth(token).send().await.map(|a| a.status().as_u16()).unwrap_or(0)
+            };
             let mut failures = Vec::new();
             while !stopped.load(Ordering::Relaxed) {
                 // Read in this order: it was active before the Secret was read.
                 let token = space.get("t").await;
                 let active = has(&token, ConditionType::Active, "True");
-                let current = space.secrets().get_opt("t").await.ok().flatten().and_then(|s| data(&s, "token"));
+                let current =
+                    space.secrets().get_opt("t").await.ok().flatten().and_then(|s| data(&s, "token"));
                 for token in current.iter().filter(|_| active).chain(&old) {
                     let status = check(token).await;
                     counted.fetch_add(1, Ordering::Relaxed);
                     if status != 200 {
-                        failures.push(format!("{status} for {}", if Some(token) == old.as_ref() { "the old secret" } else { "the Secret's content" }));
+                        failures.push(format!(
+                            "{status} for {}",
+                            if Some(token) == old.as_ref() {
+                                "the old secret"
+                            } else {
+                                "the Secret's content"
+                            }
+                        ));
                     }
                 }
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await;

@@ -40,8 +40,14 @@ pub async fn two_controllers_take_turns() {
             space.condition(name, ConditionType::Active, "True").await;
         }
         // The leader dies without a word in the first round, and gives the lease back in the second.
-        let at = if leads(&controllers[0]).await { 0 } else { 1 };
-        assert!(leads(&controllers[at]).await && !leads(&controllers[1 - at]).await);
+        let at = eventually("one leader", async || {
+            match (leads(&controllers[0]).await, leads(&controllers[1]).await) {
+                (true, false) => Ok(0),
+                (false, true) => Ok(1),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
         let mut leader = controllers.remove(at);
         for name in &names {
             let overlap = json!({"spec": {"rotation": {"trigger": round.to_string(), "overlap": "0s"}}});
@@ -78,16 +84,24 @@ pub async fn a_missing_pepper_stops_the_controller() {
     let mut pepper = peppers.get("tokenward-pepper").await.expect("the pepper");
     peppers.delete("tokenward-pepper", &Default::default()).await.expect("a deletion");
     assert_eq!(controller.ended().await, Some(1));
-    assert!(controller.log().contains("error: Secret tokenward-pepper was deleted. Restore it from a backup"), "{}", controller.log());
+    assert!(
+        controller.log().contains("error: Secret tokenward-pepper was deleted. Restore it from a backup"),
+        "{}",
+        controller.log()
+    );
     // What was read before goes on being used for checks.
     assert_eq!(verifier.check(&token, "").await, 200);
 
     let mut stopped = site.controller(&["--identity", "one"]);
     assert_eq!(stopped.ended().await, Some(1));
     let log = stopped.log();
-    let words = format!("Secret tokenward/tokenward-pepper is missing, but ApiToken {}/t carries a hash", space.name);
+    let words =
+        format!("Secret tokenward/tokenward-pepper is missing, but ApiToken {}/t carries a hash", space.name);
     assert!(log.contains(&words) && log.contains("Restore the Secret from a backup"), "{log}");
-    assert!(peppers.get_opt("tokenward-pepper").await.expect("an answer").is_none(), "none was made silently");
+    assert!(
+        peppers.get_opt("tokenward-pepper").await.expect("an answer").is_none(),
+        "none was made silently"
+    );
 
     pepper.metadata = kube::api::ObjectMeta { name: pepper.metadata.name, ..Default::default() };
     let mut damaged = pepper.clone();
@@ -109,10 +123,10 @@ pub async fn a_missing_pepper_stops_the_controller() {
 pub async fn an_api_server_that_fails_is_endured() {
     let site = Site::start().await;
     let space = site.namespace("endure").await;
-    let verifier = site.verifier(&[]).ready().await;
     let faults = Arc::new(AtomicU32::new(0));
     let kubeconfig = faulty(&site, faults.clone()).await;
     let _controller = site.controller_as(&kubeconfig, &[]).ready().await;
+    let verifier = site.verifier(&[]).ready().await;
     let names: Vec<String> = (0..5).map(|i| format!("t{i}")).collect();
     for name in &names {
         space.create(name, json!({"scopes": ["a:b"], "rotation": {"trigger": "0"}})).await;
@@ -129,7 +143,11 @@ pub async fn an_api_server_that_fails_is_endured() {
         verifier.answers(&token, "", 200).await;
         let versions = space.get(name).await.status.expect("a status").versions;
         let states: Vec<_> = versions.iter().map(|v| (v.version, v.state)).collect();
-        assert_eq!(states, [(2, VersionState::Active), (1, VersionState::Retiring)], "{name}: a fault must not cost a version");
+        assert_eq!(
+            states,
+            [(2, VersionState::Active), (1, VersionState::Retiring)],
+            "{name}: a fault must not cost a version"
+        );
     }
     assert!(faults.load(Ordering::Relaxed) > 20, "only {} faults", faults.load(Ordering::Relaxed));
 
@@ -161,8 +179,11 @@ async fn faulty(site: &Site, faults: Arc<AtomicU32>) -> std::path::PathBuf {
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let (client, writes, faults) = (client.clone(), writes.clone(), faults.clone());
-            let service = service_fn(move |request| relay(request, client.clone(), writes.clone(), faults.clone()));
-            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            let service =
+                service_fn(move |request| relay(request, client.clone(), writes.clone(), faults.clone()));
+            tokio::spawn(
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
+            );
         }
     });
     rewritten(&own, address)
@@ -180,13 +201,15 @@ async fn relay(
     let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     let lease = head.uri.path().contains("/leases");
     let fault = match head.method {
-        Method::POST | Method::PUT | Method::DELETE if !lease => match writes.fetch_add(1, Ordering::Relaxed) % 8 {
-            0 => Some((false, 500)),
-            2 => Some((true, 500)),
-            4 => Some((false, 429)),
-            6 => Some((false, 409)),
-            _ => None,
-        },
+        Method::POST | Method::PUT | Method::DELETE if !lease => {
+            match writes.fetch_add(1, Ordering::Relaxed) % 8 {
+                0 => Some((false, 500)),
+                2 => Some((true, 500)),
+                4 => Some((false, 429)),
+                6 => Some((false, 409)),
+                _ => None,
+            }
+        }
         _ => None,
     };
     let answer = match fault {
@@ -219,7 +242,8 @@ fn rewritten(kubeconfig: &std::path::Path, address: SocketAddr) -> std::path::Pa
             cluster.server = Some(format!("http://{address}"));
         }
     }
-    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("faulty-{}.json", address.port()));
+    let path =
+        std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("faulty-{}.json", address.port()));
     std::fs::write(&path, serde_json::to_vec(&config).expect("json")).expect("a kubeconfig");
     path
 }
@@ -248,7 +272,15 @@ pub async fn a_namespace_goes_with_its_tokens() {
         verifier.answers(token, "", 401).await;
     }
     // Nothing is left that the controller would try again and again.
-    let failures = async || controller.metrics().await.lines().filter(|l| l.contains("reconcile_failures")).map(str::to_owned).collect::<Vec<_>>();
+    let failures = async || {
+        controller
+            .metrics()
+            .await
+            .lines()
+            .filter(|l| l.contains("reconcile_failures"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
     let before = failures().await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(before, failures().await);
@@ -261,7 +293,8 @@ pub async fn a_forbidden_secret_is_told() {
     let role = roles.get("tokenward-controller").await.expect("the role");
     let controller = site.controller(&[]).ready().await;
     let rules: Vec<_> = role.rules.clone().unwrap_or_default();
-    let fewer: Vec<_> = rules.iter().filter(|r| r.resources.as_deref() != Some(&["secrets".to_owned()])).collect();
+    let fewer: Vec<_> =
+        rules.iter().filter(|r| r.resources.as_deref() != Some(&["secrets".to_owned()])).collect();
     assert!(fewer.len() < rules.len());
     // Reading the pepper stays allowed, by the right to that Secret alone.
     let pepper = json!({"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["tokenward-pepper"], "verbs": ["get", "list", "watch"]});
@@ -270,7 +303,14 @@ pub async fn a_forbidden_secret_is_told() {
     let patch = |rules: serde_json::Value| {
         let roles = roles.clone();
         async move {
-            roles.patch("tokenward-controller", &PatchParams::default(), &Patch::Merge(json!({"rules": rules}))).await.expect("a patch");
+            roles
+                .patch(
+                    "tokenward-controller",
+                    &PatchParams::default(),
+                    &Patch::Merge(json!({"rules": rules})),
+                )
+                .await
+                .expect("a patch");
         }
     };
     patch(json!(fewer)).await;

@@ -13,7 +13,15 @@ pub async fn every_example_becomes_active(shared: &Shared) {
     for example in examples {
         shared.site.kubectl(&["apply", "-n", &space.name, "-f", &example.display().to_string()]);
     }
-    shared.site.kubectl(&["wait", "-n", &space.name, "--for=condition=Active", "apitokens", "--all", "--timeout=30s"]);
+    shared.site.kubectl(&[
+        "wait",
+        "-n",
+        &space.name,
+        "--for=condition=Active",
+        "apitokens",
+        "--all",
+        "--timeout=30s",
+    ]);
     let wide = shared.site.kubectl(&["get", "atok", "-n", &space.name, "-o", "wide"]);
     for name in ["backend-prod", "ci-staging", "data-pipeline-dev"] {
         assert!(wide.contains(name), "{wide}");
@@ -27,11 +35,15 @@ pub async fn columns_and_explanations_read_well(shared: &Shared) {
     space.active("t", serde_json::json!({"scopes": ["a:b"], "rotation": {"interval": "720h"}})).await;
     let head = |args: &[&str]| shared.site.kubectl(args).lines().next().unwrap_or_default().to_owned();
     let columns = head(&["get", "apitokens", "-n", &space.name]);
-    assert_eq!(columns.split_whitespace().collect::<Vec<_>>(), ["NAME", "STATUS", "ACTIVE", "VERSION", "EXPIRES", "AGE"]);
+    assert_eq!(
+        columns.split_whitespace().collect::<Vec<_>>(),
+        ["NAME", "STATUS", "ACTIVE", "VERSION", "EXPIRES", "AGE"]
+    );
     let wide = head(&["get", "tokenward", "-n", &space.name, "-o", "wide"]);
     assert!(wide.contains("NEXT-ROTATION") && wide.contains("SECRET") && wide.contains("REASON"), "{wide}");
     let explained = shared.site.kubectl(&["explain", "apitoken.spec.rotation"]);
-    for words in ["Default 1h", "at least 10s", "Any change of this text rotates once", "enum: Rotate, Keep"] {
+    for words in ["Default 1h", "at least 10s", "Any change of this text rotates once", "enum: Rotate, Keep"]
+    {
         assert!(explained.to_lowercase().contains(&words.to_lowercase()), "{explained}");
     }
 }
@@ -40,7 +52,8 @@ pub async fn the_verifier_can_read_no_token(shared: &Shared) {
     let space = shared.site.namespace("rights").await;
     space.active("t", serde_json::json!({"scopes": ["a:b"]})).await;
     let verifier = crate::support::client_of(&shared.site.rights_of("tokenward-verifier")).await;
-    let secrets: kube::Api<k8s_openapi::api::core::v1::Secret> = kube::Api::namespaced(verifier.clone(), &space.name);
+    let secrets: kube::Api<k8s_openapi::api::core::v1::Secret> =
+        kube::Api::namespaced(verifier.clone(), &space.name);
     let denied = secrets.get("t").await.expect_err("a refusal").to_string();
     assert!(denied.contains("forbidden"), "{denied}");
     let denied = secrets.list(&Default::default()).await.expect_err("a refusal").to_string();

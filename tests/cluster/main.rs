@@ -4,6 +4,8 @@
 //! of its own. `faults` and `crash` break theirs, so they have their own. A name filters, as with any test:
 //! `cargo test --test cluster -- rotation`.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
+
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -73,7 +75,10 @@ fn main() -> ExitCode {
     let runtime = Arc::new(Runtime::new().expect("a runtime"));
     let stage: Stage = Arc::default();
     let mut suite = Vec::new();
-    shared!(suite, stage, runtime,
+    shared!(
+        suite,
+        stage,
+        runtime,
         install::every_example_becomes_active,
         install::columns_and_explanations_read_well,
         install::the_verifier_can_read_no_token,
@@ -111,7 +116,9 @@ fn main() -> ExitCode {
         doors::the_challenge_follows_the_rfc,
         doors::public_answers_do_not_tell_revoked_from_unknown,
     );
-    alone!(suite, runtime,
+    alone!(
+        suite,
+        runtime,
         faults::two_controllers_take_turns,
         faults::a_missing_pepper_stops_the_controller,
         faults::an_api_server_that_fails_is_endured,

@@ -96,12 +96,7 @@ pub async fn suspension_is_reversible(shared: &Shared) {
     shared.verifier.answers(&secret, "", 200).await;
     space.condition("t", ConditionType::Active, "True").await;
     assert_eq!(space.secret_of("t").await, secret);
-    eventually("Events", async || {
-        let events = space.events("t").await;
-        let told = ["Suspended", "Resumed"].iter().all(|reason| events.iter().any(|e| e == reason));
-        if told { Ok(()) } else { Err(format!("{events:?}")) }
-    })
-    .await;
+    space.told("t", &["Suspended", "Resumed"]).await;
 }
 
 pub async fn expiry_is_by_the_clock(shared: &Shared) {
@@ -109,18 +104,21 @@ pub async fn expiry_is_by_the_clock(shared: &Shared) {
     let at = Timestamp::now() + SignedDuration::from_secs(4);
     let secret = space.active("t", json!({"scopes": ["a:b"], "expiresAt": at.to_string()})).await;
     shared.verifier.answers(&secret, "", 200).await;
-    let ended = eventually("end", async || match (shared.verifier.check(&secret, "").await, Timestamp::now()) {
-        (401, now) => Ok(now),
-        (status, _) => Err(status.to_string()),
-    })
-    .await;
+    let ended =
+        eventually("end", async || match (shared.verifier.check(&secret, "").await, Timestamp::now()) {
+            (401, now) => Ok(now),
+            (status, _) => Err(status.to_string()),
+        })
+        .await;
     assert!(ended >= at, "it must work until {at}");
     let token = space.reason("t", ConditionType::Ready, "Expired").await;
     assert_eq!(token.status.as_ref().and_then(|s| s.phase), Some(Phase::Expired));
     // It never rotates, whatever asks for it; and it may be extended.
     space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
     space.reason("t", ConditionType::Ready, "Expired").await;
-    space.patch("t", json!({"spec": {"rotation": {"trigger": null}, "expiresAt": "2099-01-01T00:00:00Z"}})).await;
+    space
+        .patch("t", json!({"spec": {"rotation": {"trigger": null}, "expiresAt": "2099-01-01T00:00:00Z"}}))
+        .await;
     shared.verifier.answers(&secret, "", 200).await;
     space.condition("t", ConditionType::Active, "True").await;
     assert_eq!(space.secret_of("t").await, secret);

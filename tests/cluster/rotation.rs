@@ -29,12 +29,14 @@ pub async fn an_edit_rotates_with_an_overlap(shared: &Shared) {
     let states: Vec<_> = status.versions.iter().map(|v| (v.version, v.state, v.reason)).collect();
     assert_eq!(
         states,
-        [(2, VersionState::Active, RotationReason::SpecChange), (1, VersionState::Retiring, RotationReason::Created)]
+        [
+            (2, VersionState::Active, RotationReason::SpecChange),
+            (1, VersionState::Retiring, RotationReason::Created)
+        ]
     );
     let (_, message) = condition(&token, ConditionType::Rotating).expect("Rotating");
     assert!(message.starts_with("version 1 works until "), "{message}");
-    let events = space.events("t").await;
-    assert!(events.contains(&"Minted".to_owned()) && events.contains(&"Rotated".to_owned()), "{events:?}");
+    space.told("t", &["Minted", "Rotated"]).await;
     space.stays("t", Duration::from_millis(500)).await;
 }
 
@@ -61,8 +63,10 @@ pub async fn a_trigger_rotates_once(shared: &Shared) {
 
 pub async fn a_schedule_rotates(shared: &Shared) {
     let space = shared.site.namespace("schedule").await;
-    let first = space.active("t", json!({"scopes": ["a:b"], "rotation": {"interval": "10s", "overlap": "3s"}})).await;
-    let next = space.get("t").await.status.and_then(|s| s.rotation).and_then(|r| r.next_time).expect("a next time");
+    let first =
+        space.active("t", json!({"scopes": ["a:b"], "rotation": {"interval": "10s", "overlap": "3s"}})).await;
+    let next =
+        space.get("t").await.status.and_then(|s| s.rotation).and_then(|r| r.next_time).expect("a next time");
     let second = space.version("t", 2).await;
     let status = space.get("t").await.status.expect("a status");
     assert!(status.versions[0].issued_at >= next, "not before it was due");
@@ -71,7 +75,7 @@ pub async fn a_schedule_rotates(shared: &Shared) {
     shared.verifier.answers(&first, "", 401).await;
     shared.verifier.answers(&second, "", 200).await;
     space.until("t", "the end of the overlap", |t| condition(t, ConditionType::Rotating).is_none()).await;
-    assert!(space.events("t").await.contains(&"KeyRetired".to_owned()));
+    space.told("t", &["KeyRetired"]).await;
 }
 
 pub async fn a_cut_ends_what_came_before(shared: &Shared) {
@@ -86,7 +90,10 @@ pub async fn a_cut_ends_what_came_before(shared: &Shared) {
     shared.verifier.answers(&leaked, "", 401).await;
     shared.verifier.answers(&new, "", 200).await;
     let status = space.get("t").await.status.expect("a status");
-    assert_eq!((status.versions[0].reason, status.versions[1].state), (RotationReason::NotBefore, VersionState::Retired));
+    assert_eq!(
+        (status.versions[0].reason, status.versions[1].state),
+        (RotationReason::NotBefore, VersionState::Retired)
+    );
 }
 
 pub async fn without_overlap_the_old_secret_ends(shared: &Shared) {
@@ -109,7 +116,11 @@ pub async fn the_previous_secret_is_kept_beside(shared: &Shared) {
     space.condition("t", ConditionType::Active, "True").await;
     let old = data(&space.secrets().get("t").await.expect("a Secret"), "TOKEN");
     space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
-    space.until("t", "version 2", |t| t.status.as_ref().and_then(|s| s.secret_ref.as_ref()).is_some_and(|r| r.version == 2)).await;
+    space
+        .until("t", "version 2", |t| {
+            t.status.as_ref().and_then(|s| s.secret_ref.as_ref()).is_some_and(|r| r.version == 2)
+        })
+        .await;
     let secret = space.secrets().get("t").await.expect("a Secret");
     assert_eq!(data(&secret, "PREVIOUS"), old);
     assert_ne!(data(&secret, "TOKEN"), old);

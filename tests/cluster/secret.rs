@@ -21,7 +21,10 @@ pub async fn a_foreign_secret_is_not_touched(shared: &Shared) {
     let space = shared.site.namespace("foreign").await;
     for (name, labels) in [
         ("plain", vec![]),
-        ("labelled", vec![("app.kubernetes.io/managed-by", "tokenward"), ("tokenward.dev/token", "labelled")]),
+        (
+            "labelled",
+            vec![("app.kubernetes.io/managed-by", "tokenward"), ("tokenward.dev/token", "labelled")],
+        ),
     ] {
         let labels: BTreeMap<_, _> = labels.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
         let foreign = Secret {
@@ -36,13 +39,12 @@ pub async fn a_foreign_secret_is_not_touched(shared: &Shared) {
         let (reason, message) = condition(&token, ConditionType::Stalled).expect("Stalled");
         assert_eq!(reason, "SecretConflict");
         assert!(message.contains("delete it, or create an ApiToken with another secret.name"), "{message}");
-        eventually("Event", async || {
-            let events = space.events(name).await;
-            if events.iter().any(|e| e == "Stalled") { Ok(()) } else { Err(format!("{events:?}")) }
-        })
-        .await;
+        space.told(name, &["Stalled"]).await;
         let after = space.secrets().get(name).await.expect("a Secret");
-        assert_eq!((after.data, after.metadata.resource_version), (before.data, before.metadata.resource_version));
+        assert_eq!(
+            (after.data, after.metadata.resource_version),
+            (before.data, before.metadata.resource_version)
+        );
         space.secrets().delete(name, &Default::default()).await.expect("a deletion");
     }
     // Once it is out of the way, the token is delivered, though no watch tells of an unlabelled one.
@@ -71,7 +73,10 @@ pub async fn an_edited_secret_is_minted_anew(shared: &Shared) {
     patch_secret(&space, "t", json!({"stringData": {"token": "hunter2"}})).await;
     let new = space.version("t", 2).await;
     shared.verifier.answers(&new, "", 200).await;
-    assert_eq!(space.get("t").await.status.expect("a status").versions[0].reason, RotationReason::SecretTampered);
+    assert_eq!(
+        space.get("t").await.status.expect("a status").versions[0].reason,
+        RotationReason::SecretTampered
+    );
     // Metadata alone is put right, without a new token.
     let meta = json!({"metadata": {
         "labels": {"app.kubernetes.io/managed-by": null, "tokenward.dev/token": "other"},
@@ -81,10 +86,14 @@ pub async fn an_edited_secret_is_minted_anew(shared: &Shared) {
     patch_secret(&space, "t", meta).await;
     eventually("Secret as it should be", async || {
         // Unlabelled, it is out of the watch's sight; any look at the token finds it.
-        space.patch("t", json!({"metadata": {"annotations": {"poke": jiff::Timestamp::now().to_string()}}})).await;
+        space
+            .patch("t", json!({"metadata": {"annotations": {"poke": jiff::Timestamp::now().to_string()}}}))
+            .await;
         let secret = space.secrets().get("t").await.expect("a Secret");
         let version = secret.annotations().get("tokenward.dev/version").cloned();
-        if version.as_deref() == Some("2") && secret.labels().get("tokenward.dev/token").is_some_and(|t| t == "t") {
+        if version.as_deref() == Some("2")
+            && secret.labels().get("tokenward.dev/token").is_some_and(|t| t == "t")
+        {
             assert_eq!(secret.owner_references().len(), 1);
             Ok(())
         } else {
@@ -107,8 +116,12 @@ pub async fn a_secret_that_is_always_broken_stalls(shared: &Shared) {
         let token = space
             .until("t", "a repair or the end of repairs", |t| {
                 let stalled = condition(t, ConditionType::Stalled).is_some();
-                stalled || crate::support::has(t, ConditionType::Ready, "True")
-                    && t.status.as_ref().and_then(|s| s.secret_ref.as_ref()).is_some_and(|r| r.version == repairs + 2)
+                stalled
+                    || crate::support::has(t, ConditionType::Ready, "True")
+                        && t.status
+                            .as_ref()
+                            .and_then(|s| s.secret_ref.as_ref())
+                            .is_some_and(|r| r.version == repairs + 2)
             })
             .await;
         if condition(&token, ConditionType::Stalled).is_some() {
@@ -132,10 +145,14 @@ pub async fn a_secret_that_is_always_broken_stalls(shared: &Shared) {
 pub async fn other_keys_and_labels_are_kept(shared: &Shared) {
     let space = shared.site.namespace("others").await;
     space.active("t", json!({"scopes": ["a:b"]})).await;
-    patch_secret(&space, "t", json!({
-        "stringData": {"extra": "theirs"},
-        "metadata": {"labels": {"theirs": "x"}, "annotations": {"reloader.stakater.com/match": "true"}},
-    }))
+    patch_secret(
+        &space,
+        "t",
+        json!({
+            "stringData": {"extra": "theirs"},
+            "metadata": {"labels": {"theirs": "x"}, "annotations": {"reloader.stakater.com/match": "true"}},
+        }),
+    )
     .await;
     space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
     space.version("t", 2).await;
@@ -155,7 +172,11 @@ pub async fn the_template_is_put_on_and_taken_off(shared: &Shared) {
         let secret = space.secrets().get("t").await.expect("a Secret");
         let labels = secret.labels();
         let right = labels.get("team").is_some_and(|t| t == "b") && !labels.contains_key("tier");
-        if right && !secret.annotations().contains_key("note") { Ok(()) } else { Err(format!("{:?}", secret.metadata)) }
+        if right && !secret.annotations().contains_key("note") {
+            Ok(())
+        } else {
+            Err(format!("{:?}", secret.metadata))
+        }
     })
     .await;
     assert_eq!(space.secret_of("t").await, secret, "a template is no reason to rotate");
@@ -163,7 +184,15 @@ pub async fn the_template_is_put_on_and_taken_off(shared: &Shared) {
     space.patch("t", json!({"metadata": {"labels": {"app.kubernetes.io/instance": "argo"}}})).await;
     space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
     space.version("t", 2).await;
-    assert!(!space.secrets().get("t").await.expect("a Secret").labels().contains_key("app.kubernetes.io/instance"));
+    assert!(
+        !space
+            .secrets()
+            .get("t")
+            .await
+            .expect("a Secret")
+            .labels()
+            .contains_key("app.kubernetes.io/instance")
+    );
 }
 
 pub async fn a_renamed_key_moves_the_token(shared: &Shared) {
@@ -238,7 +267,9 @@ pub async fn a_status_that_claims_nonsense_gives_nothing(shared: &Shared) {
         forged(7, "Retiring", "BBBBBBBBBBBB", "nonsense"),
         forged(6, "Pending", "CCCCCCCCCCCC", &hash.hash),
     ];
-    versions.push(serde_json::to_value(&space.get("t").await.status.expect("a status").versions[0]).expect("json"));
+    versions.push(
+        serde_json::to_value(&space.get("t").await.status.expect("a status").versions[0]).expect("json"),
+    );
     space.patch_status("t", json!({"status": {"versions": versions}})).await;
     // Somebody else's token proves nothing here, and stays what it was there.
     let answer = shared.verifier.ask(&victim, "").await;

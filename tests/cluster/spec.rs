@@ -21,7 +21,10 @@ pub async fn bad_specs_are_refused_with_a_sentence(shared: &Shared) {
         (json!({}), "spec.scopes: Required value"),
         (json!({"scopes": []}), "at least 1 items"),
         (json!({"scopes": many}), "at most 64 items"),
-        (json!({"scopes": ["tokens"]}), "each scope must be resource:action, such as tokens:read or orders:*"),
+        (
+            json!({"scopes": ["tokens"]}),
+            "each scope must be resource:action, such as tokens:read or orders:*",
+        ),
         (json!({"scopes": ["tokens:read write"]}), "each scope must be resource:action"),
         (json!({"scopes": ["töken:read"]}), "each scope must be resource:action"),
         (json!({"scopes": ["tokens:*:read"]}), "each scope must be resource:action"),
@@ -42,7 +45,10 @@ pub async fn bad_specs_are_refused_with_a_sentence(shared: &Shared) {
         (spec(json!({"format": {"prefix": "t"}})), "spec.format.prefix"),
         (spec(json!({"secret": {"name": "Not_A_Name"}})), "spec.secret.name"),
         (spec(json!({"secret": {"keys": {"token": "a b"}}})), "spec.secret.keys.token"),
-        (spec(json!({"secret": {"keys": {"previous": "token"}}})), "previous must name another key than token"),
+        (
+            spec(json!({"secret": {"keys": {"previous": "token"}}})),
+            "previous must name another key than token",
+        ),
         (
             spec(json!({"secret": {"template": {"type": "kubernetes.io/service-account-token"}}})),
             "this type makes Kubernetes issue credentials of its own",

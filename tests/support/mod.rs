@@ -59,7 +59,10 @@ impl Site {
     pub async fn namespace(&self, name: &str) -> Space {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("{name}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
-        let namespace = Namespace { metadata: ObjectMeta { name: Some(name.clone()), ..Default::default() }, ..Default::default() };
+        let namespace = Namespace {
+            metadata: ObjectMeta { name: Some(name.clone()), ..Default::default() },
+            ..Default::default()
+        };
         Api::all(self.client.clone()).create(&PostParams::default(), &namespace).await.expect("a namespace");
         Space { name, client: self.client.clone() }
     }
@@ -170,9 +173,11 @@ impl Process {
 
     /// Waits until a token has this answer.
     pub async fn answers(&self, token: &str, query: &str, expected: u16) {
-        eventually(&format!("{expected} for a token ({query})"), async || match self.check(token, query).await {
-            status if status == expected => Ok(()),
-            status => Err(status.to_string()),
+        eventually(&format!("{expected} for a token ({query})"), async || {
+            match self.check(token, query).await {
+                status if status == expected => Ok(()),
+                status => Err(status.to_string()),
+            }
         })
         .await;
     }
@@ -209,7 +214,11 @@ impl Process {
 
 /// The HTTP client of all tests, which keeps its connections as a gateway does.
 pub fn client() -> reqwest::Client {
-    reqwest::Client::builder().pool_max_idle_per_host(0).timeout(Duration::from_secs(10)).build().expect("a client")
+    reqwest::Client::builder()
+        .pool_max_idle_per_host(0)
+        .timeout(Duration::from_secs(10))
+        .build()
+        .expect("a client")
 }
 
 fn free_port() -> SocketAddr {
@@ -243,10 +252,11 @@ impl Space {
             "apiVersion": "tokenward.dev/v1alpha1", "kind": "ApiToken", "metadata": {"name": name}, "spec": spec,
         });
         // As a client would that knows nothing of our types.
-        let request = http::Request::post(format!("/apis/tokenward.dev/v1alpha1/namespaces/{}/apitokens", self.name))
-            .header("content-type", "application/json")
-            .body(object.to_string().into_bytes())
-            .expect("a request");
+        let request =
+            http::Request::post(format!("/apis/tokenward.dev/v1alpha1/namespaces/{}/apitokens", self.name))
+                .header("content-type", "application/json")
+                .body(object.to_string().into_bytes())
+                .expect("a request");
         self.client.request::<ApiToken>(request).await.map_err(|error| message(&error))
     }
 
@@ -307,7 +317,10 @@ impl Space {
     /// Waits until a condition has this reason.
     pub async fn reason(&self, name: &str, type_: ConditionType, reason: &str) -> ApiToken {
         let what = format!("{} with reason {reason} on {name}", type_.as_str());
-        self.until(name, &what, |token| condition(token, type_).is_some_and(|c| c.0 == reason) && observed(token)).await
+        self.until(name, &what, |token| {
+            condition(token, type_).is_some_and(|c| c.0 == reason) && observed(token)
+        })
+        .await
     }
 
     /// Waits until the Secret holds this version; answers its token.
@@ -332,8 +345,18 @@ impl Space {
         assert_eq!(before.metadata.resource_version, after.metadata.resource_version);
     }
 
+    /// Waits until these Events were told of an object. They are written beside the work.
+    pub async fn told(&self, name: &str, reasons: &[&str]) {
+        eventually(&format!("Events {reasons:?} of {name}"), async || {
+            let events = self.events(name).await;
+            let told = reasons.iter().all(|reason| events.iter().any(|event| event == reason));
+            if told { Ok(()) } else { Err(format!("{events:?}")) }
+        })
+        .await;
+    }
+
     /// The reasons of the Events about an object.
-    pub async fn events(&self, name: &str) -> Vec<String> {
+    async fn events(&self, name: &str) -> Vec<String> {
         let api: Api<k8s_openapi::api::events::v1::Event> = Api::namespaced(self.client.clone(), &self.name);
         let events = api.list(&Default::default()).await.expect("events").items.into_iter();
         events
@@ -379,7 +402,9 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, 
     loop {
         match look().await {
             Ok(found) => return found,
-            Err(seen) if start.elapsed() > PATIENCE => panic!("no {what} within {PATIENCE:?}; last seen: {seen}"),
+            Err(seen) if start.elapsed() > PATIENCE => {
+                panic!("no {what} within {PATIENCE:?}; last seen: {seen}")
+            }
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
