@@ -72,7 +72,9 @@ pub(super) async fn serve(
     grace: Duration,
 ) {
     let mut server = http1::Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD).pipeline_flush(true);
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).pipeline_flush(true);
+    // The buffer's own limit is looked at only while a head is incomplete: one read may take more.
+    server.max_header_size(HEAD).max_buf_size(HEAD);
     let graceful = GracefulShutdown::new();
     tokio::pin!(stop);
     loop {
