@@ -14,7 +14,8 @@ use crate::token::{Peppers, Plaintext};
 use crate::verifier::index::Object;
 
 const PEER: &str = "192.0.2.1";
-const NOBODY: &[u8] = b"tw_none";
+/// Headers of a request, in order.
+type Headers<'a> = &'a [(&'a str, &'a [u8])];
 
 /// A door behind which tokens are known by a number each.
 struct Door {
@@ -96,11 +97,11 @@ impl Door {
         self.view.index.apply(Object::new("team", &name), Entry::of(&token));
     }
 
-    fn ask(&self, uri: &str, headers: &[(&str, &[u8])]) -> Answered {
+    fn ask(&self, uri: &str, headers: Headers<'_>) -> Answered {
         self.ask_from(PEER, uri, headers)
     }
 
-    fn ask_from(&self, peer: &str, uri: &str, headers: &[(&str, &[u8])]) -> Answered {
+    fn ask_from(&self, peer: &str, uri: &str, headers: Headers<'_>) -> Answered {
         let mut request = Request::get(uri);
         for (name, value) in headers {
             request = request.header(*name, HeaderValue::from_bytes(value).expect("a header value"));
@@ -153,7 +154,7 @@ fn tokens_are_taken_from_two_headers() {
     let (good, other) = (plaintext(1), plaintext(2));
     let key = good.expose().as_bytes();
     let scheme = |scheme: &str| [scheme.as_bytes(), key].concat();
-    let table: &[(&str, &[(&str, &[u8])], u16, &str)] = &[
+    let table: &[(&str, Headers<'_>, u16, &str)] = &[
         ("nothing", &[], 401, "no_token"),
         ("another header", &[("cookie", key), ("proxy-authorization", &bearer(1))], 401, "no_token"),
         ("bearer", &[("authorization", &bearer(1))], 200, ""),
@@ -387,7 +388,7 @@ fn one_answer_for_all_that_is_not_valid() {
     for number in 2..=5 {
         assert_eq!(door.ask(uri, &[("authorization", &bearer(number))]), unknown, "token {number}");
     }
-    for text in [forged.expose().as_bytes(), NOBODY, b"", b"\xff", &[b'x'; 20_000]] {
+    for text in [forged.expose().as_bytes(), b"tw_", b"", b"\xff", &[b'x'; 20_000]] {
         assert_eq!(door.ask(uri, &[("x-api-key", text)]), unknown);
         assert_eq!(door.ask(uri, &[("authorization", &[b"Bearer ", text].concat())]), unknown);
     }
