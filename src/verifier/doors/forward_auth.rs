@@ -6,7 +6,7 @@
 //! ends up in logs. Refusals follow RFC 6750 section 3.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -23,6 +23,7 @@ use crate::check::{self, Code, Decision, Identity, decide};
 use crate::token::Token;
 use crate::token::scope::{MAX_SCOPES, is_scope};
 
+const BEARER: &[u8] = b"Bearer";
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const ID: HeaderName = HeaderName::from_static("x-tokenward-id");
@@ -69,7 +70,7 @@ impl ForwardAuth {
         let presented = presented(request.headers())?;
         let peppers = self.view.peppers.load();
         let peppers = peppers.as_deref().filter(|_| self.view.is_listed()).ok_or(Refusal::NotReady)?;
-        let Some(token) = presented.and_then(Token::parse) else {
+        let Some(token) = std::str::from_utf8(presented).ok().and_then(Token::parse) else {
             return Ok(self.deny(Code::NotFound, &needs));
         };
         let scopes: Vec<&str> = needs.scopes.iter().map(AsRef::as_ref).collect();
@@ -77,7 +78,7 @@ impl ForwardAuth {
             token,
             scopes: &scopes,
             audience: needs.audience.as_deref(),
-            client: Some(self.client(request.headers(), peer)),
+            client: self.client(request.headers(), peer),
         };
         let now = Timestamp::now();
         Ok(self.view.index.claimants(token.key_id(), |claimants| {
@@ -89,23 +90,22 @@ impl ForwardAuth {
     }
 
     /// The client's address: the peer's, or what trusted proxies say in front of it, read from the right.
-    fn client(&self, headers: &HeaderMap, peer: IpAddr) -> IpAddr {
+    ///
+    /// `None`: a proxy of ours passed on what can't be read. That is nobody's address, and least of all the
+    /// proxy's own, which may be in a network that the client is not in.
+    fn client(&self, headers: &HeaderMap, peer: IpAddr) -> Option<IpAddr> {
         let trusted = |address: &IpAddr| self.trusted_proxies.iter().any(|network| network.contains(address));
-        if !trusted(&peer) {
-            return peer;
-        }
-        let hops = headers.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
-        let hops: Vec<&str> = hops.flat_map(|value| value.split(',')).map(str::trim).collect();
         let mut client = peer;
-        for hop in hops.into_iter().rev() {
-            // What can't be read was not written by a proxy of ours.
-            let Ok(address) = hop.parse::<IpAddr>() else { break };
-            client = address.to_canonical();
-            if !trusted(&client) {
-                break;
+        // As bytes: what a client puts in front may be no text, and must not hide what a proxy added to it.
+        let values = headers.get_all(FORWARDED_FOR).iter().rev().map(HeaderValue::as_bytes);
+        let mut hops = values.flat_map(|value| value.rsplit(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+        while trusted(&client) {
+            match hops.find(|hop| !hop.is_empty()) {
+                Some(hop) => client = address(hop)?,
+                None => break,
             }
         }
-        client
+        Some(client)
     }
 
     fn allow(&self, identity: Identity<'_>) -> Answer {
@@ -195,17 +195,13 @@ impl ForwardAuth {
     }
 }
 
-/// The token that a request presents. `Some(None)` does not occur: `Ok(None)` is one that is no text.
-fn presented(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+/// What a request presents as its token. It may be no text at all: that is junk like any other.
+fn presented(headers: &HeaderMap) -> Result<&[u8], Refusal> {
     let bearer = single(headers, AUTHORIZATION, "more than one Authorization header")?;
-    let bearer = match bearer.map(|value| value.to_str().map(scheme)) {
-        Some(Ok(Some(token))) => Some(Some(token)),
-        // Another scheme is for somebody behind the gateway.
-        Some(Ok(None)) | None => None,
-        Some(Err(_)) => Some(None),
-    };
+    // Another scheme is for somebody behind the gateway.
+    let bearer = bearer.and_then(|value| credentials(value.as_bytes()));
     let api_key = single(headers, API_KEY, "more than one X-API-Key header")?;
-    let api_key = api_key.map(|value| value.to_str().map(str::trim).ok());
+    let api_key = api_key.map(|value| value.as_bytes().trim_ascii());
     match (bearer, api_key) {
         (None, None) => Err(Refusal::NoToken),
         (Some(token), None) | (None, Some(token)) => Ok(token),
@@ -228,9 +224,18 @@ fn single<'h>(
 }
 
 /// The credentials of the Bearer scheme, whose name is not case-sensitive (RFC 9110 section 11.1).
-fn scheme(value: &str) -> Option<&str> {
-    let (scheme, credentials) = value.trim().split_once(' ').unwrap_or((value.trim(), ""));
-    scheme.eq_ignore_ascii_case("bearer").then(|| credentials.trim())
+fn credentials(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, rest) = value.trim_ascii().split_at_checked(BEARER.len())?;
+    let bearer = scheme.eq_ignore_ascii_case(BEARER) && rest.first().is_none_or(|byte| *byte == b' ');
+    bearer.then(|| rest.trim_ascii())
+}
+
+/// A hop of X-Forwarded-For. Some proxies write the port too, and RFC 3986 brackets around IPv6.
+fn address(hop: &[u8]) -> Option<IpAddr> {
+    let hop = std::str::from_utf8(hop).ok()?;
+    let bare = hop.strip_prefix('[').and_then(|hop| hop.strip_suffix(']')).unwrap_or(hop);
+    let address = bare.parse().or_else(|_| hop.parse::<SocketAddr>().map(|address| address.ip()));
+    Some(address.ok()?.to_canonical())
 }
 
 /// Reads what the route needs. `strict`: the query is all ours, so an unknown parameter is a mistake, and one that

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -56,6 +57,10 @@ impl Doors {
 fn plain(status: StatusCode, body: &'static str) -> Answer {
     let mut answer = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
     *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    // A 404 may be cached if nothing forbids it, and would outlive the mistake that it tells of.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
 }
 
@@ -67,7 +72,9 @@ pub(super) async fn serve(
     grace: Duration,
 ) {
     let mut server = http1::Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD).pipeline_flush(true);
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).pipeline_flush(true);
+    // The buffer's own limit is looked at only while a head is incomplete: one read may take more.
+    server.max_header_size(HEAD).max_buf_size(HEAD);
     let graceful = GracefulShutdown::new();
     tokio::pin!(stop);
     loop {
