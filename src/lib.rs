@@ -1,4 +1,4 @@
-//! tokenward: API tokens as Kubernetes objects.
+#![doc = include_str!("../ARCHITECTURE.md")]
 
 pub mod check;
 pub mod cli;

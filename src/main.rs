@@ -40,7 +40,11 @@ fn crds(args: &CrdsArgs) -> anyhow::Result<()> {
                 std::fs::write(&path, yaml)
                     .with_context(|| format!("{} can't be written", path.display()))?;
             }
-            None => std::io::stdout().write_all(yaml.as_bytes())?,
+            None => match std::io::stdout().write_all(yaml.as_bytes()) {
+                // A reader such as `head` has seen enough.
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+                written => written.context("standard output")?,
+            },
         }
     }
     Ok(())

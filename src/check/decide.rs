@@ -324,7 +324,7 @@ mod tests {
                 version.retire_at = Some(at(retire));
             });
             let works = !revoked && !suspended && expires > 0 && cut <= -1000
-                && (state < 2 || (state == 2 && retire > 0));
+                && state <= 2 && retire > 0;
             prop_assert_eq!(ask(&entry, &[]).is_none(), works);
         }
 

@@ -67,10 +67,13 @@ impl Entry {
             audiences: spec.audiences.iter().flatten().map(|audience| audience.as_str().into()).collect(),
             networks,
             // From the request on, whatever the controller has made of it yet.
-            revoked: spec.revoked == Some(true) || status.is_some_and(|status| status.revocation.is_some()),
+            // A deletion revokes too, also one that waits for somebody's finalizer.
+            revoked: spec.revoked == Some(true)
+                || status.is_some_and(|status| status.revocation.is_some())
+                || token.metadata.deletion_timestamp.is_some(),
             suspended: spec.suspend == Some(true),
             expires_at: millisecond(spec.expires_at).unwrap_or(i64::MAX),
-            not_before: millisecond(spec.rotation.as_ref().and_then(|r| r.not_before)).unwrap_or(i64::MIN),
+            not_before: spec.rotation.as_ref().and_then(|r| r.not_before).map_or(i64::MIN, next_millisecond),
             versions,
         }
     }
@@ -90,7 +93,9 @@ impl Version {
     fn of(version: &TokenVersion, spec_scopes: &str) -> Option<Self> {
         let scopes = version.scopes.join(" ");
         let retire_at = match version.state {
-            VersionState::Pending | VersionState::Active => i64::MAX,
+            VersionState::Pending | VersionState::Active => {
+                millisecond(version.retire_at).unwrap_or(i64::MAX)
+            }
             // Without an end it has none left.
             VersionState::Retiring => millisecond(version.retire_at).unwrap_or(i64::MIN),
             // Kept, so that the code can say what became of it.
@@ -110,6 +115,12 @@ impl Version {
     pub(super) fn scopes<'a>(&'a self, entry: &'a Entry) -> impl Iterator<Item = &'a str> {
         self.scopes.as_deref().unwrap_or(&entry.scopes).split_ascii_whitespace()
     }
+}
+
+/// The first whole millisecond that is not before an instant: rounded down, a cut would miss what was issued in it.
+fn next_millisecond(instant: Timestamp) -> i64 {
+    let before = instant.as_millisecond();
+    before.saturating_add(i64::from(instant.as_nanosecond() > i128::from(before) * 1_000_000))
 }
 
 fn millisecond(instant: Option<Timestamp>) -> Option<i64> {

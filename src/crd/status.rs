@@ -68,7 +68,7 @@ pub struct TokenVersion {
     /// Where this secret stands in its life.
     pub state: VersionState,
     /// The scopes with which it was issued. A check must pass both these and the spec's.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 128)))]
     pub scopes: Vec<String>,
     /// When it was issued.

@@ -362,7 +362,8 @@ impl World {
             }
             let status = self.status();
             let pending = status.versions.iter().any(|v| v.state == VersionState::Pending);
-            if !pending || status.revocation.is_some() || self.observed().expired(self.now) {
+            let foreign = matches!(self.observed().secret, SecretState::Foreign);
+            if !pending || foreign || status.revocation.is_some() || self.observed().expired(self.now) {
                 return;
             }
             self.now += SignedDuration::from_secs(1);

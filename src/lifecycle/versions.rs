@@ -46,6 +46,8 @@ pub(super) fn normalise(versions: &mut Vec<TokenVersion>) {
         };
         if readable && rank > seen && version.version > 0 {
             seen = rank;
+            // Only a replaced version has an end of its own.
+            version.retire_at = version.retire_at.filter(|_| version.state == VersionState::Retiring);
         } else {
             version.state = VersionState::Retired;
         }

@@ -7,10 +7,10 @@ pub mod doors;
 mod feed;
 pub mod index;
 mod metrics;
+pub mod server;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwapOption;
@@ -23,15 +23,13 @@ use tracing::{error, info, warn};
 use self::doors::Doors;
 use self::index::Index;
 use self::metrics::Metrics;
+use self::server::Patience;
 use crate::cli::VerifierArgs;
 use crate::cluster::client;
 use crate::cluster::pepper::{self, PepperState};
 use crate::shutdown;
 use crate::telemetry::probes::{self, Part, Readiness};
 use crate::token::Peppers;
-
-/// How long requests that are under way at the end may take.
-const GRACE: Duration = Duration::from_secs(10);
 
 /// What the doors look into: the index, and the pepper in use.
 #[derive(Debug, Default)]
@@ -78,7 +76,7 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     let feed = feed::feed(client, args.common.namespaces(), view.clone(), list_ready, metrics.clone());
     let doors = Arc::new(Doors::new(view.clone(), args.trusted_proxies, metrics));
     tokio::select! {
-        () = doors::serve(listener, doors, stop.cancelled_owned(), GRACE) => Ok(()),
+        () = server::serve(listener, doors, Patience::default(), stop.cancelled_owned()) => Ok(()),
         () = feed => bail!("the watch of ApiTokens has ended"),
         () = follow_pepper => bail!("the watch of the pepper has ended"),
         () = keep_pepper(peppers, view, pepper_ready) => bail!("the pepper is no longer followed"),

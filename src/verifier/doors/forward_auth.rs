@@ -291,4 +291,4 @@ fn answer(status: StatusCode, challenge: Option<&str>, error: &str, message: &st
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::verifier) mod tests;

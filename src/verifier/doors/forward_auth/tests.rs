@@ -45,7 +45,13 @@ impl Answered {
     }
 }
 
-fn plaintext(number: u8) -> Plaintext {
+/// Doors that know token 1.
+pub(in crate::verifier) fn known_door() -> Doors {
+    Door::new().doors
+}
+
+/// The token of a number.
+pub(in crate::verifier) fn plaintext(number: u8) -> Plaintext {
     format::make(&Prefix::default(), KeyId::from_bytes([number; 16]), &[number; 32])
 }
 
