@@ -66,7 +66,9 @@ impl Gate {
     pub async fn ask(&self, token: &Presented, query: &str) -> anyhow::Result<Answer> {
         let start = Instant::now();
         let request = self.client.get(format!("{}/auth?{query}", self.url)).bearer_auth(&token.0);
-        let answer = request.send().await.context("the verifier does not answer")?;
+        let answer = request.send().await.map_err(|error| {
+            unmet("GET /auth", "an answer of the verifier", format!("{:#}", anyhow::Error::from(error)))
+        })?;
         let header = |name| {
             let value = answer.headers().get(name).and_then(|value| value.to_str().ok());
             value.unwrap_or_default().to_owned()

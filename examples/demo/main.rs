@@ -82,7 +82,7 @@ async fn run(args: &Args) -> ExitCode {
             if kept { ExitCode::SUCCESS } else { ExitCode::from(INTERRUPTED) }
         }
         Err(error) => {
-            show.failure(error, stage.as_ref().map(Stage::log_tails).unwrap_or_default().as_slice());
+            show.failure(error, stage.as_mut().map(Stage::log_tails).unwrap_or_default().as_slice());
             ExitCode::FAILURE
         }
     };

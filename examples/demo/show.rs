@@ -112,7 +112,7 @@ impl Show {
     /// Says which step failed and how, and what the processes logged last.
     pub fn failure(&self, error: &anyhow::Error, logs: &[(String, String)]) {
         for (name, tail) in logs {
-            eprintln!("\n{}", self.paint("1", &format!("The end of the {name}'s log:")));
+            eprintln!("\n{}", self.paint("1", &format!("The end of the log of tokenward {name}:")));
             eprintln!("{}", if tail.is_empty() { "(nothing)" } else { tail });
         }
         eprintln!("\n{} step {} ({}): {error:#}\n", self.paint("31;1", "✗ failed:"), self.steps, self.step);

@@ -118,6 +118,12 @@ fn build() -> anyhow::Result<PathBuf> {
         .arg("--message-format=json-render-diagnostics")
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
+    // `cargo run` describes the demo's package to the demo. Build scripts would take it for a change, and half of
+    // the dependencies would be built anew, now and at the next `cargo demo`.
+    let foreign = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(foreign)) {
+        command.env_remove(name);
+    }
     let mut cargo = Guarded::spawn(command).context("cargo can't be started")?;
     let mut messages = String::new();
     cargo.take_stdout().context("cargo's output")?.read_to_string(&mut messages).context("cargo's output")?;
@@ -213,9 +219,13 @@ impl Stage {
         process.ready().await
     }
 
-    /// Each process's name and the end of its log.
-    pub fn log_tails(&self) -> Vec<(String, String)> {
-        self.processes.iter().map(|process| (process.role.to_owned(), process.log_tail())).collect()
+    /// Each process's name, with how it has ended if it has, and the end of its log.
+    pub fn log_tails(&mut self) -> Vec<(String, String)> {
+        let tail = |process: &mut Process| match process.guarded.try_wait() {
+            Ok(Some(status)) => (format!("{} (which has ended: {status})", process.role), process.log_tail()),
+            _ => (process.role.to_owned(), process.log_tail()),
+        };
+        self.processes.iter_mut().map(tail).collect()
     }
 
     /// Says how to use what runs.
