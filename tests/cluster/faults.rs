@@ -23,7 +23,7 @@ use tokenward::crd::{ConditionType, VersionState};
 use crate::support::{PATIENCE, Process, Site, client_of, condition, eventually};
 
 async fn leads(process: &Process) -> bool {
-    process.metrics().await.contains("tokenward_leader 1")
+    process.metrics().await.lines().any(|line| line == "tokenward_leader 1")
 }
 
 pub async fn two_controllers_take_turns() {
