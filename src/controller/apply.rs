@@ -202,6 +202,8 @@ async fn write_secret(
                 Remedy::Forbidden => RefusalKind::Forbidden,
                 Remedy::Invalid => RefusalKind::Invalid,
                 Remedy::ReadAgain if is_already_exists(&source) => return Ok(Applied::LookAgain),
+                // The Secret is gone, not the token.
+                Remedy::Drop if !creating && is_not_found(&source) => return Ok(Applied::LookAgain),
                 Remedy::ReadAgain | Remedy::Drop | Remedy::Retry => return Err(failed(source)),
             };
             let refusal = Refusal { kind, message: message(&source), at: now };

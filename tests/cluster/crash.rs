@@ -21,24 +21,20 @@ const REVOKE: [&str; 3] = ["record", "record@2", "dress"];
 /// How many cases run at once.
 const AT_ONCE: usize = 4;
 
-pub async fn no_crash_loses_or_revives_a_token() {
-    let site = Arc::new(Site::start().await);
-    let verifier = Arc::new(site.verifier(&[]));
+pub async fn no_crash_loses_or_revives_a_token(site: &Site) {
+    let verifier = &site.verifier(&[]);
     let mut cases = Vec::new();
     for when in ["before", "after"] {
         cases.extend(MINT.map(|point| ("mint", when, point)));
         cases.extend(ROTATE.map(|point| ("rotate", when, point)));
         cases.extend(REVOKE.map(|point| ("revoke", when, point)));
     }
-    let run = |(what, when, point): (&'static str, &'static str, &'static str)| {
-        let (site, verifier) = (site.clone(), verifier.clone());
-        async move {
-            let case = Case::new(&site, what, format!("{when}:{point}")).await;
-            match what {
-                "mint" => case.mint(&verifier).await,
-                "rotate" => case.rotate(&verifier).await,
-                _ => case.revoke(&verifier).await,
-            }
+    let run = async |(what, when, point): (&str, &str, &str)| {
+        let case = Case::new(site, what, format!("{when}:{point}")).await;
+        match what {
+            "mint" => case.mint(verifier).await,
+            "rotate" => case.rotate(verifier).await,
+            _ => case.revoke(verifier).await,
         }
     };
     stream::iter(cases).map(run).buffer_unordered(AT_ONCE).collect::<()>().await;

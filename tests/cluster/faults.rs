@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::client::Body;
@@ -20,16 +20,16 @@ use kube::{Api, Client};
 use serde_json::json;
 use tokenward::crd::{ConditionType, VersionState};
 
-use crate::support::{PATIENCE, Process, Site, client_of, condition, eventually};
+use crate::support::{PATIENCE, Process, Site, Tenant, client_of, condition, eventually};
 
 async fn leads(process: &Process) -> bool {
     process.metrics().await.lines().any(|line| line == "tokenward_leader 1")
 }
 
-pub async fn two_controllers_take_turns() {
-    let site = Site::start().await;
-    let space = site.namespace("turns").await;
-    let start = |name: &str| site.controller(&["--lease-duration", "3s", "--identity", name]);
+pub async fn two_controllers_take_turns(site: &Site) {
+    let tenant = Tenant::new(site, "turns").await;
+    let space = &tenant.space;
+    let start = |name: &str| tenant.controller(&["--lease-duration", "3s", "--identity", name]);
     let mut controllers = vec![start("one").ready().await, start("two").ready().await];
     let names: Vec<String> = (0..10).map(|i| format!("t{i}")).collect();
     for name in &names {
@@ -72,15 +72,16 @@ pub async fn two_controllers_take_turns() {
     }
 }
 
-pub async fn a_missing_pepper_stops_the_controller() {
-    let site = Site::start().await;
-    let space = site.namespace("pepper").await;
-    let mut controller = site.controller(&["--identity", "one"]).ready().await;
-    let verifier = site.verifier(&[]).ready().await;
+pub async fn a_missing_pepper_stops_the_controller(site: &Site) {
+    let tenant = Tenant::new(site, "pepper").await;
+    let space = &tenant.space;
+    let start = || tenant.controller(&["--identity", "one"]);
+    let mut controller = start().ready().await;
+    let verifier = tenant.verifier().ready().await;
     let token = space.active("t", json!({"scopes": ["a:b"]})).await;
     verifier.answers(&token, "", 200).await;
 
-    let peppers: Api<Secret> = Api::namespaced(site.client.clone(), "tokenward");
+    let peppers = tenant.peppers();
     let mut pepper = peppers.get("tokenward-pepper").await.expect("the pepper");
     peppers.delete("tokenward-pepper", &Default::default()).await.expect("a deletion");
     assert_eq!(controller.ended().await, Some(1));
@@ -92,11 +93,14 @@ pub async fn a_missing_pepper_stops_the_controller() {
     // What was read before goes on being used for checks.
     assert_eq!(verifier.check(&token, "").await, 200);
 
-    let mut stopped = site.controller(&["--identity", "one"]);
+    let mut stopped = start();
     assert_eq!(stopped.ended().await, Some(1));
     let log = stopped.log();
-    let words =
-        format!("Secret tokenward/tokenward-pepper is missing, but ApiToken {}/t carries a hash", space.name);
+    let words = format!(
+        "Secret {}/tokenward-pepper is missing, but ApiToken {}/t carries a hash",
+        tenant.namespace(),
+        space.name
+    );
     assert!(log.contains(&words) && log.contains("Restore the Secret from a backup"), "{log}");
     assert!(
         peppers.get_opt("tokenward-pepper").await.expect("an answer").is_none(),
@@ -107,24 +111,23 @@ pub async fn a_missing_pepper_stops_the_controller() {
     let mut damaged = pepper.clone();
     damaged.data.as_mut().expect("data").insert("p1".to_owned(), k8s_openapi::ByteString(vec![0; 31]));
     peppers.create(&PostParams::default(), &damaged).await.expect("a Secret");
-    let mut stopped = site.controller(&["--identity", "one"]);
+    let mut stopped = start();
     assert_eq!(stopped.ended().await, Some(1));
     assert!(stopped.log().contains("must hold exactly 32 bytes"), "{}", stopped.log());
     assert_eq!(verifier.check(&token, "").await, 200);
 
     peppers.replace("tokenward-pepper", &PostParams::default(), &pepper).await.expect("a Secret");
-    let _controller = site.controller(&["--identity", "one"]).ready().await;
+    let _controller = start().ready().await;
     space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
     let new = space.version("t", 2).await;
     verifier.answers(&new, "", 200).await;
     verifier.answers(&token, "", 200).await;
 }
 
-pub async fn an_api_server_that_fails_is_endured() {
-    let site = Site::start().await;
+pub async fn an_api_server_that_fails_is_endured(site: &Site) {
     let space = site.namespace("endure").await;
     let faults = Arc::new(AtomicU32::new(0));
-    let kubeconfig = faulty(&site, faults.clone()).await;
+    let kubeconfig = faulty(site, faults.clone()).await;
     let _controller = site.controller_as(&kubeconfig, &[]).ready().await;
     let verifier = site.verifier(&[]).ready().await;
     let names: Vec<String> = (0..5).map(|i| format!("t{i}")).collect();
@@ -248,11 +251,11 @@ fn rewritten(kubeconfig: &std::path::Path, address: SocketAddr) -> std::path::Pa
     path
 }
 
-pub async fn a_namespace_goes_with_its_tokens() {
-    let site = Site::start().await;
-    let space = site.namespace("goes").await;
-    let controller = site.controller(&[]).ready().await;
-    let verifier = site.verifier(&[]).ready().await;
+pub async fn a_namespace_goes_with_its_tokens(site: &Site) {
+    let tenant = Tenant::new(site, "goes").await;
+    let space = &tenant.space;
+    let controller = tenant.controller(&[]).ready().await;
+    let verifier = tenant.verifier().ready().await;
     let mut tokens = Vec::new();
     for i in 0..30 {
         space.create(&format!("t{i}"), json!({"scopes": ["a:b"]})).await;
@@ -286,12 +289,11 @@ pub async fn a_namespace_goes_with_its_tokens() {
     assert_eq!(before, failures().await);
 }
 
-pub async fn a_forbidden_secret_is_told() {
-    let site = Site::start().await;
+pub async fn a_forbidden_secret_is_told(site: &Site) {
     let space = site.namespace("forbidden").await;
     let roles: Api<ClusterRole> = Api::all(site.client.clone());
     let role = roles.get("tokenward-controller").await.expect("the role");
-    let controller = site.controller(&[]).ready().await;
+    let controller = site.controller(&["--watch-namespaces", &space.name]).ready().await;
     let rules: Vec<_> = role.rules.clone().unwrap_or_default();
     let fewer: Vec<_> =
         rules.iter().filter(|r| r.resources.as_deref() != Some(&["secrets".to_owned()])).collect();

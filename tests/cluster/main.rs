@@ -1,10 +1,16 @@
 //! tokenward on a real API server: the tests' table of contents.
 //!
 //! One control plane, one controller and one verifier serve all tests that leave them whole, each in a namespace
-//! of its own. `faults` and `crash` break theirs, so they have their own. A name filters, as with any test:
-//! `cargo test --test cluster -- rotation`.
+//! of its own. Tests that break processes share a second control plane and start their own; the one that breaks
+//! the API server has a third. A name filters, as with any test: `cargo test --test cluster -- rotation`.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test fails by a panic"
+)]
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -23,62 +29,96 @@ use std::sync::{Arc, OnceLock};
 
 use libtest_mimic::{Arguments, Trial};
 use support::{Process, Site};
+use tokenward::token::Token;
 use tokio::runtime::Runtime;
 
-/// What the tests share.
+/// A cluster with a controller and a verifier that look after every namespace.
 struct Shared {
     site: Site,
     verifier: Process,
-    _controller: Process,
+    controller: Process,
 }
 
-type Stage = Arc<OnceLock<Shared>>;
+impl Shared {
+    async fn start() -> Self {
+        let site = Site::start().await;
+        let controller = site.controller(&["--log", "info,tokenward=debug"]).ready().await;
+        let verifier = site.verifier(&[]).ready().await;
+        Self { site, verifier, controller }
+    }
+}
 
-/// Adds a test that uses what all share.
-macro_rules! shared {
-    ($suite:expr, $stage:expr, $runtime:expr, $($module:ident :: $test:ident),+ $(,)?) => {
+impl Shared {
+    /// Whether a token stands anywhere but in a Secret: in a log, a status, an Event.
+    fn tells_a_token(&self) -> bool {
+        let api = self.site.kubectl(&["get", "apitokens,events", "-A", "-o", "yaml"]);
+        let places = [
+            ("the controller's log", self.controller.log()),
+            ("the verifier's log", self.verifier.log()),
+            ("the API", api),
+        ];
+        places.iter().any(|(place, text)| {
+            let mut words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            let told = words.find_map(Token::parse);
+            told.inspect(|token| eprintln!("FAILED: {place} holds a token: {token:?}")).is_some()
+        })
+    }
+}
+
+/// Adds tests that use something that is started with the first of them.
+macro_rules! tests {
+    ($suite:expr, $runtime:expr, $stage:expr, $start:expr, $($module:ident :: $test:ident),+ $(,)?) => {
         $({
             let (stage, runtime) = ($stage.clone(), $runtime.clone());
             $suite.push(Trial::test(concat!(stringify!($module), "::", stringify!($test)), move || {
-                let shared = stage.get_or_init(|| runtime.block_on(start()));
-                runtime.block_on($module::$test(shared));
+                let stage = stage.get_or_init(|| runtime.block_on($start));
+                runtime.block_on($module::$test(stage));
                 Ok(())
             }));
         })+
     };
-}
-
-/// Adds a test that starts what it needs.
-macro_rules! alone {
-    ($suite:expr, $runtime:expr, $($module:ident :: $test:ident),+ $(,)?) => {
-        $({
-            let runtime = $runtime.clone();
-            $suite.push(Trial::test(concat!(stringify!($module), "::", stringify!($test)), move || {
-                runtime.block_on($module::$test());
-                Ok(())
-            }));
-        })+
-    };
-}
-
-async fn start() -> Shared {
-    let site = Site::start().await;
-    let controller = site.controller(&["--log", "info,tokenward=debug"]).ready().await;
-    let verifier = site.verifier(&[]).ready().await;
-    Shared { site, verifier, _controller: controller }
 }
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Each test mostly waits; more at once than there are cores is quicker and finds more races.
-    arguments.test_threads.get_or_insert(8);
+    arguments.test_threads.get_or_insert(12);
     let runtime = Arc::new(Runtime::new().expect("a runtime"));
-    let stage: Stage = Arc::default();
+    let shared = Arc::<OnceLock<Shared>>::default();
+    let breakable = Arc::<OnceLock<Site>>::default();
+    let alone = Arc::<OnceLock<Site>>::default();
     let mut suite = Vec::new();
-    shared!(
+    // The longest first.
+    tests!(suite, runtime, breakable, Site::start(), crash::no_crash_loses_or_revives_a_token);
+    tests!(suite, runtime, alone, Site::start(), faults::an_api_server_that_fails_is_endured);
+    tests!(
         suite,
-        stage,
         runtime,
+        shared,
+        Shared::start(),
+        revocation::a_deletion_revokes_and_a_new_object_is_a_new_token,
+        secret::a_foreign_secret_is_not_touched,
+        secret::a_secret_that_is_always_broken_stalls,
+        doors::hostile_requests_are_refused,
+        doors::hostile_tokens_are_refused,
+        rotation::a_schedule_rotates,
+        rotation::a_second_rotation_waits_for_the_overlap,
+    );
+    tests!(
+        suite,
+        runtime,
+        breakable,
+        Site::start(),
+        faults::a_forbidden_secret_is_told,
+        faults::two_controllers_take_turns,
+        faults::a_namespace_goes_with_its_tokens,
+        faults::a_missing_pepper_stops_the_controller,
+    );
+    tests!(
+        suite,
+        runtime,
+        shared,
+        Shared::start(),
         install::every_example_becomes_active,
         install::columns_and_explanations_read_well,
         install::the_verifier_can_read_no_token,
@@ -86,24 +126,19 @@ fn main() -> ExitCode {
         spec::one_way_fields_go_one_way,
         rotation::an_edit_rotates_with_an_overlap,
         rotation::a_trigger_rotates_once,
-        rotation::a_schedule_rotates,
         rotation::a_cut_ends_what_came_before,
         rotation::without_overlap_the_old_secret_ends,
         rotation::the_previous_secret_is_kept_beside,
-        rotation::a_second_rotation_waits_for_the_overlap,
         rotation::scopes_never_widen_for_an_issued_secret,
         rotation::kept_changes_do_not_rotate,
         revocation::a_revocation_is_at_once_and_for_good,
         revocation::on_revoke_delete_takes_the_secret_away,
-        revocation::a_deletion_revokes_and_a_new_object_is_a_new_token,
         revocation::suspension_is_reversible,
         revocation::expiry_is_by_the_clock,
         revocation::a_token_born_expired_is_not_minted,
         revocation::a_token_born_revoked_is_not_minted,
-        secret::a_foreign_secret_is_not_touched,
         secret::a_lost_secret_is_minted_anew,
         secret::an_edited_secret_is_minted_anew,
-        secret::a_secret_that_is_always_broken_stalls,
         secret::other_keys_and_labels_are_kept,
         secret::the_template_is_put_on_and_taken_off,
         secret::a_renamed_key_moves_the_token,
@@ -111,25 +146,13 @@ fn main() -> ExitCode {
         secret::a_retained_secret_outlives_its_token,
         secret::a_wiped_status_is_rebuilt,
         secret::a_status_that_claims_nonsense_gives_nothing,
-        doors::hostile_tokens_are_refused,
-        doors::hostile_requests_are_refused,
         doors::the_challenge_follows_the_rfc,
         doors::public_answers_do_not_tell_revoked_from_unknown,
     );
-    alone!(
-        suite,
-        runtime,
-        faults::two_controllers_take_turns,
-        faults::a_missing_pepper_stops_the_controller,
-        faults::an_api_server_that_fails_is_endured,
-        faults::a_namespace_goes_with_its_tokens,
-        faults::a_forbidden_secret_is_told,
-        crash::no_crash_loses_or_revives_a_token,
-    );
     let conclusion = libtest_mimic::run(&arguments, suite);
-    // What is shared ends here: the processes first, then the cluster.
-    if let Some(stage) = Arc::into_inner(stage) {
-        drop(stage);
-    }
-    conclusion.exit_code()
+    let told = shared.get().is_some_and(Shared::tells_a_token);
+    // What was started ends here: the processes first, then their cluster. Unless a test still runs, nobody else
+    // holds it.
+    drop((Arc::into_inner(shared), Arc::into_inner(breakable), Arc::into_inner(alone)));
+    if told { ExitCode::FAILURE } else { conclusion.exit_code() }
 }

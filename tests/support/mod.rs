@@ -101,6 +101,46 @@ impl Site {
     }
 }
 
+/// An installation of its own beside others: its namespace holds another pepper and another lease, and it looks
+/// after one namespace only. With all rights, where rights are not what is tested.
+pub struct Tenant<'s> {
+    site: &'s Site,
+    operator: Space,
+    pub space: Space,
+}
+
+impl<'s> Tenant<'s> {
+    pub async fn new(site: &'s Site, name: &str) -> Self {
+        let operator = site.namespace(&format!("{name}-operator")).await;
+        Self { site, operator, space: site.namespace(name).await }
+    }
+
+    /// Starts its controller.
+    pub fn controller(&self, args: &[&str]) -> Process {
+        self.process("controller", &["--telemetry-listen"], args)
+    }
+
+    /// Starts its verifier.
+    pub fn verifier(&self) -> Process {
+        self.process("verifier", &["--telemetry-listen", "--listen"], &[])
+    }
+
+    /// The Secrets of its operator's namespace.
+    pub fn peppers(&self) -> Api<Secret> {
+        self.operator.secrets()
+    }
+
+    /// The namespace that holds its pepper.
+    pub fn namespace(&self) -> &str {
+        &self.operator.name
+    }
+
+    fn process(&self, role: &str, ports: &[&str], args: &[&str]) -> Process {
+        let own = ["--namespace", &self.operator.name, "--watch-namespaces", &self.space.name];
+        Process::start(role, self.site.cluster.kubeconfig(), ports, &[&own, args].concat(), &[])
+    }
+}
+
 /// A client with the rights of a kubeconfig.
 pub async fn client_of(kubeconfig: &Path) -> Client {
     let kubeconfig = Kubeconfig::read_from(kubeconfig).expect("a kubeconfig");
