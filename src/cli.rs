@@ -65,7 +65,7 @@ pub struct ControllerArgs {
     /// This replica's name among its like [default: $HOSTNAME and the process id]
     #[arg(long, env = "TOKENWARD_IDENTITY")]
     pub identity: Option<String>,
-    /// How long verifiers are given to learn of a new secret before it is put into the Secret, while another one works
+    /// How long verifiers are given to learn of a new secret before it is put into the Secret
     #[arg(long, env = "TOKENWARD_PROPAGATION", default_value = "1s", value_parser = duration)]
     pub propagation: SignedDuration,
 }

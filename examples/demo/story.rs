@@ -90,7 +90,7 @@ impl Story<'_> {
             self.show.ok(&format!("{name}: {token} in Secret {secret}, key {key}"), "Active", Some(wait));
         }
         let longest = waits.into_iter().max().unwrap_or_default();
-        self.show.note("Measured from the watch event of its creation to that of its becoming Active.");
+        self.show.note("From the watch event of its creation to that of its becoming Active; 1 s of it is given to verifiers.");
         self.show.figure("created -> Active, the slowest of three", duration(longest));
         self.stage.token_in(BACKEND, "token").await
     }

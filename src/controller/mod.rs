@@ -95,7 +95,10 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
 
     let tokens: Vec<Api<ApiToken>> = scopes.iter().map(|scope| api(&client, scope.as_deref())).collect();
     let work = async {
-        first_pepper(&client, &namespace, &tokens).await?;
+        tokio::select! {
+            made = first_pepper(&client, &namespace, &tokens) => made?,
+            () = stop.cancelled() => return Ok(()),
+        }
         let (peppers, follow_pepper) = pepper_watch::follow(client.clone(), &namespace);
         let identity = args.identity();
         let (events, tell_events) = events::channel(client.clone(), identity.clone());
@@ -130,9 +133,13 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
         let controllers = async {
             let mut pepper = peppers.clone();
             // Without the pepper nothing can be decided, so nothing is looked at before.
-            let _ = pepper.wait_for(|state| matches!(state, PepperState::Present(_))).await;
-            pepper_ready.set(true);
-            future::join_all(controllers).await;
+            tokio::select! {
+                _ = pepper.wait_for(|state| matches!(state, PepperState::Present(_))) => {
+                    pepper_ready.set(true);
+                    future::join_all(controllers).await;
+                }
+                () = stop.cancelled() => {}
+            }
             done.cancel();
         };
         let ready = async {

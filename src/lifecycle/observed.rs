@@ -20,7 +20,7 @@ pub struct Observed<'a> {
     pub held: Option<KeyId>,
     /// The API server's refusal of the last attempt to read or write the Secret.
     pub refusal: Option<Refusal>,
-    /// How long verifiers are given to learn of a new version before it replaces one that works.
+    /// How long verifiers are given to learn of a new version before it is put into the Secret.
     pub propagation: SignedDuration,
 }
 

@@ -246,7 +246,7 @@ fn secret_step(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, no
     if let Some(version) =
         undelivered.filter(|_| !matches!(observed.secret, SecretState::Foreign | SecretState::Unreadable))
     {
-        return match deliver_at(observed, status, version, now) {
+        return match deliver_at(observed, version, now) {
             Some(at) => Step::Wait(Some(at)),
             None => Step::WriteSecret { key_id: version.key_id.clone(), content: Content::Minted },
         };
@@ -262,16 +262,9 @@ fn secret_step(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, no
     Step::WriteSecret { key_id: version.key_id.clone(), content: Content::Kept }
 }
 
-/// From when a pending version may go into the Secret; `None` is now. Verifiers must know it before a pod can read
-/// it; where nothing else works yet, nobody is served by waiting.
-fn deliver_at(
-    observed: &Observed<'_>,
-    status: &ApiTokenStatus,
-    pending: &TokenVersion,
-    now: Timestamp,
-) -> Option<Timestamp> {
-    active(status)?;
-    observed.secret.holds()?;
+/// From when a pending version may go into the Secret; `None` is now. Every verifier must know it before anybody can
+/// read it, or the first to use it would be refused.
+fn deliver_at(observed: &Observed<'_>, pending: &TokenVersion, now: Timestamp) -> Option<Timestamp> {
     let at = pending.issued_at.checked_add(observed.propagation).ok()?;
     // A clock that was set back must not hold up a delivery for longer than the propagation takes.
     (now < at && now >= pending.issued_at).then_some(at)

@@ -19,7 +19,7 @@ const ROTATE: [&str; 3] = ["announce", "deliver", "record"];
 const REVOKE: [&str; 3] = ["record", "record@2", "dress"];
 
 /// How many cases run at once.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 6;
 
 pub async fn no_crash_loses_or_revives_a_token(site: &Site) {
     let verifier = &site.verifier(&[]);
