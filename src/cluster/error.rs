@@ -2,6 +2,7 @@
 
 use kube::Error;
 use kube::core::Status;
+use kube::runtime::watcher;
 
 /// What to do about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,18 @@ pub fn is_already_exists(error: &Error) -> bool {
 pub fn message(error: &Error) -> String {
     match error {
         Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// The API server's own words for why a watch failed.
+pub fn watch_message(error: &watcher::Error) -> String {
+    use watcher::Error;
+    match error {
+        Error::InitialListFailed(source) | Error::WatchStartFailed(source) | Error::WatchFailed(source) => {
+            message(source)
+        }
+        Error::WatchError(status) => status.message.clone(),
         other => other.to_string(),
     }
 }

@@ -14,7 +14,8 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 use zeroize::Zeroizing;
 
-use super::error::message;
+use super::backoff::WatchBackoff;
+use super::error::watch_message;
 use crate::token::{PepperError, Peppers};
 
 /// The name of the pepper's Secret, in the operator's namespace.
@@ -41,7 +42,8 @@ pub fn follow(
 ) -> (watch::Receiver<PepperState>, impl Future<Output = ()> + use<>) {
     let (sender, receiver) = watch::channel(PepperState::Unknown);
     let namespace = namespace.to_owned();
-    let stream = watch_object(Api::<Secret>::namespaced(client, &namespace), PEPPER_SECRET).default_backoff();
+    let stream = watch_object(Api::<Secret>::namespaced(client, &namespace), PEPPER_SECRET)
+        .backoff(WatchBackoff::default());
     let follow = stream
         .inspect_err(|failure| warn!(error = watch_message(failure), "the pepper can't be watched; trying again"))
         .filter_map(|result| future::ready(result.ok()))
@@ -63,17 +65,5 @@ fn read(secret: Secret) -> PepperState {
     match Peppers::from_data(&data.collect()) {
         Ok(peppers) => PepperState::Present(Arc::new(peppers)),
         Err(damage) => PepperState::Damaged(damage),
-    }
-}
-
-/// The API server's own words for why a watch failed.
-pub fn watch_message(error: &kube::runtime::watcher::Error) -> String {
-    use kube::runtime::watcher::Error;
-    match error {
-        Error::InitialListFailed(source) | Error::WatchStartFailed(source) | Error::WatchFailed(source) => {
-            message(source)
-        }
-        Error::WatchError(status) => status.message.clone(),
-        other => other.to_string(),
     }
 }

@@ -236,7 +236,7 @@ pub(super) fn after_failure(token: &Arc<Token>, error: &Error, context: &Context
     context.metrics.failed(error.reason());
     let delay = Duration::from_millis(100)
         .saturating_mul(2u32.saturating_pow(failures.min(9)))
-        .min(Duration::from_secs(30));
+        .min(Duration::from_secs(10));
     let cause = match error {
         Error::ReadSecret { source, .. } | Error::WriteSecret { source, .. } | Error::WriteStatus(source) => {
             message(source)

@@ -31,9 +31,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::cli::ControllerArgs;
+use crate::cluster::backoff::WatchBackoff;
 use crate::cluster::client;
+use crate::cluster::error::watch_message;
 use crate::cluster::lease::{self, Claim, Election};
-use crate::cluster::pepper::{self as pepper_watch, PEPPER_SECRET, PepperState, watch_message};
+use crate::cluster::pepper::{self as pepper_watch, PEPPER_SECRET, PepperState};
 use crate::crd::ApiToken;
 use crate::lifecycle::{MANAGED_BY, MANAGED_BY_VALUE, TOKEN_LABEL};
 use crate::shutdown;
@@ -131,10 +133,9 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
             })
             .unzip();
         let controllers = async {
-            let mut pepper = peppers.clone();
             // Without the pepper nothing can be decided, so nothing is looked at before.
             tokio::select! {
-                _ = pepper.wait_for(|state| matches!(state, PepperState::Present(_))) => {
+                () = first_present(peppers.clone()) => {
                     pepper_ready.set(true);
                     future::join_all(controllers).await;
                 }
@@ -186,9 +187,15 @@ async fn first_pepper(client: &Client, namespace: &str, tokens: &[Api<ApiToken>]
     }
 }
 
+/// Comes to an end when the pepper is there.
+// The answer of `wait_for` holds a lock on the channel, so it must not be kept.
+async fn first_present(mut peppers: watch::Receiver<PepperState>) {
+    drop(peppers.wait_for(|state| matches!(state, PepperState::Present(_))).await);
+}
+
 /// Comes to an end when a pepper that was there no longer is.
 async fn lost_pepper(mut peppers: watch::Receiver<PepperState>) -> String {
-    let _ = peppers.wait_for(|state| matches!(state, PepperState::Present(_))).await;
+    first_present(peppers.clone()).await;
     let lost = peppers.wait_for(|state| !matches!(state, PepperState::Present(_))).await;
     match lost.as_deref() {
         Ok(PepperState::Damaged(damage)) => {
@@ -231,7 +238,7 @@ fn watch_and_reconcile(
             }
         })
         .modify(|token| token.meta_mut().managed_fields = None)
-        .default_backoff()
+        .backoff(WatchBackoff::default())
         .reflect(tokens_writer)
         .applied_objects();
     let labelled =
@@ -239,7 +246,7 @@ fn watch_and_reconcile(
     let secrets = watcher(api::<SecretMeta>(&context.client, namespace), labelled)
         .inspect_err(|error| warn!(error = watch_message(error), "Secrets can't be watched; trying again"))
         .modify(|secret| secret.metadata.managed_fields = None)
-        .default_backoff()
+        .backoff(WatchBackoff::default())
         .reflect(secrets_writer)
         .touched_objects();
     let stores = (tokens_store.clone(), context.secrets.clone());

@@ -16,7 +16,8 @@ use super::View;
 use super::index::Object;
 use super::metrics::Metrics;
 use crate::check::Entry;
-use crate::cluster::pepper::watch_message;
+use crate::cluster::backoff::WatchBackoff;
+use crate::cluster::error::watch_message;
 use crate::crd::ApiToken;
 use crate::telemetry::probes::Part;
 
@@ -44,7 +45,7 @@ pub(super) fn feed(
             .inspect_err(|error| {
                 warn!(error = watch_message(error), "ApiTokens can't be watched; checks go on from memory")
             })
-            .default_backoff()
+            .backoff(WatchBackoff::default())
             .filter_map(|result| future::ready(result.ok()))
             .map(move |event| (namespace.clone(), event))
             .boxed()
