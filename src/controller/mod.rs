@@ -240,7 +240,8 @@ fn watch_and_reconcile(
         .modify(|token| token.meta_mut().managed_fields = None)
         .backoff(WatchBackoff::default())
         .reflect(tokens_writer)
-        .applied_objects();
+        .applied_objects()
+        .filter(is_ok);
     let labelled =
         watcher::Config::default().labels(&format!("{MANAGED_BY}={MANAGED_BY_VALUE},{TOKEN_LABEL}"));
     let secrets = watcher(api::<SecretMeta>(&context.client, namespace), labelled)
@@ -248,7 +249,8 @@ fn watch_and_reconcile(
         .modify(|secret| secret.metadata.managed_fields = None)
         .backoff(WatchBackoff::default())
         .reflect(secrets_writer)
-        .touched_objects();
+        .touched_objects()
+        .filter(is_ok);
     let stores = (tokens_store.clone(), context.secrets.clone());
     let controller = Controller::for_stream(tokens, tokens_store)
         .watches_stream(secrets, |secret: SecretMeta| {
@@ -261,6 +263,12 @@ fn watch_and_reconcile(
         .run(timed, |token, error, context| apitoken::after_failure(&token, error, &context), context)
         .for_each(|_| future::ready(()));
     (controller, stores)
+}
+
+/// Keeps errors from the controller, which would hold up all its watches for one's sake, and for long. They are
+/// logged, and waited out, by the watch itself.
+fn is_ok<T>(item: &Result<T, watcher::Error>) -> future::Ready<bool> {
+    future::ready(item.is_ok())
 }
 
 /// Speaks whenever the lease is held and something was left undone for want of it.
