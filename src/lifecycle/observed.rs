@@ -71,6 +71,14 @@ pub enum SecretState {
 }
 
 impl SecretState {
+    /// Whether nothing may be concluded or written: it is not ours, or not to be seen.
+    pub fn out_of_reach(&self) -> bool {
+        match self {
+            Self::Foreign | Self::Unreadable => true,
+            Self::Absent | Self::Ours(_) => false,
+        }
+    }
+
     /// Our Secret, if that is what there is.
     pub fn ours(&self) -> Option<&OwnSecret> {
         match self {

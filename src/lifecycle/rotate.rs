@@ -29,8 +29,7 @@ pub(super) enum Due {
 
 /// Decides whether a new version is due. Neither a revoked nor an expired token ever rotates.
 pub(super) fn due(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, now: Timestamp) -> Due {
-    if status.revocation.is_some() || observed.expired(now) || matches!(observed.secret, SecretState::Foreign)
-    {
+    if status.revocation.is_some() || observed.expired(now) || observed.secret.out_of_reach() {
         return Due::Nothing(None);
     }
     if let Some(pending) = pending(status) {

@@ -8,7 +8,7 @@ use super::status::{Event, EventKind, describe};
 use super::versions::{
     active, normalise, pending, promote, prune, rebuild, retire_due, retiring, secret_ref,
 };
-use super::{Observed, SecretState, Spec, revoke};
+use super::{Observed, Spec, revoke};
 use crate::crd::{ApiTokenStatus, OnRevoke, RotationReason, TokenVersion, VersionState};
 use crate::token::format::token_id;
 use crate::token::{Hash, KeyId};
@@ -243,9 +243,7 @@ fn secret_step(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, no
         return Step::DeleteSecret;
     }
     let undelivered = pending(status).filter(|_| !revoked && !observed.expired(now));
-    if let Some(version) =
-        undelivered.filter(|_| !matches!(observed.secret, SecretState::Foreign | SecretState::Unreadable))
-    {
+    if let Some(version) = undelivered.filter(|_| !observed.secret.out_of_reach()) {
         return match deliver_at(observed, version, now) {
             Some(at) => Step::Wait(Some(at)),
             None => Step::WriteSecret { key_id: version.key_id.clone(), content: Content::Minted },
@@ -272,8 +270,9 @@ fn deliver_at(observed: &Observed<'_>, pending: &TokenVersion, now: Timestamp) -
 
 /// When time alone will call for another look.
 fn wake(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timestamp) -> Option<Timestamp> {
-    let out_of_reach = matches!(observed.secret, SecretState::Foreign | SecretState::Unreadable);
-    let retry = (out_of_reach && status.revocation.is_none()).then(|| now.checked_add(RETRY).ok()).flatten();
+    let retry = (observed.secret.out_of_reach() && status.revocation.is_none())
+        .then(|| now.checked_add(RETRY).ok())
+        .flatten();
     let due = match due {
         Due::Nothing(at) => at,
         Due::Now(_) => None,

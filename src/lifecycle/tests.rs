@@ -468,6 +468,20 @@ fn a_mint_takes_three_writes_and_then_rests() {
 }
 
 #[test]
+fn a_secret_out_of_reach_is_neither_replaced_nor_minted_for() {
+    let mut world = World::new();
+    let mut older = None;
+    for happening in [Happening::Steps(9), Happening::Trigger(1)] {
+        for secret in [SecretState::Foreign, SecretState::Unreadable] {
+            let step = next_step(&Observed { secret, ..world.observed() }, world.now);
+            assert!(matches!(step, Step::Record(..) | Step::Wait(Some(_))), "{step:?}");
+        }
+        world.settle();
+        world.happen(&happening, &mut older);
+    }
+}
+
+#[test]
 fn a_lost_status_is_rebuilt_without_a_rotation() {
     let mut world = World::new();
     world.rotation(|r| r.trigger = Some("x".to_owned()));
