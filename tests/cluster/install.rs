@@ -29,8 +29,6 @@ pub async fn every_example_becomes_active(shared: &Shared) {
 }
 
 pub async fn columns_and_explanations_read_well(shared: &Shared) {
-    let columns = shared.site.kubectl(&["get", "apitokens", "-A"]);
-    let _ = columns;
     let space = shared.site.namespace("columns").await;
     space.active("t", serde_json::json!({"scopes": ["a:b"], "rotation": {"interval": "720h"}})).await;
     let head = |args: &[&str]| shared.site.kubectl(args).lines().next().unwrap_or_default().to_owned();
