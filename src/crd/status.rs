@@ -157,7 +157,8 @@ pub struct RotationStatus {
 pub struct RevocationStatus {
     /// When the controller saw the request. Verifiers refuse the token from the request itself on.
     pub requested_at: Timestamp,
-    /// When every secret was marked revoked and the Secret was labelled or deleted.
+    /// When every secret was marked revoked and the Secret was labelled or deleted. It is not an acknowledgement of
+    /// the verifiers, which refuse the token as soon as they hear of the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enforced_at: Option<Timestamp>,
     /// Why, as given with the request.
