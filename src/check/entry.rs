@@ -32,8 +32,6 @@ pub struct Entry {
 pub struct Version {
     /// Its key id.
     pub key_id: KeyId,
-    /// Its number.
-    pub number: i64,
     pub(super) hash: Hash,
     pub(super) issued_at: i64,
     pub(super) retire_at: i64,
@@ -103,7 +101,6 @@ impl Version {
         };
         Some(Self {
             key_id: KeyId::parse(&version.key_id).ok()?,
-            number: version.version,
             hash: Hash::parse(&version.hash)?,
             issued_at: millisecond(Some(version.issued_at))?,
             retire_at,

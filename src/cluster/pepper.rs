@@ -48,7 +48,7 @@ pub fn follow(
         .inspect_err(|failure| warn!(error = watch_message(failure), "the pepper can't be watched; trying again"))
         .filter_map(|result| future::ready(result.ok()))
         .for_each(move |secret| {
-            let state = secret.map_or(PepperState::Missing, read);
+            let state = secret.map_or(PepperState::Missing, |secret| read(secret).into());
             match &state {
                 PepperState::Missing => info!("waiting for Secret {namespace}/{PEPPER_SECRET}: the controller makes it on its first start"),
                 PepperState::Damaged(damage) => error!("Secret {namespace}/{PEPPER_SECRET} can't be used: {damage}; restore it from a backup"),
@@ -60,10 +60,17 @@ pub fn follow(
     (receiver, follow)
 }
 
-fn read(secret: Secret) -> PepperState {
+/// Reads the pepper's Secret, and wipes it.
+pub fn read(secret: Secret) -> Result<Peppers, PepperError> {
     let data = secret.data.unwrap_or_default().into_iter().map(|(key, value)| (key, Zeroizing::new(value.0)));
-    match Peppers::from_data(&data.collect()) {
-        Ok(peppers) => PepperState::Present(Arc::new(peppers)),
-        Err(damage) => PepperState::Damaged(damage),
+    Peppers::from_data(&data.collect())
+}
+
+impl From<Result<Peppers, PepperError>> for PepperState {
+    fn from(read: Result<Peppers, PepperError>) -> Self {
+        match read {
+            Ok(peppers) => Self::Present(Arc::new(peppers)),
+            Err(damage) => Self::Damaged(damage),
+        }
     }
 }

@@ -17,9 +17,7 @@ use super::{Context, Token};
 use crate::cluster::error::{Remedy, is_not_found, message, remedy};
 use crate::cluster::pepper::PepperState;
 use crate::crd::ApiToken;
-use crate::lifecycle::{
-    Observed, OwnSecret, Refusal, RefusalKind, SecretState, Spec, Step, inspect, next_step, wipe,
-};
+use crate::lifecycle::{Observed, OwnSecret, SecretState, Spec, Step, inspect, next_step, wipe};
 use crate::token::Peppers;
 
 /// No token needs more steps than this in a row; one that does is looked at again later, so that it can't keep
@@ -110,10 +108,9 @@ async fn steps(mut token: ApiToken, context: &Context) -> Result<Action, Error> 
         let now = Timestamp::now();
         let step = next_step(&observed, now);
         if let Step::Wait(until) = step {
-            let outdated = observed.refusal.as_ref().is_some_and(|r| now.duration_since(r.at).as_secs() > 15);
-            if outdated {
+            if observed.refusal.as_ref().is_some_and(|refusal| now >= refusal.retry_at()) {
                 // What was refused is no longer wanted.
-                context.memories.with(&uid, |memory| (memory.refusal, memory.unreadable) = (None, None));
+                context.memories.with(&uid, |memory| memory.refusal = None);
                 continue;
             }
             return Ok(wait(until, now));
@@ -184,16 +181,7 @@ async fn find_secret(
     }
     let api = Api::<Secret>::namespaced(context.client.clone(), &namespace);
     context.metrics.secret_reads.inc();
-    let answer = api.get(&spec.secret_name).await;
-    let refusal = answer
-        .as_ref()
-        .err()
-        .filter(|error| remedy(error) == Remedy::Forbidden)
-        .map(|error| Refusal { kind: RefusalKind::Forbidden, message: message(error), at: Timestamp::now() });
-    let refused = refusal.is_some();
-    context.memories.with(&uid, |memory| memory.unreadable = refusal);
-    match answer {
-        _ if refused => Ok(SecretState::Unreadable),
+    match api.get(&spec.secret_name).await {
         Ok(mut secret) => {
             let state = inspect(&secret, token, spec, peppers);
             wipe(&mut secret);
@@ -204,6 +192,7 @@ async fn find_secret(
             context.memories.with(&uid, |memory| memory.look = false);
             Ok(SecretState::Absent)
         }
+        Err(error) if remedy(&error) == Remedy::Forbidden => Ok(SecretState::Unreadable(message(&error))),
         Err(source) => Err(Error::ReadSecret { name: spec.secret_name.clone(), source }),
     }
 }

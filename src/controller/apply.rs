@@ -137,14 +137,12 @@ async fn write_secret(
     let token = observed.token;
     let uid = uid(observed);
     let Some(status) = &token.status else { return Ok(Applied::LookAgain) };
-    let Some(version) = status.versions.iter().find(|version| version.key_id == key_id) else {
-        return Ok(Applied::LookAgain);
-    };
+    let Some(version) = status.version_of(key_id) else { return Ok(Applied::LookAgain) };
     let api = Api::<Secret>::namespaced(context.client.clone(), &token.namespace().unwrap_or_default());
     let failed = |source| Error::WriteSecret { name: spec.secret_name.clone(), source };
     let existing = match &observed.secret {
         SecretState::Absent => None,
-        SecretState::Foreign | SecretState::Unreadable => return Ok(Applied::LookAgain),
+        SecretState::Foreign | SecretState::Unreadable(_) => return Ok(Applied::LookAgain),
         SecretState::Ours(own) => match api.get(&spec.secret_name).await {
             Ok(secret) if secret.metadata.resource_version == own.metadata.resource_version => Some(secret),
             // It is no longer what the decision was made on.
@@ -156,8 +154,7 @@ async fn write_secret(
             Err(source) => return Err(Error::ReadSecret { name: spec.secret_name.clone(), source }),
         },
     };
-    let token_id = status.token_id.as_deref().unwrap_or_default();
-    let wardrobe = Wardrobe::of(token, spec, version, token_id, status.revocation.is_some());
+    let wardrobe = Wardrobe::of(token, spec, version, status);
     let held = match content {
         Content::Minted => context.memories.with(&uid, |memory| memory.held.take()),
         Content::Kept => None,

@@ -19,8 +19,6 @@ pub(super) struct Memory {
     pub(super) held: Option<(KeyId, Plaintext)>,
     /// The refusal of the last attempt to write the Secret.
     pub(super) refusal: Option<Refusal>,
-    /// The refusal of the last attempt to read the Secret.
-    pub(super) unreadable: Option<Refusal>,
     /// What a Secret was found to hold.
     pub(super) inspected: Option<Inspected>,
     /// The resourceVersion of the last status that this process wrote. Older ones are echoes.

@@ -13,7 +13,7 @@ use tracing::info;
 use zeroize::Zeroizing;
 
 use crate::cluster::error::{is_already_exists, is_not_found, message};
-use crate::cluster::pepper::PEPPER_SECRET;
+use crate::cluster::pepper::{PEPPER_SECRET, read};
 use crate::crd::ApiToken;
 use crate::token::{PepperError, Peppers};
 
@@ -51,13 +51,7 @@ pub(super) async fn ensure(client: &Client, namespace: &str, tokens: &[Api<ApiTo
     };
     match api.get(PEPPER_SECRET).await {
         Ok(secret) => {
-            let data = secret
-                .data
-                .unwrap_or_default()
-                .into_iter()
-                .map(|(key, value)| (key, Zeroizing::new(value.0)));
-            Peppers::from_data(&data.collect())
-                .map_err(|source| Error::Damaged { namespace: namespace.to_owned(), source })?;
+            read(secret).map_err(|source| Error::Damaged { namespace: namespace.to_owned(), source })?;
             return Ok(());
         }
         Err(error) if is_not_found(&error) => {}

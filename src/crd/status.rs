@@ -52,6 +52,13 @@ pub struct ApiTokenStatus {
     pub conditions: Vec<Condition>,
 }
 
+impl ApiTokenStatus {
+    /// The version of a key id.
+    pub fn version_of(&self, key_id: &str) -> Option<&TokenVersion> {
+        self.versions.iter().find(|version| version.key_id == key_id)
+    }
+}
+
 /// One secret that the token has or had.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

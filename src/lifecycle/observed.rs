@@ -7,6 +7,10 @@ use super::{InvalidSpec, Spec};
 use crate::crd::{ApiToken, ApiTokenStatus, TokenVersion};
 use crate::token::{Hash, KeyId};
 
+/// How long until a Secret that could not be read or written is tried again. A foreign Secret carries no label by
+/// which its end would be noticed.
+pub(super) const RETRY: SignedDuration = SignedDuration::from_secs(15);
+
 /// An ApiToken, what is known of its Secret, and what this process has in hand.
 #[derive(Clone, Debug)]
 pub struct Observed<'a> {
@@ -18,7 +22,7 @@ pub struct Observed<'a> {
     pub secret: SecretState,
     /// The token that this process has minted and not delivered yet.
     pub held: Option<KeyId>,
-    /// The API server's refusal of the last attempt to read or write the Secret.
+    /// The API server's refusal of the last attempt to write the Secret.
     pub refusal: Option<Refusal>,
     /// How long verifiers are given to learn of a new version before it is put into the Secret.
     pub propagation: SignedDuration,
@@ -64,8 +68,8 @@ pub enum SecretState {
     Absent,
     /// There is one that is not ours. It is never written.
     Foreign,
-    /// There may be one: it may not be read. It is never taken for an absent one.
-    Unreadable,
+    /// There may be one: it may not be read, in the API server's words. It is never taken for an absent one.
+    Unreadable(String),
     /// There is one that we wrote, whatever has become of it since.
     Ours(Box<OwnSecret>),
 }
@@ -74,7 +78,7 @@ impl SecretState {
     /// Whether nothing may be concluded or written: it is not ours, or not to be seen.
     pub fn out_of_reach(&self) -> bool {
         match self {
-            Self::Foreign | Self::Unreadable => true,
+            Self::Foreign | Self::Unreadable(_) => true,
             Self::Absent | Self::Ours(_) => false,
         }
     }
@@ -83,7 +87,7 @@ impl SecretState {
     pub fn ours(&self) -> Option<&OwnSecret> {
         match self {
             Self::Ours(own) => Some(own),
-            Self::Absent | Self::Foreign | Self::Unreadable => None,
+            Self::Absent | Self::Foreign | Self::Unreadable(_) => None,
         }
     }
 
@@ -134,6 +138,13 @@ pub struct Refusal {
     pub message: String,
     /// When; the write is tried again some time later.
     pub at: Timestamp,
+}
+
+impl Refusal {
+    /// When the write is tried again.
+    pub fn retry_at(&self) -> Timestamp {
+        self.at.checked_add(RETRY).unwrap_or(Timestamp::MAX)
+    }
 }
 
 /// In what way a write was refused.

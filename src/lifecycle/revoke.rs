@@ -23,20 +23,18 @@ pub(super) fn latch(status: &mut ApiTokenStatus, observed: &Observed<'_>, now: T
 }
 
 /// Marks every version of a revoked token, and records when nothing is left to be done: the stored status says so
-/// of every version, and the Secret is labelled or gone. Says whether that is now.
-pub(super) fn enforce(status: &mut ApiTokenStatus, observed: &Observed<'_>, now: Timestamp) -> bool {
-    let Some(revocation) = &mut status.revocation else { return false };
+/// of every version, and the Secret is labelled or gone.
+pub(super) fn enforce(status: &mut ApiTokenStatus, observed: &Observed<'_>, now: Timestamp) {
+    let Some(revocation) = &mut status.revocation else { return };
     for version in status.versions.iter_mut().filter(|version| version.state.is_live()) {
         version.state = VersionState::Revoked;
     }
     let stored = observed
         .status()
         .is_some_and(|s| s.revocation.is_some() && s.versions.iter().all(|v| !v.state.is_live()));
-    let done = revocation.enforced_at.is_none() && stored && secret_is_done(observed);
-    if done {
+    if revocation.enforced_at.is_none() && stored && secret_is_done(observed) {
         revocation.enforced_at = Some(now);
     }
-    done
 }
 
 /// Whether the Secret of a revoked token is as `secret.onRevoke` wants it. A foreign one is none of ours.

@@ -77,7 +77,7 @@ fn damage(observed: &Observed<'_>, active: &str) -> Option<RotationReason> {
         SecretState::Ours(_) if observed.secret.holds().is_none_or(|held| held.as_str() != active) => {
             Some(RotationReason::SecretTampered)
         }
-        SecretState::Ours(_) | SecretState::Foreign | SecretState::Unreadable => None,
+        SecretState::Ours(_) | SecretState::Foreign | SecretState::Unreadable(_) => None,
     }
 }
 
@@ -138,7 +138,7 @@ pub(super) fn remember(status: &mut ApiTokenStatus, spec: &Spec) {
     let next = active(status).and_then(|version| version.issued_at.checked_add(spec.interval?).ok());
     let kept = spec.on_spec_change == OnSpecChange::Keep && pending(status).is_none();
     let known = active(status).is_some();
-    if let Some(rotation) = status.rotation.as_mut().or(None) {
+    if let Some(rotation) = &mut status.rotation {
         let same_form = rotation.spec_hash.as_deref().is_some_and(|hash| hash.starts_with(SPEC_HASH_PREFIX));
         if known && (kept || !same_form) {
             rotation.spec_hash = Some(spec.hash.clone());

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
 use super::{OwnSecret, SealedVersion, SecretState, Spec};
-use crate::crd::{ApiToken, OnDelete, TokenVersion};
+use crate::crd::{ApiToken, ApiTokenStatus, OnDelete, TokenVersion};
 use crate::token::seal::{Seal, Sealed};
 use crate::token::{Hash, KeyId, Peppers, Plaintext, Token};
 
@@ -169,8 +169,10 @@ pub struct Wardrobe {
 
 impl Wardrobe {
     /// What the Secret should wear while it holds this version. The seal is not part of it: it needs the pepper.
-    pub fn of(token: &ApiToken, spec: &Spec, version: &TokenVersion, token_id: &str, revoked: bool) -> Self {
+    pub fn of(token: &ApiToken, spec: &Spec, version: &TokenVersion, status: &ApiTokenStatus) -> Self {
         let object = Object::of(token);
+        let token_id = status.token_id.as_deref().unwrap_or_default();
+        let revoked = status.revocation.is_some();
         let mut labels = spec.labels.clone();
         labels.insert(MANAGED_BY.to_owned(), MANAGED_BY_VALUE.to_owned());
         labels.insert(TOKEN_LABEL.to_owned(), object.name.to_owned());

@@ -128,6 +128,7 @@ fn cause(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timest
     }
     match (&observed.secret, due) {
         (SecretState::Foreign, _) => Cause::Foreign,
+        (SecretState::Unreadable(message), _) => Cause::Refused(RefusalKind::Forbidden, message.clone()),
         (_, Due::Throttled { reason, until, stalled }) => Cause::Throttled { reason, until, stalled },
         _ if pending(status).is_some() || active(status).is_none() => Cause::Minting,
         (SecretState::Absent, _) => Cause::Damaged(RotationReason::SecretMissing),
@@ -164,7 +165,7 @@ pub(super) fn describe(
         )),
         Cause::Refused(RefusalKind::Forbidden, message) => Some((
             "Forbidden",
-            format!("the API server refused to let the controller write Secret {secret}: {message}"),
+            format!("the API server refused to let the controller read or write Secret {secret}: {message}"),
         )),
         Cause::Refused(RefusalKind::Invalid, message) => {
             Some(("SecretInvalid", format!("the API server does not accept Secret {secret}: {message}")))
@@ -262,7 +263,7 @@ pub(super) fn describe(
 fn delivered(observed: &Observed<'_>, status: &ApiTokenStatus, secret: &str, cause: &Cause) -> Outcome {
     let deletes = observed.spec.as_ref().is_ok_and(|spec| spec.on_revoke == OnRevoke::Delete);
     let holds = observed.secret.holds();
-    let held = holds.and_then(|held| status.versions.iter().find(|version| version.key_id == held.as_str()));
+    let held = holds.and_then(|held| status.version_of(held.as_str()));
     match (cause, held) {
         (Cause::Revoked, None) if deletes => {
             Outcome::no("Deleted", format!("Secret {secret} is deleted, as secret.onRevoke says"))
@@ -272,7 +273,7 @@ fn delivered(observed: &Observed<'_>, status: &ApiTokenStatus, secret: &str, cau
         }
         (Cause::Foreign, _) => Outcome::no("SecretConflict", format!("Secret {secret} is not tokenward's")),
         (Cause::Refused(RefusalKind::Forbidden, _), _) => {
-            Outcome::no("Forbidden", format!("Secret {secret} may not be written"))
+            Outcome::no("Forbidden", format!("Secret {secret} may not be read or written"))
         }
         (Cause::Refused(RefusalKind::Invalid, _), _) => {
             Outcome::no("SecretInvalid", format!("Secret {secret} is not accepted"))

@@ -1,7 +1,8 @@
 //! The next step: one write, or waiting.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
+use super::observed::RETRY;
 use super::rotate::{Due, due, is_repair, remember};
 use super::secret::{Wardrobe, to_millisecond};
 use super::status::{Event, EventKind, describe};
@@ -12,10 +13,6 @@ use super::{Observed, Spec, revoke};
 use crate::crd::{ApiTokenStatus, OnRevoke, RotationReason, TokenVersion, VersionState};
 use crate::token::format::token_id;
 use crate::token::{Hash, KeyId};
-
-/// How long until a Secret that could not be written is tried again. A foreign Secret carries no label by which
-/// its end would be noticed.
-const RETRY: SignedDuration = SignedDuration::from_secs(15);
 
 /// One write, or waiting.
 #[derive(Clone, Debug, PartialEq)]
@@ -221,19 +218,14 @@ pub fn previous_version(status: &ApiTokenStatus, content: Content) -> Option<&st
 pub(super) fn wardrobe<'a>(observed: &'a Observed<'_>, spec: &Spec) -> Option<(&'a TokenVersion, Wardrobe)> {
     let status = observed.status()?;
     let held = observed.secret.holds()?;
-    let version = status.versions.iter().find(|version| version.key_id == held.as_str())?;
-    Some((version, dress(observed, status, spec, version)))
-}
-
-fn dress(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, version: &TokenVersion) -> Wardrobe {
-    let token_id = status.token_id.as_deref().unwrap_or_default();
-    Wardrobe::of(observed.token, spec, version, token_id, status.revocation.is_some())
+    let version = status.version_of(held.as_str())?;
+    Some((version, Wardrobe::of(observed.token, spec, version, status)))
 }
 
 /// The write that the Secret needs, if any. The status is recorded by now.
 fn secret_step(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, now: Timestamp) -> Step {
     if let Some(refusal) = &observed.refusal {
-        let retry = refusal.at.checked_add(RETRY).unwrap_or(now);
+        let retry = refusal.retry_at();
         if now < retry && now >= refusal.at {
             return Step::Wait(Some(retry));
         }
@@ -252,7 +244,7 @@ fn secret_step(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, no
     let Some(own) = observed.secret.ours() else { return Step::Wait(None) };
     let Some((version, wardrobe)) = wardrobe(observed, spec) else { return Step::Wait(None) };
     // The key for the previous token holds one just as long as it works; the new token is put there with it.
-    let previous = retiring(status).map(|version| version.key_id.as_str());
+    let previous = previous_version(status, Content::Kept);
     let stale = own.previous.as_ref().is_some_and(|key_id| Some(key_id.as_str()) != previous);
     if own.in_place && !stale && wardrobe.fits(&own.metadata) {
         return Step::Wait(None);

@@ -158,14 +158,7 @@ impl World {
                     .find(|v| v.key_id == key_id)
                     .expect("the status knows what is delivered");
                 let spec = observed.spec.clone().expect("a spec");
-                let revoked = status.revocation.is_some();
-                let wardrobe = Wardrobe::of(
-                    &self.token,
-                    &spec,
-                    version,
-                    status.token_id.as_deref().expect("a tokenId"),
-                    revoked,
-                );
+                let wardrobe = Wardrobe::of(&self.token, &spec, version, &status);
                 let held = (content == Content::Minted).then(|| self.held.as_ref().expect("it is held"));
                 let filling = Filling {
                     version,
@@ -472,7 +465,7 @@ fn a_secret_out_of_reach_is_neither_replaced_nor_minted_for() {
     let mut world = World::new();
     let mut older = None;
     for happening in [Happening::Steps(9), Happening::Trigger(1)] {
-        for secret in [SecretState::Foreign, SecretState::Unreadable] {
+        for secret in [SecretState::Foreign, SecretState::Unreadable("forbidden".to_owned())] {
             let step = next_step(&Observed { secret, ..world.observed() }, world.now);
             assert!(matches!(step, Step::Record(..) | Step::Wait(Some(_))), "{step:?}");
         }

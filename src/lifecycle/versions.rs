@@ -127,7 +127,7 @@ pub(super) fn prune(versions: &mut Vec<TokenVersion>) {
 pub(super) fn secret_ref(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec) -> Option<SecretRef> {
     let own = observed.secret.ours()?;
     let held = observed.secret.holds()?;
-    let version = status.versions.iter().find(|version| version.key_id == held.as_str())?;
+    let version = status.version_of(held.as_str())?;
     Some(SecretRef {
         name: spec.secret_name.clone(),
         version: version.version,

@@ -53,11 +53,6 @@ impl KeyId {
         // Both constructors admit ASCII only.
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
-
-    /// Its 12 bytes, for a compact index.
-    pub fn as_bytes(&self) -> &[u8; KEY_ID] {
-        &self.0
-    }
 }
 
 impl fmt::Display for KeyId {
