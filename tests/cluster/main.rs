@@ -2,7 +2,7 @@
 //!
 //! One control plane, one controller and one verifier serve all tests that leave them whole, each in a namespace
 //! of its own. Tests that break processes share a second control plane and start their own; the one that breaks
-//! the API server has a third. A name filters, as with any test: `cargo test --test cluster -- rotation`.
+//! the API server has a third, and in a fourth the API server itself asks a verifier. A name filters, as with any test: `cargo test --test cluster -- rotation`.
 
 #![allow(
     clippy::expect_used,
@@ -19,6 +19,7 @@ mod crash;
 mod doors;
 mod faults;
 mod install;
+mod kubernetes;
 mod revocation;
 mod rotation;
 mod secret;
@@ -27,6 +28,7 @@ mod spec;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
+use kubernetes::Trusting;
 use libtest_mimic::{Arguments, Trial};
 use support::{Process, Site};
 use tokenward::token::Token;
@@ -87,10 +89,19 @@ fn main() -> ExitCode {
     let shared = Arc::<OnceLock<Shared>>::default();
     let breakable = Arc::<OnceLock<Site>>::default();
     let alone = Arc::<OnceLock<Site>>::default();
+    let trusting = Arc::<OnceLock<Trusting>>::default();
     let mut suite = Vec::new();
     // The longest first.
     tests!(suite, runtime, breakable, Site::start(), crash::no_crash_loses_or_revives_a_token);
     tests!(suite, runtime, alone, Site::start(), faults::an_api_server_that_fails_is_endured);
+    tests!(
+        suite,
+        runtime,
+        trusting,
+        Trusting::start(),
+        kubernetes::a_service_account_may_ask_once_it_is_bound,
+        kubernetes::kube_apiserver_accepts_a_token_until_it_is_revoked,
+    );
     tests!(
         suite,
         runtime,
@@ -153,6 +164,11 @@ fn main() -> ExitCode {
     let told = shared.get().is_some_and(Shared::tells_a_token);
     // What was started ends here: the processes first, then their cluster. Unless a test still runs, nobody else
     // holds it.
-    drop((Arc::into_inner(shared), Arc::into_inner(breakable), Arc::into_inner(alone)));
+    drop((
+        Arc::into_inner(shared),
+        Arc::into_inner(breakable),
+        Arc::into_inner(alone),
+        Arc::into_inner(trusting),
+    ));
     if told { ExitCode::FAILURE } else { conclusion.exit_code() }
 }

@@ -29,7 +29,12 @@ pub struct Site {
 impl Site {
     /// Starts one.
     pub async fn start() -> Self {
-        let cluster = tokio::task::spawn_blocking(|| Cluster::start(Options::default()).expect("a cluster"));
+        Self::start_with(Options::default()).await
+    }
+
+    /// Starts one that is not as most tests want it.
+    pub async fn start_with(options: Options) -> Self {
+        let cluster = tokio::task::spawn_blocking(|| Cluster::start(options).expect("a cluster"));
         let cluster = cluster.await.expect("a cluster");
         let client = client_of(cluster.kubeconfig()).await;
         let site = Self { cluster, client };
