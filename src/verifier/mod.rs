@@ -8,6 +8,7 @@ mod feed;
 pub mod index;
 mod metrics;
 pub mod server;
+pub mod tls;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
