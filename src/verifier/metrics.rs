@@ -21,6 +21,17 @@ pub struct Metrics {
     checks: Family<Check, Counter>,
     pub(super) tokens: Gauge,
     pub(super) heard: Gauge,
+    pub(super) connections: ConnectionMetrics,
+    /// When the TLS certificate ends. 0: without TLS.
+    pub(super) certificate_expiry: Gauge,
+}
+
+/// What concerns connections, whatever is asked on them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ConnectionMetrics {
+    pub(super) open: Gauge,
+    /// Those that had to make room for new ones.
+    pub(super) displaced: Counter,
 }
 
 /// The counters of one door, looked up once: a check only adds to one of them.
@@ -34,13 +45,30 @@ pub(super) struct DoorMetrics {
 impl Metrics {
     /// Registers them all.
     pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self { checks: Family::default(), tokens: Gauge::default(), heard: Gauge::default() };
+        let metrics = Self {
+            checks: Family::default(),
+            tokens: Gauge::default(),
+            heard: Gauge::default(),
+            connections: ConnectionMetrics::default(),
+            certificate_expiry: Gauge::default(),
+        };
         registry.register("checks", "Checks answered, by door and outcome", metrics.checks.clone());
         registry.register("tokens_indexed", "ApiTokens in the index", metrics.tokens.clone());
         registry.register(
             "last_event_timestamp_seconds",
             "When the API server was last heard of, in seconds since the epoch",
             metrics.heard.clone(),
+        );
+        registry.register("connections", "Open connections of clients", metrics.connections.open.clone());
+        registry.register(
+            "connections_displaced",
+            "Connections closed to make room for new ones, since --max-connections were open",
+            metrics.connections.displaced.clone(),
+        );
+        registry.register(
+            "certificate_expiry_timestamp_seconds",
+            "When the TLS certificate in use ends, in seconds since the epoch; 0 without TLS",
+            metrics.certificate_expiry.clone(),
         );
         metrics
     }

@@ -24,7 +24,8 @@ use tracing::{error, info, warn};
 use self::doors::Doors;
 use self::index::Index;
 use self::metrics::Metrics;
-use self::server::Patience;
+use self::server::{Patience, Server, open_files};
+use self::tls::Certificates;
 use crate::cli::VerifierArgs;
 use crate::cluster::client;
 use crate::cluster::pepper::{self, PepperState};
@@ -56,12 +57,19 @@ impl View {
 
 /// Runs the verifier until SIGTERM or SIGINT.
 pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
+    let files = args.transport.tls()?;
     let (client, default_namespace) = client::connect("verifier").await?;
     let namespace = args.common.namespace.clone().unwrap_or(default_namespace);
     let stop = shutdown::on_signal()?;
 
     let mut registry = Registry::with_prefix("tokenward");
     let metrics = Metrics::register(&mut registry);
+    let certificates = files
+        .map(|files| Certificates::load(files, metrics.certificate_expiry.clone()).map(Arc::new))
+        .transpose()
+        .context("--tls-cert and --tls-key")?;
+    let tls = certificates.as_ref().map(|certificates| certificates.acceptor(&[b"http/1.1"])).transpose()?;
+    let max_connections = open_files::room_for(args.max_connections);
     let readiness = Readiness::default();
     let (pepper_ready, list_ready) = (readiness.part("pepper"), readiness.part("first list of ApiTokens"));
     let telemetry =
@@ -75,13 +83,26 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     let view = Arc::new(View::default());
     let (peppers, follow_pepper) = pepper::follow(client.clone(), &namespace);
     let feed = feed::feed(client, args.common.namespaces(), view.clone(), list_ready, metrics.clone());
-    let doors = Arc::new(Doors::new(view.clone(), args.trusted_proxies, metrics));
+    let connections = metrics.connections.clone();
+    let doors = Doors::new(view.clone(), args.trusted_proxies, metrics);
+    let server = Server::new(doors, tls, Patience::default(), max_connections, connections);
+    // A task of its own: this one would have to be woken on another thread for each connection.
+    let served = tokio::spawn(server.serve(listener, stop.cancelled_owned()));
     tokio::select! {
-        () = server::serve(listener, doors, Patience::default(), stop.cancelled_owned()) => Ok(()),
+        served = served => served.context("the doors are closed"),
+        () = follow_certificates(certificates) => bail!("the TLS certificate is no longer followed"),
         () = feed => bail!("the watch of ApiTokens has ended"),
         () = follow_pepper => bail!("the watch of the pepper has ended"),
         () = keep_pepper(peppers, view, pepper_ready) => bail!("the pepper is no longer followed"),
         () = async { telemetry.await; future::pending().await } => Ok(()),
+    }
+}
+
+/// Takes up new certificates, where there are any.
+async fn follow_certificates(certificates: Option<Arc<Certificates>>) {
+    match certificates {
+        Some(certificates) => certificates.follow().await,
+        None => future::pending().await,
     }
 }
 

@@ -92,7 +92,16 @@ impl Site {
     /// Starts the verifier under its own rights.
     pub fn verifier(&self, args: &[&str]) -> Process {
         let kubeconfig = self.rights_of("tokenward-verifier");
-        Process::start("verifier", &kubeconfig, &["--telemetry-listen", "--listen"], args, &[])
+        let args = [&["--plain-http"], args].concat();
+        Process::start("verifier", &kubeconfig, &["--telemetry-listen", "--listen"], &args, &[])
+    }
+
+    /// Starts the verifier under its own rights, to answer over HTTPS.
+    pub fn verifier_with_tls(&self, certificate: &Path, key: &Path) -> Process {
+        let kubeconfig = self.rights_of("tokenward-verifier");
+        let [certificate, key] = [certificate, key].map(|path| path.display().to_string());
+        let args = ["--tls-cert", &certificate, "--tls-key", &key];
+        Process::start("verifier", &kubeconfig, &["--telemetry-listen", "--listen"], &args, &[])
     }
 
     /// A kubeconfig with the rights of one of our service accounts.
@@ -122,7 +131,7 @@ impl<'s> Tenant<'s> {
 
     /// Starts its verifier.
     pub fn verifier(&self) -> Process {
-        self.process("verifier", &["--telemetry-listen", "--listen"], &[])
+        self.process("verifier", &["--telemetry-listen", "--listen"], &["--plain-http"])
     }
 
     /// The Secrets of its operator's namespace.
@@ -232,6 +241,11 @@ impl Process {
         let start = Instant::now();
         let status = self.guarded.terminate(Duration::from_secs(20)).expect("an exit status");
         (status.code(), start.elapsed())
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.guarded.pid()
     }
 
     /// Waits until it has ended by itself; answers its exit code, `None` for a signal.
