@@ -91,17 +91,19 @@ impl Site {
 
     /// Starts the verifier under its own rights.
     pub fn verifier(&self, args: &[&str]) -> Process {
-        let kubeconfig = self.rights_of("tokenward-verifier");
-        let args = [&["--plain-http"], args].concat();
-        Process::start("verifier", &kubeconfig, &["--telemetry-listen", "--listen"], &args, &[])
+        self.verifier_with(&[&["--plain-http"], args].concat())
     }
 
     /// Starts the verifier under its own rights, to answer over HTTPS.
     pub fn verifier_with_tls(&self, certificate: &Path, key: &Path) -> Process {
-        let kubeconfig = self.rights_of("tokenward-verifier");
         let [certificate, key] = [certificate, key].map(|path| path.display().to_string());
-        let args = ["--tls-cert", &certificate, "--tls-key", &key];
-        Process::start("verifier", &kubeconfig, &["--telemetry-listen", "--listen"], &args, &[])
+        self.verifier_with(&["--tls-cert", &certificate, "--tls-key", &key])
+    }
+
+    /// Starts the verifier under its own rights, with these flags only.
+    pub fn verifier_with(&self, args: &[&str]) -> Process {
+        let kubeconfig = self.rights_of("tokenward-verifier");
+        Process::start("verifier", &kubeconfig, &["--telemetry-listen", "--listen"], args, &[])
     }
 
     /// A kubeconfig with the rights of one of our service accounts.
