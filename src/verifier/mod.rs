@@ -17,7 +17,6 @@ use anyhow::{Context, bail};
 use arc_swap::ArcSwapOption;
 use futures::future;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -75,8 +74,7 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     let telemetry =
         probes::serve(args.common.telemetry_listen, readiness, registry, stop.clone().cancelled_owned())
             .await?;
-    let listener = TcpListener::bind(args.listen)
-        .await
+    let listener = server::listen(args.listen)
         .with_context(|| format!("--listen {} can't be had; choose another address or port", args.listen))?;
     info!(version = env!("CARGO_PKG_VERSION"), namespace, listen = %args.listen, "verifier starts");
 

@@ -350,18 +350,12 @@ pub async fn hostile_load_leaves_good_checks_answered(shared: &Shared) {
 
 async fn slow_connections_change_nothing(verifier: &Process, checks: &Checks, room_for_all: bool) {
     let listen = verifier.listen;
-    let before = Use::of(verifier);
     let hostile = spawn_blocking(move || (0..HOSTILE).map(|at| slow(listen, at)).collect::<Vec<_>>());
     checks.go_on("while connections are opened").await;
     let hostile = hostile.await.expect("connections");
     checks.go_on("beside ten thousand connections").await;
     let displaced = metric(verifier, "tokenward_connections_displaced_total").await;
     assert!(room_for_all || displaced > 0, "none had to make room");
-    eprintln!(
-        "{} open of {HOSTILE}, {displaced} displaced: {:?}, before {before:?}",
-        metric(verifier, "tokenward_connections").await,
-        Use::of(verifier)
-    );
     // Their clients stay, so it is the verifier who ends them.
     eventually("an end of slow connections", async || {
         match metric(verifier, "tokenward_connections").await {
@@ -457,14 +451,13 @@ fn flood(listen: SocketAddr, seed: usize, times: usize) -> usize {
 async fn nothing_is_left(verifier: &mut Process, before: &Use) {
     eventually("an end of all connections", async || {
         let (open, now) = (metric(verifier, "tokenward_connections").await, Use::of(verifier));
-        // One for the scrape, one for a connection to the API server that comes or goes.
+        // The scrape is one, a connection to the API server may have come.
         if open == 0 && now.files <= before.files + 2 { Ok(()) } else { Err(format!("{open} open; {now:?}")) }
     })
     .await;
     let after = Use::of(verifier);
-    eprintln!("before {before:?}, after {after:?}");
-    // A connection that asks nothing costs some KiB, one with a head of 32 KiB that much; no body is kept.
-    assert!(after.memory_kib < before.memory_kib + HOSTILE as u64 * 16, "before {before:?}, after {after:?}");
+    // What ten thousand connections took at once may be kept for the next; of 600 MB of bodies nothing is.
+    assert!(after.memory_kib < before.memory_kib + HOSTILE as u64 * 32, "before {before:?}, after {after:?}");
     assert!(verifier.runs(), "{}", verifier.log());
     assert!(!verifier.log().contains("panicked"), "{}", verifier.log());
 }

@@ -21,7 +21,7 @@ async fn start(head: Duration) -> Running {
 }
 
 async fn start_with(head: Duration, max_connections: usize) -> Running {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = listener.local_addr().unwrap();
     let patience = Patience { head, idle: head * 10, drain: Duration::from_secs(5) };
     let stop = CancellationToken::new();
