@@ -10,6 +10,7 @@ mod freshness;
 pub mod index;
 mod metrics;
 pub mod server;
+pub mod tls;
 pub mod view;
 
 use std::sync::Arc;
@@ -17,7 +18,6 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use futures::future;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -26,7 +26,8 @@ use self::doors::{Doors, TrustedProxies};
 use self::feed::Source;
 use self::freshness::Limit;
 use self::metrics::Metrics;
-use self::server::Patience;
+use self::server::{Patience, Server, open_files};
+use self::tls::Certificates;
 use self::view::View;
 use crate::cli::VerifierArgs;
 use crate::cluster::client::{Cluster, Heard};
@@ -36,34 +37,45 @@ use crate::telemetry::probes::{self, Part, Readiness};
 
 /// Runs the verifier until SIGTERM or SIGINT.
 pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
+    let files = args.transport.tls()?;
     let cluster = Cluster::find("verifier").await?;
     let namespace = args.common.namespace.clone().unwrap_or_else(|| cluster.default_namespace().to_owned());
     let stop = shutdown::on_signal()?;
 
     let mut registry = Registry::with_prefix("tokenward");
     let metrics = Metrics::register(&mut registry);
+    let certificates = files
+        .map(|files| Certificates::load(files, metrics.certificate_expiry.clone()).map(Arc::new))
+        .transpose()
+        .context("--tls-cert and --tls-key")?;
+    let tls = certificates.as_ref().map(|certificates| certificates.acceptor(&[b"http/1.1"])).transpose()?;
+    let max_connections = open_files::room_for(args.max_connections);
     let readiness = Readiness::default();
     let (pepper_ready, list_ready) = (readiness.part("pepper"), readiness.part("first list of ApiTokens"));
     let fresh = readiness.part("news from the API server");
     let telemetry =
         probes::serve(args.common.telemetry_listen, readiness, registry, stop.clone().cancelled_owned())
             .await?;
-    let listener = TcpListener::bind(args.listen)
-        .await
+    let listener = server::listen(args.listen)
         .with_context(|| format!("--listen {} can't be had; choose another address or port", args.listen))?;
     info!(version = env!("CARGO_PKG_VERSION"), namespace, listen = %args.listen, "verifier starts");
 
     let view = Arc::new(View::default());
     let client = cluster.client()?;
     let (peppers, follow_pepper) = pepper::follow(client.clone(), &namespace);
+    let connections = metrics.connections.clone();
     let callers = Arc::new(Callers::new(view.clone(), Some(client)));
     let doors = Doors::new(view.clone(), TrustedProxies(args.trusted_proxies), callers, &metrics);
     let (sources, heard) = sources(&cluster, args.common.namespaces())?;
     let feed = feed::feed(sources, view.clone(), list_ready, metrics.clone());
     let limit = Limit { max_staleness: args.max_staleness.unsigned_abs(), policy: args.stale_policy };
     let freshness = freshness::watch(heard, limit, view.clone(), fresh, metrics);
+    let server = Server::new(doors, tls, Patience::default(), max_connections, connections);
+    // A task of its own: this one would have to be woken on another thread for each connection.
+    let served = tokio::spawn(server.serve(listener, stop.cancelled_owned()));
     tokio::select! {
-        () = server::serve(listener, Arc::new(doors), Patience::default(), stop.cancelled_owned()) => Ok(()),
+        served = served => served.context("the doors are closed"),
+        () = follow_certificates(certificates) => bail!("the TLS certificate is no longer followed"),
         () = feed => bail!("the watch of ApiTokens has ended"),
         () = freshness => bail!("the age of the view is no longer looked at"),
         () = follow_pepper => bail!("the watch of the pepper has ended"),
@@ -80,6 +92,14 @@ fn sources(cluster: &Cluster, namespaces: Option<Vec<String>>) -> anyhow::Result
         Ok((Source { namespace, client }, heard))
     };
     namespaces.into_iter().map(source).collect()
+}
+
+/// Takes up new certificates, where there are any.
+async fn follow_certificates(certificates: Option<Arc<Certificates>>) {
+    match certificates {
+        Some(certificates) => certificates.follow().await,
+        None => future::pending().await,
+    }
 }
 
 /// Takes every usable pepper into use. One that vanishes later stays in use: it is what checks depend on.

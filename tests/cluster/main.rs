@@ -23,6 +23,7 @@ mod kubernetes;
 mod revocation;
 mod rotation;
 mod secret;
+mod sockets;
 mod spec;
 
 use std::process::ExitCode;
@@ -110,6 +111,8 @@ fn main() -> ExitCode {
         revocation::a_deletion_revokes_and_a_new_object_is_a_new_token,
         secret::a_foreign_secret_is_not_touched,
         secret::a_secret_that_is_always_broken_stalls,
+        sockets::hostile_load_leaves_good_checks_answered,
+        sockets::checks_are_answered_in_tls_and_certificates_are_renewed,
         doors::hostile_requests_are_refused,
         doors::hostile_tokens_are_refused,
         rotation::a_schedule_rotates,
@@ -124,6 +127,7 @@ fn main() -> ExitCode {
         faults::two_controllers_take_turns,
         faults::a_namespace_goes_with_its_tokens,
         faults::a_missing_pepper_stops_the_controller,
+        sockets::a_verifier_says_what_its_transport_lacks,
     );
     tests!(
         suite,

@@ -96,6 +96,17 @@ impl Site {
 
     /// Starts the verifier under its own rights.
     pub fn verifier(&self, args: &[&str]) -> Process {
+        self.verifier_with(&[&["--plain-http"], args].concat())
+    }
+
+    /// Starts the verifier under its own rights, to answer over HTTPS.
+    pub fn verifier_with_tls(&self, certificate: &Path, key: &Path) -> Process {
+        let [certificate, key] = [certificate, key].map(|path| path.display().to_string());
+        self.verifier_with(&["--tls-cert", &certificate, "--tls-key", &key])
+    }
+
+    /// Starts the verifier under its own rights, with these flags only.
+    pub fn verifier_with(&self, args: &[&str]) -> Process {
         let kubeconfig = self.rights_of("tokenward-verifier");
         Process::start("verifier", &kubeconfig, &["--telemetry-listen", "--listen"], args, &[])
     }
@@ -127,7 +138,7 @@ impl<'s> Tenant<'s> {
 
     /// Starts its verifier.
     pub fn verifier(&self) -> Process {
-        self.process("verifier", &["--telemetry-listen", "--listen"], &[])
+        self.process("verifier", &["--telemetry-listen", "--listen"], &["--plain-http"])
     }
 
     /// The Secrets of its operator's namespace.
@@ -237,6 +248,11 @@ impl Process {
         let start = Instant::now();
         let status = self.guarded.terminate(Duration::from_secs(20)).expect("an exit status");
         (status.code(), start.elapsed())
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.guarded.pid()
     }
 
     /// Waits until it has ended by itself; answers its exit code, `None` for a signal.
