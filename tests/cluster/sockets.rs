@@ -22,13 +22,13 @@ use crate::support::{PATIENCE, Process, Site, client, eventually};
 // === TLS ===
 
 /// An authority, and a folder with the files that a verifier is given.
-struct Pki {
+pub struct Pki {
     dir: TempDir,
     authority: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Pki {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut params = CertificateParams::new(vec![]).expect("parameters");
         params.distinguished_name.push(DnType::CommonName, "authority of a test");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -39,12 +39,12 @@ impl Pki {
         pki
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// Swaps the files for those of a new certificate, as a mounted Secret is: by renaming a link to their folder.
-    fn issue(&self, name: &str) {
+    pub fn issue(&self, name: &str) {
         let mut params =
             CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).expect("parameters");
         params.distinguished_name.push(DnType::CommonName, name);
@@ -62,11 +62,11 @@ impl Pki {
         fs::rename(self.path("..new"), self.path("..data")).expect("a swap");
     }
 
-    fn certificate(&self) -> PathBuf {
+    pub fn certificate(&self) -> PathBuf {
         self.path("..data/tls.crt")
     }
 
-    fn key(&self) -> PathBuf {
+    pub fn key(&self) -> PathBuf {
         self.path("..data/tls.key")
     }
 
