@@ -160,15 +160,44 @@ pub async fn an_api_server_that_fails_is_endured(site: &Site) {
     let ending = space.secret_of("t1").await;
     space.patch("t1", json!({"spec": {"expiresAt": ends.to_string()}})).await;
     space.condition("t1", ConditionType::Ready, "True").await;
+    let serving = site.verifier(&["--max-staleness", "3s"]).ready().await;
+    let denying = site.verifier(&["--max-staleness", "3s", "--stale-policy", "deny"]).ready().await;
     site.cluster.stop_apiserver().expect("a stop");
     assert_eq!(verifier.check(&ending, "").await, 200);
     verifier.answers(&ending, "", 401).await;
     assert!(jiff::Timestamp::now() >= ends);
-    assert_eq!(verifier.check(&lasting, "").await, 200);
+    // A view that is too old is said to be, and is answered from as the operator wants it.
+    denying.answers(&lasting, "", 503).await;
+    for stale in [&serving, &denying] {
+        stale.waits_for("news from the API server").await;
+        assert!(stale.metric("tokenward_view_age_seconds").await > 3.0);
+    }
+    let refusal = denying.ask(&lasting, "").await.text().await.expect("a body");
+    assert!(refusal.contains("--max-staleness"), "{refusal}");
+    for answering in [&verifier, &serving] {
+        assert_eq!(answering.check(&lasting, "").await, 200);
+    }
     site.cluster.start_apiserver().expect("a start");
+    denying.answers(&lasting, "", 200).await;
     space.patch("t0", json!({"spec": {"revoked": true}})).await;
     verifier.answers(&lasting, "", 401).await;
     space.reason("t0", ConditionType::Revoked, "Enforced").await;
+}
+
+/// Where nothing changes, bookmarks are all that is heard: about one a minute, so this takes minutes.
+pub async fn a_quiet_cluster_is_heard(site: &Site) {
+    let space = site.namespace("quiet").await;
+    let verifier = site.verifier(&["--watch-namespaces", &space.name]).ready().await;
+    let (mut oldest, mut heard) = (0.0_f64, 0);
+    for _ in 0..150 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let age = verifier.metric("tokenward_view_age_seconds").await;
+        heard += u32::from(age < oldest && oldest > 30.0);
+        oldest = if age < oldest { age } else { oldest.max(age) };
+        assert!(age < 100.0, "nothing was heard for {age} s");
+    }
+    assert!(heard >= 1, "nothing was heard");
+    assert_eq!(verifier.log().matches("listed ApiTokens").count(), 1, "heard by a new list only");
 }
 
 /// A kubeconfig whose API server answers every other write of the controller with a fault, one of each kind in

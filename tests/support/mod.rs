@@ -216,6 +216,23 @@ impl Process {
         reqwest::get(url).await.expect("metrics").text().await.expect("metrics")
     }
 
+    /// The value of one metric.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = self.metrics().await;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
+    }
+
+    /// Waits until it is not ready, for want of a part.
+    pub async fn waits_for(&self, part: &str) {
+        let url = format!("http://{}/readyz", self.telemetry);
+        eventually("not ready", async || {
+            let answer = reqwest::get(&url).await.expect("an answer").text().await.expect("text");
+            if answer.contains(part) { Ok(()) } else { Err(answer) }
+        })
+        .await;
+    }
+
     /// Asks `/auth`; answers the status code.
     pub async fn check(&self, token: &str, query: &str) -> u16 {
         self.ask(token, query).await.status().as_u16()
