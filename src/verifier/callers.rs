@@ -6,6 +6,7 @@
 //! (<https://kubernetes.io/docs/reference/access-authn-authz/webhook/>). The verdict is kept for a short while.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::str;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -71,11 +72,17 @@ impl Callers {
         Self { view, reviewer: client.map(Reviewer::new) }
     }
 
-    /// Admits whoever presents these headers to the door at `path`, or says why not.
-    pub async fn admit(&self, headers: &HeaderMap, path: &'static str) -> Result<(), Refused> {
+    /// Admits whoever presents these headers to the door at `path`, or says why not. `address` is the caller's, where
+    /// it is known.
+    pub async fn admit(
+        &self,
+        headers: &HeaderMap,
+        address: Option<IpAddr>,
+        path: &'static str,
+    ) -> Result<(), Refused> {
         let credentials = credentials(headers)?;
         if Token::parse(&credentials).is_some() {
-            return self.admit_token(&credentials);
+            return self.admit_token(&credentials, address);
         }
         let Some(audiences) = jwt_audiences(&credentials) else {
             return Err(Refused::Unauthenticated(
@@ -98,16 +105,19 @@ impl Callers {
         }
     }
 
-    fn admit_token(&self, token: &str) -> Result<(), Refused> {
+    fn admit_token(&self, token: &str, client: Option<IpAddr>) -> Result<(), Refused> {
         // Its audiences bind where it may be presented: here, that is to us.
         let question = Question {
             presented: token.as_bytes(),
             scopes: &[SCOPE],
             audience: Some(AUDIENCE),
-            client: None,
+            client,
         };
         let admitted = self.view.decide(&question, |decision| match decision {
             Decision::Allow(_) => Ok(()),
+            Decision::Deny(Code::IpNotAllowed) => {
+                Err(Refused::Forbidden("the caller's token may not be used from this address".into()))
+            }
             Decision::Deny(Code::InsufficientScope) => {
                 Err(Refused::Forbidden(format!("the caller's token lacks the scope {SCOPE}").into()))
             }

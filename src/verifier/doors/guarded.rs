@@ -3,6 +3,7 @@
 //! In that order: nobody makes us read a body who may not ask.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -71,9 +72,13 @@ impl<D: Door> Guarded<D> {
         Self { door, callers, metrics: metrics.door(D::NAME) }
     }
 
-    pub(super) async fn answer<B: Body + Unpin>(&self, request: &mut Request<B>) -> Answer {
+    pub(super) async fn answer<B: Body + Unpin>(
+        &self,
+        request: &mut Request<B>,
+        caller: Option<IpAddr>,
+    ) -> Answer {
         let began = Instant::now();
-        let answer = match self.try_answer(request).await {
+        let answer = match self.try_answer(request, caller).await {
             Ok(answer) => answer,
             Err(failure) => {
                 self.metrics.count(failure.outcome());
@@ -84,11 +89,15 @@ impl<D: Door> Guarded<D> {
         answer
     }
 
-    async fn try_answer<B: Body + Unpin>(&self, request: &mut Request<B>) -> Result<Answer, Failure> {
+    async fn try_answer<B: Body + Unpin>(
+        &self,
+        request: &mut Request<B>,
+        caller: Option<IpAddr>,
+    ) -> Result<Answer, Failure> {
         if request.method() != Method::POST {
             return Err(Failure::Method);
         }
-        self.callers.admit(request.headers(), D::RIGHT).await?;
+        self.callers.admit(request.headers(), caller, D::RIGHT).await?;
         if !is_media_type(request.headers(), D::MEDIA_TYPE) {
             return Err(Failure::MediaType(D::MEDIA_TYPE));
         }

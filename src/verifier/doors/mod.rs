@@ -42,6 +42,7 @@ pub struct Doors {
     token_reviews: Guarded<TokenReviews>,
     verify: Guarded<Verify>,
     verify_batch: Guarded<VerifyBatch>,
+    trusted_proxies: TrustedProxies,
     openapi: Bytes,
 }
 
@@ -58,7 +59,8 @@ impl Doors {
             token_reviews: Guarded::new(TokenReviews::new(view.clone()), callers.clone(), metrics),
             verify: Guarded::new(Verify::new(view.clone()), callers.clone(), metrics),
             verify_batch: Guarded::new(VerifyBatch::new(view.clone()), callers, metrics),
-            forward_auth: ForwardAuth::new(view, trusted_proxies, metrics),
+            forward_auth: ForwardAuth::new(view, trusted_proxies.clone(), metrics),
+            trusted_proxies,
             openapi: openapi::json().into(),
         }
     }
@@ -73,12 +75,13 @@ impl Doors {
     }
 
     /// Answers any other request. Of a body, what the door has no use for is left unread.
-    pub async fn answer<B: Body + Unpin>(&self, request: &mut Request<B>) -> Answer {
+    pub async fn answer<B: Body + Unpin>(&self, request: &mut Request<B>, peer: IpAddr) -> Answer {
+        let caller = self.trusted_proxies.client(request.headers(), peer);
         match request.uri().path() {
-            "/oauth2/introspect" => self.introspection.answer(request).await,
-            "/tokenreview" => self.token_reviews.answer(request).await,
-            "/v1/verify" => self.verify.answer(request).await,
-            "/v1/verify:batch" => self.verify_batch.answer(request).await,
+            "/oauth2/introspect" => self.introspection.answer(request, caller).await,
+            "/tokenreview" => self.token_reviews.answer(request, caller).await,
+            "/v1/verify" => self.verify.answer(request, caller).await,
+            "/v1/verify:batch" => self.verify_batch.answer(request, caller).await,
             "/openapi.json" if matches!(*request.method(), Method::GET | Method::HEAD) => {
                 body(StatusCode::OK, "application/json", self.openapi.clone())
             }
