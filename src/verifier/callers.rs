@@ -107,12 +107,8 @@ impl Callers {
 
     fn admit_token(&self, token: &str, client: Option<IpAddr>) -> Result<(), Refused> {
         // Its audiences bind where it may be presented: here, that is to us.
-        let question = Question {
-            presented: token.as_bytes(),
-            scopes: &[SCOPE],
-            audience: Some(AUDIENCE),
-            client,
-        };
+        let question =
+            Question { presented: token.as_bytes(), scopes: &[SCOPE], audience: Some(AUDIENCE), client };
         let admitted = self.view.decide(&question, |decision| match decision {
             Decision::Allow(_) => Ok(()),
             Decision::Deny(Code::IpNotAllowed) => {

@@ -1,25 +1,25 @@
 //! The doors behind a socket: HTTP/1.1 on hyper itself, in the clear or in TLS.
 //!
 //! A task a connection, and nothing but hyper in its way: what a request costs here is a few relaxed writes to
-//! memory of its own. Who watches over the connections is [`connections`].
+//! memory of its own. Who may stay is decided in `connections.rs`.
 
 mod connections;
-pub mod open_files;
+pub(super) mod open_files;
 mod progress;
 mod socket;
 
 use std::convert::Infallible;
-use std::future::{Ready, ready};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::future::{BoxFuture, Either, poll_fn};
+use futures::future::poll_fn;
 use http::header::{CONNECTION, EXPECT, HeaderValue};
 use http_body_util::BodyExt;
 use hyper::Request;
 use hyper::body::{Body, Buf, Incoming};
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket};
@@ -122,7 +122,7 @@ impl Server {
     }
 
     fn spawn(&self, socket: Socket, progress: Arc<Progress>, peer: IpAddr) {
-        let service = Service { doors: self.doors.clone(), progress, peer };
+        let service = Arc::new(Service { doors: self.doors.clone(), progress, peer });
         match &self.tls {
             None => tokio::spawn(http(socket, service)),
             Some(acceptor) => tokio::spawn(https(socket, acceptor.clone(), service)),
@@ -145,12 +145,13 @@ fn canonical(peer: SocketAddr) -> IpAddr {
 }
 
 /// Serves a connection to its end.
-async fn http(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, service: Service) {
+async fn http(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, service: Arc<Service>) {
     let progress = service.progress.clone();
     progress.is_mine().await;
     let mut builder = http1::Builder::new();
     // Not pipeline_flush: with it, hyper keeps its own 400 and 431 to itself while more input lies there.
     builder.max_buf_size(MAX_BUFFER).max_header_size(MAX_HEAD).header_read_timeout(None);
+    let service = service_fn(move |request| Arc::clone(&service).call(request));
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
     let mut finishing = false;
     let served = poll_fn(|context| {
@@ -165,7 +166,7 @@ async fn http(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, serv
 }
 
 /// Serves a connection in TLS, once its handshake is done.
-async fn https(mut socket: Socket, acceptor: TlsAcceptor, service: Service) {
+async fn https(mut socket: Socket, acceptor: TlsAcceptor, service: Arc<Service>) {
     let progress = service.progress.clone();
     progress.is_mine().await;
     let handshake = async {
@@ -181,52 +182,34 @@ async fn https(mut socket: Socket, acceptor: TlsAcceptor, service: Service) {
     }
 }
 
-/// The doors, as one connection sees them.
+/// The doors, as one connection sees them. Its requests count up what this connection alone has: a count that all
+/// share would slow every core.
 struct Service {
     doors: Arc<Doors>,
     progress: Arc<Progress>,
     peer: IpAddr,
 }
 
-type Answered = Result<Answer, Infallible>;
-
-impl hyper::service::Service<Request<Incoming>> for Service {
-    type Response = Answer;
-    type Error = Infallible;
-    type Future = Either<Ready<Answered>, BoxFuture<'static, Answered>>;
-
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+impl Service {
+    async fn call(self: Arc<Self>, request: Request<Incoming>) -> Result<Answer, Infallible> {
         self.progress.begin();
-        let answer = self.doors.answer_at_once(&request, self.peer);
-        match answer {
-            Some(answer) if request.body().is_end_stream() => {
-                self.progress.end();
-                Either::Left(ready(Ok(answer)))
-            }
-            // Boxed, or every connection would keep the room for it.
-            answer => {
-                Either::Right(Box::pin(with_body(self.doors.clone(), request, answer, self.progress.clone())))
-            }
-        }
+        let answer = answer(&self.doors, request, self.peer).await;
+        self.progress.end();
+        Ok(answer)
     }
 }
 
-/// Answers a request with a body. What the door leaves of it must not be taken for the next request.
-async fn with_body(
-    doors: Arc<Doors>,
-    mut request: Request<Incoming>,
-    answer: Option<Answer>,
-    progress: Arc<Progress>,
-) -> Answered {
-    let mut answer = match answer {
+async fn answer<B: Body + Unpin>(doors: &Doors, mut request: Request<B>, peer: IpAddr) -> Answer {
+    let mut answer = match doors.answer_at_once(&request, peer) {
         Some(answer) => answer,
-        None => doors.answer(&mut request).await,
+        // Boxed, as is the other below: hardly any check has a body, and every connection would keep the room for it.
+        None => Box::pin(doors.answer(&mut request, peer)).await,
     };
-    if !request.body().is_end_stream() && !drain(request).await {
+    // What was not read of a body must not be taken for the next request.
+    if !request.body().is_end_stream() && !Box::pin(drain(request)).await {
         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    progress.end();
-    Ok(answer)
+    answer
 }
 
 /// Reads a small body to its end. False: there is more than is worth reading.

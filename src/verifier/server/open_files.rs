@@ -7,7 +7,7 @@ const OTHERS: usize = 256;
 
 /// Raises the limit as far as this process may by itself, as servers do: the low one is there for programs that
 /// use `select`. Answers how many of so many connections there is room for.
-pub fn room_for(connections: usize) -> usize {
+pub(in crate::verifier) fn room_for(connections: usize) -> usize {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         tracing::warn!(%error, "the limit of open files can't be raised");
