@@ -187,6 +187,8 @@ pub async fn an_api_server_that_fails_is_endured(site: &Site) {
 /// Where nothing changes, bookmarks are all that is heard: about one a minute, so this takes minutes.
 pub async fn a_quiet_cluster_is_heard(site: &Site) {
     let space = site.namespace("quiet").await;
+    // It makes the pepper, and then has nothing to do.
+    let _controller = site.controller(&[]).ready().await;
     let verifier = site.verifier(&["--watch-namespaces", &space.name]).ready().await;
     let (mut oldest, mut heard) = (0.0_f64, 0);
     for _ in 0..150 {
