@@ -29,10 +29,10 @@ struct Told {
 impl Curl {
     pub fn new(url: &str) -> Self {
         let mut command = Command::new("curl");
-        command.args(["-q", "--silent", "--noproxy", "*", "--globoff", "--path-as-is", "--max-time", "20"]);
+        command.args(["-q", "--silent", "--noproxy", "*", "--globoff", "--path-as-is"]);
         command.args(["--write-out", r#"%{stderr}{"status":"%{response_code}","headers":%{header_json}}"#]);
         command.arg(url);
-        Self(command)
+        Self(command).max_time(20)
     }
 
     /// A header, spelt as given.
@@ -57,6 +57,12 @@ impl Curl {
         self.0.args(["--data-binary", body]);
         // Without a wait for a consent that not every gateway gives.
         self.header("Expect", "")
+    }
+
+    /// Gives up after some seconds.
+    pub fn max_time(mut self, seconds: u32) -> Self {
+        self.0.arg("--max-time").arg(seconds.to_string());
+        self
     }
 
     /// From another of this machine's addresses.

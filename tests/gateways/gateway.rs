@@ -19,6 +19,10 @@ pub struct Gateway {
     command: fn(&mut Command, &Path, SocketAddr),
     /// Whether the client gets the verifier's body with a refusal.
     pub passes_body: bool,
+    /// Whether it can be told to drop headers by a pattern, or by their names only.
+    pub drops_by_pattern: bool,
+    /// Whether it can be told how long to wait for the verifier.
+    pub gives_up: bool,
 }
 
 pub const ALL: [Gateway; 5] = [
@@ -31,6 +35,8 @@ pub const ALL: [Gateway; 5] = [
             command.args(["-e", "stderr", "-g", &globals, "-c"]).arg(folder.join("nginx.conf"));
         },
         passes_body: false,
+        drops_by_pattern: false,
+        gives_up: true,
     },
     Gateway {
         name: "haproxy",
@@ -40,6 +46,8 @@ pub const ALL: [Gateway; 5] = [
             command.args(["-f", "haproxy.cfg"]);
         },
         passes_body: true,
+        drops_by_pattern: true,
+        gives_up: true,
     },
     Gateway {
         name: "caddy",
@@ -52,6 +60,8 @@ pub const ALL: [Gateway; 5] = [
             command.env("XDG_DATA_HOME", folder).env("XDG_CONFIG_HOME", folder);
         },
         passes_body: true,
+        drops_by_pattern: true,
+        gives_up: true,
     },
     Gateway {
         name: "envoy-http",
@@ -61,6 +71,8 @@ pub const ALL: [Gateway; 5] = [
             command.args(["--disable-hot-restart", "--concurrency", "2", "-c", "envoy-http.yaml"]);
         },
         passes_body: true,
+        drops_by_pattern: true,
+        gives_up: true,
     },
     Gateway {
         name: "traefik",
@@ -73,6 +85,9 @@ pub const ALL: [Gateway; 5] = [
             command.args(["--global.checknewversion=false", "--global.sendanonymoususage=false"]);
         },
         passes_body: true,
+        drops_by_pattern: true,
+        // After 30 s, which can't be changed.
+        gives_up: false,
     },
 ];
 
@@ -117,11 +132,8 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.guarded.terminate(std::time::Duration::from_secs(2));
-        // The log is worth a look if the test has failed.
-        if !std::thread::panicking() {
-            let _ = fs::remove_dir_all(&self.folder);
-        }
+        // Its requests are over: there is nothing to wait for.
+        let _ = self.guarded.kill();
     }
 }
 

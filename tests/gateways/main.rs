@@ -90,6 +90,7 @@ fn main() -> ExitCode {
         suite,
         theatre,
         alone,
+        a_verifier_that_hangs_closes_the_gateway,
         a_verifier_that_is_gone_closes_the_gateway,
         connections_are_kept_and_bodies_are_not_sent
     );

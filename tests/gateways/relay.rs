@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
@@ -11,15 +11,16 @@ use tokio::task::{JoinHandle, JoinSet};
 /// A relay. It ends, and its connections with it, when it is dropped.
 pub struct Relay {
     pub address: SocketAddr,
-    count: Arc<Count>,
+    state: Arc<State>,
     task: JoinHandle<()>,
 }
 
-/// What the gateway has done so far.
+/// What the gateway has done so far, and what is done to it.
 #[derive(Default)]
-struct Count {
+struct State {
     connections: AtomicU64,
     bytes: AtomicU64,
+    hangs: AtomicBool,
 }
 
 impl Relay {
@@ -27,8 +28,8 @@ impl Relay {
     pub async fn open(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let count = Arc::<Count>::default();
-        let counted = count.clone();
+        let state = Arc::<State>::default();
+        let counted = state.clone();
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
@@ -37,17 +38,22 @@ impl Relay {
                 while connections.try_join_next().is_some() {}
             }
         });
-        Self { address, count, task }
+        Self { address, state, task }
     }
 
     /// How many connections the gateway has opened.
     pub fn connections(&self) -> u64 {
-        self.count.connections.load(Ordering::Relaxed)
+        self.state.connections.load(Ordering::Relaxed)
     }
 
     /// How many bytes it has sent to the verifier.
     pub fn bytes(&self) -> u64 {
-        self.count.bytes.load(Ordering::Relaxed)
+        self.state.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Accepts what comes, and passes nothing on from now on.
+    pub fn hang(&self) {
+        self.state.hangs.store(true, Ordering::Relaxed);
     }
 
     /// Refuses connections from now on, and breaks those that there are.
@@ -63,7 +69,7 @@ impl Drop for Relay {
     }
 }
 
-async fn pass(gateway: TcpStream, target: SocketAddr, count: Arc<Count>) -> std::io::Result<()> {
+async fn pass(gateway: TcpStream, target: SocketAddr, state: Arc<State>) -> std::io::Result<()> {
     let verifier = TcpStream::connect(target).await?;
     for stream in [&gateway, &verifier] {
         stream.set_nodelay(true)?;
@@ -77,7 +83,10 @@ async fn pass(gateway: TcpStream, target: SocketAddr, count: Arc<Count>) -> std:
             if read == 0 {
                 return to_verifier.shutdown().await;
             }
-            count.bytes.fetch_add(read as u64, Ordering::Relaxed);
+            state.bytes.fetch_add(read as u64, Ordering::Relaxed);
+            if state.hangs.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
             to_verifier.write_all(&buffer[..read]).await?;
         }
     };

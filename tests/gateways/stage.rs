@@ -35,7 +35,7 @@ pub struct Token {
 /// A gateway between curl and an upstream, and a verifier that it asks.
 pub struct Stage {
     pub gateway: Running,
-    pub passes_body: bool,
+    pub kind: &'static Gateway,
     pub relay: Relay,
     pub upstream: Upstream,
     pub verifier: Process,
@@ -75,14 +75,13 @@ fn id(token: &ApiToken) -> String {
 }
 
 impl Stage {
-    pub async fn start(shared: &Shared, gateway: &Gateway) -> Self {
+    pub async fn start(shared: &Shared, kind: &'static Gateway) -> Self {
         let verifier = shared.site.verifier(&["--trusted-proxies", "127.0.0.1/32"]).ready().await;
         let (relay, upstream) = (Relay::open(verifier.listen).await, Upstream::open().await);
-        let gateway_runs = gateway.start(relay.address, upstream.address);
-        let passes_body = gateway.passes_body;
-        let mut stage = Self { gateway: gateway_runs, passes_body, relay, upstream, verifier };
-        eventually(gateway.name, async || {
-            assert!(stage.gateway.runs(), "{} has ended: {}", gateway.name, stage.gateway.log());
+        let gateway = kind.start(relay.address, upstream.address);
+        let mut stage = Self { gateway, kind, relay, upstream, verifier };
+        eventually(kind.name, async || {
+            assert!(stage.gateway.runs(), "{} has ended: {}", kind.name, stage.gateway.log());
             // Some answer before they know their routes.
             match stage.curl("/orders/").bearer(&shared.orders.secret).send() {
                 Reply { status: 200, .. } => Ok(()),
