@@ -24,7 +24,7 @@ local function ask(txn, scope)
         url = "http://tokenward/auth?scope=" .. scope,
         dst = "abns@tokenward",
         headers = headers,
-        timeout = 2000,
+        timeout = 6000,
     }
 end
 
