@@ -79,6 +79,20 @@ pub async fn an_identity_that_a_client_sends_does_not_survive(shared: &Shared, s
     }
 }
 
+/// What a `Connection` header names is for one hop only, and some proxies drop it: a client that names the identity
+/// would be nobody to the service, or somebody with more rights than its own.
+pub async fn an_identity_is_not_for_one_hop(shared: &Shared, stage: &Stage) {
+    for names in ["X-Tokenward-Id", "close, x-tokenward-id, X-Tokenward-Subject, x-tokenward-scopes"] {
+        let reply = stage.curl("/orders/").header("Connection", names).bearer(&shared.orders.secret).send();
+        if reply.status != 400 {
+            assert_identity(&reply.seen(), &shared.orders, names);
+        }
+    }
+    let hidden =
+        stage.curl("/admin/").header("Connection", "Authorization").bearer(&shared.orders.secret).send();
+    assert!(matches!(hidden.status, 400 | 401 | 403), "{hidden:?}");
+}
+
 pub async fn refusals_reach_the_client(shared: &Shared, stage: &Stage) {
     let orders = &shared.orders.secret;
     let request = |path: &str| stage.curl(path);

@@ -101,6 +101,7 @@ fn main() -> ExitCode {
         a_good_token_passes_with_its_identity,
         the_token_ends_at_the_gateway,
         an_identity_that_a_client_sends_does_not_survive,
+        an_identity_is_not_for_one_hop,
         refusals_reach_the_client,
         no_method_goes_unchecked,
         a_path_has_one_meaning,
