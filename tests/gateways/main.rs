@@ -21,18 +21,17 @@ use std::sync::{Arc, OnceLock};
 use libtest_mimic::{Arguments, Trial};
 use tokio::runtime::Runtime;
 
-use crate::gateway::Gateway;
 use crate::stage::{Shared, Stage};
 
 /// What is started with the first test that needs it, and ends after the last.
-struct Theatre {
+struct Fixtures {
     runtime: Runtime,
     shared: OnceLock<Shared>,
     /// One for each gateway.
     stages: Vec<OnceLock<Stage>>,
 }
 
-impl Theatre {
+impl Fixtures {
     fn shared(&self) -> &Shared {
         self.shared.get_or_init(|| self.runtime.block_on(Shared::start()))
     }
@@ -45,11 +44,11 @@ impl Theatre {
 
 /// Adds a test of each gateway for each check.
 macro_rules! checks {
-    ($suite:expr, $theatre:expr, $run:ident, $($check:ident),+ $(,)?) => {
+    ($suite:expr, $fixtures:expr, $run:ident, $($check:ident),+ $(,)?) => {
         $(for (index, gateway) in gateway::ALL.iter().enumerate() {
-            let theatre = $theatre.clone();
+            let fixtures = $fixtures.clone();
             $suite.push(Trial::test(format!("{}::{}", gateway.name, stringify!($check)), move || {
-                $run(&theatre, index, gateway, checks::$check);
+                $run(&fixtures, index, checks::$check);
                 Ok(())
             }));
         })+
@@ -57,25 +56,17 @@ macro_rules! checks {
 }
 
 /// Runs a check at the gateway that others use at the same time.
-fn beside_others(
-    theatre: &Theatre,
-    index: usize,
-    _: &'static Gateway,
-    check: impl AsyncFnOnce(&Shared, &Stage),
-) {
-    let stage = theatre.stage(index);
-    theatre.runtime.block_on(check(theatre.shared(), stage));
+fn beside_others(fixtures: &Fixtures, index: usize, check: impl AsyncFnOnce(&Shared, &Stage)) {
+    let stage = fixtures.stage(index);
+    fixtures.runtime.block_on(check(fixtures.shared(), stage));
 }
 
 /// Runs a check at a gateway of its own, because it breaks something.
-fn alone(
-    theatre: &Theatre,
-    _: usize,
-    gateway: &'static Gateway,
-    check: impl AsyncFnOnce(&Shared, &mut Stage),
-) {
-    let shared = theatre.shared();
-    theatre.runtime.block_on(async { check(shared, &mut Stage::start(shared, gateway).await).await });
+fn alone(fixtures: &Fixtures, index: usize, check: impl AsyncFnOnce(&Shared, &mut Stage)) {
+    let shared = fixtures.shared();
+    fixtures.runtime.block_on(async {
+        check(shared, &mut Stage::start(shared, &gateway::ALL[index]).await).await;
+    });
 }
 
 fn main() -> ExitCode {
@@ -83,12 +74,12 @@ fn main() -> ExitCode {
     // Each test mostly waits for processes.
     arguments.test_threads.get_or_insert(8);
     let stages = gateway::ALL.iter().map(|_| OnceLock::new()).collect();
-    let theatre =
-        Arc::new(Theatre { runtime: Runtime::new().expect("a runtime"), shared: OnceLock::new(), stages });
+    let fixtures =
+        Arc::new(Fixtures { runtime: Runtime::new().expect("a runtime"), shared: OnceLock::new(), stages });
     let mut suite = Vec::new();
     checks!(
         suite,
-        theatre,
+        fixtures,
         alone,
         a_verifier_that_hangs_closes_the_gateway,
         a_verifier_that_is_gone_closes_the_gateway,
@@ -96,7 +87,7 @@ fn main() -> ExitCode {
     );
     checks!(
         suite,
-        theatre,
+        fixtures,
         beside_others,
         a_good_token_passes_with_its_identity,
         the_token_ends_at_the_gateway,
@@ -111,8 +102,8 @@ fn main() -> ExitCode {
     );
     let conclusion = libtest_mimic::run(&arguments, suite);
     // Ends what was started: the gateways and verifiers first, then their cluster.
-    if let Some(mut theatre) = Arc::into_inner(theatre) {
-        theatre.stages.clear();
+    if let Some(mut fixtures) = Arc::into_inner(fixtures) {
+        fixtures.stages.clear();
     }
     conclusion.exit_code()
 }
