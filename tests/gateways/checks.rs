@@ -261,3 +261,19 @@ pub async fn a_verifier_that_hangs_closes_the_gateway(shared: &Shared, stage: &m
     assert!(refused || (reply.status == 0 && !stage.kind.gives_up), "{reply:?}");
     assert_eq!(stage.upstream.requests(), passed, "a request has passed unchecked");
 }
+
+/// HAProxy goes on with a request if the script ends by an error.
+pub async fn a_script_that_fails_closes_the_gateway(shared: &Shared, stage: &mut Stage) {
+    let broken = |text: String| text.replace("core.httpclient()", "core.no_such_function()");
+    stage.gateway = stage.kind.start_edited(stage.relay.address, stage.upstream.address, broken);
+    let passed = stage.upstream.requests();
+    eventually("an error of the script", async || {
+        let reply = stage.curl("/orders/").bearer(&shared.orders.secret).send();
+        let log = stage.gateway.log();
+        if log.contains("runtime error") { Ok(()) } else { Err(format!("{reply:?}; {log}")) }
+    })
+    .await;
+    let reply = stage.curl("/orders/").bearer(&shared.orders.secret).send();
+    assert_eq!(reply.status, 503, "{reply:?}");
+    assert_eq!(stage.upstream.requests(), passed, "a request has passed unchecked");
+}

@@ -101,13 +101,23 @@ pub struct Running {
 impl Gateway {
     /// Starts it between a verifier and an upstream.
     pub fn start(&self, verifier: SocketAddr, upstream: SocketAddr) -> Running {
+        self.start_edited(verifier, upstream, |text| text)
+    }
+
+    /// Starts it with files that are broken on purpose.
+    pub fn start_edited(
+        &self,
+        verifier: SocketAddr,
+        upstream: SocketAddr,
+        edit: fn(String) -> String,
+    ) -> Running {
         let program = (self.program)().unwrap_or_else(|error| panic!("{error}"));
         let address = free_port();
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{}", self.name, address.port()));
         fs::create_dir_all(&folder).expect("a folder");
         for file in self.files {
             let text = replaced(file, &folder, [verifier, upstream, address]);
-            fs::write(folder.join(file), text).expect("a config file");
+            fs::write(folder.join(file), edit(text)).expect("a config file");
         }
         let mut command = Command::new(program);
         (self.command)(&mut command, &folder, address);

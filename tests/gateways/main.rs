@@ -42,10 +42,13 @@ impl Fixtures {
     }
 }
 
-/// Adds a test of each gateway for each check.
+/// Adds a test of each gateway, or of some, for each check.
 macro_rules! checks {
     ($suite:expr, $fixtures:expr, $run:ident, $($check:ident),+ $(,)?) => {
-        $(for (index, gateway) in gateway::ALL.iter().enumerate() {
+        checks!($suite, $fixtures, $run, |_| true, $($check),+)
+    };
+    ($suite:expr, $fixtures:expr, $run:ident, $which:expr, $($check:ident),+ $(,)?) => {
+        $(for (index, gateway) in gateway::ALL.iter().enumerate().filter($which) {
             let fixtures = $fixtures.clone();
             $suite.push(Trial::test(format!("{}::{}", gateway.name, stringify!($check)), move || {
                 $run(&fixtures, index, checks::$check);
@@ -99,6 +102,13 @@ fn main() -> ExitCode {
         an_address_is_the_clients,
         a_route_without_a_scope_is_closed,
         a_revocation_holds_from_the_next_request,
+    );
+    checks!(
+        suite,
+        fixtures,
+        alone,
+        |(_, gateway)| gateway.name == "haproxy",
+        a_script_that_fails_closes_the_gateway
     );
     let conclusion = libtest_mimic::run(&arguments, suite);
     // Ends what was started: the gateways and verifiers first, then their cluster.
