@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use anyhow::Context;
 use axum::Router;
@@ -13,10 +13,11 @@ use axum::http::{StatusCode, header};
 use axum::routing::get;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 /// Which parts of the process are ready.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, bool>>>);
+pub struct Readiness(Arc<watch::Sender<BTreeMap<&'static str, bool>>>);
 
 /// One part's say in the readiness.
 #[derive(Clone, Debug)]
@@ -34,12 +35,26 @@ impl Readiness {
 
     /// The parts that are not ready.
     pub fn missing(&self) -> Vec<&'static str> {
-        let parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        parts.iter().filter(|(_, ready)| !**ready).map(|(name, _)| *name).collect()
+        self.0.borrow().iter().filter(|(_, ready)| !**ready).map(|(name, _)| *name).collect()
+    }
+
+    /// Tells `follower` whether all parts are ready: now, and whenever that changes.
+    pub async fn follow(&self, mut follower: impl AsyncFnMut(bool)) {
+        let mut parts = self.0.subscribe();
+        let mut last = None;
+        loop {
+            let ready = parts.borrow_and_update().values().all(|ready| *ready);
+            if last.replace(ready) != Some(ready) {
+                follower(ready).await;
+            }
+            if parts.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     fn set(&self, name: &'static str, ready: bool) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name, ready);
+        self.0.send_if_modified(|parts| parts.insert(name, ready) != Some(ready));
     }
 }
 
@@ -106,5 +121,25 @@ mod tests {
         assert_eq!(ready(&readiness).0, StatusCode::OK);
         pepper.set(false);
         assert_eq!(readiness.missing(), ["pepper"]);
+    }
+
+    #[tokio::test]
+    async fn a_follower_is_told_at_first_and_at_each_change_and_not_otherwise() {
+        let readiness = Readiness::default();
+        let (tokens, pepper) = (readiness.part("tokens"), readiness.part("pepper"));
+        let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        let story = async {
+            assert_eq!(heard.recv().await, Some(false));
+            tokens.set(true);
+            pepper.set(true);
+            assert_eq!(heard.recv().await, Some(true));
+            tokens.set(true);
+            pepper.set(false);
+            assert_eq!(heard.recv().await, Some(false));
+        };
+        tokio::select! {
+            () = readiness.follow(async |ready| told.send(ready).expect("a listener")) => panic!("it goes on"),
+            () = story => {}
+        }
     }
 }
