@@ -24,8 +24,8 @@ use crate::token::Token;
 use crate::token::scope::{MAX_SCOPES, is_scope};
 
 const BEARER: &[u8] = b"Bearer";
-const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(super) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+pub(super) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const ID: HeaderName = HeaderName::from_static("x-tokenward-id");
 const SUBJECT: HeaderName = HeaderName::from_static("x-tokenward-subject");
 const SCOPES: HeaderName = HeaderName::from_static("x-tokenward-scopes");
@@ -38,7 +38,7 @@ pub(super) struct ForwardAuth {
 }
 
 /// Why a request can't be answered with a decision.
-enum Refusal {
+pub(super) enum Refusal {
     /// 400: it breaks the protocol; says how.
     Malformed(Cow<'static, str>),
     /// 401: it presents nothing.
@@ -47,11 +47,11 @@ enum Refusal {
     NotReady,
 }
 
-/// What the route needs, as the query says it.
+/// What the route needs, as the gateway's operator says it.
 #[derive(Debug, Default)]
-struct Needs<'q> {
-    scopes: Vec<Cow<'q, str>>,
-    audience: Option<Cow<'q, str>>,
+pub(super) struct Needs<'q> {
+    pub(super) scopes: Vec<Cow<'q, str>>,
+    pub(super) audience: Option<Cow<'q, str>>,
 }
 
 impl ForwardAuth {
@@ -78,7 +78,7 @@ impl ForwardAuth {
             token,
             scopes: &scopes,
             audience: needs.audience.as_deref(),
-            client: self.client(request.headers(), peer),
+            client: client(&self.trusted_proxies, request.headers(), peer),
         };
         let now = Timestamp::now();
         Ok(self.view.index.claimants(token.key_id(), |claimants| {
@@ -89,114 +89,125 @@ impl ForwardAuth {
         }))
     }
 
-    /// The client's address: the peer's, or what trusted proxies say in front of it, read from the right.
-    ///
-    /// `None`: a proxy of ours passed on what can't be read. That is nobody's address, and least of all the
-    /// proxy's own, which may be in a network that the client is not in.
-    fn client(&self, headers: &HeaderMap, peer: IpAddr) -> Option<IpAddr> {
-        let trusted = |address: &IpAddr| self.trusted_proxies.iter().any(|network| network.contains(address));
-        let mut client = peer;
-        // As bytes: what a client puts in front may be no text, and must not hide what a proxy added to it.
-        let values = headers.get_all(FORWARDED_FOR).iter().rev().map(HeaderValue::as_bytes);
-        let mut hops = values.flat_map(|value| value.rsplit(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
-        while trusted(&client) {
-            match hops.find(|hop| !hop.is_empty()) {
-                Some(hop) => client = address(hop)?,
-                None => break,
-            }
-        }
-        Some(client)
-    }
-
     fn allow(&self, identity: Identity<'_>) -> Answer {
         self.metrics.allowed();
-        let entry = identity.entry;
-        let mut scopes = String::new();
-        for scope in identity.scopes() {
-            if !scopes.is_empty() {
-                scopes.push(' ');
-            }
-            scopes.push_str(scope);
-        }
         let mut answer = Response::new(Full::default());
         let headers = answer.headers_mut();
-        let subject = format!("{}/{}", entry.namespace, entry.name);
-        for (name, value) in [(ID, &*entry.token_id), (SUBJECT, &*subject), (SCOPES, &*scopes)] {
-            // Names, ids and scopes are ASCII by the API server's rules; a value that is not is left out.
-            if let Ok(value) = HeaderValue::from_str(value) {
-                headers.insert(name, value);
-            }
-        }
+        insert_identity(headers, identity);
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         answer
     }
 
     fn deny(&self, code: Code, needs: &Needs<'_>) -> Answer {
         self.metrics.denied(code);
-        match code {
-            Code::InsufficientScope => {
-                let scopes = needs.scopes.join(" ");
-                let challenge =
-                    format!(r#"Bearer realm="tokenward", error="insufficient_scope", scope="{scopes}""#);
-                answer(
-                    StatusCode::FORBIDDEN,
-                    Some(&challenge),
-                    "insufficient_scope",
-                    "the token lacks a scope that this needs",
-                )
-            }
-            Code::IpNotAllowed => answer(
-                StatusCode::FORBIDDEN,
-                None,
-                "ip_not_allowed",
-                "the token may not be used from this address",
-            ),
-            // One answer for all of these: whether a token was revoked or never existed is not told.
-            Code::NotFound
-            | Code::Revoked
-            | Code::Expired
-            | Code::Suspended
-            | Code::Retired
-            | Code::AudienceMismatch => answer(
-                StatusCode::UNAUTHORIZED,
-                Some(r#"Bearer realm="tokenward", error="invalid_token""#),
-                "invalid_token",
-                "the token is not valid",
-            ),
-        }
+        denial(code, needs)
     }
 
     fn refuse(&self, refusal: &Refusal) -> Answer {
         self.metrics.malformed();
-        match refusal {
-            Refusal::Malformed(what) => answer(
-                StatusCode::BAD_REQUEST,
-                Some(r#"Bearer realm="tokenward", error="invalid_request""#),
-                "invalid_request",
-                what,
-            ),
-            Refusal::NoToken => answer(
-                StatusCode::UNAUTHORIZED,
-                Some(r#"Bearer realm="tokenward""#),
-                "no_token",
-                "present a token as Authorization: Bearer, or as X-API-Key",
-            ),
-            Refusal::NotReady => {
-                let mut answer = answer(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    None,
-                    "not_ready",
-                    "the tokens are not known yet",
-                );
-                answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-                answer
-            }
+        refused(refusal)
+    }
+}
+
+/// Tells the service behind the gateway whose request it has.
+pub(super) fn insert_identity(headers: &mut HeaderMap, identity: Identity<'_>) {
+    let entry = identity.entry;
+    let mut scopes = String::new();
+    for scope in identity.scopes() {
+        if !scopes.is_empty() {
+            scopes.push(' ');
+        }
+        scopes.push_str(scope);
+    }
+    let subject = format!("{}/{}", entry.namespace, entry.name);
+    for (name, value) in [(ID, &*entry.token_id), (SUBJECT, &*subject), (SCOPES, &*scopes)] {
+        // Names, ids and scopes are ASCII by the API server's rules; a value that is not is left out.
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(name, value);
         }
     }
 }
 
+/// The answer to a token that is not valid for what is asked.
+pub(super) fn denial(code: Code, needs: &Needs<'_>) -> Answer {
+    match code {
+        Code::InsufficientScope => {
+            let scopes = needs.scopes.join(" ");
+            let challenge =
+                format!(r#"Bearer realm="tokenward", error="insufficient_scope", scope="{scopes}""#);
+            answer(
+                StatusCode::FORBIDDEN,
+                Some(&challenge),
+                "insufficient_scope",
+                "the token lacks a scope that this needs",
+            )
+        }
+        Code::IpNotAllowed => answer(
+            StatusCode::FORBIDDEN,
+            None,
+            "ip_not_allowed",
+            "the token may not be used from this address",
+        ),
+        // One answer for all of these: whether a token was revoked or never existed is not told.
+        Code::NotFound
+        | Code::Revoked
+        | Code::Expired
+        | Code::Suspended
+        | Code::Retired
+        | Code::AudienceMismatch => answer(
+            StatusCode::UNAUTHORIZED,
+            Some(r#"Bearer realm="tokenward", error="invalid_token""#),
+            "invalid_token",
+            "the token is not valid",
+        ),
+    }
+}
+
+/// The answer to a request that can't be decided on.
+pub(super) fn refused(refusal: &Refusal) -> Answer {
+    match refusal {
+        Refusal::Malformed(what) => answer(
+            StatusCode::BAD_REQUEST,
+            Some(r#"Bearer realm="tokenward", error="invalid_request""#),
+            "invalid_request",
+            what,
+        ),
+        Refusal::NoToken => answer(
+            StatusCode::UNAUTHORIZED,
+            Some(r#"Bearer realm="tokenward""#),
+            "no_token",
+            "present a token as Authorization: Bearer, or as X-API-Key",
+        ),
+        Refusal::NotReady => {
+            let mut answer =
+                answer(StatusCode::SERVICE_UNAVAILABLE, None, "not_ready", "the tokens are not known yet");
+            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            answer
+        }
+    }
+}
+
+/// The client's address: the peer's, or what trusted proxies say in front of it, read from the right.
+///
+/// `None`: a proxy of ours passed on what can't be read. That is nobody's address, and least of all the
+/// proxy's own, which may be in a network that the client is not in.
+pub(super) fn client(trusted_proxies: &[IpNet], headers: &HeaderMap, peer: IpAddr) -> Option<IpAddr> {
+    let trusted = |address: &IpAddr| trusted_proxies.iter().any(|network| network.contains(address));
+    let mut client = peer;
+    // As bytes: what a client puts in front may be no text, and must not hide what a proxy added to it.
+    let values = headers.get_all(FORWARDED_FOR).iter().rev().map(HeaderValue::as_bytes);
+    let mut hops = values.flat_map(|value| value.rsplit(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    while trusted(&client) {
+        match hops.find(|hop| !hop.is_empty()) {
+            Some(hop) => client = address(hop)?,
+            None => break,
+        }
+    }
+    Some(client)
+}
+
 /// What a request presents as its token. It may be no text at all: that is junk like any other.
-fn presented(headers: &HeaderMap) -> Result<&[u8], Refusal> {
+pub(super) fn presented(headers: &HeaderMap) -> Result<&[u8], Refusal> {
     let bearer = single(headers, AUTHORIZATION, "more than one Authorization header")?;
     // Another scheme is for somebody behind the gateway.
     let bearer = bearer.and_then(|value| credentials(value.as_bytes()));
@@ -241,11 +252,19 @@ fn address(hop: &[u8]) -> Option<IpAddr> {
 /// Reads what the route needs. `strict`: the query is all ours, so an unknown parameter is a mistake, and one that
 /// would leave a route open.
 fn needs(query: &str, strict: bool) -> Result<Needs<'_>, Refusal> {
-    let mut needs = Needs::default();
     if query.is_empty() {
-        return Ok(needs);
+        return Ok(Needs::default());
     }
-    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+    read_needs(form_urlencoded::parse(query.as_bytes()), strict)
+}
+
+/// The same from parameters that were decoded already.
+pub(super) fn read_needs<'q>(
+    parameters: impl IntoIterator<Item = (Cow<'q, str>, Cow<'q, str>)>,
+    strict: bool,
+) -> Result<Needs<'q>, Refusal> {
+    let mut needs = Needs::default();
+    for (name, value) in parameters {
         match &*name {
             "scope" => {
                 let scopes: Vec<&str> = value.split_ascii_whitespace().collect();

@@ -18,9 +18,9 @@ const PEER: &str = "192.0.2.1";
 type Headers<'a> = &'a [(&'a str, &'a [u8])];
 
 /// A door behind which tokens are known by a number each.
-struct Door {
+pub(in crate::verifier) struct Door {
     doors: Doors,
-    view: Arc<View>,
+    pub(in crate::verifier) view: Arc<View>,
     peppers: Peppers,
 }
 
@@ -55,17 +55,17 @@ pub(in crate::verifier) fn plaintext(number: u8) -> Plaintext {
     format::make(&Prefix::default(), KeyId::from_bytes([number; 16]), &[number; 32])
 }
 
-fn bearer(number: u8) -> Vec<u8> {
+pub(in crate::verifier) fn bearer(number: u8) -> Vec<u8> {
     format!("Bearer {}", plaintext(number).expose()).into_bytes()
 }
 
 /// Token 1 of the namespace `team`, which may read orders.
-fn spec() -> ApiTokenSpec {
+pub(in crate::verifier) fn spec() -> ApiTokenSpec {
     ApiTokenSpec { scopes: vec!["orders:*".to_owned(), "audit:read".to_owned()], ..Default::default() }
 }
 
 impl Door {
-    fn unready(trusted_proxies: &[&str]) -> Self {
+    pub(in crate::verifier) fn unready(trusted_proxies: &[&str]) -> Self {
         let view = Arc::new(View::default());
         let metrics = Metrics::register(&mut Registry::default());
         let trusted_proxies = trusted_proxies.iter().map(|net| net.parse().expect("a network")).collect();
@@ -73,7 +73,7 @@ impl Door {
         Self { doors: Doors::new(view.clone(), trusted_proxies, metrics), view, peppers }
     }
 
-    fn behind(trusted_proxies: &[&str]) -> Self {
+    pub(in crate::verifier) fn behind(trusted_proxies: &[&str]) -> Self {
         let door = Self::unready(trusted_proxies);
         door.view.peppers.store(Some(Arc::new(door.peppers.clone())));
         door.view.set_listed();
@@ -86,7 +86,7 @@ impl Door {
     }
 
     /// Makes a token known.
-    fn with(&self, number: u8, spec: ApiTokenSpec) {
+    pub(in crate::verifier) fn with(&self, number: u8, spec: ApiTokenSpec) {
         let name = format!("token-{number}");
         let hash = self.peppers.prove_new("team", &name, &plaintext(number)).expect("a proof");
         let mut token = ApiToken::new(&name, spec);
