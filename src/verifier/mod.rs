@@ -5,22 +5,25 @@
 
 pub mod doors;
 mod feed;
+pub mod grpc;
 pub mod index;
 mod metrics;
 pub mod server;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwapOption;
-use futures::future;
+use futures::future::{self, OptionFuture};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use self::doors::Doors;
+use self::doors::ext_authz::ExtAuthz;
 use self::index::Index;
 use self::metrics::Metrics;
 use self::server::Patience;
@@ -63,25 +66,39 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     let metrics = Metrics::register(&mut registry);
     let readiness = Readiness::default();
     let (pepper_ready, list_ready) = (readiness.part("pepper"), readiness.part("first list of ApiTokens"));
-    let telemetry =
-        probes::serve(args.common.telemetry_listen, readiness, registry, stop.clone().cancelled_owned())
-            .await?;
-    let listener = TcpListener::bind(args.listen)
-        .await
-        .with_context(|| format!("--listen {} can't be had; choose another address or port", args.listen))?;
-    info!(version = env!("CARGO_PKG_VERSION"), namespace, listen = %args.listen, "verifier starts");
+    let telemetry = probes::serve(
+        args.common.telemetry_listen,
+        readiness.clone(),
+        registry,
+        stop.clone().cancelled_owned(),
+    )
+    .await?;
+    let listener = bind("--listen", args.listen).await?;
+    let grpc_listener = args.grpc_listen.map(|listen| bind("--grpc-listen", listen));
+    let grpc_listener = OptionFuture::from(grpc_listener).await.transpose()?;
+    let version = env!("CARGO_PKG_VERSION");
+    info!(version, namespace, listen = %args.listen, grpc_listen = ?args.grpc_listen, "verifier starts");
 
     let view = Arc::new(View::default());
     let (peppers, follow_pepper) = pepper::follow(client.clone(), &namespace);
     let feed = feed::feed(client, args.common.namespaces(), view.clone(), list_ready, metrics.clone());
+    let ext_authz = ExtAuthz::new(view.clone(), args.trusted_proxies.clone(), &metrics);
     let doors = Arc::new(Doors::new(view.clone(), args.trusted_proxies, metrics));
+    let patience = Patience::default();
+    let http = server::serve(listener, doors, patience, stop.clone().cancelled_owned());
+    let grpc = grpc_listener.map(|listener| grpc::serve(listener, ext_authz, readiness, patience, stop));
     tokio::select! {
-        () = server::serve(listener, doors, Patience::default(), stop.cancelled_owned()) => Ok(()),
+        _ = future::join(http, OptionFuture::from(grpc)) => Ok(()),
         () = feed => bail!("the watch of ApiTokens has ended"),
         () = follow_pepper => bail!("the watch of the pepper has ended"),
         () = keep_pepper(peppers, view, pepper_ready) => bail!("the pepper is no longer followed"),
         () = async { telemetry.await; future::pending().await } => Ok(()),
     }
+}
+
+async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address).await;
+    listener.with_context(|| format!("{flag} {address} can't be had; choose another address or port"))
 }
 
 /// Takes every usable pepper into use. One that vanishes later stays in use: it is what checks depend on.

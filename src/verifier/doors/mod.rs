@@ -2,6 +2,7 @@
 //!
 //! A router costs more than a check does, so the path is matched by hand. Sockets are `server.rs`'s affair.
 
+pub mod ext_authz;
 mod forward_auth;
 #[cfg(test)]
 pub(super) use forward_auth::tests as forward_auth_fixture;
