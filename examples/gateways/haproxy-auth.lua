@@ -1,0 +1,57 @@
+-- http-request lua.tokenward SCOPE: lets the request go on if tokenward says so, and answers it otherwise.
+--
+-- Asks through `listen tokenward` of haproxy.cfg. Whatever is no clear yes is a no.
+
+local IDENTITY = { "x-tokenward-id", "x-tokenward-subject", "x-tokenward-scopes" }
+local CREDENTIALS = { "authorization", "x-api-key" }
+
+-- The values of a header, as HAProxy has them (from 0) and as its client wants them (from 1).
+local function values(headers, name)
+    local list = {}
+    for index, value in pairs(headers[name] or {}) do
+        list[index + 1] = value
+    end
+    return list
+end
+
+local function ask(txn, scope)
+    local received = txn.http:req_get_headers()
+    local headers = { ["host"] = { "tokenward" }, ["x-forwarded-for"] = { txn.sf:src() } }
+    for _, name in ipairs(CREDENTIALS) do
+        headers[name] = values(received, name)
+    end
+    return core.httpclient():get {
+        url = "http://tokenward/auth?scope=" .. scope,
+        dst = "abns@tokenward",
+        headers = headers,
+        timeout = 2000,
+    }
+end
+
+local function refuse(txn, answer)
+    local reply = txn:reply { status = 503, reason = "Service Unavailable" }
+    if answer.status == 400 or answer.status == 401 or answer.status == 403 then
+        reply:set_status(answer.status)
+        reply:set_body(answer.body or "")
+        for _, name in ipairs { "content-type", "www-authenticate", "cache-control" } do
+            for _, value in ipairs(values(answer.headers, name)) do
+                reply:add_header(name, value)
+            end
+        end
+    else
+        reply:add_header("retry-after", "1")
+    end
+    txn:done(reply)
+end
+
+core.register_action("tokenward", { "http-req" }, function(txn, scope)
+    local answer = ask(txn, scope)
+    if answer.status ~= 200 then
+        return refuse(txn, answer)
+    end
+    for _, name in ipairs(IDENTITY) do
+        for _, value in ipairs(values(answer.headers, name)) do
+            txn.http:req_set_header(name, value)
+        end
+    end
+end, 1)
