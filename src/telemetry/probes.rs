@@ -38,19 +38,10 @@ impl Readiness {
         self.0.borrow().iter().filter(|(_, ready)| !**ready).map(|(name, _)| *name).collect()
     }
 
-    /// Tells `follower` whether all parts are ready: now, and whenever that changes.
-    pub async fn follow(&self, mut follower: impl AsyncFnMut(bool)) {
-        let mut parts = self.0.subscribe();
-        let mut last = None;
-        loop {
-            let ready = parts.borrow_and_update().values().all(|ready| *ready);
-            if last.replace(ready) != Some(ready) {
-                follower(ready).await;
-            }
-            if parts.changed().await.is_err() {
-                return;
-            }
-        }
+    /// Waits until all parts are ready, or until one is not.
+    pub async fn becomes(&self, ready: bool) {
+        // The other end is ours, so this ends by nothing else.
+        let _ = self.0.subscribe().wait_for(|parts| parts.values().all(|part| *part) == ready).await;
     }
 
     fn set(&self, name: &'static str, ready: bool) {
@@ -106,6 +97,8 @@ fn metrics(registry: &Registry) -> (StatusCode, [(header::HeaderName, &'static s
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     #[test]
@@ -124,22 +117,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_follower_is_told_at_first_and_at_each_change_and_not_otherwise() {
+    async fn a_change_is_noticed_by_who_waits_for_it() {
         let readiness = Readiness::default();
         let (tokens, pepper) = (readiness.part("tokens"), readiness.part("pepper"));
-        let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
-        let story = async {
-            assert_eq!(heard.recv().await, Some(false));
-            tokens.set(true);
-            pepper.set(true);
-            assert_eq!(heard.recv().await, Some(true));
-            tokens.set(true);
-            pepper.set(false);
-            assert_eq!(heard.recv().await, Some(false));
-        };
-        tokio::select! {
-            () = readiness.follow(async |ready| told.send(ready).expect("a listener")) => panic!("it goes on"),
-            () = story => {}
-        }
+        readiness.becomes(false).await;
+        let waiting = readiness.becomes(true);
+        tokio::pin!(waiting);
+        assert_eq!(waiting.as_mut().now_or_never(), None);
+        tokens.set(true);
+        assert_eq!(waiting.as_mut().now_or_never(), None);
+        pepper.set(true);
+        waiting.await;
+        assert_eq!(readiness.becomes(false).now_or_never(), None);
     }
 }

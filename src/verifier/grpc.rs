@@ -55,13 +55,19 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let (reporter, health) = tonic_health::server::health_reporter();
-    // It begins as serving by itself.
     report(&reporter, false).await;
     let door = AuthorizationServer::new(door).max_decoding_message_size(MAX_MESSAGE);
     let routes = Routes::new(door).add_service(health.max_decoding_message_size(MAX_MESSAGE)).prepare();
     tokio::select! {
         () = accept(listener, routes, patience, stop) => {}
-        () = readiness.follow(async |ready| report(&reporter, ready).await) => {}
+        () = follow(readiness, reporter) => {}
+    }
+}
+
+async fn follow(readiness: Readiness, reporter: HealthReporter) {
+    for ready in [true, false].into_iter().cycle() {
+        readiness.becomes(ready).await;
+        report(&reporter, ready).await;
     }
 }
 
