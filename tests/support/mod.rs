@@ -261,7 +261,8 @@ pub fn client() -> reqwest::Client {
         .expect("a client")
 }
 
-fn free_port() -> SocketAddr {
+/// An address on loopback that nobody listened on a moment ago.
+pub fn free_port() -> SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port")
 }
 

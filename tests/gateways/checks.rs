@@ -1,0 +1,232 @@
+//! What every gateway must do with our answers.
+
+use serde_json::{Value, json};
+
+use crate::curl::Reply;
+use crate::stage::{Shared, Stage, Token};
+use crate::support::eventually;
+use crate::upstream::Seen;
+
+/// What the upstream must see of a token, and no more.
+fn assert_identity(seen: &Seen, token: &Token, context: &str) {
+    let mut identity = seen.identity();
+    identity.sort();
+    let expected = [
+        ("x-tokenward-id", &*token.id),
+        ("x-tokenward-scopes", token.scopes),
+        ("x-tokenward-subject", &*token.subject),
+    ];
+    assert_eq!(identity, expected.map(|(name, value)| (name.to_owned(), value.to_owned())), "{context}");
+}
+
+pub async fn a_good_token_passes_with_its_identity(shared: &Shared, stage: &Stage) {
+    for (path, token) in [
+        ("/orders/1?b=2&scope=x", &shared.orders),
+        ("/orders/a%20b", &shared.admin),
+        ("/admin/", &shared.admin),
+    ] {
+        let seen = stage.curl(path).bearer(&token.secret).send().seen();
+        assert_eq!((&*seen.method, &*seen.path), ("GET", path));
+        assert_identity(&seen, token, path);
+        let seen = stage.curl(path).header("X-API-Key", &token.secret).send().seen();
+        assert_identity(&seen, token, path);
+    }
+    let posted =
+        stage.curl("/orders/").bearer(&shared.orders.secret).body(&"x".repeat(100_000)).send().seen();
+    assert_eq!((&*posted.method, posted.body), ("POST", 100_000));
+}
+
+pub async fn the_token_ends_at_the_gateway(shared: &Shared, stage: &Stage) {
+    let secret = &shared.orders.secret;
+    for request in [stage.curl("/orders/").bearer(secret), stage.curl("/orders/").header("X-API-Key", secret)]
+    {
+        let seen = request.send().seen();
+        assert!(seen.values("authorization").is_empty() && seen.values("x-api-key").is_empty(), "{seen:?}");
+        assert!(!format!("{seen:?}").contains(secret.as_str()), "{seen:?}");
+    }
+}
+
+pub async fn an_identity_that_a_client_sends_does_not_survive(shared: &Shared, stage: &Stage) {
+    let spellings = [
+        "X-Tokenward-Id",
+        "x-tokenward-subject",
+        "X-TOKENWARD-SCOPES",
+        "X_Tokenward_Id",
+        "x_tokenward_subject",
+        "X-Tokenward_Scopes",
+        "X_TOKENWARD-ID",
+    ];
+    for name in spellings {
+        let request = || stage.curl("/orders/").header(name, "forged");
+        for request in [request(), request().header(name, "again").header(&name.to_lowercase(), "and again")]
+        {
+            // Some refuse such a request whole.
+            let reply = request.bearer(&shared.orders.secret).send();
+            if reply.status != 400 {
+                assert_identity(&reply.seen(), &shared.orders, name);
+            }
+        }
+        assert_eq!(request().send().status, 401, "{name}: no token");
+    }
+    let all = spellings.iter().fold(stage.curl("/orders/"), |request, name| request.header(name, "forged"));
+    let reply = all.bearer(&shared.orders.secret).send();
+    if reply.status != 400 {
+        assert_identity(&reply.seen(), &shared.orders, "all at once");
+    }
+}
+
+pub async fn refusals_reach_the_client(shared: &Shared, stage: &Stage) {
+    let orders = &shared.orders.secret;
+    let request = |path: &str| stage.curl(path);
+    let none = r#"Bearer realm="tokenward""#;
+    let invalid = r#"Bearer realm="tokenward", error="invalid_token""#;
+    let lacking = r#"Bearer realm="tokenward", error="insufficient_scope", scope="admin:write""#;
+    let two = request("/orders/").bearer(orders).header("X-API-Key", "another");
+    let two = two.send();
+    let table = [
+        (request("/orders/").send(), 401, none, "no_token"),
+        (request("/orders/").header("Authorization", "Basic YTpi").send(), 401, none, "no_token"),
+        (request("/orders/").bearer("junk").send(), 401, invalid, "invalid_token"),
+        (request("/orders/").bearer(&orders[1..]).send(), 401, invalid, "invalid_token"),
+        (request("/admin/").send(), 401, none, "no_token"),
+        (request("/admin/").bearer(orders).send(), 403, lacking, "insufficient_scope"),
+        (request("/admin/?scope=orders:read").bearer(orders).send(), 403, lacking, "insufficient_scope"),
+    ];
+    for (reply, status, challenge, error) in table {
+        assert_eq!(reply.status, status, "{reply:?}");
+        assert_eq!(reply.header("www-authenticate"), Some(challenge), "{reply:?}");
+        assert_body(stage, &reply, error);
+    }
+    assert_eq!(two.status, 400, "{two:?}");
+    assert_body(stage, &two, "invalid_request");
+}
+
+fn assert_body(stage: &Stage, reply: &Reply, error: &str) {
+    if stage.passes_body {
+        let body: Value = serde_json::from_str(&reply.body).unwrap_or_else(|e| panic!("{e}: {reply:?}"));
+        assert_eq!(body["error"], error);
+        assert_eq!(reply.header("content-type"), Some("application/json"));
+    }
+    assert!(!reply.body.contains("headers"), "the upstream's: {reply:?}");
+}
+
+pub async fn no_method_goes_unchecked(shared: &Shared, stage: &Stage) {
+    for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
+        let request = || stage.curl("/orders/1").method(method);
+        assert_eq!(request().send().status, 401, "{method}");
+        let reply = request().bearer(&shared.orders.secret).send();
+        assert_eq!(reply.status, 200, "{method}");
+        if method != "HEAD" {
+            assert_eq!(reply.seen().method, method);
+        }
+    }
+}
+
+/// A path that the gateway takes for one route, and the service for another, would be checked for the wrong scope.
+pub async fn a_path_has_one_meaning(shared: &Shared, stage: &Stage) {
+    for path in [
+        "/orders/../admin/x",
+        "/orders/./../admin/x",
+        "/orders/%2e%2e/admin/x",
+        "/orders/.%2E/admin/x",
+        "/orders/..%2fadmin/x",
+        "/orders/%2e%2e%2fadmin/x",
+        "/orders/..//admin/x",
+        "/orders//../../admin/x",
+        "//admin/x",
+        "/./admin/x",
+        "/orders/1/../../admin/x?y=/../",
+    ] {
+        let reply = stage.curl(path).bearer(&shared.orders.secret).send();
+        if reply.status == 200 {
+            let meant = meaning(&reply.seen().path);
+            assert!(meant.starts_with("/orders/"), "{path} reached {meant}");
+        }
+    }
+}
+
+/// A path as the most lenient service would read it.
+fn meaning(path: &str) -> String {
+    let path = path.split('?').next().unwrap_or_default();
+    let decoded = path.replace("%2e", ".").replace("%2E", ".").replace("%2f", "/").replace("%2F", "/");
+    let mut segments = Vec::new();
+    for segment in decoded.split('/').filter(|segment| !segment.is_empty() && *segment != ".") {
+        match segment {
+            ".." => _ = segments.pop(),
+            _ => segments.push(segment),
+        }
+    }
+    format!("/{}", segments.join("/"))
+}
+
+pub async fn an_address_is_the_clients(shared: &Shared, stage: &Stage) {
+    let request = |address: &str| stage.curl("/orders/").bearer(&shared.placed.secret).from(address);
+    assert_eq!(request("127.0.0.2").send().status, 200);
+    let elsewhere = request("127.0.0.3").send();
+    assert_eq!(elsewhere.status, 403, "{elsewhere:?}");
+    assert_body(stage, &elsewhere, "ip_not_allowed");
+    // What a client says of itself is not believed.
+    let pretended = request("127.0.0.3").header("X-Forwarded-For", "127.0.0.2").send();
+    assert_eq!(pretended.status, 403, "{pretended:?}");
+    let pretended = request("127.0.0.2").header("X-Forwarded-For", "127.0.0.3").send();
+    assert_eq!(pretended.status, 200, "{pretended:?}");
+}
+
+pub async fn a_route_without_a_scope_is_closed(shared: &Shared, stage: &Stage) {
+    for path in ["/", "/other", "/orders", "/_tokenward", "/_tokenward?scope=orders:read", "/auth"] {
+        let reply = stage.curl(path).bearer(&shared.admin.secret).send();
+        assert!(matches!(reply.status, 301 | 307 | 308 | 404), "{path}: {reply:?}");
+    }
+}
+
+pub async fn a_revocation_holds_from_the_next_request(shared: &Shared, stage: &Stage) {
+    let name = format!("leaked-{}", stage.gateway.address.port());
+    let secret = shared.space.active(&name, json!({"scopes": ["orders:read"]})).await;
+    let status = || stage.curl("/orders/").bearer(&secret).send().status;
+    stage.verifier.answers(&secret, "", 200).await;
+    for _ in 0..10 {
+        assert_eq!(status(), 200);
+    }
+    shared.space.patch(&name, json!({"spec": {"revoked": true}})).await;
+    eventually("401 after a revocation", async || match status() {
+        401 => Ok(()),
+        status => Err(status.to_string()),
+    })
+    .await;
+    for _ in 0..20 {
+        assert_eq!(status(), 401);
+    }
+}
+
+pub async fn connections_are_kept_and_bodies_are_not_sent(shared: &Shared, stage: &mut Stage) {
+    const REQUESTS: u64 = 30;
+    const BODY: usize = 100_000;
+    let (connections, bytes) = (stage.relay.connections(), stage.relay.bytes());
+    for number in 0..REQUESTS {
+        let request = stage.curl("/orders/").bearer(&shared.orders.secret).body(&"x".repeat(BODY));
+        let request = if number % 2 == 0 { request.header("Transfer-Encoding", "chunked") } else { request };
+        assert_eq!(request.send().seen().body, BODY);
+    }
+    let connections = stage.relay.connections() - connections;
+    // A gateway's threads need not share theirs.
+    assert!(connections <= REQUESTS / 3, "{connections} connections for {REQUESTS} requests");
+    let bytes = stage.relay.bytes() - bytes;
+    assert!(bytes > 0, "the gateway has asked");
+    assert!(bytes < BODY as u64, "{bytes} bytes for {REQUESTS} questions");
+}
+
+pub async fn a_verifier_that_is_gone_closes_the_gateway(shared: &Shared, stage: &mut Stage) {
+    let status = |stage: &Stage| stage.curl("/orders/").bearer(&shared.orders.secret).send().status;
+    assert_eq!(status(stage), 200);
+    let passed = stage.upstream.requests();
+    // Connections break, and new ones are closed at once.
+    stage.verifier.kill();
+    let broken: Vec<u16> = (0..10).map(|_| status(stage)).collect();
+    // Connections are refused.
+    stage.relay.close().await;
+    let refused: Vec<u16> = (0..10).map(|_| status(stage)).collect();
+    for status in broken.iter().chain(&refused) {
+        assert!(matches!(status, 500 | 502 | 503 | 504), "{broken:?} {refused:?}");
+    }
+    assert_eq!(stage.upstream.requests(), passed, "a request has passed unchecked");
+}

@@ -1,0 +1,152 @@
+//! The gateways: which program runs which file, and what of the file is replaced.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use devcluster::process::Guarded;
+
+use crate::support::free_port;
+
+/// A gateway that users put in front of their services.
+pub struct Gateway {
+    pub name: &'static str,
+    /// In `examples/gateways`: what the program reads first, then what that names.
+    files: &'static [&'static str],
+    program: fn() -> Result<PathBuf, programs::Error>,
+    /// Sets what makes the program run a file, in the folder of that file.
+    command: fn(&mut Command, &Path, SocketAddr),
+    /// Whether the client gets the verifier's body with a refusal.
+    pub passes_body: bool,
+}
+
+pub const ALL: [Gateway; 5] = [
+    Gateway {
+        name: "nginx",
+        files: &["nginx.conf"],
+        program: programs::nginx,
+        command: |command, folder, _| {
+            let globals = format!("daemon off; pid {};", folder.join("pid").display());
+            command.args(["-e", "stderr", "-g", &globals, "-c"]).arg(folder.join("nginx.conf"));
+        },
+        passes_body: false,
+    },
+    Gateway {
+        name: "haproxy",
+        files: &["haproxy.cfg", "haproxy-auth.lua"],
+        program: programs::haproxy,
+        command: |command, _, _| {
+            command.args(["-f", "haproxy.cfg"]);
+        },
+        passes_body: true,
+    },
+    Gateway {
+        name: "caddy",
+        files: &["Caddyfile"],
+        program: programs::caddy,
+        command: |command, folder, _| {
+            command.args(["run", "--config", "Caddyfile"]);
+            // Not the user's own: its port, its certificates.
+            command.env("CADDY_ADMIN", format!("unix/{}", folder.join("admin").display()));
+            command.env("XDG_DATA_HOME", folder).env("XDG_CONFIG_HOME", folder);
+        },
+        passes_body: true,
+    },
+    Gateway {
+        name: "envoy-http",
+        files: &["envoy-http.yaml"],
+        program: programs::envoy,
+        command: |command, _, _| {
+            command.args(["--disable-hot-restart", "--concurrency", "2", "-c", "envoy-http.yaml"]);
+        },
+        passes_body: true,
+    },
+    Gateway {
+        name: "traefik",
+        files: &["traefik-dynamic.yaml"],
+        program: programs::traefik,
+        command: |command, _, listen| {
+            command.arg(format!("--entrypoints.web.address={listen}"));
+            command.args(["--providers.file.filename=traefik-dynamic.yaml", "--log.level=info"]);
+            // It asks its maker for news otherwise.
+            command.args(["--global.checknewversion=false", "--global.sendanonymoususage=false"]);
+        },
+        passes_body: true,
+    },
+];
+
+/// A gateway that runs.
+pub struct Running {
+    pub address: SocketAddr,
+    guarded: Guarded,
+    folder: PathBuf,
+}
+
+impl Gateway {
+    /// Starts it between a verifier and an upstream.
+    pub fn start(&self, verifier: SocketAddr, upstream: SocketAddr) -> Running {
+        let program = (self.program)().unwrap_or_else(|error| panic!("{error}"));
+        let address = free_port();
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{}", self.name, address.port()));
+        fs::create_dir_all(&folder).expect("a folder");
+        for file in self.files {
+            let text = replaced(file, &folder, [verifier, upstream, address]);
+            fs::write(folder.join(file), text).expect("a config file");
+        }
+        let mut command = Command::new(program);
+        (self.command)(&mut command, &folder, address);
+        let log = fs::File::create(folder.join("log")).expect("a log file");
+        command.current_dir(&folder).stdin(Stdio::null());
+        command.stdout(log.try_clone().expect("a log file")).stderr(log);
+        Running { address, guarded: Guarded::spawn(command).expect("a gateway"), folder }
+    }
+}
+
+impl Running {
+    /// What it has said.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        self.guarded.try_wait().expect("a status").is_none()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.guarded.terminate(std::time::Duration::from_secs(2));
+        // The log is worth a look if the test has failed.
+        if !std::thread::panicking() {
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
+/// The text of an example, with the addresses of this test. Nothing else may differ from what users copy.
+fn replaced(file: &str, folder: &Path, [verifier, upstream, gateway]: [SocketAddr; 3]) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/gateways").join(file);
+    let mut text = fs::read_to_string(path).expect("an example");
+    let yaml = |host: &str, port: u16| format!("{{address: {host}, port_value: {port}}}");
+    let address = |of: SocketAddr| yaml(&of.ip().to_string(), of.port());
+    // One socket in all of a machine has this name.
+    let socket = format!("abns@tokenward-{}", gateway.port());
+    let folder = format!("{}/", folder.display());
+    for (written, here) in [
+        ("tokenward-verifier:8080", verifier.to_string()),
+        ("api:8080", upstream.to_string()),
+        ("listen 8000;", format!("listen {gateway};")),
+        ("bind :8000", format!("bind {gateway}")),
+        ("\n:8000 {", format!("\nhttp://{gateway} {{")),
+        (&yaml("tokenward-verifier", 8080), address(verifier)),
+        (&yaml("api", 8080), address(upstream)),
+        (&yaml("0.0.0.0", 8000), address(gateway)),
+        ("abns@tokenward", socket),
+        ("/etc/haproxy/", folder),
+    ] {
+        text = text.replace(written, &here);
+    }
+    text
+}

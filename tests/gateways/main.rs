@@ -1,0 +1,116 @@
+//! Real gateways that ask a real verifier, each with the config file that users copy from `examples/gateways`.
+//!
+//! Every check is made at every gateway: `cargo test --test gateways -- nginx` runs those of one. One control plane
+//! and one controller serve all; each gateway has a verifier and an upstream of its own, and curl is the client.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod checks;
+mod curl;
+mod gateway;
+mod relay;
+mod stage;
+mod upstream;
+
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+
+use libtest_mimic::{Arguments, Trial};
+use tokio::runtime::Runtime;
+
+use crate::gateway::Gateway;
+use crate::stage::{Shared, Stage};
+
+/// What is started with the first test that needs it, and ends after the last.
+struct Theatre {
+    runtime: Runtime,
+    shared: OnceLock<Shared>,
+    /// One for each gateway.
+    stages: Vec<OnceLock<Stage>>,
+}
+
+impl Theatre {
+    fn shared(&self) -> &Shared {
+        self.shared.get_or_init(|| self.runtime.block_on(Shared::start()))
+    }
+
+    fn stage(&self, index: usize) -> &Stage {
+        let shared = self.shared();
+        self.stages[index].get_or_init(|| self.runtime.block_on(Stage::start(shared, &gateway::ALL[index])))
+    }
+}
+
+/// Adds a test of each gateway for each check.
+macro_rules! checks {
+    ($suite:expr, $theatre:expr, $run:ident, $($check:ident),+ $(,)?) => {
+        $(for (index, gateway) in gateway::ALL.iter().enumerate() {
+            let theatre = $theatre.clone();
+            $suite.push(Trial::test(format!("{}::{}", gateway.name, stringify!($check)), move || {
+                $run(&theatre, index, gateway, checks::$check);
+                Ok(())
+            }));
+        })+
+    };
+}
+
+/// Runs a check at the gateway that others use at the same time.
+fn beside_others(
+    theatre: &Theatre,
+    index: usize,
+    _: &'static Gateway,
+    check: impl AsyncFnOnce(&Shared, &Stage),
+) {
+    let stage = theatre.stage(index);
+    theatre.runtime.block_on(check(theatre.shared(), stage));
+}
+
+/// Runs a check at a gateway of its own, because it breaks something.
+fn alone(
+    theatre: &Theatre,
+    _: usize,
+    gateway: &'static Gateway,
+    check: impl AsyncFnOnce(&Shared, &mut Stage),
+) {
+    let shared = theatre.shared();
+    theatre.runtime.block_on(async { check(shared, &mut Stage::start(shared, gateway).await).await });
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Each test mostly waits for processes.
+    arguments.test_threads.get_or_insert(8);
+    let stages = gateway::ALL.iter().map(|_| OnceLock::new()).collect();
+    let theatre =
+        Arc::new(Theatre { runtime: Runtime::new().expect("a runtime"), shared: OnceLock::new(), stages });
+    let mut suite = Vec::new();
+    checks!(
+        suite,
+        theatre,
+        alone,
+        a_verifier_that_is_gone_closes_the_gateway,
+        connections_are_kept_and_bodies_are_not_sent
+    );
+    checks!(
+        suite,
+        theatre,
+        beside_others,
+        a_good_token_passes_with_its_identity,
+        the_token_ends_at_the_gateway,
+        an_identity_that_a_client_sends_does_not_survive,
+        refusals_reach_the_client,
+        no_method_goes_unchecked,
+        a_path_has_one_meaning,
+        an_address_is_the_clients,
+        a_route_without_a_scope_is_closed,
+        a_revocation_holds_from_the_next_request,
+    );
+    let conclusion = libtest_mimic::run(&arguments, suite);
+    // Ends what was started: the gateways and verifiers first, then their cluster.
+    if let Some(mut theatre) = Arc::into_inner(theatre) {
+        theatre.stages.clear();
+    }
+    conclusion.exit_code()
+}
