@@ -11,6 +11,7 @@ mod support;
 mod checks;
 mod curl;
 mod gateway;
+mod metadata;
 mod relay;
 mod stage;
 mod upstream;
@@ -107,6 +108,11 @@ fn main() -> ExitCode {
         a_route_without_a_scope_is_closed,
         a_revocation_holds_from_the_next_request,
     );
+    let told = theatre.clone();
+    suite.push(Trial::test("envoy-grpc::a_filter_and_the_log_learn_whose_token_it_is", move || {
+        told.runtime.block_on(metadata::a_filter_and_the_log_learn_whose_token_it_is(told.shared()));
+        Ok(())
+    }));
     let conclusion = libtest_mimic::run(&arguments, suite);
     // Ends what was started: the gateways and verifiers first, then their cluster.
     if let Some(mut theatre) = Arc::into_inner(theatre) {

@@ -77,7 +77,7 @@ fn id(token: &ApiToken) -> String {
 impl Stage {
     pub async fn start(shared: &Shared, gateway: &Gateway) -> Self {
         let verifier = shared.site.verifier(&["--trusted-proxies", "127.0.0.1/32"]).ready().await;
-        let (relay, upstream) = (Relay::open(verifier.listen).await, Upstream::open().await);
+        let (relay, upstream) = (Relay::open((gateway.door)(&verifier)).await, Upstream::open().await);
         let gateway_runs = gateway.start(relay.address, upstream.address);
         let passes_body = gateway.passes_body;
         let mut stage = Self { gateway: gateway_runs, passes_body, relay, upstream, verifier };

@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
 use envoy_types::pb::google::protobuf::{Struct, Value, value};
 use prometheus_client::registry::Registry;
 use proptest::prelude::*;
-use prost::Message;
+use tonic_prost::prost::Message;
 
 use super::super::forward_auth::tests::{Door, bearer, plaintext, spec};
 use super::*;
