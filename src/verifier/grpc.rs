@@ -103,7 +103,7 @@ async fn accept(listener: TcpListener, routes: Routes, patience: Patience, stop:
 }
 
 /// Serves a connection to its end: the client's, one for lack of calls, or the end of the process. The last two
-/// are announced, so that the client sends no call into the closing.
+/// are announced to whoever has made calls, so that none is sent into the closing.
 async fn connection(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     peer: IpAddr,
@@ -125,8 +125,10 @@ async fn connection(
         () = calls.cease(patience) => {}
         () = stop.cancelled() => {}
     }
-    served.as_mut().graceful_shutdown();
-    let _ = tokio::time::timeout(patience.drain, served).await;
+    if calls.any() {
+        served.as_mut().graceful_shutdown();
+        let _ = tokio::time::timeout(patience.drain, served).await;
+    }
 }
 
 fn protocol() -> http2::Builder<TokioExecutor> {
@@ -160,6 +162,10 @@ struct Calls(AtomicUsize);
 impl Calls {
     fn begin(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn any(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
     }
 
     /// Returns when no call has come for too long: the first within the time that a head may take, as whoever
