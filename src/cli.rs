@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::SignedDuration;
 
 use crate::crd::DurationString;
@@ -28,6 +28,8 @@ pub enum Role {
     Verifier(VerifierArgs),
     /// Prints the CustomResourceDefinitions
     Crds(CrdsArgs),
+    /// Prints the OpenAPI document of the verifier's HTTP doors
+    Openapi,
 }
 
 /// What both servers take.
@@ -85,6 +87,21 @@ pub struct VerifierArgs {
     /// The networks of proxies whose X-Forwarded-For is believed, in CIDR notation, separated by commas [default: none]
     #[arg(long, env = "TOKENWARD_TRUSTED_PROXIES", value_delimiter = ',')]
     pub trusted_proxies: Vec<ipnet::IpNet>,
+    /// How long the API server may be silent before this replica is no longer ready. It is heard at least once a minute, so less than 2m makes a quiet cluster seem gone
+    #[arg(long, env = "TOKENWARD_MAX_STALENESS", default_value = "2m", value_parser = duration)]
+    pub max_staleness: SignedDuration,
+    /// What to do then: go on from memory without learning of revocations, or answer every check with 503
+    #[arg(long, env = "TOKENWARD_STALE_POLICY", default_value = "serve")]
+    pub stale_policy: StalePolicy,
+}
+
+/// What a verifier does whose view is too old.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StalePolicy {
+    /// It answers from memory.
+    Serve,
+    /// It answers nothing.
+    Deny,
 }
 
 /// What `crds` takes.

@@ -1,6 +1,6 @@
 //! The command line: parse, run the role, turn an error into an exit code.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -23,6 +23,7 @@ fn run(role: Role) -> anyhow::Result<()> {
         Role::Controller(args) => serve(&args.common.clone(), controller::run(args)),
         Role::Verifier(args) => serve(&args.common.clone(), verifier::run(args)),
         Role::Crds(args) => crds(&args),
+        Role::Openapi => print(&verifier::doors::openapi::json()),
     }
 }
 
@@ -40,12 +41,16 @@ fn crds(args: &CrdsArgs) -> anyhow::Result<()> {
                 std::fs::write(&path, yaml)
                     .with_context(|| format!("{} can't be written", path.display()))?;
             }
-            None => match std::io::stdout().write_all(yaml.as_bytes()) {
-                // A reader such as `head` has seen enough.
-                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-                written => written.context("standard output")?,
-            },
+            None => print(&yaml)?,
         }
     }
     Ok(())
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // A reader such as `head` has seen enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("standard output"),
+    }
 }

@@ -1,8 +1,12 @@
 //! Why a check is denied.
 
+use serde::Serialize;
+use utoipa::ToSchema;
+
 /// Why a check is denied, for callers that may know. Public doors fold most of these into one answer, so that
 /// nobody can tell a revoked token from one that never was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, ToSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Code {
     /// No such token.
     NotFound,
@@ -46,6 +50,19 @@ impl Code {
             Self::IpNotAllowed => "IP_NOT_ALLOWED",
             Self::AudienceMismatch => "AUDIENCE_MISMATCH",
             Self::InsufficientScope => "INSUFFICIENT_SCOPE",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_listed_once_and_spelt_the_same_everywhere() {
+        for (index, code) in Code::ALL.into_iter().enumerate() {
+            assert_eq!(code as usize, index, "{code:?}");
+            assert_eq!(serde_json::to_value(code).expect("JSON"), code.as_str());
         }
     }
 }

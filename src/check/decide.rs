@@ -50,6 +50,27 @@ impl<'e> Identity<'e> {
         });
         of_version.chain(of_spec)
     }
+
+    /// The ApiToken, as `namespace/name`.
+    pub fn subject(&self) -> String {
+        format!("{}/{}", self.entry.namespace, self.entry.name)
+    }
+
+    /// The services that it is meant for; none: any.
+    pub fn audiences(&self) -> impl Iterator<Item = &'e str> {
+        self.entry.audiences.iter().map(AsRef::as_ref)
+    }
+
+    /// When this secret was issued.
+    pub fn issued_at(&self) -> Option<Timestamp> {
+        Timestamp::from_millisecond(self.version.issued_at).ok()
+    }
+
+    /// When it ends as things stand. `None`: never.
+    pub fn ends_at(&self) -> Option<Timestamp> {
+        // Never is beyond what an instant can be.
+        Timestamp::from_millisecond(self.entry.expires_at.min(self.version.retire_at)).ok()
+    }
 }
 
 /// Decides on the entries that claim the presented key id.

@@ -32,7 +32,7 @@ use tracing::{info, warn};
 
 use crate::cli::ControllerArgs;
 use crate::cluster::backoff::WatchBackoff;
-use crate::cluster::client;
+use crate::cluster::client::Cluster;
 use crate::cluster::error::watch_message;
 use crate::cluster::lease::{self, Claim, Election};
 use crate::cluster::pepper::{self as pepper_watch, PEPPER_SECRET, PepperState};
@@ -77,7 +77,8 @@ impl Context {
 
 /// Runs the controller until SIGTERM or SIGINT.
 pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
-    let (client, default_namespace) = client::connect("controller").await?;
+    let cluster = Cluster::find("controller").await?;
+    let (client, default_namespace) = (cluster.client()?, cluster.default_namespace().to_owned());
     let namespace = args.common.namespace.clone().unwrap_or(default_namespace);
     let stop = shutdown::on_signal()?;
 

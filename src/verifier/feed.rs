@@ -12,9 +12,9 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource};
 use tracing::{info, warn};
 
-use super::View;
 use super::index::Object;
 use super::metrics::Metrics;
+use super::view::View;
 use crate::check::Entry;
 use crate::cluster::backoff::WatchBackoff;
 use crate::cluster::error::watch_message;
@@ -23,24 +23,26 @@ use crate::telemetry::probes::Part;
 
 type Token = DeserializeGuard<ApiToken>;
 
-/// Feeds the view for as long as it is polled. Declares ready after the first full list of every namespace.
+/// One watch.
+pub(super) struct Source {
+    /// What is watched; `None` is every namespace.
+    pub namespace: Option<String>,
+    pub client: Client,
+}
+
+/// Feeds the view for as long as it is polled. Declares ready after the first full list of every source.
 pub(super) fn feed(
-    client: Client,
-    namespaces: Option<Vec<String>>,
+    sources: Vec<Source>,
     view: Arc<View>,
     ready: Part,
     metrics: Metrics,
 ) -> impl Future<Output = ()> {
-    let apis: Vec<Api<Token>> = match &namespaces {
-        Some(namespaces) => {
-            namespaces.iter().map(|namespace| Api::namespaced(client.clone(), namespace)).collect()
-        }
-        None => vec![Api::all(client)],
-    };
-    let unlisted = apis.len();
-    let streams =
-        apis.into_iter().zip(namespaces.map_or(vec![None], |named| named.into_iter().map(Some).collect()));
-    let events = stream::select_all(streams.map(|(api, namespace)| {
+    let unlisted = sources.len();
+    let events = stream::select_all(sources.into_iter().map(|Source { namespace, client }| {
+        let api: Api<Token> = match &namespace {
+            Some(namespace) => Api::namespaced(client, namespace),
+            None => Api::all(client),
+        };
         watcher(api, watcher::Config::default())
             .inspect_err(|error| {
                 warn!(error = watch_message(error), "ApiTokens can't be watched; checks go on from memory")
@@ -52,7 +54,6 @@ pub(super) fn feed(
     }));
     let mut lists = Lists { unlisted, seen: HashSet::new() };
     events.for_each(move |(namespace, event)| {
-        metrics.heard.set(jiff::Timestamp::now().as_second());
         lists.take(namespace.as_deref(), event, &view, &ready);
         metrics.tokens.set(i64::try_from(view.index.len()).unwrap_or(i64::MAX));
         future::ready(())

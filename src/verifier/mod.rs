@@ -3,69 +3,51 @@
 //! This file wires. A verifier holds no lease and writes nothing; it reads ApiTokens and one Secret, the pepper.
 //! With the API server down it goes on answering from memory, and everything that ends by time still ends in time.
 
+pub mod callers;
 pub mod doors;
 mod feed;
+mod freshness;
 pub mod grpc;
 pub mod index;
 mod metrics;
 pub mod server;
+pub mod view;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
-use arc_swap::ArcSwapOption;
 use futures::future::{self, OptionFuture};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use self::doors::Doors;
+use self::callers::Callers;
 use self::doors::ext_authz::ExtAuthz;
-use self::index::Index;
+use self::doors::{Doors, TrustedProxies};
+use self::feed::Source;
+use self::freshness::Limit;
 use self::metrics::Metrics;
 use self::server::Patience;
+use self::view::View;
 use crate::cli::VerifierArgs;
-use crate::cluster::client;
+use crate::cluster::client::{Cluster, Heard};
 use crate::cluster::pepper::{self, PepperState};
 use crate::shutdown;
 use crate::telemetry::probes::{self, Part, Readiness};
-use crate::token::Peppers;
-
-/// What the doors look into: the index, and the pepper in use.
-#[derive(Debug, Default)]
-pub struct View {
-    /// The tokens.
-    pub index: Index,
-    /// The peppers, once they were read.
-    pub peppers: ArcSwapOption<Peppers>,
-    listed: AtomicBool,
-}
-
-impl View {
-    /// Whether the index has shown a full list. Before that, nothing it lacks may be called unknown.
-    pub fn is_listed(&self) -> bool {
-        self.listed.load(Ordering::Acquire)
-    }
-
-    /// Says that the index shows a full list.
-    pub fn set_listed(&self) {
-        self.listed.store(true, Ordering::Release);
-    }
-}
 
 /// Runs the verifier until SIGTERM or SIGINT.
 pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
-    let (client, default_namespace) = client::connect("verifier").await?;
-    let namespace = args.common.namespace.clone().unwrap_or(default_namespace);
+    let cluster = Cluster::find("verifier").await?;
+    let namespace = args.common.namespace.clone().unwrap_or_else(|| cluster.default_namespace().to_owned());
     let stop = shutdown::on_signal()?;
 
     let mut registry = Registry::with_prefix("tokenward");
     let metrics = Metrics::register(&mut registry);
     let readiness = Readiness::default();
     let (pepper_ready, list_ready) = (readiness.part("pepper"), readiness.part("first list of ApiTokens"));
+    let fresh = readiness.part("news from the API server");
     let telemetry = probes::serve(
         args.common.telemetry_listen,
         readiness.clone(),
@@ -80,16 +62,23 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     info!(version, namespace, listen = %args.listen, grpc_listen = ?args.grpc_listen, "verifier starts");
 
     let view = Arc::new(View::default());
+    let client = cluster.client()?;
     let (peppers, follow_pepper) = pepper::follow(client.clone(), &namespace);
-    let feed = feed::feed(client, args.common.namespaces(), view.clone(), list_ready, metrics.clone());
-    let ext_authz = ExtAuthz::new(view.clone(), args.trusted_proxies.clone(), &metrics);
-    let doors = Arc::new(Doors::new(view.clone(), args.trusted_proxies, metrics));
+    let callers = Arc::new(Callers::new(view.clone(), Some(client)));
+    let trusted_proxies = TrustedProxies(args.trusted_proxies);
+    let ext_authz = ExtAuthz::new(view.clone(), trusted_proxies.clone(), &metrics);
+    let doors = Doors::new(view.clone(), trusted_proxies, callers, &metrics);
+    let (sources, heard) = sources(&cluster, args.common.namespaces())?;
+    let feed = feed::feed(sources, view.clone(), list_ready, metrics.clone());
+    let limit = Limit { max_staleness: args.max_staleness.unsigned_abs(), policy: args.stale_policy };
+    let freshness = freshness::watch(heard, limit, view.clone(), fresh, metrics);
     let patience = Patience::default();
-    let http = server::serve(listener, doors, patience, stop.clone().cancelled_owned());
+    let http = server::serve(listener, Arc::new(doors), patience, stop.clone().cancelled_owned());
     let grpc = grpc_listener.map(|listener| grpc::serve(listener, ext_authz, readiness, patience, stop));
     tokio::select! {
         _ = future::join(http, OptionFuture::from(grpc)) => Ok(()),
         () = feed => bail!("the watch of ApiTokens has ended"),
+        () = freshness => bail!("the age of the view is no longer looked at"),
         () = follow_pepper => bail!("the watch of the pepper has ended"),
         () = keep_pepper(peppers, view, pepper_ready) => bail!("the pepper is no longer followed"),
         () = async { telemetry.await; future::pending().await } => Ok(()),
@@ -99,6 +88,16 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
 async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     let listener = TcpListener::bind(address).await;
     listener.with_context(|| format!("{flag} {address} can't be had; choose another address or port"))
+}
+
+/// One watch for each namespace, each with a connection of its own, and when each was last heard of.
+fn sources(cluster: &Cluster, namespaces: Option<Vec<String>>) -> anyhow::Result<(Vec<Source>, Vec<Heard>)> {
+    let namespaces = namespaces.map_or(vec![None], |named| named.into_iter().map(Some).collect());
+    let source = |namespace| {
+        let (client, heard) = cluster.watching_client()?;
+        Ok((Source { namespace, client }, heard))
+    };
+    namespaces.into_iter().map(source).collect()
 }
 
 /// Takes every usable pepper into use. One that vanishes later stays in use: it is what checks depend on.

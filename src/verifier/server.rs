@@ -97,9 +97,9 @@ fn canonical(peer: SocketAddr) -> IpAddr {
     peer.ip().to_canonical()
 }
 
-async fn answer<B: Body>(doors: &Doors, request: Request<B>, peer: IpAddr) -> Answer {
-    let mut answer = doors.answer(&request, peer);
-    // A body is ignored, and must not be taken for the next request.
+async fn answer<B: Body + Unpin>(doors: &Doors, mut request: Request<B>, peer: IpAddr) -> Answer {
+    let mut answer = doors.answer(&mut request, peer).await;
+    // What was not read of a body must not be taken for the next request.
     if !request.body().is_end_stream() && !drain(request).await {
         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }

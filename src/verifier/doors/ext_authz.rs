@@ -12,24 +12,24 @@ mod response;
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::Authorization;
 use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse};
-use ipnet::IpNet;
-use jiff::Timestamp;
 use tonic::{Request, Response, Status};
 
 use self::request::Asked;
-use super::super::View;
-use super::super::metrics::{DoorMetrics, Metrics};
-use super::forward_auth::{Needs, Refusal, denial, presented, refused};
-use crate::check::{self, Code, Decision, Identity, decide};
-use crate::token::Token;
+use super::super::metrics::{DoorMetrics, Metrics, Outcome};
+use super::super::view::{Question, View};
+use super::TrustedProxies;
+use super::credentials::presented;
+use super::forward_auth::{Needs, Refusal, denial, refused};
+use crate::check::{Code, Decision, Identity};
 
 /// The door.
 pub struct ExtAuthz {
     view: Arc<View>,
-    trusted_proxies: Vec<IpNet>,
+    trusted_proxies: TrustedProxies,
     metrics: DoorMetrics,
 }
 
@@ -49,52 +49,47 @@ impl Authorization for ExtAuthz {
 
 impl ExtAuthz {
     /// Opens the door on a view.
-    pub fn new(view: Arc<View>, trusted_proxies: Vec<IpNet>, metrics: &Metrics) -> Self {
+    pub fn new(view: Arc<View>, trusted_proxies: TrustedProxies, metrics: &Metrics) -> Self {
         Self { view, trusted_proxies, metrics: metrics.door("ext_authz") }
     }
 
     fn answer(&self, request: &CheckRequest, peer: IpAddr) -> CheckResponse {
-        self.decide(request, peer).unwrap_or_else(|refusal| self.refuse(&refusal))
+        let began = Instant::now();
+        let answer = self.decide(request, peer).unwrap_or_else(|refusal| self.refuse(&refusal));
+        self.metrics.took(began.elapsed());
+        answer
     }
 
     fn decide(&self, request: &CheckRequest, peer: IpAddr) -> Result<CheckResponse, Refusal> {
         let asked = Asked::of(request)?;
         let needs = asked.needs()?;
         let headers = asked.headers()?;
-        let presented = presented(&headers)?;
-        let peppers = self.view.peppers.load();
-        let peppers = peppers.as_deref().filter(|_| self.view.is_listed()).ok_or(Refusal::NotReady)?;
-        let Some(token) = std::str::from_utf8(presented).ok().and_then(Token::parse) else {
-            return Ok(self.deny(Code::NotFound, &needs));
-        };
         let scopes: Vec<&str> = needs.scopes.iter().map(AsRef::as_ref).collect();
-        let question = check::Request {
-            token,
+        let question = Question {
+            presented: presented(&headers)?,
             scopes: &scopes,
             audience: needs.audience.as_deref(),
             client: asked.client(&headers, peer, &self.trusted_proxies),
         };
-        let now = Timestamp::now();
-        Ok(self.view.index.claimants(token.key_id(), |claimants| {
-            match decide(claimants.iter().map(AsRef::as_ref), peppers, &question, now) {
-                Decision::Allow(identity) => self.allow(identity, &asked),
-                Decision::Deny(code) => self.deny(code, &needs),
-            }
-        }))
+        let answer = self.view.decide(&question, |decision| match decision {
+            Decision::Allow(identity) => self.allow(identity, &asked),
+            Decision::Deny(code) => self.deny(code, &needs),
+        });
+        Ok(answer?)
     }
 
     fn allow(&self, identity: Identity<'_>, asked: &Asked<'_>) -> CheckResponse {
-        self.metrics.allowed();
+        self.metrics.count(Outcome::Allowed);
         response::allowed(identity, asked.like_ours())
     }
 
     fn deny(&self, code: Code, needs: &Needs<'_>) -> CheckResponse {
-        self.metrics.denied(code);
+        self.metrics.count(Outcome::Denied(code));
         response::denied(denial(code, needs))
     }
 
     fn refuse(&self, refusal: &Refusal) -> CheckResponse {
-        self.metrics.malformed();
+        self.metrics.count(refusal.outcome());
         response::denied(refused(refusal))
     }
 }

@@ -6,26 +6,23 @@
 //! ends up in logs. Refusals follow RFC 6750 section 3.
 
 use std::borrow::Cow;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
-use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Bytes;
-use ipnet::IpNet;
-use jiff::Timestamp;
 
-use super::super::View;
-use super::super::metrics::{DoorMetrics, Metrics};
+use super::super::metrics::{DoorMetrics, Metrics, Outcome};
+use super::super::view::{Question, Unavailable, View};
 use super::Answer;
-use crate::check::{self, Code, Decision, Identity, decide};
-use crate::token::Token;
+use super::client_address::TrustedProxies;
+use super::credentials::{NoToken, presented};
+use crate::check::{Code, Decision, Identity};
 use crate::token::scope::{MAX_SCOPES, is_scope};
 
-const BEARER: &[u8] = b"Bearer";
-pub(super) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-pub(super) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const ID: HeaderName = HeaderName::from_static("x-tokenward-id");
 const SUBJECT: HeaderName = HeaderName::from_static("x-tokenward-subject");
 const SCOPES: HeaderName = HeaderName::from_static("x-tokenward-scopes");
@@ -33,7 +30,7 @@ const SCOPES: HeaderName = HeaderName::from_static("x-tokenward-scopes");
 /// The door.
 pub(super) struct ForwardAuth {
     view: Arc<View>,
-    trusted_proxies: Vec<IpNet>,
+    trusted_proxies: TrustedProxies,
     metrics: DoorMetrics,
 }
 
@@ -43,8 +40,33 @@ pub(super) enum Refusal {
     Malformed(Cow<'static, str>),
     /// 401: it presents nothing.
     NoToken,
-    /// 503: nothing is known yet.
-    NotReady,
+    /// 503: there is nothing to answer from.
+    Unavailable(Unavailable),
+}
+
+impl From<NoToken> for Refusal {
+    fn from(no_token: NoToken) -> Self {
+        match no_token {
+            NoToken::Missing => Self::NoToken,
+            NoToken::Ambiguous(what) => Self::Malformed(what.into()),
+        }
+    }
+}
+
+impl From<Unavailable> for Refusal {
+    fn from(unavailable: Unavailable) -> Self {
+        Self::Unavailable(unavailable)
+    }
+}
+
+impl Refusal {
+    pub(super) fn outcome(&self) -> Outcome {
+        match self {
+            Self::Malformed(_) => Outcome::Malformed,
+            Self::NoToken => Outcome::NoToken,
+            Self::Unavailable(_) => Outcome::Unavailable,
+        }
+    }
 }
 
 /// What the route needs, as the gateway's operator says it.
@@ -55,42 +77,37 @@ pub(super) struct Needs<'q> {
 }
 
 impl ForwardAuth {
-    pub(super) fn new(view: Arc<View>, trusted_proxies: Vec<IpNet>, metrics: &Metrics) -> Self {
+    pub(super) fn new(view: Arc<View>, trusted_proxies: TrustedProxies, metrics: &Metrics) -> Self {
         Self { view, trusted_proxies, metrics: metrics.door("auth") }
     }
 
     pub(super) fn answer<B>(&self, request: &Request<B>, peer: IpAddr) -> Answer {
-        self.check(request, peer).unwrap_or_else(|refusal| self.refuse(&refusal))
+        let began = Instant::now();
+        let answer = self.check(request, peer).unwrap_or_else(|refusal| self.refuse(&refusal));
+        self.metrics.took(began.elapsed());
+        answer
     }
 
     fn check<B>(&self, request: &Request<B>, peer: IpAddr) -> Result<Answer, Refusal> {
         // Below /auth/ a gateway has put the client's own path and query: what is unknown there is not ours.
         let ours = request.uri().path() == "/auth";
         let needs = needs(request.uri().query().unwrap_or_default(), ours)?;
-        let presented = presented(request.headers())?;
-        let peppers = self.view.peppers.load();
-        let peppers = peppers.as_deref().filter(|_| self.view.is_listed()).ok_or(Refusal::NotReady)?;
-        let Some(token) = std::str::from_utf8(presented).ok().and_then(Token::parse) else {
-            return Ok(self.deny(Code::NotFound, &needs));
-        };
         let scopes: Vec<&str> = needs.scopes.iter().map(AsRef::as_ref).collect();
-        let question = check::Request {
-            token,
+        let question = Question {
+            presented: presented(request.headers())?,
             scopes: &scopes,
             audience: needs.audience.as_deref(),
-            client: client(&self.trusted_proxies, request.headers(), peer),
+            client: self.trusted_proxies.client(request.headers(), peer),
         };
-        let now = Timestamp::now();
-        Ok(self.view.index.claimants(token.key_id(), |claimants| {
-            match decide(claimants.iter().map(AsRef::as_ref), peppers, &question, now) {
-                Decision::Allow(identity) => self.allow(identity),
-                Decision::Deny(code) => self.deny(code, &needs),
-            }
-        }))
+        let answer = self.view.decide(&question, |decision| match decision {
+            Decision::Allow(identity) => self.allow(identity),
+            Decision::Deny(code) => self.deny(code, &needs),
+        });
+        Ok(answer?)
     }
 
     fn allow(&self, identity: Identity<'_>) -> Answer {
-        self.metrics.allowed();
+        self.metrics.count(Outcome::Allowed);
         let mut answer = Response::new(Full::default());
         let headers = answer.headers_mut();
         insert_identity(headers, identity);
@@ -99,12 +116,12 @@ impl ForwardAuth {
     }
 
     fn deny(&self, code: Code, needs: &Needs<'_>) -> Answer {
-        self.metrics.denied(code);
+        self.metrics.count(Outcome::Denied(code));
         denial(code, needs)
     }
 
     fn refuse(&self, refusal: &Refusal) -> Answer {
-        self.metrics.malformed();
+        self.metrics.count(refusal.outcome());
         refused(refusal)
     }
 }
@@ -178,75 +195,12 @@ pub(super) fn refused(refusal: &Refusal) -> Answer {
             "no_token",
             "present a token as Authorization: Bearer, or as X-API-Key",
         ),
-        Refusal::NotReady => {
-            let mut answer =
-                answer(StatusCode::SERVICE_UNAVAILABLE, None, "not_ready", "the tokens are not known yet");
+        Refusal::Unavailable(why) => {
+            let mut answer = answer(StatusCode::SERVICE_UNAVAILABLE, None, why.error(), why.message());
             answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
             answer
         }
     }
-}
-
-/// The client's address: the peer's, or what trusted proxies say in front of it, read from the right.
-///
-/// `None`: a proxy of ours passed on what can't be read. That is nobody's address, and least of all the
-/// proxy's own, which may be in a network that the client is not in.
-pub(super) fn client(trusted_proxies: &[IpNet], headers: &HeaderMap, peer: IpAddr) -> Option<IpAddr> {
-    let trusted = |address: &IpAddr| trusted_proxies.iter().any(|network| network.contains(address));
-    let mut client = peer;
-    // As bytes: what a client puts in front may be no text, and must not hide what a proxy added to it.
-    let values = headers.get_all(FORWARDED_FOR).iter().rev().map(HeaderValue::as_bytes);
-    let mut hops = values.flat_map(|value| value.rsplit(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
-    while trusted(&client) {
-        match hops.find(|hop| !hop.is_empty()) {
-            Some(hop) => client = address(hop)?,
-            None => break,
-        }
-    }
-    Some(client)
-}
-
-/// What a request presents as its token. It may be no text at all: that is junk like any other.
-pub(super) fn presented(headers: &HeaderMap) -> Result<&[u8], Refusal> {
-    let bearer = single(headers, AUTHORIZATION, "more than one Authorization header")?;
-    // Another scheme is for somebody behind the gateway.
-    let bearer = bearer.and_then(|value| credentials(value.as_bytes()));
-    let api_key = single(headers, API_KEY, "more than one X-API-Key header")?;
-    let api_key = api_key.map(|value| value.as_bytes().trim_ascii());
-    match (bearer, api_key) {
-        (None, None) => Err(Refusal::NoToken),
-        (Some(token), None) | (None, Some(token)) => Ok(token),
-        (Some(bearer), Some(api_key)) if bearer == api_key => Ok(bearer),
-        // RFC 6750 section 2: a client must not use more than one way in a request.
-        (Some(_), Some(_)) => {
-            Err(Refusal::Malformed("Authorization and X-API-Key present different tokens".into()))
-        }
-    }
-}
-
-fn single<'h>(
-    headers: &'h HeaderMap,
-    name: HeaderName,
-    otherwise: &'static str,
-) -> Result<Option<&'h HeaderValue>, Refusal> {
-    let mut values = headers.get_all(name).iter();
-    let first = values.next();
-    if values.next().is_some() { Err(Refusal::Malformed(otherwise.into())) } else { Ok(first) }
-}
-
-/// The credentials of the Bearer scheme, whose name is not case-sensitive (RFC 9110 section 11.1).
-fn credentials(value: &[u8]) -> Option<&[u8]> {
-    let (scheme, rest) = value.trim_ascii().split_at_checked(BEARER.len())?;
-    let bearer = scheme.eq_ignore_ascii_case(BEARER) && rest.first().is_none_or(|byte| *byte == b' ');
-    bearer.then(|| rest.trim_ascii())
-}
-
-/// A hop of X-Forwarded-For. Some proxies write the port too, and RFC 3986 brackets around IPv6.
-fn address(hop: &[u8]) -> Option<IpAddr> {
-    let hop = std::str::from_utf8(hop).ok()?;
-    let bare = hop.strip_prefix('[').and_then(|hop| hop.strip_suffix(']')).unwrap_or(hop);
-    let address = bare.parse().or_else(|_| hop.parse::<SocketAddr>().map(|address| address.ip()));
-    Some(address.ok()?.to_canonical())
 }
 
 /// Reads what the route needs. `strict`: the query is all ours, so an unknown parameter is a mistake, and one that
@@ -310,4 +264,4 @@ fn answer(status: StatusCode, challenge: Option<&str>, error: &str, message: &st
 }
 
 #[cfg(test)]
-pub(in crate::verifier) mod tests;
+mod tests;

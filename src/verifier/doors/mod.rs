@@ -1,24 +1,37 @@
 //! The doors: each decodes its protocol, asks the one decision, and encodes the answer.
 //!
-//! A router costs more than a check does, so the path is matched by hand. Sockets are `server.rs`'s affair.
+//! `/auth` tells yes or no to anybody. The others tell more, so their callers are known ([`super::callers`]). A
+//! router costs more than a check does, so the path is matched by hand. Sockets are `server.rs`'s affair.
 
+mod client_address;
+mod credentials;
 pub mod ext_authz;
-mod forward_auth;
 #[cfg(test)]
-pub(super) use forward_auth::tests as forward_auth_fixture;
+pub(super) mod fixture;
+mod forward_auth;
+mod guarded;
+mod introspection;
+pub mod openapi;
+mod token_review;
+mod verify;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
-use hyper::body::Bytes;
-use ipnet::IpNet;
+use hyper::body::{Body, Bytes};
 
+pub use self::client_address::TrustedProxies;
 use self::forward_auth::ForwardAuth;
-use super::View;
+use self::guarded::Guarded;
+use self::introspection::Introspection;
+use self::token_review::TokenReviews;
+use self::verify::{Verify, VerifyBatch};
+use super::callers::Callers;
 use super::metrics::Metrics;
+use super::view::View;
 
 /// An answer, whose body is small and at hand.
 pub type Answer = Response<Full<Bytes>>;
@@ -26,30 +39,71 @@ pub type Answer = Response<Full<Bytes>>;
 /// All doors of a verifier.
 pub struct Doors {
     forward_auth: ForwardAuth,
+    introspection: Guarded<Introspection>,
+    token_reviews: Guarded<TokenReviews>,
+    verify: Guarded<Verify>,
+    verify_batch: Guarded<VerifyBatch>,
+    openapi: Bytes,
 }
 
 impl Doors {
     /// Opens the doors on a view.
-    pub fn new(view: Arc<View>, trusted_proxies: Vec<IpNet>, metrics: Metrics) -> Self {
-        Self { forward_auth: ForwardAuth::new(view, trusted_proxies, &metrics) }
+    pub fn new(
+        view: Arc<View>,
+        trusted_proxies: TrustedProxies,
+        callers: Arc<Callers>,
+        metrics: &Metrics,
+    ) -> Self {
+        Self {
+            introspection: Guarded::new(Introspection::new(view.clone()), callers.clone(), metrics),
+            token_reviews: Guarded::new(TokenReviews::new(view.clone()), callers.clone(), metrics),
+            verify: Guarded::new(Verify::new(view.clone()), callers.clone(), metrics),
+            verify_batch: Guarded::new(VerifyBatch::new(view.clone()), callers, metrics),
+            forward_auth: ForwardAuth::new(view, trusted_proxies, metrics),
+            openapi: openapi::json().into(),
+        }
     }
 
-    /// Answers a request that came from `peer`. The body, if any, is not looked at.
-    pub fn answer<B>(&self, request: &Request<B>, peer: IpAddr) -> Answer {
+    /// Answers a request that came from `peer`. Of a body, what the door has no use for is left unread.
+    pub async fn answer<B: Body + Unpin>(&self, request: &mut Request<B>, peer: IpAddr) -> Answer {
         match request.uri().path() {
             "/auth" => self.forward_auth.answer(request, peer),
             path if path.starts_with("/auth/") => self.forward_auth.answer(request, peer),
-            _ => plain(StatusCode::NOT_FOUND, "no such door; checks are answered at /auth\n"),
+            // Boxed, or each connection would hold room for what few of them ever do.
+            _ => Box::pin(self.answer_with_body(request)).await,
+        }
+    }
+
+    async fn answer_with_body<B: Body + Unpin>(&self, request: &mut Request<B>) -> Answer {
+        match request.uri().path() {
+            "/oauth2/introspect" => self.introspection.answer(request).await,
+            "/tokenreview" => self.token_reviews.answer(request).await,
+            "/v1/verify" => self.verify.answer(request).await,
+            "/v1/verify:batch" => self.verify_batch.answer(request).await,
+            "/openapi.json" if matches!(*request.method(), Method::GET | Method::HEAD) => {
+                body(StatusCode::OK, "application/json", self.openapi.clone())
+            }
+            _ => body(
+                StatusCode::NOT_FOUND,
+                "text/plain; charset=utf-8",
+                Bytes::from_static(
+                    b"no such door; checks are answered at /auth, /v1/verify, /v1/verify:batch, \
+                      /oauth2/introspect and /tokenreview, and GET /openapi.json describes them\n",
+                ),
+            ),
         }
     }
 }
 
-fn plain(status: StatusCode, body: &'static str) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+/// An answer that nobody may keep: it tells of one token at one moment. A 404, too, would outlive its mistake.
+fn body(status: StatusCode, media_type: &'static str, body: Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(body));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    // A 404 may be cached if nothing forbids it, and would outlive the mistake that it tells of.
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,7 +23,8 @@ use tonic_prost::ProstCodec;
 
 use super::*;
 use crate::telemetry::probes::Part;
-use crate::verifier::doors::forward_auth_fixture::{Door, bearer};
+use crate::verifier::doors::TrustedProxies;
+use crate::verifier::doors::fixture::{Door, bearer};
 use crate::verifier::metrics::Metrics;
 
 /// What begins every HTTP/2 connection of a client (RFC 9113 section 3.4), and empty settings.
@@ -53,7 +54,7 @@ async fn start(head: Duration, idle: Duration) -> Server {
     let (stop, readiness) = (CancellationToken::new(), Readiness::default());
     let ready = readiness.part("test");
     let metrics = Metrics::register(&mut Registry::default());
-    let door = ExtAuthz::new(Door::behind(&[]).view.clone(), Vec::new(), &metrics);
+    let door = ExtAuthz::new(Door::behind(&[]).view.clone(), TrustedProxies::default(), &metrics);
     let task = tokio::spawn(serve(listener, door, readiness, patience, stop.clone()));
     Server { address, ready, stop, task }
 }

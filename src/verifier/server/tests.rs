@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::verifier::doors::forward_auth_fixture::{known_door, plaintext};
+use crate::verifier::doors::fixture::{known_door, plaintext};
 
 struct Server {
     address: SocketAddr,

@@ -8,9 +8,11 @@ use envoy_types::pb::envoy::service::auth::v3::attribute_context::HttpRequest;
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
-use ipnet::IpNet;
 
-use super::super::forward_auth::{API_KEY, FORWARDED_FOR, Needs, Refusal, client, read_needs};
+use super::super::TrustedProxies;
+use super::super::client_address::FORWARDED_FOR;
+use super::super::credentials::API_KEY;
+use super::super::forward_auth::{Needs, Refusal, read_needs};
 
 /// The headers that a check reads.
 const READ: [HeaderName; 3] = [AUTHORIZATION, API_KEY, FORWARDED_FOR];
@@ -60,12 +62,13 @@ impl<'a> Asked<'a> {
     ///
     /// `source` is the peer of the connection on which Envoy received the request. No client can make that up,
     /// but whoever reaches this port can: so a gateway is believed by its address, as it is over HTTP.
-    pub(super) fn client(&self, headers: &HeaderMap, gateway: IpAddr, trusted: &[IpNet]) -> Option<IpAddr> {
-        if trusted.iter().any(|network| network.contains(&gateway)) {
-            client(trusted, headers, self.source()?)
-        } else {
-            Some(gateway)
-        }
+    pub(super) fn client(
+        &self,
+        headers: &HeaderMap,
+        gateway: IpAddr,
+        trusted: &TrustedProxies,
+    ) -> Option<IpAddr> {
+        if trusted.trusts(gateway) { trusted.client(headers, self.source()?) } else { Some(gateway) }
     }
 
     /// `None`: no IP address, such as a client on a Unix socket.

@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 use proptest::prelude::*;
 use tonic_prost::prost::Message;
 
-use super::super::forward_auth::tests::{Door, bearer, plaintext, spec};
+use super::super::fixture::{Door, bearer, plaintext, spec};
 use super::*;
 use crate::crd::{ApiTokenSpec, Constraints};
 
@@ -26,6 +26,7 @@ fn door(trusted_proxies: &[&str]) -> ExtAuthz {
 
 fn on(fixture: &Door, trusted_proxies: &[&str]) -> ExtAuthz {
     let trusted_proxies = trusted_proxies.iter().map(|net| net.parse().expect("a network")).collect();
+    let trusted_proxies = TrustedProxies(trusted_proxies);
     ExtAuthz::new(fixture.view.clone(), trusted_proxies, &Metrics::register(&mut Registry::default()))
 }
 
@@ -67,10 +68,10 @@ impl Asking {
 
     fn from(self, address: &str) -> Self {
         let socket = SocketAddress { address: address.to_owned(), ..Default::default() };
-        self.from_address(Kind::SocketAddress(socket))
+        self.at(Kind::SocketAddress(socket))
     }
 
-    fn from_address(mut self, address: Kind) -> Self {
+    fn at(mut self, address: Kind) -> Self {
         let address = Some(Address { address: Some(address) });
         self.0.source = Some(Peer { address, ..Default::default() });
         self
@@ -287,7 +288,7 @@ fn the_clients_address_is_believed_from_trusted_gateways_alone() {
         ("with junk appended by a proxy", forwarded("192.0.2.7, junk").from("10.1.1.1"), 403),
         ("from nowhere", Asking::new(), 403),
         ("from no address", Asking::new().from("the office"), 403),
-        ("from a socket file", Asking::new().from_address(pipe), 403),
+        ("from a socket file", Asking::new().at(pipe), 403),
     ];
     for (what, asking, status) in table {
         assert_eq!(ask(asking.clone(), &proxies), status, "{what}");

@@ -1,130 +1,19 @@
-//! The door without a port: requests go in as values, and every refusal and header is looked at.
+//! Every header and refusal of the door.
 
-use futures::FutureExt;
-use http_body_util::BodyExt;
-use prometheus_client::registry::Registry;
+use std::sync::Arc;
+
+use http::Request;
+use http_body_util::Full;
 use proptest::prelude::*;
 
-use super::super::Doors;
+use super::super::fixture::{Door, Headers, PEER, bearer, plaintext, spec};
 use super::*;
-use crate::check::Entry;
-use crate::crd::{ApiToken, ApiTokenSpec, Constraints};
+use crate::crd::{ApiTokenSpec, Constraints};
 use crate::token::format::{self, KeyId, Prefix};
-use crate::token::{Peppers, Plaintext};
-use crate::verifier::index::Object;
 
-const PEER: &str = "192.0.2.1";
-/// Headers of a request, in order.
-type Headers<'a> = &'a [(&'a str, &'a [u8])];
-
-/// A door behind which tokens are known by a number each.
-pub(in crate::verifier) struct Door {
-    doors: Doors,
-    pub(in crate::verifier) view: Arc<View>,
-    peppers: Peppers,
-}
-
-/// An answer in full.
-#[derive(Debug, PartialEq)]
-struct Answered {
-    status: u16,
-    headers: HeaderMap,
-    body: Bytes,
-}
-
-impl Answered {
-    fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).map(|value| value.to_str().expect("text"))
-    }
-
-    /// The machine-readable word of a refusal.
-    fn error(&self) -> String {
-        let body: serde_json::Value = serde_json::from_slice(&self.body).expect("JSON");
-        assert!(body["message"].as_str().is_some_and(|message| !message.is_empty()), "{body}");
-        body["error"].as_str().expect("an error").to_owned()
-    }
-}
-
-/// Doors that know token 1.
-pub(in crate::verifier) fn known_door() -> Doors {
-    Door::new().doors
-}
-
-/// The token of a number.
-pub(in crate::verifier) fn plaintext(number: u8) -> Plaintext {
-    format::make(&Prefix::default(), KeyId::from_bytes([number; 16]), &[number; 32])
-}
-
-pub(in crate::verifier) fn bearer(number: u8) -> Vec<u8> {
-    format!("Bearer {}", plaintext(number).expose()).into_bytes()
-}
-
-/// Token 1 of the namespace `team`, which may read orders.
-pub(in crate::verifier) fn spec() -> ApiTokenSpec {
-    ApiTokenSpec { scopes: vec!["orders:*".to_owned(), "audit:read".to_owned()], ..Default::default() }
-}
-
-impl Door {
-    pub(in crate::verifier) fn unready(trusted_proxies: &[&str]) -> Self {
-        let view = Arc::new(View::default());
-        let metrics = Metrics::register(&mut Registry::default());
-        let trusted_proxies = trusted_proxies.iter().map(|net| net.parse().expect("a network")).collect();
-        let peppers = Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers");
-        Self { doors: Doors::new(view.clone(), trusted_proxies, metrics), view, peppers }
-    }
-
-    pub(in crate::verifier) fn behind(trusted_proxies: &[&str]) -> Self {
-        let door = Self::unready(trusted_proxies);
-        door.view.peppers.store(Some(Arc::new(door.peppers.clone())));
-        door.view.set_listed();
-        door.with(1, spec());
-        door
-    }
-
-    fn new() -> Self {
-        Self::behind(&[])
-    }
-
-    /// Makes a token known.
-    pub(in crate::verifier) fn with(&self, number: u8, spec: ApiTokenSpec) {
-        let name = format!("token-{number}");
-        let hash = self.peppers.prove_new("team", &name, &plaintext(number)).expect("a proof");
-        let mut token = ApiToken::new(&name, spec);
-        token.metadata.namespace = Some("team".to_owned());
-        let status = serde_json::json!({
-            "tokenId": format!("tok_{number}"),
-            "versions": [{
-                "version": 1, "keyId": KeyId::from_bytes([number; 16]).as_str(), "hash": hash.to_string(),
-                "state": "Active", "scopes": token.spec.scopes, "issuedAt": "2026-01-01T00:00:00Z",
-                "reason": "Created",
-            }],
-        });
-        token.status = serde_json::from_value(status).expect("a status");
-        self.view.index.apply(Object::new("team", &name), Entry::of(&token));
-    }
-
-    fn ask(&self, uri: &str, headers: Headers<'_>) -> Answered {
-        self.ask_from(PEER, uri, headers)
-    }
-
-    fn ask_from(&self, peer: &str, uri: &str, headers: Headers<'_>) -> Answered {
-        let mut request = Request::get(uri);
-        for (name, value) in headers {
-            request = request.header(*name, HeaderValue::from_bytes(value).expect("a header value"));
-        }
-        self.answer(&request.body(()).expect("a request"), peer)
-    }
-
-    fn answer<B>(&self, request: &Request<B>, peer: &str) -> Answered {
-        let (head, body) = self.doors.answer(request, peer.parse().expect("an address")).into_parts();
-        let body = body.collect().now_or_never().expect("a body at hand").expect("a body").to_bytes();
-        Answered { status: head.status.as_u16(), headers: head.headers, body }
-    }
-
-    /// The status for token 1 at `/auth` with this query.
-    fn query(&self, query: &str) -> u16 {
-        self.ask(&format!("/auth?{query}"), &[("authorization", &bearer(1))]).status
-    }
+/// The status for token 1 at `/auth` with this query.
+fn asked(door: &Door, query: &str) -> u16 {
+    door.ask(&format!("/auth?{query}"), &[("authorization", &bearer(1))]).status
 }
 
 #[test]
@@ -145,10 +34,11 @@ fn every_method_asks() {
     let door = Door::new();
     for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "PURGE"] {
         let request = Request::builder().method(method).uri("/auth");
-        let with_token = request.header("authorization", bearer(1)).body(()).expect("a request");
-        assert_eq!(door.answer(&with_token, PEER).status, 200, "{method}");
-        let without = Request::builder().method(method).uri("/auth").body(()).expect("a request");
-        assert_eq!(door.answer(&without, PEER).status, 401, "{method}");
+        let with_token = request.header("authorization", bearer(1)).body(Full::default()).expect("a request");
+        assert_eq!(door.answer(with_token, PEER).status, 200, "{method}");
+        let without =
+            Request::builder().method(method).uri("/auth").body(Full::default()).expect("a request");
+        assert_eq!(door.answer(without, PEER).status, 401, "{method}");
     }
 }
 
@@ -283,7 +173,7 @@ fn scopes_of_a_route() {
         ("=", 400),
     ];
     for (query, status) in table {
-        assert_eq!(door.query(query), *status, "{query}");
+        assert_eq!(asked(&door, query), *status, "{query}");
     }
 }
 
@@ -346,7 +236,7 @@ fn before_all_is_known_nothing_is_called_unknown() {
     door.view.set_listed();
     not_ready(&door);
     door.view.peppers.store(Some(Arc::new(door.peppers.clone())));
-    assert_eq!(door.query(""), 200);
+    assert_eq!(asked(&door, ""), 200);
     let no_list = Door::unready(&[]);
     no_list.with(1, spec());
     no_list.view.peppers.store(Some(Arc::new(no_list.peppers.clone())));
@@ -484,22 +374,26 @@ fn a_refused_address_gets_no_challenge() {
 
 #[test]
 fn every_outcome_is_counted() {
-    let mut registry = Registry::default();
-    let view = Arc::new(View::default());
-    let doors = Doors::new(view.clone(), Vec::new(), Metrics::register(&mut registry));
-    let door = Door { doors, view, ..Door::new() };
+    let door = Door::unready(&[]);
     door.with(1, spec());
-    door.query("");
+    asked(&door, "");
     door.view.set_listed();
     door.view.peppers.store(Some(Arc::new(door.peppers.clone())));
     for query in ["", "", "scope=audit:write", "scope="] {
-        door.query(query);
+        asked(&door, query);
     }
     door.ask("/auth", &[]);
     door.ask("/auth", &[("x-api-key", b"junk")]);
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &registry).expect("metrics");
-    for (code, count) in [("ALLOWED", 2), ("INSUFFICIENT_SCOPE", 1), ("NOT_FOUND", 1), ("MALFORMED", 3)] {
+    let text = door.metrics();
+    let counts = [
+        ("ALLOWED", 2),
+        ("INSUFFICIENT_SCOPE", 1),
+        ("NOT_FOUND", 1),
+        ("MALFORMED", 1),
+        ("NO_TOKEN", 1),
+        ("UNAVAILABLE", 1),
+    ];
+    for (code, count) in counts {
         let line = format!(r#"checks_total{{door="auth",code="{code}"}} {count}"#);
         assert!(text.contains(&line), "{line} in {text}");
     }
@@ -531,7 +425,7 @@ proptest! {
     ) {
         let door = Door::behind(&["192.0.2.0/24"]);
         let query: String = query.chars().filter(|c| !matches!(c, '#' | ' ' | '"' | '<' | '>' | '\\')).collect();
-        let mut request = Request::new(());
+        let mut request = Request::new(Full::default());
         let uri = format!("/auth{}?{query}", if below { "/orders" } else { "" });
         let Ok(uri) = uri.parse() else { return Ok(()) };
         *request.uri_mut() = uri;
@@ -540,11 +434,11 @@ proptest! {
                 request.headers_mut().append(*name, value);
             }
         }
-        let answer = door.answer(&request, PEER);
+        let answer = door.answer(request.clone(), PEER);
         prop_assert!([200, 400, 401, 403].contains(&answer.status), "{}", answer.status);
         if answer.status == 200 {
             let good = plaintext(1);
-            let presented: Vec<&str> = [&AUTHORIZATION, &API_KEY].into_iter()
+            let presented: Vec<&str> = ["authorization", "x-api-key"].into_iter()
                 .flat_map(|name| request.headers().get_all(name))
                 .filter_map(|value| value.to_str().ok())
                 .map(|value| value.trim().rsplit(' ').next().unwrap_or_default())

@@ -1,8 +1,9 @@
-//! `crds/` is what `tokenward crds` prints. No cluster.
+//! What is generated from the code is what stands in the repository. No cluster.
 
 use std::path::Path;
 
 use tokenward::crd;
+use tokenward::verifier::doors::openapi;
 
 #[test]
 fn crds_are_what_the_code_prints() {
@@ -12,6 +13,13 @@ fn crds_are_what_the_code_prints() {
         let printed = crd::to_yaml(&definition).expect("a CRD is YAML");
         assert!(stored == printed, "{} differs: run `cargo run -- crds --dir crds`", path.display());
     }
+}
+
+#[test]
+fn the_openapi_document_is_what_the_code_prints() {
+    let stored = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi.json"));
+    let same = stored.unwrap_or_default() == openapi::json();
+    assert!(same, "openapi.json differs: run `cargo run -- openapi > openapi.json`");
 }
 
 /// A default in the schema would be written into stored objects, and Argo CD would report it as a difference.
