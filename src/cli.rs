@@ -9,6 +9,7 @@ use jiff::SignedDuration;
 
 use crate::crd::DurationString;
 use crate::telemetry::log;
+use crate::verifier::tls::Files;
 
 /// API tokens as Kubernetes objects: minted, delivered, checked, rotated and revoked.
 #[derive(Debug, Parser)]
@@ -93,6 +94,12 @@ pub struct VerifierArgs {
     /// What to do then: go on from memory without learning of revocations, or answer every check with 503
     #[arg(long, env = "TOKENWARD_STALE_POLICY", default_value = "serve")]
     pub stale_policy: StalePolicy,
+    /// The most connections at a time. At that many, a new one takes the place of one that was idle for long; the limit of open files may lower it
+    #[arg(long, env = "TOKENWARD_MAX_CONNECTIONS", default_value_t = 10_000)]
+    pub max_connections: usize,
+    /// How checks are transported.
+    #[command(flatten)]
+    pub transport: TransportArgs,
 }
 
 /// What a verifier does whose view is too old.
@@ -102,6 +109,37 @@ pub enum StalePolicy {
     Serve,
     /// It answers nothing.
     Deny,
+}
+
+/// How the verifier's doors are reached. One of the two must be chosen, as a token in the clear is everybody's on the way.
+#[derive(Clone, Debug, Args)]
+pub struct TransportArgs {
+    /// The certificate with which checks are answered over HTTPS: PEM, followed by those of the authorities between. Read again when it changes
+    #[arg(long, env = "TOKENWARD_TLS_CERT", value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+    /// Its private key: PEM
+    #[arg(long, env = "TOKENWARD_TLS_KEY", value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+    /// Answer checks over plain HTTP: where the gateway is in the same pod, or the network encrypts
+    #[arg(long, env = "TOKENWARD_PLAIN_HTTP")]
+    plain_http: bool,
+}
+
+/// Flags that don't say how checks are transported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransportError {
+    /// Neither is chosen.
+    #[error(
+        "choose how checks are answered: --tls-cert FILE and --tls-key FILE for HTTPS, or --plain-http where the \
+         gateway is in the same pod or the network encrypts, as tokens pass in the clear then"
+    )]
+    None,
+    /// Both are.
+    #[error("--plain-http excludes --tls-cert and --tls-key; leave out what is not meant")]
+    Both,
+    /// A certificate without its key, or the other way round.
+    #[error("--tls-cert and --tls-key go together; give both")]
+    Half,
 }
 
 /// What `crds` takes.
@@ -117,6 +155,21 @@ impl CommonArgs {
     pub fn namespaces(&self) -> Option<Vec<String>> {
         let named: Vec<_> = self.watch_namespaces.iter().filter(|name| !name.is_empty()).cloned().collect();
         (!named.is_empty()).then_some(named)
+    }
+}
+
+impl TransportArgs {
+    /// The files for TLS. `None` is plain HTTP.
+    pub fn tls(&self) -> Result<Option<Files>, TransportError> {
+        match (&self.tls_cert, &self.tls_key, self.plain_http) {
+            (Some(certificate), Some(key), false) => {
+                Ok(Some(Files { certificate: certificate.clone(), key: key.clone() }))
+            }
+            (None, None, true) => Ok(None),
+            (None, None, false) => Err(TransportError::None),
+            (_, _, true) => Err(TransportError::Both),
+            (_, _, false) => Err(TransportError::Half),
+        }
     }
 }
 
@@ -159,6 +212,25 @@ mod tests {
         assert_eq!(verifier.common.telemetry_listen.to_string(), "0.0.0.0:9090");
         assert_eq!(verifier.grpc_listen, None);
         assert_eq!(verifier.common.namespaces(), None);
+        assert_eq!(verifier.max_connections, 10_000);
+    }
+
+    #[test]
+    fn the_transport_of_tokens_is_chosen() {
+        let transport = |flags: &[&str]| {
+            let Role::Verifier(args) = Cli::parse_from([&["tokenward", "verifier"], flags].concat()).role
+            else {
+                panic!("verifier")
+            };
+            args.transport.tls()
+        };
+        let files = Files { certificate: "c".into(), key: "k".into() };
+        assert_eq!(transport(&["--tls-cert", "c", "--tls-key", "k"]), Ok(Some(files)));
+        assert_eq!(transport(&["--plain-http"]), Ok(None));
+        assert_eq!(transport(&[]), Err(TransportError::None));
+        assert_eq!(transport(&["--tls-cert", "c"]), Err(TransportError::Half));
+        assert_eq!(transport(&["--tls-key", "k"]), Err(TransportError::Half));
+        assert_eq!(transport(&["--tls-cert", "c", "--plain-http"]), Err(TransportError::Both));
     }
 
     #[test]

@@ -210,7 +210,7 @@ impl Stage {
             .stdout(Stdio::null())
             .stderr(File::create(&log).with_context(|| format!("{} can't be made", log.display()))?);
         if role == "verifier" {
-            command.args(["--listen", &self.verifier.to_string()]);
+            command.args(["--plain-http", "--listen", &self.verifier.to_string()]);
         }
         let guarded =
             Guarded::spawn(command).with_context(|| format!("tokenward {role} can't be started"))?;

@@ -1,11 +1,12 @@
-//! The doors that speak gRPC, behind a socket of their own: HTTP/2 by prior knowledge, as Envoy asks.
+//! The door that speaks gRPC, behind a socket of its own: HTTP/2, by prior knowledge in the clear or in TLS.
 //!
 //! Beside the doors it serves `grpc.health.v1.Health`, which follows the readiness of the process: Envoy's health
 //! checks and the kubelet's gRPC probes go by it. What a hostile peer can hold is bounded by connection: streams,
 //! header lists and messages by size and number, everything else by time.
 
 use std::convert::Infallible;
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -18,7 +19,9 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
@@ -31,6 +34,8 @@ use super::doors::ext_authz::{ExtAuthz, Peer};
 use super::server::Patience;
 use crate::telemetry::probes::Readiness;
 
+/// Connections at a time. A gateway has a few; whoever comes later waits for one that ends.
+const MAX_CONNECTIONS: usize = 1_000;
 /// Requests that a connection may have open. A gateway opens more connections if it needs more.
 const MAX_STREAMS: u32 = 100;
 /// The headers of a call, which are few. What a check is about travels in the message.
@@ -46,21 +51,32 @@ const MAX_RESETS: usize = 20;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Serves the door, and the health of the process, until `stop`; then finishes what is in flight.
-pub async fn serve(
-    listener: TcpListener,
+/// What is served, and within which bounds.
+pub struct Server {
     door: ExtAuthz,
     readiness: Readiness,
+    tls: Option<TlsAcceptor>,
     patience: Patience,
-    stop: CancellationToken,
-) {
-    let (reporter, health) = tonic_health::server::health_reporter();
-    report(&reporter, false).await;
-    let door = AuthorizationServer::new(door).max_decoding_message_size(MAX_MESSAGE);
-    let routes = Routes::new(door).add_service(health.max_decoding_message_size(MAX_MESSAGE)).prepare();
-    tokio::select! {
-        () = accept(listener, routes, patience, stop) => {}
-        () = follow(readiness, reporter) => {}
+}
+
+impl Server {
+    /// Serves this door, and the readiness as its health, in TLS if there is an acceptor.
+    pub fn new(door: ExtAuthz, readiness: Readiness, tls: Option<TlsAcceptor>, patience: Patience) -> Self {
+        Self { door, readiness, tls, patience }
+    }
+
+    /// Serves until `stop`, then finishes what is in flight.
+    pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
+        let Self { door, readiness, tls, patience } = self;
+        let (reporter, health) = tonic_health::server::health_reporter();
+        report(&reporter, false).await;
+        let door = AuthorizationServer::new(door).max_decoding_message_size(MAX_MESSAGE);
+        let routes = Routes::new(door).add_service(health.max_decoding_message_size(MAX_MESSAGE)).prepare();
+        let served = Served { routes, tls, patience, stop };
+        tokio::select! {
+            () = served.accept(listener) => {}
+            () = follow(readiness, reporter) => {}
+        }
     }
 }
 
@@ -79,56 +95,82 @@ async fn report(reporter: &HealthReporter, ready: bool) {
     }
 }
 
-async fn accept(listener: TcpListener, routes: Routes, patience: Patience, stop: CancellationToken) {
-    let connections = TaskTracker::new();
-    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
-        match accepted {
-            Ok((stream, peer)) => {
-                // An answer is one small write: waiting for more to send only delays it.
-                let _ = stream.set_nodelay(true);
-                // An IPv4 client of a dual-stack socket has its IPv4 address.
-                let peer = peer.ip().to_canonical();
-                connections.spawn(connection(stream, peer, routes.clone(), patience, stop.clone()));
-            }
-            Err(error) => {
-                // Too many open files, most likely: closing connections needs a moment.
-                tracing::warn!(%error, "accepting a connection for gRPC");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-    drop(listener);
-    connections.close();
-    connections.wait().await;
-}
-
-/// Serves a connection to its end: the client's, one for lack of calls, or the end of the process. The last two
-/// are announced to whoever has made calls, so that none is sent into the closing.
-async fn connection(
-    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    peer: IpAddr,
+/// What every connection shares.
+#[derive(Clone)]
+struct Served {
     routes: Routes,
+    tls: Option<TlsAcceptor>,
     patience: Patience,
     stop: CancellationToken,
-) {
-    let calls = Arc::new(Calls::default());
-    let (routes, counted) = (TowerToHyperService::new(routes), Arc::clone(&calls));
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        counted.begin();
-        request.extensions_mut().insert(Peer(peer));
-        in_time(routes.call(request), patience)
-    });
-    let mut served = std::pin::pin!(protocol().serve_connection(TokioIo::new(stream), service));
-    tokio::select! {
-        // A connection that broke is its client's affair.
-        _ = served.as_mut() => return,
-        () = calls.cease(patience) => {}
-        () = stop.cancelled() => {}
+}
+
+impl Served {
+    async fn accept(&self, listener: TcpListener) {
+        let (places, connections) = (Arc::new(Semaphore::new(MAX_CONNECTIONS)), TaskTracker::new());
+        while let Some(next) = self.stop.run_until_cancelled(next(&listener, &places)).await {
+            match next {
+                Ok((stream, peer, place)) => {
+                    // An answer is one small write: waiting for more to send only delays it.
+                    let _ = stream.set_nodelay(true);
+                    let served = self.clone();
+                    connections.spawn(async move {
+                        // An IPv4 client of a dual-stack socket has its IPv4 address.
+                        served.connection(stream, peer.ip().to_canonical()).await;
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    // Too many open files, most likely: closing connections needs a moment.
+                    tracing::warn!(%error, "accepting a connection for gRPC");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+        drop(listener);
+        connections.close();
+        connections.wait().await;
     }
-    if calls.any() {
-        served.as_mut().graceful_shutdown();
-        let _ = tokio::time::timeout(patience.drain, served).await;
+
+    async fn connection(&self, stream: TcpStream, peer: IpAddr) {
+        let Some(acceptor) = &self.tls else { return self.http2(stream, peer).await };
+        let handshake = tokio::time::timeout(self.patience.head, acceptor.accept(stream)).await;
+        if let Ok(Ok(stream)) = handshake {
+            self.http2(stream, peer).await;
+        }
     }
+
+    /// Serves a connection to its end: the client's, one for lack of calls, or the end of the process. The last
+    /// two are announced to whoever has made calls, so that none is sent into the closing.
+    async fn http2(&self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, peer: IpAddr) {
+        let (calls, patience) = (Arc::new(Calls::default()), self.patience);
+        let (routes, counted) = (TowerToHyperService::new(self.routes.clone()), Arc::clone(&calls));
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            counted.begin();
+            request.extensions_mut().insert(Peer(peer));
+            in_time(routes.call(request), patience)
+        });
+        let mut served = std::pin::pin!(protocol().serve_connection(TokioIo::new(stream), service));
+        tokio::select! {
+            // A connection that broke is its client's affair.
+            _ = served.as_mut() => return,
+            () = calls.cease(patience) => {}
+            () = self.stop.cancelled() => {}
+        }
+        if calls.any() {
+            served.as_mut().graceful_shutdown();
+            let _ = tokio::time::timeout(patience.drain, served).await;
+        }
+    }
+}
+
+/// The next connection, once there is a place for it.
+async fn next(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, peer) = listener.accept().await?;
+    Ok((stream, peer, place))
 }
 
 fn protocol() -> http2::Builder<TokioExecutor> {

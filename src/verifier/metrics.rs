@@ -34,6 +34,17 @@ pub struct Metrics {
     latency: Family<Door, Latency>,
     pub(super) tokens: Gauge,
     pub(super) view_age: Gauge<f64, AtomicU64>,
+    pub(super) connections: ConnectionMetrics,
+    /// When the TLS certificate ends. 0: without TLS.
+    pub(super) certificate_expiry: Gauge,
+}
+
+/// What concerns connections, whatever is asked on them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ConnectionMetrics {
+    pub(super) open: Gauge,
+    /// Those that had to make room for new ones.
+    pub(super) displaced: Counter,
 }
 
 /// What became of one check.
@@ -68,6 +79,8 @@ impl Metrics {
             latency: Family::default(),
             tokens: Gauge::default(),
             view_age: Gauge::default(),
+            connections: ConnectionMetrics::default(),
+            certificate_expiry: Gauge::default(),
         };
         registry.register("checks", "Checks answered, by door and outcome", metrics.checks.clone());
         registry.register_with_unit(
@@ -82,6 +95,17 @@ impl Metrics {
             "Since when nothing was heard from the API server about ApiTokens",
             Unit::Seconds,
             metrics.view_age.clone(),
+        );
+        registry.register("connections", "Open connections of clients", metrics.connections.open.clone());
+        registry.register(
+            "connections_displaced",
+            "Connections closed to make room for new ones, since --max-connections were open",
+            metrics.connections.displaced.clone(),
+        );
+        registry.register(
+            "certificate_expiry_timestamp_seconds",
+            "When the TLS certificate in use ends, in seconds since the epoch; 0 without TLS",
+            metrics.certificate_expiry.clone(),
         );
         metrics
     }

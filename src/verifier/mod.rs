@@ -11,6 +11,7 @@ pub mod grpc;
 pub mod index;
 mod metrics;
 pub mod server;
+pub mod tls;
 pub mod view;
 
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ use futures::future::{self, OptionFuture};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::{JoinError, JoinHandle};
 use tracing::{error, info, warn};
 
 use self::callers::Callers;
@@ -29,7 +31,8 @@ use self::doors::{Doors, TrustedProxies};
 use self::feed::Source;
 use self::freshness::Limit;
 use self::metrics::Metrics;
-use self::server::Patience;
+use self::server::{Patience, Server, open_files};
+use self::tls::Certificates;
 use self::view::View;
 use crate::cli::VerifierArgs;
 use crate::cluster::client::{Cluster, Heard};
@@ -39,12 +42,20 @@ use crate::telemetry::probes::{self, Part, Readiness};
 
 /// Runs the verifier until SIGTERM or SIGINT.
 pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
+    let files = args.transport.tls()?;
     let cluster = Cluster::find("verifier").await?;
     let namespace = args.common.namespace.clone().unwrap_or_else(|| cluster.default_namespace().to_owned());
     let stop = shutdown::on_signal()?;
 
     let mut registry = Registry::with_prefix("tokenward");
     let metrics = Metrics::register(&mut registry);
+    let certificates = files
+        .map(|files| Certificates::load(files, metrics.certificate_expiry.clone()).map(Arc::new))
+        .transpose()
+        .context("--tls-cert and --tls-key")?;
+    let acceptor = |protocol| certificates.as_ref().map(|own| own.acceptor(&[protocol])).transpose();
+    let (http_tls, grpc_tls) = (acceptor(b"http/1.1")?, acceptor(b"h2")?);
+    let max_connections = open_files::room_for(args.max_connections);
     let readiness = Readiness::default();
     let (pepper_ready, list_ready) = (readiness.part("pepper"), readiness.part("first list of ApiTokens"));
     let fresh = readiness.part("news from the API server");
@@ -55,15 +66,15 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
         stop.clone().cancelled_owned(),
     )
     .await?;
-    let listener = bind("--listen", args.listen).await?;
-    let grpc_listener = args.grpc_listen.map(|listen| bind("--grpc-listen", listen));
-    let grpc_listener = OptionFuture::from(grpc_listener).await.transpose()?;
+    let listener = bind("--listen", args.listen)?;
+    let grpc_listener = args.grpc_listen.map(|listen| bind("--grpc-listen", listen)).transpose()?;
     let version = env!("CARGO_PKG_VERSION");
     info!(version, namespace, listen = %args.listen, grpc_listen = ?args.grpc_listen, "verifier starts");
 
     let view = Arc::new(View::default());
     let client = cluster.client()?;
     let (peppers, follow_pepper) = pepper::follow(client.clone(), &namespace);
+    let connections = metrics.connections.clone();
     let callers = Arc::new(Callers::new(view.clone(), Some(client)));
     let trusted_proxies = TrustedProxies(args.trusted_proxies);
     let ext_authz = ExtAuthz::new(view.clone(), trusted_proxies.clone(), &metrics);
@@ -73,10 +84,14 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     let limit = Limit { max_staleness: args.max_staleness.unsigned_abs(), policy: args.stale_policy };
     let freshness = freshness::watch(heard, limit, view.clone(), fresh, metrics);
     let patience = Patience::default();
-    let http = server::serve(listener, Arc::new(doors), patience, stop.clone().cancelled_owned());
-    let grpc = grpc_listener.map(|listener| grpc::serve(listener, ext_authz, readiness, patience, stop));
+    let server = Server::new(doors, http_tls, patience, max_connections, connections);
+    let grpc = grpc::Server::new(ext_authz, readiness, grpc_tls, patience);
+    // Tasks of their own: this one would have to be woken on another thread for each connection.
+    let served = tokio::spawn(server.serve(listener, stop.clone().cancelled_owned()));
+    let grpc_served = grpc_listener.map(|listener| tokio::spawn(grpc.serve(listener, stop)));
     tokio::select! {
-        _ = future::join(http, OptionFuture::from(grpc)) => Ok(()),
+        served = future::try_join(served, finished(grpc_served)) => served.map(drop).context("the doors are closed"),
+        () = follow_certificates(certificates) => bail!("the TLS certificate is no longer followed"),
         () = feed => bail!("the watch of ApiTokens has ended"),
         () = freshness => bail!("the age of the view is no longer looked at"),
         () = follow_pepper => bail!("the watch of the pepper has ended"),
@@ -85,9 +100,14 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     }
 }
 
-async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let listener = TcpListener::bind(address).await;
-    listener.with_context(|| format!("{flag} {address} can't be had; choose another address or port"))
+fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    server::listen(address)
+        .with_context(|| format!("{flag} {address} can't be had; choose another address or port"))
+}
+
+/// Waits for a task, if there is one.
+async fn finished(task: Option<JoinHandle<()>>) -> Result<(), JoinError> {
+    OptionFuture::from(task).await.unwrap_or(Ok(()))
 }
 
 /// One watch for each namespace, each with a connection of its own, and when each was last heard of.
@@ -98,6 +118,14 @@ fn sources(cluster: &Cluster, namespaces: Option<Vec<String>>) -> anyhow::Result
         Ok((Source { namespace, client }, heard))
     };
     namespaces.into_iter().map(source).collect()
+}
+
+/// Takes up new certificates, where there are any.
+async fn follow_certificates(certificates: Option<Arc<Certificates>>) {
+    match certificates {
+        Some(certificates) => certificates.follow().await,
+        None => future::pending().await,
+    }
 }
 
 /// Takes every usable pepper into use. One that vanishes later stays in use: it is what checks depend on.

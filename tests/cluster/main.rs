@@ -2,7 +2,7 @@
 //!
 //! One control plane, one controller and one verifier serve all tests that leave them whole, each in a namespace
 //! of its own. Tests that break processes share a second control plane and start their own; the one that breaks
-//! the API server has a third. A name filters, as with any test: `cargo test --test cluster -- rotation`.
+//! the API server has a third, and in a fourth the API server itself asks a verifier. A name filters, as with any test: `cargo test --test cluster -- rotation`.
 
 #![allow(
     clippy::expect_used,
@@ -20,14 +20,17 @@ mod doors;
 mod ext_authz;
 mod faults;
 mod install;
+mod kubernetes;
 mod revocation;
 mod rotation;
 mod secret;
+mod sockets;
 mod spec;
 
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
+use kubernetes::Trusting;
 use libtest_mimic::{Arguments, Trial};
 use support::{Process, Site};
 use tokenward::token::Token;
@@ -88,10 +91,19 @@ fn main() -> ExitCode {
     let shared = Arc::<OnceLock<Shared>>::default();
     let breakable = Arc::<OnceLock<Site>>::default();
     let alone = Arc::<OnceLock<Site>>::default();
+    let trusting = Arc::<OnceLock<Trusting>>::default();
     let mut suite = Vec::new();
     // The longest first.
     tests!(suite, runtime, breakable, Site::start(), crash::no_crash_loses_or_revives_a_token);
     tests!(suite, runtime, alone, Site::start(), faults::an_api_server_that_fails_is_endured);
+    tests!(
+        suite,
+        runtime,
+        trusting,
+        Trusting::start(),
+        kubernetes::a_service_account_may_ask_once_it_is_bound,
+        kubernetes::kube_apiserver_accepts_a_token_until_it_is_revoked,
+    );
     tests!(
         suite,
         runtime,
@@ -100,6 +112,8 @@ fn main() -> ExitCode {
         revocation::a_deletion_revokes_and_a_new_object_is_a_new_token,
         secret::a_foreign_secret_is_not_touched,
         secret::a_secret_that_is_always_broken_stalls,
+        sockets::hostile_load_leaves_good_checks_answered,
+        sockets::checks_are_answered_in_tls_and_certificates_are_renewed,
         doors::hostile_requests_are_refused,
         doors::hostile_tokens_are_refused,
         rotation::a_schedule_rotates,
@@ -114,6 +128,7 @@ fn main() -> ExitCode {
         faults::two_controllers_take_turns,
         faults::a_namespace_goes_with_its_tokens,
         faults::a_missing_pepper_stops_the_controller,
+        sockets::a_verifier_says_what_its_transport_lacks,
     );
     tests!(
         suite,
@@ -156,6 +171,11 @@ fn main() -> ExitCode {
     let told = shared.get().is_some_and(Shared::tells_a_token);
     // What was started ends here: the processes first, then their cluster. Unless a test still runs, nobody else
     // holds it.
-    drop((Arc::into_inner(shared), Arc::into_inner(breakable), Arc::into_inner(alone)));
+    drop((
+        Arc::into_inner(shared),
+        Arc::into_inner(breakable),
+        Arc::into_inner(alone),
+        Arc::into_inner(trusting),
+    ));
     if told { ExitCode::FAILURE } else { conclusion.exit_code() }
 }

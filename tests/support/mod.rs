@@ -29,7 +29,12 @@ pub struct Site {
 impl Site {
     /// Starts one.
     pub async fn start() -> Self {
-        let cluster = tokio::task::spawn_blocking(|| Cluster::start(Options::default()).expect("a cluster"));
+        Self::start_with(Options::default()).await
+    }
+
+    /// Starts one that is not as most tests want it.
+    pub async fn start_with(options: Options) -> Self {
+        let cluster = tokio::task::spawn_blocking(|| Cluster::start(options).expect("a cluster"));
         let cluster = cluster.await.expect("a cluster");
         let client = client_of(cluster.kubeconfig()).await;
         let site = Self { cluster, client };
@@ -91,6 +96,17 @@ impl Site {
 
     /// Starts the verifier under its own rights.
     pub fn verifier(&self, args: &[&str]) -> Process {
+        self.verifier_with(&[&["--plain-http"], args].concat())
+    }
+
+    /// Starts the verifier under its own rights, to answer over HTTPS.
+    pub fn verifier_with_tls(&self, certificate: &Path, key: &Path) -> Process {
+        let [certificate, key] = [certificate, key].map(|path| path.display().to_string());
+        self.verifier_with(&["--tls-cert", &certificate, "--tls-key", &key])
+    }
+
+    /// Starts the verifier under its own rights, with these flags only.
+    pub fn verifier_with(&self, args: &[&str]) -> Process {
         let kubeconfig = self.rights_of("tokenward-verifier");
         let ports = ["--telemetry-listen", "--listen", "--grpc-listen"];
         Process::start("verifier", &kubeconfig, &ports, args, &[])
@@ -123,7 +139,7 @@ impl<'s> Tenant<'s> {
 
     /// Starts its verifier.
     pub fn verifier(&self) -> Process {
-        self.process("verifier", &["--telemetry-listen", "--listen"], &[])
+        self.process("verifier", &["--telemetry-listen", "--listen"], &["--plain-http"])
     }
 
     /// The Secrets of its operator's namespace.
@@ -235,6 +251,11 @@ impl Process {
         let start = Instant::now();
         let status = self.guarded.terminate(Duration::from_secs(20)).expect("an exit status");
         (status.code(), start.elapsed())
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.guarded.pid()
     }
 
     /// Waits until it has ended by itself; answers its exit code, `None` for a signal.

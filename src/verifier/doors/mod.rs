@@ -64,17 +64,17 @@ impl Doors {
         }
     }
 
-    /// Answers a request that came from `peer`. Of a body, what the door has no use for is left unread.
-    pub async fn answer<B: Body + Unpin>(&self, request: &mut Request<B>, peer: IpAddr) -> Answer {
+    /// Answers a request that came from `peer`, where its head says all. `None`: ask [`Self::answer`].
+    pub fn answer_at_once<B>(&self, request: &Request<B>, peer: IpAddr) -> Option<Answer> {
         match request.uri().path() {
-            "/auth" => self.forward_auth.answer(request, peer),
-            path if path.starts_with("/auth/") => self.forward_auth.answer(request, peer),
-            // Boxed, or each connection would hold room for what few of them ever do.
-            _ => Box::pin(self.answer_with_body(request)).await,
+            "/auth" => Some(self.forward_auth.answer(request, peer)),
+            path if path.starts_with("/auth/") => Some(self.forward_auth.answer(request, peer)),
+            _ => None,
         }
     }
 
-    async fn answer_with_body<B: Body + Unpin>(&self, request: &mut Request<B>) -> Answer {
+    /// Answers any other request. Of a body, what the door has no use for is left unread.
+    pub async fn answer<B: Body + Unpin>(&self, request: &mut Request<B>) -> Answer {
         match request.uri().path() {
             "/oauth2/introspect" => self.introspection.answer(request).await,
             "/tokenreview" => self.token_reviews.answer(request).await,

@@ -55,7 +55,8 @@ async fn start(head: Duration, idle: Duration) -> Server {
     let ready = readiness.part("test");
     let metrics = Metrics::register(&mut Registry::default());
     let door = ExtAuthz::new(Door::behind(&[]).view.clone(), TrustedProxies::default(), &metrics);
-    let task = tokio::spawn(serve(listener, door, readiness, patience, stop.clone()));
+    let task =
+        tokio::spawn(super::Server::new(door, readiness, None, patience).serve(listener, stop.clone()));
     Server { address, ready, stop, task }
 }
 

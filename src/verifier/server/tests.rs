@@ -3,29 +3,34 @@
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::verifier::doors::fixture::{known_door, plaintext};
 
-struct Server {
+struct Running {
     address: SocketAddr,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
-async fn start(head: Duration) -> Server {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+async fn start(head: Duration) -> Running {
+    start_with(head, 1000).await
+}
+
+async fn start_with(head: Duration, max_connections: usize) -> Running {
+    let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = listener.local_addr().unwrap();
     let patience = Patience { head, idle: head * 10, drain: Duration::from_secs(5) };
     let stop = CancellationToken::new();
-    let doors = Arc::new(known_door());
-    let task = tokio::spawn(serve(listener, doors, patience, stop.clone().cancelled_owned()));
-    Server { address, stop, task }
+    let server = Server::new(known_door(), None, patience, max_connections, ConnectionMetrics::default());
+    let task = tokio::spawn(server.serve(listener, stop.clone().cancelled_owned()));
+    Running { address, stop, task }
 }
 
-impl Server {
+impl Running {
     async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.address).await.unwrap()
     }
@@ -135,6 +140,29 @@ async fn a_head_that_does_not_end_is_cut_off_and_an_idle_connection_is_not() {
     assert_eq!(silent.read(&mut [0; 16]).await.unwrap(), 0);
     idle.write_all(good("").as_bytes()).await.unwrap();
     assert!(read_head(&mut idle).await.starts_with("HTTP/1.1 200 "));
+}
+
+#[tokio::test]
+async fn a_new_connection_is_served_when_the_most_are_open() {
+    let server = start_with(LONG, 20).await;
+    let mut keeps_asking = server.connect().await;
+    let mut open = Vec::new();
+    for _ in 0..100 {
+        let mut slow = server.connect().await;
+        slow.write_all(b"GET /auth HTTP/1.1\r\nA: ").await.unwrap();
+        let mut new = server.connect().await;
+        for asking in [&mut keeps_asking, &mut new] {
+            asking.write_all(good("").as_bytes()).await.unwrap();
+            assert!(read_head(asking).await.starts_with("HTTP/1.1 200 "));
+        }
+        open.push(slow);
+        open.push(new);
+    }
+    // The oldest are gone, whatever they were at.
+    for old in &mut open[..100] {
+        let closed = tokio::time::timeout(LONG / 4, old.read(&mut [0; 16])).await.unwrap();
+        assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
+    }
 }
 
 #[tokio::test]

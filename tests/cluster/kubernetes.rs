@@ -1,0 +1,164 @@
+//! Kubernetes as a client: kube-apiserver accepts ApiTokens, and judges the callers of the doors.
+
+use std::path::PathBuf;
+
+use devcluster::Options;
+use kube::config::Kubeconfig;
+use serde_json::{Value, json};
+
+use crate::support::{Process, Site, client, eventually};
+
+/// The file that users copy; the tests put in where the verifier is, and the caller's token.
+const WEBHOOK: &str = include_str!("../../examples/kube-apiserver/webhook.yaml");
+
+/// A cluster whose API server asks a verifier about tokens that it does not know itself.
+pub struct Trusting {
+    site: Site,
+    verifier: Process,
+    _controller: Process,
+}
+
+impl Trusting {
+    pub async fn start() -> Self {
+        let config =
+            PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("webhook-{}.yaml", std::process::id()));
+        std::fs::write(&config, WEBHOOK).expect("a file");
+        let extra_apiserver_args = vec![
+            format!("--authentication-token-webhook-config-file={}", config.display()),
+            "--authentication-token-webhook-version=v1".to_owned(),
+            "--authentication-token-webhook-cache-ttl=0s".to_owned(),
+        ];
+        let site = Site::start_with(Options { extra_apiserver_args, ..Options::default() }).await;
+        let controller = site.controller(&[]).ready().await;
+        let verifier = site.verifier(&[]).ready().await;
+        let space = site.namespace("kube-apiserver").await;
+        let token = space.active("kube-apiserver", json!({"scopes": ["tokens:verify"]})).await;
+        let webhook = WEBHOOK.replace("127.0.0.1:8080", &verifier.listen.to_string());
+        std::fs::write(&config, webhook.replace("tw_REPLACE", &token)).expect("a file");
+        tokio::task::block_in_place(|| site.cluster.restart_apiserver().expect("a restart"));
+        Self { site, verifier, _controller: controller }
+    }
+
+    /// kubectl as whoever has this token; whether it succeeded, and all that it printed.
+    fn kubectl(&self, token: &str, args: &[&str]) -> (bool, String) {
+        // Nothing but the server: kubectl prefers a client certificate to a token.
+        let mut config = Kubeconfig::read_from(self.site.cluster.kubeconfig()).expect("a kubeconfig");
+        for user in &mut config.auth_infos {
+            user.auth_info = Some(Default::default());
+        }
+        let path =
+            PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("tokened-{}.yaml", std::process::id()));
+        std::fs::write(&path, serde_json::to_string(&config).expect("JSON")).expect("a file");
+        let output = self
+            .site
+            .cluster
+            .kubectl_as(&path)
+            .args(["--token", token])
+            .args(args)
+            .output()
+            .expect("kubectl");
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+    }
+}
+
+pub async fn kube_apiserver_accepts_a_token_until_it_is_revoked(trusting: &Trusting) {
+    let space = trusting.site.namespace("reads").await;
+    let (namespace, site) = (space.name.as_str(), &trusting.site);
+    let token = space.active("reader", json!({"scopes": ["anything:at-all"]})).await;
+    trusting.verifier.answers(&token, "", 200).await;
+    let user = format!("tokenward:{namespace}:reader");
+
+    let (ok, who) = trusting.kubectl(&token, &["auth", "whoami", "-o", "json"]);
+    assert!(ok, "{who}{}", trusting.verifier.metrics().await);
+    let who: Value = serde_json::from_str(&who).expect("JSON");
+    let info = &who["status"]["userInfo"];
+    assert_eq!(info["username"], user);
+    assert_eq!(info["uid"], space.get("reader").await.status.expect("a status").token_id.expect("an id"));
+    for group in ["tokenward:apitokens", &format!("tokenward:apitokens:{namespace}"), "system:authenticated"]
+    {
+        assert!(info["groups"].as_array().is_some_and(|groups| groups.contains(&json!(group))), "{info}");
+    }
+
+    let list = ["get", "configmaps", "-n", namespace];
+    let (ok, refused) = trusting.kubectl(&token, &list);
+    assert!(!ok && refused.contains("Forbidden") && refused.contains(&user), "{refused}");
+    site.kubectl(&["create", "role", "reader", "-n", namespace, "--verb=list", "--resource=configmaps"]);
+    site.kubectl(&["create", "rolebinding", "reader", "-n", namespace, "--role=reader", "--user", &user]);
+    eventually("RBAC knows of the grant", async || match trusting.kubectl(&token, &list) {
+        (true, _) => Ok(()),
+        (false, why) => Err(why),
+    })
+    .await;
+    let (_, listed) = trusting.kubectl(&token, &list);
+    assert!(listed.contains("kube-root-ca.crt"), "{listed}");
+
+    space.patch("reader", json!({"spec": {"revoked": true}})).await;
+    trusting.verifier.answers(&token, "", 401).await;
+    for _ in 0..3 {
+        let (ok, refused) = trusting.kubectl(&token, &list);
+        assert!(!ok && refused.contains("Unauthorized"), "{refused}");
+    }
+    let counted = trusting.verifier.metrics().await;
+    assert!(counted.contains(r#"checks_total{door="tokenreview",code="REVOKED"}"#), "{counted}");
+}
+
+pub async fn a_service_account_may_ask_once_it_is_bound(trusting: &Trusting) {
+    let space = trusting.site.namespace("callers").await;
+    let (site, namespace) = (&trusting.site, space.name.as_str());
+    let token = space.active("t", json!({"scopes": ["orders:*"]})).await;
+    trusting.verifier.answers(&token, "", 200).await;
+    site.kubectl(&["create", "serviceaccount", "shop", "-n", namespace]);
+    let account = |audience: &str| {
+        let token = site.kubectl(&["create", "token", "shop", "-n", namespace, "--audience", audience]);
+        token.trim().to_owned()
+    };
+    let ask = async |caller: &str| {
+        let url = format!("http://{}/v1/verify", trusting.verifier.listen);
+        let body = json!({"token": token, "scopes": ["orders:read"]});
+        let request = client().post(url).bearer_auth(caller).header("content-type", "application/json");
+        let answer = request.body(body.to_string()).send().await.expect("an answer");
+        let status = answer.status().as_u16();
+        (status, serde_json::from_str::<Value>(&answer.text().await.expect("text")).expect("JSON"))
+    };
+
+    let (status, why) = ask(&account("other")).await;
+    assert_eq!(status, 401, "{why}");
+    assert!(why["message"].as_str().is_some_and(|text| text.contains("audience: tokenward")), "{why}");
+    let caller = account("tokenward");
+    let (status, why) = ask(&caller).await;
+    assert_eq!(status, 403, "{why}");
+    assert!(
+        why["message"].as_str().is_some_and(|text| text.contains("ClusterRole tokenward-caller")),
+        "{why}"
+    );
+
+    let account_name = format!("{namespace}:shop");
+    site.kubectl(&[
+        "create",
+        "clusterrolebinding",
+        namespace,
+        "--clusterrole=tokenward-caller",
+        "--serviceaccount",
+        &account_name,
+    ]);
+    eventually("the grant is seen", async || match ask(&caller).await {
+        (200, answer) => {
+            assert_eq!((&answer["valid"], &answer["token"]["name"]), (&json!(true), &json!("t")));
+            Ok(())
+        }
+        (status, why) => Err(format!("{status} {why}")),
+    })
+    .await;
+
+    // Signed by nobody: it has the form and the audience, so the API server is asked, and says no.
+    let (head, _) = caller.rsplit_once('.').expect("a JWT");
+    assert_eq!(ask(&format!("{head}.{}", "A".repeat(342))).await.0, 401);
+    // The account is gone: its token is believed as long as verdicts are kept, and no longer.
+    site.kubectl(&["delete", "serviceaccount", "shop", "-n", namespace]);
+    eventually("the account is forgotten", async || match ask(&caller).await {
+        (401, _) => Ok(()),
+        (status, why) => Err(format!("{status} {why}")),
+    })
+    .await;
+}
