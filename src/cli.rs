@@ -82,6 +82,9 @@ pub struct VerifierArgs {
     /// Where checks are answered
     #[arg(long, env = "TOKENWARD_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,
+    /// Where Envoy's ext_authz is answered over gRPC, such as 0.0.0.0:8081 [default: nowhere]
+    #[arg(long, env = "TOKENWARD_GRPC_LISTEN")]
+    pub grpc_listen: Option<SocketAddr>,
     /// The networks of proxies whose X-Forwarded-For is believed, in CIDR notation, separated by commas [default: none]
     #[arg(long, env = "TOKENWARD_TRUSTED_PROXIES", value_delimiter = ',')]
     pub trusted_proxies: Vec<ipnet::IpNet>,
@@ -207,6 +210,7 @@ mod tests {
         };
         assert_eq!(verifier.listen.to_string(), "0.0.0.0:8080");
         assert_eq!(verifier.common.telemetry_listen.to_string(), "0.0.0.0:9090");
+        assert_eq!(verifier.grpc_listen, None);
         assert_eq!(verifier.common.namespaces(), None);
         assert_eq!(verifier.max_connections, 10_000);
     }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use anyhow::Context;
 use axum::Router;
@@ -13,10 +13,11 @@ use axum::http::{StatusCode, header};
 use axum::routing::get;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 /// Which parts of the process are ready.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, bool>>>);
+pub struct Readiness(Arc<watch::Sender<BTreeMap<&'static str, bool>>>);
 
 /// One part's say in the readiness.
 #[derive(Clone, Debug)]
@@ -34,12 +35,17 @@ impl Readiness {
 
     /// The parts that are not ready.
     pub fn missing(&self) -> Vec<&'static str> {
-        let parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        parts.iter().filter(|(_, ready)| !**ready).map(|(name, _)| *name).collect()
+        self.0.borrow().iter().filter(|(_, ready)| !**ready).map(|(name, _)| *name).collect()
+    }
+
+    /// Waits until all parts are ready, or until one is not.
+    pub async fn becomes(&self, ready: bool) {
+        // The other end is ours, so this ends by nothing else.
+        let _ = self.0.subscribe().wait_for(|parts| parts.values().all(|part| *part) == ready).await;
     }
 
     fn set(&self, name: &'static str, ready: bool) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name, ready);
+        self.0.send_if_modified(|parts| parts.insert(name, ready) != Some(ready));
     }
 }
 
@@ -91,6 +97,8 @@ fn metrics(registry: &Registry) -> (StatusCode, [(header::HeaderName, &'static s
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     #[test]
@@ -106,5 +114,20 @@ mod tests {
         assert_eq!(ready(&readiness).0, StatusCode::OK);
         pepper.set(false);
         assert_eq!(readiness.missing(), ["pepper"]);
+    }
+
+    #[tokio::test]
+    async fn a_change_is_noticed_by_who_waits_for_it() {
+        let readiness = Readiness::default();
+        let (tokens, pepper) = (readiness.part("tokens"), readiness.part("pepper"));
+        readiness.becomes(false).await;
+        let waiting = readiness.becomes(true);
+        tokio::pin!(waiting);
+        assert_eq!(waiting.as_mut().now_or_never(), None);
+        tokens.set(true);
+        assert_eq!(waiting.as_mut().now_or_never(), None);
+        pepper.set(true);
+        waiting.await;
+        assert_eq!(readiness.becomes(false).now_or_never(), None);
     }
 }

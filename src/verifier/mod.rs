@@ -7,21 +7,26 @@ pub mod callers;
 pub mod doors;
 mod feed;
 mod freshness;
+pub mod grpc;
 pub mod index;
 mod metrics;
 pub mod server;
 pub mod tls;
 pub mod view;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use futures::future;
+use futures::future::{self, OptionFuture};
 use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::{JoinError, JoinHandle};
 use tracing::{error, info, warn};
 
 use self::callers::Callers;
+use self::doors::ext_authz::ExtAuthz;
 use self::doors::{Doors, TrustedProxies};
 use self::feed::Source;
 use self::freshness::Limit;
@@ -48,33 +53,44 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
         .map(|files| Certificates::load(files, metrics.certificate_expiry.clone()).map(Arc::new))
         .transpose()
         .context("--tls-cert and --tls-key")?;
-    let tls = certificates.as_ref().map(|certificates| certificates.acceptor(&[b"http/1.1"])).transpose()?;
+    let acceptor = |protocol| certificates.as_ref().map(|own| own.acceptor(&[protocol])).transpose();
+    let (http_tls, grpc_tls) = (acceptor(b"http/1.1")?, acceptor(b"h2")?);
     let max_connections = open_files::room_for(args.max_connections);
     let readiness = Readiness::default();
     let (pepper_ready, list_ready) = (readiness.part("pepper"), readiness.part("first list of ApiTokens"));
     let fresh = readiness.part("news from the API server");
-    let telemetry =
-        probes::serve(args.common.telemetry_listen, readiness, registry, stop.clone().cancelled_owned())
-            .await?;
-    let listener = server::listen(args.listen)
-        .with_context(|| format!("--listen {} can't be had; choose another address or port", args.listen))?;
-    info!(version = env!("CARGO_PKG_VERSION"), namespace, listen = %args.listen, "verifier starts");
+    let telemetry = probes::serve(
+        args.common.telemetry_listen,
+        readiness.clone(),
+        registry,
+        stop.clone().cancelled_owned(),
+    )
+    .await?;
+    let listener = bind("--listen", args.listen)?;
+    let grpc_listener = args.grpc_listen.map(|listen| bind("--grpc-listen", listen)).transpose()?;
+    let version = env!("CARGO_PKG_VERSION");
+    info!(version, namespace, listen = %args.listen, grpc_listen = ?args.grpc_listen, "verifier starts");
 
     let view = Arc::new(View::default());
     let client = cluster.client()?;
     let (peppers, follow_pepper) = pepper::follow(client.clone(), &namespace);
     let connections = metrics.connections.clone();
     let callers = Arc::new(Callers::new(view.clone(), Some(client)));
-    let doors = Doors::new(view.clone(), TrustedProxies(args.trusted_proxies), callers, &metrics);
+    let trusted_proxies = TrustedProxies(args.trusted_proxies);
+    let ext_authz = ExtAuthz::new(view.clone(), trusted_proxies.clone(), &metrics);
+    let doors = Doors::new(view.clone(), trusted_proxies, callers, &metrics);
     let (sources, heard) = sources(&cluster, args.common.namespaces())?;
     let feed = feed::feed(sources, view.clone(), list_ready, metrics.clone());
     let limit = Limit { max_staleness: args.max_staleness.unsigned_abs(), policy: args.stale_policy };
     let freshness = freshness::watch(heard, limit, view.clone(), fresh, metrics);
-    let server = Server::new(doors, tls, Patience::default(), max_connections, connections);
-    // A task of its own: this one would have to be woken on another thread for each connection.
-    let served = tokio::spawn(server.serve(listener, stop.cancelled_owned()));
+    let patience = Patience::default();
+    let server = Server::new(doors, http_tls, patience, max_connections, connections);
+    let grpc = grpc::Server::new(ext_authz, readiness, grpc_tls, patience);
+    // Tasks of their own: this one would have to be woken on another thread for each connection.
+    let served = tokio::spawn(server.serve(listener, stop.clone().cancelled_owned()));
+    let grpc_served = grpc_listener.map(|listener| tokio::spawn(grpc.serve(listener, stop)));
     tokio::select! {
-        served = served => served.context("the doors are closed"),
+        served = future::try_join(served, finished(grpc_served)) => served.map(drop).context("the doors are closed"),
         () = follow_certificates(certificates) => bail!("the TLS certificate is no longer followed"),
         () = feed => bail!("the watch of ApiTokens has ended"),
         () = freshness => bail!("the age of the view is no longer looked at"),
@@ -82,6 +98,16 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
         () = keep_pepper(peppers, view, pepper_ready) => bail!("the pepper is no longer followed"),
         () = async { telemetry.await; future::pending().await } => Ok(()),
     }
+}
+
+fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    server::listen(address)
+        .with_context(|| format!("{flag} {address} can't be had; choose another address or port"))
+}
+
+/// Waits for a task, if there is one.
+async fn finished(task: Option<JoinHandle<()>>) -> Result<(), JoinError> {
+    OptionFuture::from(task).await.unwrap_or(Ok(()))
 }
 
 /// One watch for each namespace, each with a connection of its own, and when each was last heard of.

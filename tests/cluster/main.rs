@@ -17,6 +17,7 @@ mod support;
 
 mod crash;
 mod doors;
+mod ext_authz;
 mod faults;
 mod install;
 mod kubernetes;
@@ -163,6 +164,8 @@ fn main() -> ExitCode {
         secret::a_status_that_claims_nonsense_gives_nothing,
         doors::the_challenge_follows_the_rfc,
         doors::public_answers_do_not_tell_revoked_from_unknown,
+        ext_authz::a_grpc_client_gets_the_answers_of_auth,
+        ext_authz::a_verifier_without_a_pepper_denies_and_is_not_healthy,
     );
     // Minutes of waiting: only with `--ignored`, as `.ci/run` does.
     tests!(suite, runtime, breakable, Site::start(), faults::a_quiet_cluster_is_heard);

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use devcluster::process::Guarded;
 
-use crate::support::free_port;
+use crate::support::{Process, free_port};
 
 /// A gateway that users put in front of their services.
 pub struct Gateway {
@@ -17,15 +17,21 @@ pub struct Gateway {
     program: fn() -> Result<PathBuf, programs::Error>,
     /// Sets what makes the program run a file, in the folder of that file.
     command: fn(&mut Command, &Path, SocketAddr),
+    /// The port of the verifier that it asks.
+    pub door: fn(&Process) -> SocketAddr,
     /// Whether the client gets the verifier's body with a refusal.
     pub passes_body: bool,
     /// Whether it can be told to drop headers by a pattern, or by their names only.
     pub drops_by_pattern: bool,
     /// Whether it can be told how long to wait for the verifier.
     pub gives_up: bool,
+    /// What else a test replaces in the files.
+    edits: &'static [(&'static str, &'static str)],
 }
 
-pub const ALL: [Gateway; 5] = [
+const HTTP: fn(&Process) -> SocketAddr = |verifier| verifier.listen;
+
+pub const ALL: [Gateway; 6] = [
     Gateway {
         name: "nginx",
         files: &["nginx.conf"],
@@ -34,9 +40,11 @@ pub const ALL: [Gateway; 5] = [
             let globals = format!("daemon off; pid {};", folder.join("pid").display());
             command.args(["-e", "stderr", "-g", &globals, "-c"]).arg(folder.join("nginx.conf"));
         },
+        door: HTTP,
         passes_body: false,
         drops_by_pattern: false,
         gives_up: true,
+        edits: &[],
     },
     Gateway {
         name: "haproxy",
@@ -45,9 +53,11 @@ pub const ALL: [Gateway; 5] = [
         command: |command, _, _| {
             command.args(["-f", "haproxy.cfg"]);
         },
+        door: HTTP,
         passes_body: true,
         drops_by_pattern: true,
         gives_up: true,
+        edits: &[],
     },
     Gateway {
         name: "caddy",
@@ -59,9 +69,11 @@ pub const ALL: [Gateway; 5] = [
             command.env("CADDY_ADMIN", format!("unix/{}", folder.join("admin").display()));
             command.env("XDG_DATA_HOME", folder).env("XDG_CONFIG_HOME", folder);
         },
+        door: HTTP,
         passes_body: true,
         drops_by_pattern: true,
         gives_up: true,
+        edits: &[],
     },
     Gateway {
         name: "envoy-http",
@@ -70,9 +82,11 @@ pub const ALL: [Gateway; 5] = [
         command: |command, _, _| {
             command.args(["--disable-hot-restart", "--concurrency", "2", "-c", "envoy-http.yaml"]);
         },
+        door: HTTP,
         passes_body: true,
         drops_by_pattern: true,
         gives_up: true,
+        edits: &[],
     },
     Gateway {
         name: "traefik",
@@ -84,12 +98,54 @@ pub const ALL: [Gateway; 5] = [
             // It asks its maker for news otherwise.
             command.args(["--global.checknewversion=false", "--global.sendanonymoususage=false"]);
         },
+        door: HTTP,
         passes_body: true,
         drops_by_pattern: true,
         // After 30 s, which can't be changed.
         gives_up: false,
+        edits: &[],
     },
+    ENVOY_GRPC,
 ];
+
+const ENVOY_GRPC: Gateway = Gateway {
+    name: "envoy-grpc",
+    files: &["envoy-grpc.yaml"],
+    program: programs::envoy,
+    command: |command, _, _| {
+        command.args(["--disable-hot-restart", "--concurrency", "2", "-c", "envoy-grpc.yaml"]);
+    },
+    door: |verifier| verifier.grpc,
+    passes_body: true,
+    drops_by_pattern: true,
+    gives_up: true,
+    edits: &[],
+};
+
+/// The same with a filter after ours, which tells the client what it has learnt from it.
+pub const ENVOY_WITH_A_FILTER: Gateway = Gateway {
+    name: "envoy-grpc with a filter",
+    edits: &[(
+        "                  - name: envoy.filters.http.router\n",
+        r#"                  - name: envoy.filters.http.lua
+                    typed_config:
+                      "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua
+                      default_source_code:
+                        inline_string: |
+                          function envoy_on_response(handle)
+                            local token = handle:streamInfo():dynamicMetadata():get("envoy.filters.http.ext_authz")
+                            if token then
+                              for _, key in ipairs({"id", "subject", "namespace", "name", "key_id"}) do
+                                handle:headers():add("seen-" .. key, token[key])
+                              end
+                              handle:headers():add("seen-scopes", table.concat(token["scopes"], " "))
+                            end
+                          end
+                  - name: envoy.filters.http.router
+"#,
+    )],
+    ..ENVOY_GRPC
+};
 
 /// A gateway that runs.
 pub struct Running {
@@ -116,7 +172,11 @@ impl Gateway {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{}", self.name, address.port()));
         fs::create_dir_all(&folder).expect("a folder");
         for file in self.files {
-            let text = replaced(file, &folder, [verifier, upstream, address]);
+            let mut text = replaced(file, &folder, [verifier, upstream, address]);
+            for (written, here) in self.edits {
+                assert!(text.contains(written), "{file} lacks {written:?}");
+                text = text.replace(written, here);
+            }
             fs::write(folder.join(file), edit(text)).expect("a config file");
         }
         let mut command = Command::new(program);
@@ -163,6 +223,7 @@ fn replaced(file: &str, folder: &Path, [verifier, upstream, gateway]: [SocketAdd
         ("bind :8000", format!("bind {gateway}")),
         ("\n:8000 {", format!("\nhttp://{gateway} {{")),
         (&yaml("tokenward-verifier", 8080), address(verifier)),
+        (&yaml("tokenward-verifier", 8081), address(verifier)),
         (&yaml("api", 8080), address(upstream)),
         (&yaml("0.0.0.0", 8000), address(gateway)),
         ("abns@tokenward", socket),

@@ -11,6 +11,7 @@ mod support;
 mod checks;
 mod curl;
 mod gateway;
+mod metadata;
 mod relay;
 mod stage;
 mod upstream;
@@ -110,6 +111,11 @@ fn main() -> ExitCode {
         |(_, gateway)| gateway.name == "haproxy",
         a_script_that_fails_closes_the_gateway
     );
+    let told = fixtures.clone();
+    suite.push(Trial::test("envoy-grpc::a_filter_and_the_log_learn_whose_token_it_is", move || {
+        told.runtime.block_on(metadata::a_filter_and_the_log_learn_whose_token_it_is(told.shared()));
+        Ok(())
+    }));
     let conclusion = libtest_mimic::run(&arguments, suite);
     // Ends what was started: the gateways and verifiers first, then their cluster.
     if let Some(mut fixtures) = Arc::into_inner(fixtures) {

@@ -108,7 +108,8 @@ impl Site {
     /// Starts the verifier under its own rights, with these flags only.
     pub fn verifier_with(&self, args: &[&str]) -> Process {
         let kubeconfig = self.rights_of("tokenward-verifier");
-        Process::start("verifier", &kubeconfig, &["--telemetry-listen", "--listen"], args, &[])
+        let ports = ["--telemetry-listen", "--listen", "--grpc-listen"];
+        Process::start("verifier", &kubeconfig, &ports, args, &[])
     }
 
     /// A kubeconfig with the rights of one of our service accounts.
@@ -169,6 +170,7 @@ pub struct Process {
     guarded: Guarded,
     pub telemetry: SocketAddr,
     pub listen: SocketAddr,
+    pub grpc: SocketAddr,
     log: PathBuf,
 }
 
@@ -177,6 +179,7 @@ impl Process {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let telemetry = free_port();
         let listen = free_port();
+        let grpc = free_port();
         let log = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!(
             "{role}-{}-{}.log",
             std::process::id(),
@@ -184,13 +187,13 @@ impl Process {
         ));
         let mut command = Command::new(env!("CARGO_BIN_EXE_tokenward"));
         command.arg(role).env("KUBECONFIG", kubeconfig).env("TOKENWARD_NAMESPACE", "tokenward");
-        for (flag, port) in ports.iter().zip([telemetry, listen]) {
+        for (flag, port) in ports.iter().zip([telemetry, listen, grpc]) {
             command.arg(flag).arg(port.to_string());
         }
         command.args(args).envs(env.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(std::fs::File::create(&log).expect("a log file"));
-        Self { guarded: Guarded::spawn(command).expect("a process"), telemetry, listen, log }
+        Self { guarded: Guarded::spawn(command).expect("a process"), telemetry, listen, grpc, log }
     }
 
     /// Waits until `/readyz` says so.

@@ -6,7 +6,7 @@ use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(super) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The networks of the proxies whose X-Forwarded-For is believed.
 #[derive(Clone, Debug, Default)]
@@ -18,21 +18,25 @@ impl TrustedProxies {
     /// `None`: a proxy of ours passed on what can't be read. That is nobody's address, and least of all the
     /// proxy's own, which may be in a network that the client is not in.
     pub(super) fn client(&self, headers: &HeaderMap, peer: IpAddr) -> Option<IpAddr> {
-        let trusted = |address: &IpAddr| self.0.iter().any(|network| network.contains(address));
         let mut client = peer;
-        if !trusted(&client) {
+        if !self.trusts(client) {
             return Some(client);
         }
         // As bytes: what a client puts in front may be no text, and must not hide what a proxy added to it.
         let values = headers.get_all(FORWARDED_FOR).iter().rev().map(HeaderValue::as_bytes);
         let mut hops = values.flat_map(|value| value.rsplit(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
-        while trusted(&client) {
+        while self.trusts(client) {
             match hops.find(|hop| !hop.is_empty()) {
                 Some(hop) => client = address(hop)?,
                 None => break,
             }
         }
         Some(client)
+    }
+
+    /// Whether this is the address of a proxy that is believed.
+    pub(super) fn trusts(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|network| network.contains(&address))
     }
 }
 

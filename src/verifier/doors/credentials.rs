@@ -5,7 +5,7 @@
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 
 const BEARER: &[u8] = b"Bearer";
-const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+pub(super) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Why a request has no one token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

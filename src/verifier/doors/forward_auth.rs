@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderName, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Bytes;
 
@@ -35,7 +35,7 @@ pub(super) struct ForwardAuth {
 }
 
 /// Why a request can't be answered with a decision.
-enum Refusal {
+pub(super) enum Refusal {
     /// 400: it breaks the protocol; says how.
     Malformed(Cow<'static, str>),
     /// 401: it presents nothing.
@@ -60,7 +60,7 @@ impl From<Unavailable> for Refusal {
 }
 
 impl Refusal {
-    fn outcome(&self) -> Outcome {
+    pub(super) fn outcome(&self) -> Outcome {
         match self {
             Self::Malformed(_) => Outcome::Malformed,
             Self::NoToken => Outcome::NoToken,
@@ -69,11 +69,11 @@ impl Refusal {
     }
 }
 
-/// What the route needs, as the query says it.
+/// What the route needs, as the gateway's operator says it.
 #[derive(Debug, Default)]
-struct Needs<'q> {
-    scopes: Vec<Cow<'q, str>>,
-    audience: Option<Cow<'q, str>>,
+pub(super) struct Needs<'q> {
+    pub(super) scopes: Vec<Cow<'q, str>>,
+    pub(super) audience: Option<Cow<'q, str>>,
 }
 
 impl ForwardAuth {
@@ -108,82 +108,97 @@ impl ForwardAuth {
 
     fn allow(&self, identity: Identity<'_>) -> Answer {
         self.metrics.count(Outcome::Allowed);
-        let entry = identity.entry;
-        let mut scopes = String::new();
-        for scope in identity.scopes() {
-            if !scopes.is_empty() {
-                scopes.push(' ');
-            }
-            scopes.push_str(scope);
-        }
         let mut answer = Response::new(Full::default());
         let headers = answer.headers_mut();
-        let subject = format!("{}/{}", entry.namespace, entry.name);
-        for (name, value) in [(ID, &*entry.token_id), (SUBJECT, &*subject), (SCOPES, &*scopes)] {
-            // Names, ids and scopes are ASCII by the API server's rules; a value that is not is left out.
-            if let Ok(value) = HeaderValue::from_str(value) {
-                headers.insert(name, value);
-            }
-        }
+        insert_identity(headers, identity);
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         answer
     }
 
     fn deny(&self, code: Code, needs: &Needs<'_>) -> Answer {
         self.metrics.count(Outcome::Denied(code));
-        match code {
-            Code::InsufficientScope => {
-                let scopes = needs.scopes.join(" ");
-                let challenge =
-                    format!(r#"Bearer realm="tokenward", error="insufficient_scope", scope="{scopes}""#);
-                answer(
-                    StatusCode::FORBIDDEN,
-                    Some(&challenge),
-                    "insufficient_scope",
-                    "the token lacks a scope that this needs",
-                )
-            }
-            Code::IpNotAllowed => answer(
-                StatusCode::FORBIDDEN,
-                None,
-                "ip_not_allowed",
-                "the token may not be used from this address",
-            ),
-            // One answer for all of these: whether a token was revoked or never existed is not told.
-            Code::NotFound
-            | Code::Revoked
-            | Code::Expired
-            | Code::Suspended
-            | Code::Retired
-            | Code::AudienceMismatch => answer(
-                StatusCode::UNAUTHORIZED,
-                Some(r#"Bearer realm="tokenward", error="invalid_token""#),
-                "invalid_token",
-                "the token is not valid",
-            ),
-        }
+        denial(code, needs)
     }
 
     fn refuse(&self, refusal: &Refusal) -> Answer {
         self.metrics.count(refusal.outcome());
-        match refusal {
-            Refusal::Malformed(what) => answer(
-                StatusCode::BAD_REQUEST,
-                Some(r#"Bearer realm="tokenward", error="invalid_request""#),
-                "invalid_request",
-                what,
-            ),
-            Refusal::NoToken => answer(
-                StatusCode::UNAUTHORIZED,
-                Some(r#"Bearer realm="tokenward""#),
-                "no_token",
-                "present a token as Authorization: Bearer, or as X-API-Key",
-            ),
-            Refusal::Unavailable(why) => {
-                let mut answer = answer(StatusCode::SERVICE_UNAVAILABLE, None, why.error(), why.message());
-                answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-                answer
-            }
+        refused(refusal)
+    }
+}
+
+/// Tells the service behind the gateway whose request it has.
+pub(super) fn insert_identity(headers: &mut HeaderMap, identity: Identity<'_>) {
+    let entry = identity.entry;
+    let mut scopes = String::new();
+    for scope in identity.scopes() {
+        if !scopes.is_empty() {
+            scopes.push(' ');
+        }
+        scopes.push_str(scope);
+    }
+    let subject = format!("{}/{}", entry.namespace, entry.name);
+    for (name, value) in [(ID, &*entry.token_id), (SUBJECT, &*subject), (SCOPES, &*scopes)] {
+        // Names, ids and scopes are ASCII by the API server's rules; a value that is not is left out.
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// The answer to a token that is not valid for what is asked.
+pub(super) fn denial(code: Code, needs: &Needs<'_>) -> Answer {
+    match code {
+        Code::InsufficientScope => {
+            let scopes = needs.scopes.join(" ");
+            let challenge =
+                format!(r#"Bearer realm="tokenward", error="insufficient_scope", scope="{scopes}""#);
+            answer(
+                StatusCode::FORBIDDEN,
+                Some(&challenge),
+                "insufficient_scope",
+                "the token lacks a scope that this needs",
+            )
+        }
+        Code::IpNotAllowed => answer(
+            StatusCode::FORBIDDEN,
+            None,
+            "ip_not_allowed",
+            "the token may not be used from this address",
+        ),
+        // One answer for all of these: whether a token was revoked or never existed is not told.
+        Code::NotFound
+        | Code::Revoked
+        | Code::Expired
+        | Code::Suspended
+        | Code::Retired
+        | Code::AudienceMismatch => answer(
+            StatusCode::UNAUTHORIZED,
+            Some(r#"Bearer realm="tokenward", error="invalid_token""#),
+            "invalid_token",
+            "the token is not valid",
+        ),
+    }
+}
+
+/// The answer to a request that can't be decided on.
+pub(super) fn refused(refusal: &Refusal) -> Answer {
+    match refusal {
+        Refusal::Malformed(what) => answer(
+            StatusCode::BAD_REQUEST,
+            Some(r#"Bearer realm="tokenward", error="invalid_request""#),
+            "invalid_request",
+            what,
+        ),
+        Refusal::NoToken => answer(
+            StatusCode::UNAUTHORIZED,
+            Some(r#"Bearer realm="tokenward""#),
+            "no_token",
+            "present a token as Authorization: Bearer, or as X-API-Key",
+        ),
+        Refusal::Unavailable(why) => {
+            let mut answer = answer(StatusCode::SERVICE_UNAVAILABLE, None, why.error(), why.message());
+            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            answer
         }
     }
 }
@@ -191,11 +206,19 @@ impl ForwardAuth {
 /// Reads what the route needs. `strict`: the query is all ours, so an unknown parameter is a mistake, and one that
 /// would leave a route open.
 fn needs(query: &str, strict: bool) -> Result<Needs<'_>, Refusal> {
-    let mut needs = Needs::default();
     if query.is_empty() {
-        return Ok(needs);
+        return Ok(Needs::default());
     }
-    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+    read_needs(form_urlencoded::parse(query.as_bytes()), strict)
+}
+
+/// The same from parameters that were decoded already.
+pub(super) fn read_needs<'q>(
+    parameters: impl IntoIterator<Item = (Cow<'q, str>, Cow<'q, str>)>,
+    strict: bool,
+) -> Result<Needs<'q>, Refusal> {
+    let mut needs = Needs::default();
+    for (name, value) in parameters {
         match &*name {
             "scope" => {
                 let scopes: Vec<&str> = value.split_ascii_whitespace().collect();

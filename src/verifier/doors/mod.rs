@@ -5,6 +5,7 @@
 
 mod client_address;
 mod credentials;
+pub mod ext_authz;
 #[cfg(test)]
 pub(super) mod fixture;
 mod forward_auth;
