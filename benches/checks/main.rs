@@ -12,12 +12,16 @@
 
 mod api;
 mod bare;
+mod cluster;
 mod growth;
 mod open_loop;
 mod peers;
 mod rates;
+mod ready;
 mod report;
+mod revocation;
 mod server;
+mod token_review;
 mod tokens;
 mod wrk;
 
@@ -41,6 +45,9 @@ struct Args {
     /// How long one round loads one server, in seconds
     #[arg(long, default_value_t = 4)]
     seconds: u64,
+    /// How many real objects the part `ready` makes
+    #[arg(long, default_value_t = 10_000)]
+    objects: u64,
     /// Keep the tables in benches/RESULTS.md
     #[arg(long)]
     write: bool,
@@ -55,6 +62,10 @@ enum Part {
     Rates,
     /// Memory, start and cost of a check from 1,000 to 1,000,000 tokens
     Growth,
+    /// From acknowledgement to 401, beside a bare watch
+    Revocation,
+    /// Time until ready beside real objects
+    Ready,
 }
 
 /// What this executable is when it runs itself.
@@ -108,6 +119,12 @@ fn measure(args: &Args) -> anyhow::Result<()> {
     }
     if wanted(Part::Growth) {
         growth::measure(&bench, &mut report)?;
+    }
+    if wanted(Part::Revocation) {
+        revocation::measure(&bench, &mut report)?;
+    }
+    if wanted(Part::Ready) {
+        ready::measure(&bench, args.objects, &mut report)?;
     }
     if args.write {
         report.write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/RESULTS.md"))?;

@@ -6,7 +6,7 @@ use super::api::Api;
 use super::report::{Report, median, time};
 use super::server::Server;
 use super::wrk::Run;
-use super::{Bench, open_loop, peers};
+use super::{Bench, open_loop, peers, token_review};
 
 const TOKENS: u64 = 100_000;
 
@@ -39,6 +39,8 @@ pub fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
             format!("{:.0} MiB", server.memory()? as f64 / f64::from(1 << 20)),
         ]);
     }
+    drop(servers);
+    rows.push(token_review::measure(bench)?);
     report.section(
         "A check",
         "64 connections to one core, one request in ten with a bad token. The verifier and the bare server meet all of \

@@ -1,6 +1,6 @@
 //! A server that is measured: alone on the first core, asked by HTTP/1.1, its CPU time and memory read from /proc.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -40,9 +40,25 @@ impl Server {
         command: &Command,
         log: &Path,
     ) -> anyhow::Result<Self> {
-        let name = name.into();
-        let process = pinned(0, command, log).with_context(|| format!("{name} can't be started"))?;
-        let mut server = Self { name, check, address, path, tokens, process };
+        let mut server = Self::start_anywhere(name.into(), address, path, tokens, on_core(0, command), log)?;
+        server.check = check;
+        Ok(server)
+    }
+
+    /// The same, on any core.
+    pub fn start_anywhere(
+        name: String,
+        address: SocketAddr,
+        path: &'static str,
+        tokens: u64,
+        mut command: Command,
+        log: &Path,
+    ) -> anyhow::Result<Self> {
+        let output =
+            std::fs::File::create(log).with_context(|| format!("{} can't be written", log.display()))?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let process = Guarded::spawn(command).with_context(|| format!("{name} can't be started"))?;
+        let mut server = Self { name, check: "", address, path, tokens, process };
         server.wait(log)?;
         Ok(server)
     }
@@ -65,42 +81,79 @@ impl Server {
         }
     }
 
-    /// Asks once; answers the status code.
-    pub fn ask(&self, token: &str) -> anyhow::Result<u16> {
-        let mut stream = TcpStream::connect(self.address)?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        let path = self.path;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {token}\r\n\r\n")?;
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line)?;
-        let code = line.split(' ').nth(1).context("no status")?;
-        Ok(code.parse()?)
+    /// Where it is asked.
+    pub fn url(&self) -> String {
+        format!("http://{}{}", self.address, self.path)
     }
 
-    /// CPU time that it has used so far, in user space and in the kernel.
+    /// Connects, to ask one question after the other.
+    pub fn connect(&self) -> anyhow::Result<Client> {
+        let stream = TcpStream::connect(self.address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        Ok(Client { stream: BufReader::new(stream), path: self.path })
+    }
+
+    fn ask(&self, token: &str) -> anyhow::Result<u16> {
+        self.connect()?.ask(token)
+    }
+
+    /// CPU time that it has used so far.
     pub fn cpu(&self) -> anyhow::Result<Duration> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.pid()))?;
-        // The name before them is in parentheses and may hold spaces.
-        let fields: Vec<&str> = stat.rsplit_once(')').context("no name")?.1.split_whitespace().collect();
-        let ticks =
-            |i: usize| fields.get(i).context("a short line")?.parse::<u32>().map_err(anyhow::Error::from);
-        Ok(TICK * (ticks(11)? + ticks(12)?))
+        cpu(self.process.pid())
     }
 
     /// Resident memory, in bytes.
     pub fn memory(&self) -> anyhow::Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.pid()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>()? * 1024)
+        memory(self.process.pid())
     }
 }
 
-/// Starts a command on one core, its output in a file.
-pub fn pinned(core: usize, command: &Command, log: &Path) -> anyhow::Result<Guarded> {
-    let log = std::fs::File::create(log).with_context(|| format!("{} can't be written", log.display()))?;
-    let mut taskset = on_core(core, command);
-    taskset.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    Guarded::spawn(taskset).context("taskset (of util-linux) can't be run")
+/// A connection to a server.
+pub struct Client {
+    stream: BufReader<TcpStream>,
+    path: &'static str,
+}
+
+impl Client {
+    /// Asks; answers the status code.
+    pub fn ask(&mut self, token: &str) -> anyhow::Result<u16> {
+        let path = self.path;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {token}\r\n\r\n");
+        self.stream.get_mut().write_all(request.as_bytes())?;
+        let (mut status, mut length) = (None, 0);
+        loop {
+            let mut line = String::new();
+            ensure!(self.stream.read_line(&mut line)? > 0, "the connection was closed");
+            match (status, line.trim_end().split_once(':')) {
+                (None, _) => status = Some(line.split(' ').nth(1).context("no status")?.parse()?),
+                (Some(_), Some((name, value))) if name.eq_ignore_ascii_case("content-length") => {
+                    length = value.trim().parse()?;
+                }
+                (Some(status), None) => {
+                    self.stream.read_exact(&mut vec![0; length])?;
+                    return Ok(status);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// CPU time that a process has used so far, in user space and in the kernel.
+pub fn cpu(pid: u32) -> anyhow::Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name before them is in parentheses and may hold spaces.
+    let fields: Vec<&str> = stat.rsplit_once(')').context("no name")?.1.split_whitespace().collect();
+    let ticks = |i: usize| fields.get(i).context("a short line")?.parse::<u32>().map_err(anyhow::Error::from);
+    Ok(TICK * (ticks(11)? + ticks(12)?))
+}
+
+/// A process's resident memory, in bytes.
+pub fn memory(pid: u32) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>()? * 1024)
 }
 
 /// The same command, held on one core.
