@@ -82,7 +82,7 @@ impl ForwardAuth {
         };
         let now = Timestamp::now();
         Ok(self.view.index.claimants(token.key_id(), |claimants| {
-            match decide(claimants.iter().map(AsRef::as_ref), peppers, &question, now) {
+            match decide(claimants, peppers, &question, now) {
                 Decision::Allow(identity) => self.allow(identity),
                 Decision::Deny(code) => self.deny(code, &needs),
             }
@@ -111,17 +111,10 @@ impl ForwardAuth {
     fn allow(&self, identity: Identity<'_>) -> Answer {
         self.metrics.allowed();
         let entry = identity.entry;
-        let mut scopes = String::new();
-        for scope in identity.scopes() {
-            if !scopes.is_empty() {
-                scopes.push(' ');
-            }
-            scopes.push_str(scope);
-        }
         let mut answer = Response::new(Full::default());
         let headers = answer.headers_mut();
-        let subject = format!("{}/{}", entry.namespace, entry.name);
-        for (name, value) in [(ID, &*entry.token_id), (SUBJECT, &*subject), (SCOPES, &*scopes)] {
+        let scopes = identity.scopes();
+        for (name, value) in [(ID, entry.token_id()), (SUBJECT, entry.subject()), (SCOPES, &scopes)] {
             // Names, ids and scopes are ASCII by the API server's rules; a value that is not is left out.
             if let Ok(value) = HeaderValue::from_str(value) {
                 headers.insert(name, value);
@@ -151,17 +144,16 @@ impl ForwardAuth {
                 "ip_not_allowed",
                 "the token may not be used from this address",
             ),
-            // One answer for all of these: whether a token was revoked or never existed is not told.
+            // One answer for all of these, made beforehand: whether a token was revoked or never existed is not told.
             Code::NotFound
             | Code::Revoked
             | Code::Expired
             | Code::Suspended
             | Code::Retired
-            | Code::AudienceMismatch => answer(
+            | Code::AudienceMismatch => answer_with(
                 StatusCode::UNAUTHORIZED,
-                Some(r#"Bearer realm="tokenward", error="invalid_token""#),
-                "invalid_token",
-                "the token is not valid",
+                Some(HeaderValue::from_static(r#"Bearer realm="tokenward", error="invalid_token""#)),
+                Bytes::from_static(br#"{"error":"invalid_token","message":"the token is not valid"}"#),
             ),
         }
     }
@@ -279,12 +271,16 @@ fn needs(query: &str, strict: bool) -> Result<Needs<'_>, Refusal> {
 
 fn answer(status: StatusCode, challenge: Option<&str>, error: &str, message: &str) -> Answer {
     let body = serde_json::json!({ "error": error, "message": message }).to_string();
-    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    answer_with(status, challenge.and_then(|text| HeaderValue::from_str(text).ok()), body.into())
+}
+
+fn answer_with(status: StatusCode, challenge: Option<HeaderValue>, body: Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(body));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if let Some(challenge) = challenge.and_then(|text| HeaderValue::from_str(text).ok()) {
+    if let Some(challenge) = challenge {
         headers.insert(WWW_AUTHENTICATE, challenge);
     }
     answer

@@ -7,11 +7,10 @@ use proptest::prelude::*;
 
 use super::super::Doors;
 use super::*;
-use crate::check::Entry;
+use crate::check::WireToken;
 use crate::crd::{ApiToken, ApiTokenSpec, Constraints};
 use crate::token::format::{self, KeyId, Prefix};
 use crate::token::{Peppers, Plaintext};
-use crate::verifier::index::Object;
 
 const PEER: &str = "192.0.2.1";
 /// Headers of a request, in order.
@@ -100,7 +99,7 @@ impl Door {
             }],
         });
         token.status = serde_json::from_value(status).expect("a status");
-        self.view.index.apply(Object::new("team", &name), Entry::of(&token));
+        self.view.index.apply(&WireToken::from(&token), 0);
     }
 
     fn ask(&self, uri: &str, headers: Headers<'_>) -> Answered {
