@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::binaries::tail;
+use crate::cache::tail;
 use crate::kubeconfig::{Credentials, Endpoint};
 use crate::pki::{Authority, TokenKeys};
 use crate::process::{DROP_GRACE, Guarded, Signal};

@@ -10,12 +10,15 @@ use std::time::Duration;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The Go tool chain is not on PATH, and the binaries are not in the cache yet.
+    /// The Go tool chain is not on PATH, and the binary is not in the cache yet.
     #[error(
-        "`go` was not found, and the control plane is built with it: install Go 1.26 or newer \
-         (https://go.dev/dl), or set KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver and kubectl"
+        "`go` was not found, and {binary} is built with it: install Go 1.26 or newer (https://go.dev/dl). \
+         A control plane can be had without: set KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver and kubectl"
     )]
-    GoMissing,
+    GoMissing {
+        /// The binary that was to be built.
+        binary: &'static str,
+    },
 
     /// `go build` failed.
     #[error("building {binary} failed ({status}). The end of what `go build` said:\n{output}")]
@@ -162,7 +165,7 @@ pub enum Error {
 
 impl Error {
     /// For `map_err` on what touches a file or a folder.
-    pub(crate) fn file(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+    pub fn file(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_owned();
         move |source| Self::File { action, path, source }
     }

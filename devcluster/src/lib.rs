@@ -11,18 +11,21 @@
 //! stored, validated, watched and collected as in any cluster, but pods don't run.
 //!
 //! Map: [`Cluster`] is what users see. `control_plane` starts the processes, each held by a
-//! [`process::Guarded`], so that none outlives its owner. [`Binaries`] are built once and cached. `pki` and
+//! [`process::Guarded`], so that none outlives its owner. [`Binaries`] are built once by [`go`] and
+//! kept in a [`cache`], showing [`progress`]; other crates get their programs so too. `pki` and
 //! `kubeconfig` make identities. [`state`] is `cargo cluster up`: the one case in which processes stay.
 
 mod binaries;
+pub mod cache;
 mod cluster;
 mod control_plane;
 mod error;
+pub mod go;
 mod identity;
 mod kubeconfig;
 mod pki;
 pub mod process;
-mod progress;
+pub mod progress;
 pub mod state;
 
 use std::env;

