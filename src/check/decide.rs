@@ -1,12 +1,14 @@
 //! The decision: the one place that allows.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
 
+use super::entry::{Limits, Standing};
 use super::{Code, Entry, Version};
 use crate::token::scope::any_covers;
-use crate::token::{Peppers, Token};
+use crate::token::{KeyId, Peppers, Token};
 
 /// What is asked.
 #[derive(Clone, Copy, Debug)]
@@ -37,86 +39,89 @@ pub struct Identity<'e> {
     pub entry: &'e Entry,
     /// The secret of it that was presented.
     pub version: &'e Version,
+    /// That secret's key id.
+    pub key_id: KeyId,
 }
 
 impl<'e> Identity<'e> {
-    /// The scopes that this secret has now: those that both it and the spec grant.
-    pub fn scopes(&self) -> impl Iterator<Item = &'e str> {
-        let Self { entry, version } = *self;
+    /// The scopes that this secret has now, separated by spaces: those that both it and the spec grant.
+    pub fn scopes(&self) -> Cow<'e, str> {
+        let of_spec = self.entry.scopes();
+        let Some(own) = self.version.own_scopes() else { return of_spec.as_str().into() };
         // Where neither is narrower the two lists hold the same scope twice; it is told once.
-        let of_version = version.scopes(entry).filter(|scope| any_covers(entry.scopes(), scope));
-        let of_spec = entry.scopes().filter(|scope| {
-            any_covers(version.scopes(entry), scope) && !version.scopes(entry).any(|s| s == *scope)
-        });
-        of_version.chain(of_spec)
-    }
-
-    /// The ApiToken, as `namespace/name`.
-    pub fn subject(&self) -> String {
-        format!("{}/{}", self.entry.namespace, self.entry.name)
+        let of_version = own.iter().filter(|scope| any_covers(of_spec.iter(), scope));
+        let of_spec =
+            of_spec.iter().filter(|scope| any_covers(own.iter(), scope) && !own.iter().any(|s| s == *scope));
+        of_version.chain(of_spec).collect::<Vec<_>>().join(" ").into()
     }
 
     /// The services that it is meant for; none: any.
-    pub fn audiences(&self) -> impl Iterator<Item = &'e str> {
-        self.entry.audiences.iter().map(AsRef::as_ref)
+    pub fn audiences(&self) -> &'e [Box<str>] {
+        self.entry.limits().map_or(&[], |limits| &limits.audiences)
     }
 
-    /// When this secret was issued.
+    /// When this secret was issued, to the second.
     pub fn issued_at(&self) -> Option<Timestamp> {
-        Timestamp::from_millisecond(self.version.issued_at).ok()
+        Timestamp::from_second(self.version.issued_at.into()).ok()
     }
 
     /// When it ends as things stand. `None`: never.
     pub fn ends_at(&self) -> Option<Timestamp> {
         // Never is beyond what an instant can be.
-        Timestamp::from_millisecond(self.entry.expires_at.min(self.version.retire_at)).ok()
+        Timestamp::from_millisecond(self.entry.expires_at().min(self.version.ends_at)).ok()
     }
 }
 
-/// Decides on the entries that claim the presented key id.
+/// Decides on the versions that claim the presented key id.
 ///
 /// There may be several, since a key id can be copied into another status; the one whose proof holds is meant, and
 /// if none does, the token does not exist.
 pub fn decide<'e>(
-    claimants: impl IntoIterator<Item = &'e Entry>,
+    claimants: impl IntoIterator<Item = &'e Version>,
     peppers: &Peppers,
     request: &Request<'_>,
     now: Timestamp,
 ) -> Decision<'e> {
-    let key_id = request.token.key_id();
-    let proven = claimants.into_iter().find_map(|entry| {
-        let mut versions = entry.versions.iter().filter(|version| version.key_id == key_id);
-        let version = versions
-            .find(|version| peppers.holds(&entry.namespace, &entry.name, &request.token, &version.hash))?;
-        Some(Identity { entry, version })
+    let proven = claimants.into_iter().find(|version| {
+        let (namespace, name) = version.entry.object();
+        peppers.holds(namespace, name, &request.token, &version.proof)
     });
-    match proven {
-        None => Decision::Deny(Code::NotFound),
-        Some(identity) => match denial(identity, request, now.as_millisecond()) {
-            Some(code) => Decision::Deny(code),
-            None => Decision::Allow(identity),
-        },
+    let Some(version) = proven else { return Decision::Deny(Code::NotFound) };
+    let identity = Identity { entry: &version.entry, version, key_id: request.token.key_id() };
+    match denial(identity, request, now.as_millisecond()) {
+        Some(code) => Decision::Deny(code),
+        None => Decision::Allow(identity),
     }
 }
 
 /// The first rule that the token breaks.
-fn denial(Identity { entry, version }: Identity<'_>, request: &Request<'_>, now: i64) -> Option<Code> {
-    let not_before_cuts = now >= entry.not_before && version.issued_at < entry.not_before;
-    let in_network =
-        || request.client.is_some_and(|client| entry.networks.iter().any(|net| net.contains(&client)));
-    let grants = |scope: &str| any_covers(version.scopes(entry), scope) && any_covers(entry.scopes(), scope);
-    let meant_for = |audience: &str| entry.audiences.iter().any(|listed| **listed == *audience);
+fn denial(Identity { entry, version, .. }: Identity<'_>, request: &Request<'_>, now: i64) -> Option<Code> {
+    let grants = |scope: &str| {
+        any_covers(entry.scopes().iter(), scope)
+            && version.own_scopes().is_none_or(|own| any_covers(own.iter(), scope))
+    };
     match () {
-        () if entry.revoked => Some(Code::Revoked),
-        () if now >= entry.expires_at => Some(Code::Expired),
-        () if entry.suspended => Some(Code::Suspended),
-        () if now >= version.retire_at || not_before_cuts => Some(Code::Retired),
-        () if !entry.networks.is_empty() && !in_network() => Some(Code::IpNotAllowed),
-        () if !entry.audiences.is_empty() && !request.audience.is_none_or(meant_for) => {
-            Some(Code::AudienceMismatch)
-        }
-        () if !request.scopes.iter().all(|scope| grants(scope)) => Some(Code::InsufficientScope),
-        () => None,
+        () if entry.standing() == Standing::Revoked => Some(Code::Revoked),
+        () if now >= entry.expires_at() => Some(Code::Expired),
+        () if entry.standing() == Standing::Suspended => Some(Code::Suspended),
+        () if now >= version.ends_at => Some(Code::Retired),
+        () => entry.limits().and_then(|limits| outside(limits, request)).or_else(|| {
+            (!request.scopes.iter().all(|scope| grants(scope))).then_some(Code::InsufficientScope)
+        }),
+    }
+}
+
+/// The first limit that the request is outside of.
+fn outside(limits: &Limits, request: &Request<'_>) -> Option<Code> {
+    let Limits { audiences, networks } = limits;
+    let in_network = || request.client.is_some_and(|client| networks.iter().any(|net| net.contains(&client)));
+    let meant_for = |audience: &str| audiences.iter().any(|listed| **listed == *audience);
+    if !networks.is_empty() && !in_network() {
+        Some(Code::IpNotAllowed)
+    } else if !audiences.is_empty() && !request.audience.is_none_or(meant_for) {
+        Some(Code::AudienceMismatch)
+    } else {
+        None
     }
 }
 
@@ -125,6 +130,7 @@ mod tests {
     use jiff::SignedDuration;
     use proptest::prelude::*;
 
+    use super::super::ScopePool;
     use super::*;
     use crate::crd::{
         ApiToken, ApiTokenSpec, ApiTokenStatus, Constraints, Rotation, RotationReason, TokenVersion,
@@ -169,16 +175,22 @@ mod tests {
         token
     }
 
-    fn with(change: impl FnOnce(&mut ApiTokenSpec, &mut TokenVersion)) -> Entry {
-        let mut token = token();
-        change(&mut token.spec, &mut token.status.as_mut().expect("status").versions[0]);
-        Entry::of(&token)
+    /// The versions that checks know of an ApiToken.
+    fn versions(token: &ApiToken) -> Vec<Version> {
+        let (_, versions) = Entry::of(&token.into(), 0, &mut ScopePool::default());
+        versions.into_iter().map(|(_, version)| version).collect()
     }
 
-    fn ask(entry: &Entry, scopes: &[&str]) -> Option<Code> {
+    fn with(change: impl FnOnce(&mut ApiTokenSpec, &mut TokenVersion)) -> Vec<Version> {
+        let mut token = token();
+        change(&mut token.spec, &mut token.status.as_mut().expect("status").versions[0]);
+        versions(&token)
+    }
+
+    fn ask(versions: &[Version], scopes: &[&str]) -> Option<Code> {
         let text = plaintext(1);
         ask_for(
-            &[entry],
+            versions,
             &Request {
                 token: Token::parse(text.expose()).expect("token"),
                 scopes,
@@ -188,8 +200,8 @@ mod tests {
         )
     }
 
-    fn ask_for(entries: &[&Entry], request: &Request<'_>) -> Option<Code> {
-        match decide(entries.iter().copied(), &peppers(), request, at(0)) {
+    fn ask_for(versions: &[Version], request: &Request<'_>) -> Option<Code> {
+        match decide(versions, &peppers(), request, at(0)) {
             Decision::Allow(_) => None,
             Decision::Deny(code) => Some(code),
         }
@@ -207,7 +219,7 @@ mod tests {
                 version.retire_at = Some(at(offset));
             })
         };
-        let table: [(&str, Entry, Option<Code>); 17] = [
+        let table: [(&str, Vec<Version>, Option<Code>); 17] = [
             ("active", with(|_, _| {}), None),
             ("pending", with(|_, version| version.state = VersionState::Pending), None),
             ("revoked by the spec", with(|spec, _| spec.revoked = Some(true)), Some(Code::Revoked)),
@@ -226,8 +238,8 @@ mod tests {
             ("cut is in 1 ms", with(|s, _| s.rotation = rotation(at(1))), None),
             ("unreadable hash", with(|_, v| v.hash = "hmac-sha256:p1:!".to_owned()), Some(Code::NotFound)),
         ];
-        for (what, entry, expected) in table {
-            assert_eq!(ask(&entry, &[]), expected, "{what}");
+        for (what, versions, expected) in table {
+            assert_eq!(ask(&versions, &[]), expected, "{what}");
         }
     }
 
@@ -241,7 +253,7 @@ mod tests {
             }))
             .expect("revocation"),
         );
-        assert_eq!(ask(&Entry::of(&token), &[]), Some(Code::Revoked));
+        assert_eq!(ask(&versions(&token), &[]), Some(Code::Revoked));
     }
 
     #[test]
@@ -267,9 +279,9 @@ mod tests {
     fn audiences_and_networks() {
         let text = plaintext(1);
         let token = Token::parse(text.expose()).expect("token");
-        let ask = |entry: &Entry, audience, client: Option<&str>| {
+        let ask = |versions: &[Version], audience, client: Option<&str>| {
             let client = client.map(|ip| ip.parse().expect("an address"));
-            ask_for(&[entry], &Request { token, scopes: &[], audience, client })
+            ask_for(versions, &Request { token, scopes: &[], audience, client })
         };
         let bound = with(|spec, _| spec.audiences = Some(vec!["billing".to_owned()]));
         assert_eq!(ask(&bound, Some("billing"), None), None);
@@ -293,7 +305,7 @@ mod tests {
         let mut copy = token();
         copy.metadata.name = Some("thief".to_owned());
         copy.spec.scopes = vec!["payments:*".to_owned()];
-        let (copy, real) = (Entry::of(&copy), Entry::of(&token()));
+        let (copy, real) = (versions(&copy), versions(&token()));
         assert_eq!(ask(&copy, &[]), Some(Code::NotFound));
         let text = plaintext(1);
         let request = Request {
@@ -302,8 +314,8 @@ mod tests {
             audience: None,
             client: None,
         };
-        assert_eq!(ask_for(&[&copy, &real], &request), None);
-        assert_eq!(ask_for(&[&real, &copy], &request), None);
+        assert_eq!(ask_for(&[&copy[..], &real].concat(), &request), None);
+        assert_eq!(ask_for(&[&real[..], &copy].concat(), &request), None);
     }
 
     #[test]
@@ -315,17 +327,18 @@ mod tests {
             audience: None,
             client: None,
         };
-        assert_eq!(ask_for(&[&with(|_, _| {})], &request), Some(Code::NotFound));
+        assert_eq!(ask_for(&with(|_, _| {}), &request), Some(Code::NotFound));
     }
 
     #[test]
     fn effective_scopes_are_those_of_both() {
-        let entry = with(|spec, version| {
+        let versions = with(|spec, version| {
             spec.scopes = vec!["orders:read".to_owned(), "audit:*".to_owned()];
             version.scopes = vec!["orders:*".to_owned(), "audit:read".to_owned(), "tokens:read".to_owned()];
         });
-        let identity = Identity { entry: &entry, version: &entry.versions[0] };
-        assert_eq!(identity.scopes().collect::<Vec<_>>(), ["audit:read", "orders:read"]);
+        let version = &versions[0];
+        let identity = Identity { entry: &version.entry, version, key_id: KeyId::from_bytes([1; 16]) };
+        assert_eq!(identity.scopes(), "audit:read orders:read");
     }
 
     proptest! {
@@ -373,7 +386,7 @@ mod tests {
             });
             let text = plaintext(1);
             let request = Request { token: Token::parse(text.expose()).expect("token"), scopes: &[], audience: None, client: None };
-            let allowed = |offset| matches!(decide([&entry], &peppers(), &request, at(0) + SignedDuration::from_millis(offset)), Decision::Allow(_));
+            let allowed = |offset| matches!(decide(&entry, &peppers(), &request, at(0) + SignedDuration::from_millis(offset)), Decision::Allow(_));
             if allowed(later) {
                 prop_assert!(allowed(earlier));
             }

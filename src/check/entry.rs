@@ -1,117 +1,242 @@
 //! What a check needs to know of a token, in little memory: no whole object is kept.
+//!
+//! A verifier holds up to millions of these. So a token is one allocation, to which its versions point; its texts lie
+//! in it end to end, a list of scopes is shared with all tokens that have the same, and limits that few tokens have
+//! are kept apart.
+
+use std::fmt;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
+use triomphe::ThinArc;
 
-use crate::crd::{ApiToken, TokenVersion, VersionState};
-use crate::token::{Hash, KeyId};
+use super::scopes::{ScopePool, Scopes};
+use super::wire::{State, WireToken, WireVersion};
+use crate::token::{Hash, KeyId, Proof};
 
-/// A token, as checks know it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
-    /// The ApiToken's namespace.
-    pub namespace: Box<str>,
-    /// The ApiToken's name.
-    pub name: Box<str>,
-    /// `status.tokenId`.
-    pub token_id: Box<str>,
-    /// The scopes of the spec, separated by spaces: one allocation instead of one each.
-    pub(super) scopes: Box<str>,
+const KEY_ID: usize = 12;
+
+/// A token, as checks know it. A clone is another handle of the same.
+///
+/// The bytes are the namespace, a slash, the name, `status.tokenId`, and the key ids of its versions.
+#[derive(Clone)]
+pub struct Entry(ThinArc<Head, u8>);
+
+/// What precedes the texts.
+struct Head {
+    scopes: Scopes,
+    limits: Option<Box<Limits>>,
+    /// In milliseconds since the epoch; the extremes stand for never.
+    expires_at: i64,
+    seen_in: u32,
+    token_id_at: u16,
+    key_ids: u8,
+    standing: Standing,
+}
+
+/// Whether a token may work at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Good,
+    Suspended,
+    Revoked,
+}
+
+/// Where and for whom a token may be used. An empty list sets no limit.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Limits {
     pub(super) audiences: Box<[Box<str>]>,
     pub(super) networks: Box<[IpNet]>,
-    pub(super) revoked: bool,
-    pub(super) suspended: bool,
-    /// Instants in milliseconds since the epoch; the extremes stand for never.
-    pub(super) expires_at: i64,
-    pub(super) not_before: i64,
-    pub(super) versions: Box<[Version]>,
 }
 
 /// One secret of a token that may work.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Version {
-    /// Its key id.
-    pub key_id: KeyId,
-    pub(super) hash: Hash,
-    pub(super) issued_at: i64,
-    pub(super) retire_at: i64,
+    /// The token that it is a secret of.
+    pub entry: Entry,
+    /// What the presented token is compared with.
+    pub proof: Proof,
+    /// When it retires, or is cut by `rotation.notBefore`, in milliseconds since the epoch.
+    pub(super) ends_at: i64,
+    /// In seconds since the epoch, rounded down: for people to know, and in 4 bytes that would be left empty else.
+    pub(super) issued_at: u32,
     /// The scopes with which it was issued; `None` where they are the spec's.
-    pub(super) scopes: Option<Box<str>>,
+    scopes: Option<Scopes>,
 }
 
 impl Entry {
-    /// Takes from an ApiToken what checks need. What can't be read is left out: that denies.
-    pub fn of(token: &ApiToken) -> Self {
-        let text = |value: &Option<String>| value.as_deref().unwrap_or_default().into();
-        let (spec, status) = (&token.spec, token.status.as_ref());
-        let scopes: Box<str> = spec.scopes.join(" ").into();
+    /// Takes from an ApiToken what checks need, with the versions by which it is looked up. What can't be read is
+    /// left out: that denies. `seen_in` is for the feed, which tells by it what a list has shown.
+    pub fn of(token: &WireToken, seen_in: u32, pool: &mut ScopePool) -> (Self, Vec<(KeyId, Version)>) {
+        let status = token.status.as_ref();
         let versions = status.map_or(&[][..], |status| &status.versions);
-        let versions = versions.iter().filter_map(|version| Version::of(version, &scopes)).collect();
-        let cidrs = spec
-            .constraints
-            .as_ref()
-            .and_then(|constraints| constraints.cidrs.as_deref())
-            .unwrap_or_default();
+        let read = versions.iter().filter_map(|v| Some((KeyId::parse(&v.key_id).ok()?, v)));
+        // The CRD admits 8.
+        let read: Vec<_> = read.take(usize::from(u8::MAX)).collect();
+        let token_id = status.and_then(|status| status.token_id.as_deref()).unwrap_or_default();
+        let mut text = format!("{}/{}", token.metadata.namespace, token.metadata.name);
+        let token_id_at = text.len();
+        text.push_str(token_id);
+        text.extend(read.iter().map(|(key_id, _)| key_id.as_str()));
+        let scopes = pool.share(&token.spec.scopes);
+        let head = Head {
+            scopes: scopes.clone(),
+            limits: Limits::of(token),
+            expires_at: millisecond(token.spec.expires_at).unwrap_or(i64::MAX),
+            seen_in,
+            // Kubernetes admits names of 253 characters.
+            token_id_at: u16::try_from(token_id_at).unwrap_or(u16::MAX),
+            key_ids: u8::try_from(read.len()).unwrap_or(u8::MAX),
+            standing: Standing::of(token),
+        };
+        let entry = Self(ThinArc::from_header_and_slice(head, text.as_bytes()));
+        let not_before = token.spec.rotation.as_ref().and_then(|rotation| rotation.not_before);
+        let not_before = not_before.map_or(i64::MIN, next_millisecond);
+        let versions = read.into_iter().filter_map(|(key_id, version)| {
+            let issued_with = pool.share(&version.scopes);
+            let issued_at: Timestamp = version.issued_at.parse().ok()?;
+            Some((
+                key_id,
+                Version {
+                    entry: entry.clone(),
+                    proof: Hash::parse(&version.hash)?.into(),
+                    ends_at: ends_at(version, issued_at, not_before)?,
+                    issued_at: u32::try_from(issued_at.as_second()).unwrap_or_default(),
+                    scopes: (issued_with != scopes).then_some(issued_with),
+                },
+            ))
+        });
+        let versions = versions.collect();
+        (entry, versions)
+    }
+
+    /// The ApiToken's namespace and name, with a slash between them.
+    pub fn subject(&self) -> &str {
+        self.text(0..usize::from(self.head().token_id_at))
+    }
+
+    /// The ApiToken's namespace.
+    pub fn namespace(&self) -> &str {
+        self.object().0
+    }
+
+    /// The ApiToken's name.
+    pub fn name(&self) -> &str {
+        self.object().1
+    }
+
+    /// The ApiToken's namespace and name.
+    pub fn object(&self) -> (&str, &str) {
+        self.subject().split_once('/').unwrap_or_default()
+    }
+
+    /// `status.tokenId`.
+    pub fn token_id(&self) -> &str {
+        self.text(usize::from(self.head().token_id_at)..self.key_ids_at())
+    }
+
+    /// The key ids under which this token is looked up.
+    pub fn key_ids(&self) -> impl Iterator<Item = KeyId> {
+        let bytes = self.0.slice.get(self.key_ids_at()..).unwrap_or_default();
+        bytes.chunks(KEY_ID).filter_map(|id| KeyId::parse(std::str::from_utf8(id).ok()?).ok())
+    }
+
+    /// Whether both are handles of one entry.
+    pub fn is(&self, other: &Self) -> bool {
+        std::ptr::eq(self.head(), other.head())
+    }
+
+    /// The list of ApiTokens in which it was seen, as [`Self::of`] was told.
+    pub fn seen_in(&self) -> u32 {
+        self.head().seen_in
+    }
+
+    pub(super) fn scopes(&self) -> &Scopes {
+        &self.head().scopes
+    }
+
+    pub(super) fn limits(&self) -> Option<&Limits> {
+        self.head().limits.as_deref()
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        self.head().standing
+    }
+
+    pub(super) fn expires_at(&self) -> i64 {
+        self.head().expires_at
+    }
+
+    fn head(&self) -> &Head {
+        &self.0.header.header
+    }
+
+    fn key_ids_at(&self) -> usize {
+        self.0.slice.len().saturating_sub(KEY_ID * usize::from(self.head().key_ids))
+    }
+
+    fn text(&self, range: std::ops::Range<usize>) -> &str {
+        // All of it was text, and is cut where one text ends.
+        self.0.slice.get(range).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Entry({})", self.subject())
+    }
+}
+
+impl Standing {
+    /// A revocation holds from the request on, whatever the controller has made of it yet. A deletion revokes too,
+    /// also one that waits for somebody's finalizer.
+    fn of(token: &WireToken) -> Self {
+        let recorded = token.status.as_ref().is_some_and(|status| status.revocation.is_some());
+        if token.spec.revoked == Some(true) || recorded || token.metadata.deletion_timestamp.is_some() {
+            Self::Revoked
+        } else if token.spec.suspend == Some(true) {
+            Self::Suspended
+        } else {
+            Self::Good
+        }
+    }
+}
+
+impl Limits {
+    fn of(token: &WireToken) -> Option<Box<Self>> {
+        let audiences: Box<[Box<str>]> =
+            token.spec.audiences.iter().flatten().map(|audience| audience.as_str().into()).collect();
+        let cidrs = token.spec.constraints.as_ref().and_then(|constraints| constraints.cidrs.as_deref());
+        let cidrs = cidrs.unwrap_or_default();
         let mut networks: Box<[IpNet]> = cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect();
         if networks.is_empty() && !cidrs.is_empty() {
             // Networks that can't be read must not mean any network: no client comes from this one.
             networks = Box::new([IpNet::from(ipnet::Ipv4Net::from(std::net::Ipv4Addr::UNSPECIFIED))]);
         }
-        Self {
-            namespace: text(&token.metadata.namespace),
-            name: text(&token.metadata.name),
-            token_id: status.map(|status| text(&status.token_id)).unwrap_or_default(),
-            scopes,
-            audiences: spec.audiences.iter().flatten().map(|audience| audience.as_str().into()).collect(),
-            networks,
-            // From the request on, whatever the controller has made of it yet.
-            // A deletion revokes too, also one that waits for somebody's finalizer.
-            revoked: spec.revoked == Some(true)
-                || status.is_some_and(|status| status.revocation.is_some())
-                || token.metadata.deletion_timestamp.is_some(),
-            suspended: spec.suspend == Some(true),
-            expires_at: millisecond(spec.expires_at).unwrap_or(i64::MAX),
-            not_before: spec.rotation.as_ref().and_then(|r| r.not_before).map_or(i64::MIN, next_millisecond),
-            versions,
-        }
-    }
-
-    /// The key ids under which this token is looked up.
-    pub fn key_ids(&self) -> impl Iterator<Item = KeyId> {
-        self.versions.iter().map(|version| version.key_id)
-    }
-
-    /// The scopes of the spec.
-    pub(super) fn scopes(&self) -> impl Iterator<Item = &str> {
-        self.scopes.split_ascii_whitespace()
+        let limits = !audiences.is_empty() || !networks.is_empty();
+        limits.then(|| Box::new(Self { audiences, networks }))
     }
 }
 
 impl Version {
-    fn of(version: &TokenVersion, spec_scopes: &str) -> Option<Self> {
-        let scopes = version.scopes.join(" ");
-        let retire_at = match version.state {
-            VersionState::Pending | VersionState::Active => {
-                millisecond(version.retire_at).unwrap_or(i64::MAX)
-            }
-            // Without an end it has none left.
-            VersionState::Retiring => millisecond(version.retire_at).unwrap_or(i64::MIN),
-            // Kept, so that the code can say what became of it.
-            VersionState::Retired | VersionState::Revoked => i64::MIN,
-        };
-        Some(Self {
-            key_id: KeyId::parse(&version.key_id).ok()?,
-            hash: Hash::parse(&version.hash)?,
-            issued_at: millisecond(Some(version.issued_at))?,
-            retire_at,
-            scopes: (scopes != spec_scopes).then(|| scopes.into()),
-        })
+    /// The scopes with which it was issued, where they are not those of the spec.
+    pub(super) fn own_scopes(&self) -> Option<&Scopes> {
+        self.scopes.as_ref()
     }
+}
 
-    /// The scopes with which it was issued.
-    pub(super) fn scopes<'a>(&'a self, entry: &'a Entry) -> impl Iterator<Item = &'a str> {
-        self.scopes.as_deref().unwrap_or(&entry.scopes).split_ascii_whitespace()
-    }
+/// When a version ends: when it retires, or when a cut falls that comes after its issue, whichever is first.
+fn ends_at(version: &WireVersion, issued_at: Timestamp, not_before: i64) -> Option<i64> {
+    let retires_at = match version.state {
+        State::Pending | State::Active => millisecond(version.retire_at).unwrap_or(i64::MAX),
+        // Without an end it has none left.
+        State::Retiring => millisecond(version.retire_at).unwrap_or(i64::MIN),
+        // Kept, so that the code can say what became of it.
+        State::Retired | State::Revoked => i64::MIN,
+        State::Unknown => return None,
+    };
+    let cut = issued_at.as_millisecond() < not_before;
+    Some(if cut { retires_at.min(not_before) } else { retires_at })
 }
 
 /// The first whole millisecond that is not before an instant: rounded down, a cut would miss what was issued in it.

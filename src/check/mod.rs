@@ -6,7 +6,11 @@
 mod code;
 mod decide;
 mod entry;
+mod scopes;
+mod wire;
 
 pub use code::Code;
 pub use decide::{Decision, Identity, Request, decide};
 pub use entry::{Entry, Version};
+pub use scopes::ScopePool;
+pub use wire::{Metadata, WireToken};

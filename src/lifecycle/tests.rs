@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Secret;
 use proptest::prelude::*;
 
 use super::*;
-use crate::check::{Code, Decision, Entry, Request, decide};
+use crate::check::{Code, Decision, Entry, Request, ScopePool, decide};
 use crate::crd::{
     ApiToken, ApiTokenSpec, ApiTokenStatus, OnDelete, OnRevoke, OnSpecChange, Rotation, SecretSpec,
     VersionState, find_condition,
@@ -200,10 +200,10 @@ impl World {
     }
 
     fn check(&self, text: &str) -> Result<(), Code> {
-        let entry = Entry::of(&self.token);
+        let (_, versions) = Entry::of(&(&self.token).into(), 0, &mut ScopePool::default());
         let token = Token::parse(text).ok_or(Code::NotFound)?;
         match decide(
-            [&entry],
+            versions.iter().map(|(_, version)| version),
             &self.peppers,
             &Request { token, scopes: &[], audience: None, client: None },
             self.now,

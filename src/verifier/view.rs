@@ -94,8 +94,6 @@ impl View {
         let Question { scopes, audience, client, .. } = *question;
         let request = check::Request { token, scopes, audience, client };
         let now = Timestamp::now();
-        Ok(self.index.claimants(token.key_id(), |claimants| {
-            f(decide(claimants.iter().map(AsRef::as_ref), peppers, &request, now))
-        }))
+        Ok(self.index.claimants(token.key_id(), |claimants| f(decide(claimants, peppers, &request, now))))
     }
 }

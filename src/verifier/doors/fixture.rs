@@ -10,11 +10,10 @@ use prometheus_client::registry::Registry;
 use tokio::runtime::Runtime;
 
 use super::super::callers::Callers;
-use super::super::index::Object;
 use super::super::metrics::Metrics;
 use super::super::view::View;
 use super::{Doors, TrustedProxies};
-use crate::check::Entry;
+use crate::check::WireToken;
 use crate::crd::{ApiToken, ApiTokenSpec};
 use crate::token::format::{self, KeyId, Prefix};
 use crate::token::{Peppers, Plaintext};
@@ -117,7 +116,7 @@ impl Door {
             }],
         });
         token.status = serde_json::from_value(status).expect("a status");
-        self.view.index.apply(Object::new("team", &name), Entry::of(&token));
+        self.view.index.apply(&WireToken::from(&token), 0);
     }
 
     pub(in crate::verifier) fn ask(&self, uri: &str, headers: Headers<'_>) -> Answered {

@@ -128,16 +128,8 @@ impl ForwardAuth {
 
 /// Tells the service behind the gateway whose request it has.
 pub(super) fn insert_identity(headers: &mut HeaderMap, identity: Identity<'_>) {
-    let entry = identity.entry;
-    let mut scopes = String::new();
-    for scope in identity.scopes() {
-        if !scopes.is_empty() {
-            scopes.push(' ');
-        }
-        scopes.push_str(scope);
-    }
-    let subject = format!("{}/{}", entry.namespace, entry.name);
-    for (name, value) in [(ID, &*entry.token_id), (SUBJECT, &*subject), (SCOPES, &*scopes)] {
+    let (entry, scopes) = (identity.entry, identity.scopes());
+    for (name, value) in [(ID, entry.token_id()), (SUBJECT, entry.subject()), (SCOPES, &*scopes)] {
         // Names, ids and scopes are ASCII by the API server's rules; a value that is not is left out.
         if let Ok(value) = HeaderValue::from_str(value) {
             headers.insert(name, value);
@@ -165,17 +157,16 @@ pub(super) fn denial(code: Code, needs: &Needs<'_>) -> Answer {
             "ip_not_allowed",
             "the token may not be used from this address",
         ),
-        // One answer for all of these: whether a token was revoked or never existed is not told.
+        // One answer for all of these, made beforehand: whether a token was revoked or never existed is not told.
         Code::NotFound
         | Code::Revoked
         | Code::Expired
         | Code::Suspended
         | Code::Retired
-        | Code::AudienceMismatch => answer(
+        | Code::AudienceMismatch => answer_with(
             StatusCode::UNAUTHORIZED,
-            Some(r#"Bearer realm="tokenward", error="invalid_token""#),
-            "invalid_token",
-            "the token is not valid",
+            Some(HeaderValue::from_static(r#"Bearer realm="tokenward", error="invalid_token""#)),
+            Bytes::from_static(br#"{"error":"invalid_token","message":"the token is not valid"}"#),
         ),
     }
 }
@@ -252,12 +243,16 @@ pub(super) fn read_needs<'q>(
 
 fn answer(status: StatusCode, challenge: Option<&str>, error: &str, message: &str) -> Answer {
     let body = serde_json::json!({ "error": error, "message": message }).to_string();
-    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    answer_with(status, challenge.and_then(|text| HeaderValue::from_str(text).ok()), body.into())
+}
+
+fn answer_with(status: StatusCode, challenge: Option<HeaderValue>, body: Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(body));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if let Some(challenge) = challenge.and_then(|text| HeaderValue::from_str(text).ok()) {
+    if let Some(challenge) = challenge {
         headers.insert(WWW_AUTHENTICATE, challenge);
     }
     answer

@@ -47,7 +47,8 @@ pub(super) struct IntrospectionResponse<'e> {
     active: bool,
     /// Its scopes, separated by spaces.
     #[serde(skip_serializing_if = "Option::is_none")]
-    scope: Option<String>,
+    #[schema(value_type = Option<String>)]
+    scope: Option<Cow<'e, str>>,
     /// The token's lasting id, `status.tokenId` of the ApiToken.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
@@ -64,11 +65,12 @@ pub(super) struct IntrospectionResponse<'e> {
     iat: Option<i64>,
     /// The ApiToken, as `namespace/name`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    sub: Option<String>,
+    #[schema(value_type = Option<String>)]
+    sub: Option<&'e str>,
     /// The services that it is meant for; absent: any.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
     #[schema(value_type = Vec<String>)]
-    aud: Vec<&'e str>,
+    aud: &'e [Box<str>],
     /// The id of this secret of the token.
     #[serde(skip_serializing_if = "Option::is_none")]
     jti: Option<String>,
@@ -160,15 +162,15 @@ impl<'e> IntrospectionResponse<'e> {
     fn active(identity: Identity<'e>) -> Self {
         Self {
             active: true,
-            scope: Some(identity.scopes().collect::<Vec<_>>().join(" ")),
-            client_id: Some(&identity.entry.token_id),
+            scope: Some(identity.scopes()),
+            client_id: Some(identity.entry.token_id()),
             token_type: Some("Bearer"),
             // Rounded down: a token must not seem to live on after its end.
             exp: identity.ends_at().map(|end| end.as_second()),
             iat: identity.issued_at().map(|issued| issued.as_second()),
-            sub: Some(identity.subject()),
-            aud: identity.audiences().collect(),
-            jti: Some(identity.version.key_id.to_string()),
+            sub: Some(identity.entry.subject()),
+            aud: identity.audiences(),
+            jti: Some(identity.key_id.to_string()),
         }
     }
 }

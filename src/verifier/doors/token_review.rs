@@ -95,10 +95,10 @@ fn parse(body: &[u8]) -> Result<TokenReview, Failure> {
 /// The user, if the token is meant for one of the audiences. No audience stands for the API server itself, which a
 /// token that is bound to others is not meant for.
 fn authenticated(identity: Identity<'_>, audiences: &[String]) -> Result<TokenReviewStatus, Code> {
-    let bound: Vec<&str> = identity.audiences().collect();
+    let bound = identity.audiences();
     let shared: Vec<String> = audiences
         .iter()
-        .filter(|audience| bound.is_empty() || bound.contains(&audience.as_str()))
+        .filter(|audience| bound.is_empty() || bound.iter().any(|own| **own == **audience))
         .cloned()
         .collect();
     if shared.is_empty() && !bound.is_empty() {
@@ -106,18 +106,18 @@ fn authenticated(identity: Identity<'_>, audiences: &[String]) -> Result<TokenRe
     }
     let entry = identity.entry;
     let extra = BTreeMap::from([
-        ("tokenward.dev/scopes".to_owned(), identity.scopes().map(str::to_owned).collect()),
-        ("tokenward.dev/key-id".to_owned(), vec![identity.version.key_id.to_string()]),
+        ("tokenward.dev/scopes".to_owned(), identity.scopes().split(' ').map(str::to_owned).collect()),
+        ("tokenward.dev/key-id".to_owned(), vec![identity.key_id.to_string()]),
     ]);
     Ok(TokenReviewStatus {
         authenticated: Some(true),
         audiences: (!shared.is_empty()).then_some(shared),
         user: Some(UserInfo {
-            username: Some(format!("tokenward:{}:{}", entry.namespace, entry.name)),
-            uid: Some(entry.token_id.to_string()),
+            username: Some(format!("tokenward:{}:{}", entry.namespace(), entry.name())),
+            uid: Some(entry.token_id().to_owned()),
             groups: Some(vec![
                 "tokenward:apitokens".to_owned(),
-                format!("tokenward:apitokens:{}", entry.namespace),
+                format!("tokenward:apitokens:{}", entry.namespace()),
             ]),
             extra: Some(extra),
         }),

@@ -202,12 +202,12 @@ impl From<Identity<'_>> for VerifiedToken {
     fn from(identity: Identity<'_>) -> Self {
         let entry = identity.entry;
         Self {
-            id: entry.token_id.to_string(),
-            namespace: entry.namespace.to_string(),
-            name: entry.name.to_string(),
-            key_id: identity.version.key_id.to_string(),
-            scopes: identity.scopes().map(str::to_owned).collect(),
-            audiences: identity.audiences().map(str::to_owned).collect(),
+            id: entry.token_id().to_owned(),
+            namespace: entry.namespace().to_owned(),
+            name: entry.name().to_owned(),
+            key_id: identity.key_id.to_string(),
+            scopes: identity.scopes().split(' ').map(str::to_owned).collect(),
+            audiences: identity.audiences().iter().map(ToString::to_string).collect(),
             issued_at: identity.issued_at(),
             expires_at: identity.ends_at(),
         }

@@ -83,13 +83,13 @@ fn replaced(headers: &HeaderMap) -> Vec<HeaderValueOption> {
 /// What filters after this one, and the access log, may know.
 fn metadata(identity: Identity<'_>) -> Struct {
     let entry = identity.entry;
-    let scopes = identity.scopes().map(text).collect();
+    let scopes = identity.scopes().split(' ').map(text).collect();
     let fields = [
-        ("id", text(&entry.token_id)),
-        ("subject", text(&format!("{}/{}", entry.namespace, entry.name))),
-        ("namespace", text(&entry.namespace)),
-        ("name", text(&entry.name)),
-        ("key_id", text(identity.version.key_id.as_str())),
+        ("id", text(entry.token_id())),
+        ("subject", text(entry.subject())),
+        ("namespace", text(entry.namespace())),
+        ("name", text(entry.name())),
+        ("key_id", text(identity.key_id.as_str())),
         ("scopes", value(Kind::ListValue(ListValue { values: scopes }))),
     ];
     Struct { fields: fields.map(|(name, value)| (name.to_owned(), value)).into() }

@@ -1,0 +1,95 @@
+//! A real control plane with tokens that need no controller: the benchmark records their proofs itself.
+
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use devcluster::{Cluster, Options};
+use futures::{StreamExt, TryStreamExt, stream};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client};
+use serde_json::Value;
+use tokenward::crd::ApiToken;
+use tokenward::token::Peppers;
+
+use super::tokens;
+
+/// How many requests are under way while tokens are made.
+const AT_ONCE: usize = 16;
+
+/// Starts a control plane on which our CRDs, rights and the pepper are installed.
+pub fn start(apiserver_flags: Vec<String>) -> anyhow::Result<Cluster> {
+    let cluster = Cluster::start(Options { extra_apiserver_args: apiserver_flags, ..Default::default() })?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for file in ["crds", "deploy/namespace.yaml", "deploy"] {
+        kubectl(&cluster, &["apply", "--server-side", "-f", &root.join(file).display().to_string()])?;
+    }
+    kubectl(&cluster, &["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])?;
+    Ok(cluster)
+}
+
+fn kubectl(cluster: &Cluster, args: &[&str]) -> anyhow::Result<()> {
+    let output = cluster.kubectl().args(args).output()?;
+    ensure!(output.status.success(), "kubectl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// A client with all rights.
+pub async fn client(cluster: &Cluster) -> anyhow::Result<Client> {
+    let kubeconfig = Kubeconfig::read_from(cluster.kubeconfig())?;
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
+}
+
+/// Creates the pepper, and the first `count` tokens with their statuses.
+pub async fn fill(client: &Client, count: u64) -> anyhow::Result<()> {
+    let peppers = Peppers::from_data(&tokens::pepper())?;
+    create(client, "/api/v1/namespaces/tokenward/secrets", pepper()).await?;
+    let namespaces: std::collections::BTreeSet<_> = (0..count).map(tokens::namespace).collect();
+    for name in namespaces {
+        let namespace =
+            serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        create(client, "/api/v1/namespaces", namespace).await?;
+    }
+    let made = stream::iter(0..count).map(|n| {
+        let object = serde_json::from_str(&tokens::object(n, &peppers));
+        async move {
+            make(client, object?).await?;
+            if n % 1000 == 999 {
+                eprintln!("{} of {count} tokens are made", n + 1);
+            }
+            Ok(())
+        }
+    });
+    made.buffer_unordered(AT_ONCE).try_collect().await
+}
+
+/// Creates a token, then records its status, as the controller would have.
+async fn make(client: &Client, mut object: Value) -> anyhow::Result<()> {
+    let metadata = object.get_mut("metadata").and_then(Value::as_object_mut).context("no metadata")?;
+    metadata.retain(|key, _| matches!(key.as_str(), "name" | "namespace"));
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let (namespace, name) = (text(&object["metadata"]["namespace"]), text(&object["metadata"]["name"]));
+    let path = format!("/apis/tokenward.dev/v1alpha1/namespaces/{namespace}/apitokens");
+    create(client, &path, object.clone()).await?;
+    let tokens: Api<ApiToken> = Api::namespaced(client.clone(), &namespace);
+    let status = kube::api::Patch::Merge(serde_json::json!({"status": object["status"]}));
+    tokens.patch_status(&name, &Default::default(), &status).await?;
+    Ok(())
+}
+
+async fn create(client: &Client, path: &str, object: Value) -> anyhow::Result<()> {
+    let request = http::Request::post(path).header("content-type", "application/json");
+    client.request::<Value>(request.body(object.to_string().into_bytes())?).await?;
+    Ok(())
+}
+
+fn pepper() -> Value {
+    let data = tokens::pepper().into_iter().map(|(key, value)| {
+        let value = k8s_openapi::ByteString(value);
+        (key, serde_json::to_value(value).unwrap_or_default())
+    });
+    let data: serde_json::Map<_, _> = data.collect();
+    serde_json::json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "tokenward-pepper"}, "data": data,
+    })
+}

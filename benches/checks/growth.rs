@@ -1,0 +1,61 @@
+//! What more tokens cost: memory, the time until the verifier is ready, and the check itself.
+
+use std::time::Instant;
+
+use super::api::Api;
+use super::report::Report;
+use super::server::Server;
+use super::{Bench, peers, rates};
+
+const SIZES: [u64; 4] = [1_000, 10_000, 100_000, 1_000_000];
+
+/// Measures verifiers of every size, round by round.
+pub fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
+    let empty = start(1, bench)?.0.memory()?;
+    let mut servers = Vec::new();
+    let mut facts = Vec::new();
+    for tokens in SIZES {
+        let (server, ready) = start(tokens, bench)?;
+        let memory = server.memory()?.saturating_sub(empty);
+        facts.push((memory, ready));
+        servers.push(server);
+    }
+    let runs = rates::rounds(bench, &servers)?;
+    let of_first = rates::cpu(&runs[0]);
+    let rows: Vec<_> = SIZES
+        .iter()
+        .zip(facts)
+        .zip(&runs)
+        .map(|((tokens, (memory, ready)), runs)| {
+            vec![
+                peers::thousands(*tokens),
+                format!("{:.0}", memory as f64 / *tokens as f64),
+                format!("{:.1} MiB", memory as f64 / f64::from(1 << 20)),
+                format!("{ready:.2} s"),
+                format!("{:.2}", rates::cpu(runs)),
+                format!("{:+.0} %", (rates::cpu(runs) / of_first - 1.0) * 100.0),
+            ]
+        })
+        .collect();
+    report.section(
+        "Growth",
+        "Verifiers that list their tokens from an API on loopback, page by page. Memory is resident memory beyond that \
+         of a verifier with one token. All tokens are in the load.",
+    );
+    report.table(
+        &["tokens", "bytes a token", "memory", "start to ready", "CPU µs/request", "to 1,000 tokens"],
+        &rows,
+    );
+    Ok(())
+}
+
+/// Starts a verifier, and says in how many seconds it answered.
+fn start(tokens: u64, bench: &Bench) -> anyhow::Result<(Server, f64)> {
+    eprintln!("starting a verifier with {} tokens", peers::thousands(tokens));
+    let api = Api::start(tokens, &bench.folder)?;
+    let begun = Instant::now();
+    let server = peers::tokenward(tokens, &api, &bench.folder)?;
+    let ready = begun.elapsed().as_secs_f64();
+    // Its API may go: checks are answered from memory.
+    Ok((server, ready))
+}

@@ -1,0 +1,133 @@
+//! What a check costs, beside the bare HTTP server and beside others that answer the same question.
+//!
+//! `cargo bench --bench checks` runs all of it in some 15 minutes and prints tables; `-- --write` keeps them in
+//! `benches/RESULTS.md`; a name runs one part. The server has the first core for itself, the load the second. One
+//! server is asked after the other, round by round, and the median of the rounds counts, so that a machine whose
+//! speed drifts is fair to all.
+//!
+//! Requests a second tell servers apart only as far as the load generator goes; the CPU time that a request costs
+//! the server does so beyond.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a report is printed")]
+
+mod api;
+mod bare;
+mod cluster;
+mod growth;
+mod open_loop;
+mod peers;
+mod rates;
+mod ready;
+mod report;
+mod revocation;
+mod server;
+mod token_review;
+mod tokens;
+mod wrk;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use self::report::Report;
+use self::wrk::Wrk;
+
+/// Measures the verifier.
+#[derive(Parser)]
+struct Args {
+    /// What to measure [default: everything]
+    parts: Vec<Part>,
+    /// How many rounds; medians count
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// How long one round loads one server, in seconds
+    #[arg(long, default_value_t = 4)]
+    seconds: u64,
+    /// How many real objects the part `ready` makes
+    #[arg(long, default_value_t = 10_000)]
+    objects: u64,
+    /// Keep the tables in benches/RESULTS.md
+    #[arg(long)]
+    write: bool,
+    /// What cargo passes to every benchmark
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Rate, CPU and latency of a check, beside others
+    Rates,
+    /// Memory, start and cost of a check from 1,000 to 1,000,000 tokens
+    Growth,
+    /// From acknowledgement to 401, beside a bare watch
+    Revocation,
+    /// Time until ready beside real objects
+    Ready,
+}
+
+/// What this executable is when it runs itself.
+#[derive(Parser)]
+struct Inner {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    Bare { address: SocketAddr },
+    Load { address: SocketAddr, path: String, tokens: PathBuf, rate: f64, seconds: u64 },
+}
+
+/// What every part works with.
+struct Bench {
+    wrk: Wrk,
+    folder: PathBuf,
+    rounds: usize,
+    time: Duration,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Inner::try_parse() {
+        Ok(Inner { role: Role::Bare { address } }) => bare::serve(address),
+        Ok(Inner { role: Role::Load { address, path, tokens, rate, seconds } }) => {
+            open_loop::main(address, &path, &tokens, rate, Duration::from_secs(seconds))
+        }
+        Err(_) => measure(&Args::parse()),
+    }
+}
+
+fn measure(args: &Args) -> anyhow::Result<()> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("checks");
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder)?;
+    let wrk = Wrk::new(PathBuf::from("wrk"), &folder)?;
+    let bench = Bench { wrk, folder, rounds: args.rounds, time: Duration::from_secs(args.seconds) };
+    let wanted = |part| args.parts.is_empty() || args.parts.contains(&part);
+    let mut report = Report::default();
+    report.note(&format!(
+        "{}; tokenward {}. `cargo bench --bench checks`: medians of {} rounds of {} s.",
+        report::machine(),
+        env!("CARGO_PKG_VERSION"),
+        args.rounds,
+        args.seconds
+    ));
+    if wanted(Part::Rates) {
+        rates::measure(&bench, &mut report)?;
+    }
+    if wanted(Part::Growth) {
+        growth::measure(&bench, &mut report)?;
+    }
+    if wanted(Part::Revocation) {
+        revocation::measure(&bench, &mut report)?;
+    }
+    if wanted(Part::Ready) {
+        ready::measure(&bench, args.objects, &mut report)?;
+    }
+    if args.write {
+        report.write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/RESULTS.md"))?;
+    }
+    Ok(())
+}

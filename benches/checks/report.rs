@@ -1,0 +1,83 @@
+//! Tables, as they are printed and kept.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use anyhow::Context;
+
+/// What is reported: printed at once, kept for the file.
+#[derive(Default)]
+pub struct Report(String);
+
+impl Report {
+    /// Adds a heading and what it means.
+    pub fn section(&mut self, title: &str, text: &str) {
+        self.add(&format!("\n## {title}\n\n{text}\n"));
+    }
+
+    /// Adds a table.
+    pub fn table(&mut self, head: &[&str], rows: &[Vec<String>]) {
+        let width = |i: usize| {
+            rows.iter().filter_map(|row| row.get(i)).map(|c| c.chars().count()).chain([head[i].len()]).max()
+        };
+        let widths: Vec<usize> = (0..head.len()).map(|i| width(i).unwrap_or(0)).collect();
+        let line = |cells: &[String]| {
+            let cells = cells.iter().zip(&widths);
+            format!(
+                "| {} |",
+                cells.map(|(cell, width)| format!("{cell:width$}")).collect::<Vec<_>>().join(" | ")
+            )
+        };
+        let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();
+        let rule: Vec<String> = widths.iter().map(|width| "-".repeat(*width)).collect();
+        let mut text = format!("\n{}\n{}\n", line(&head), line(&rule));
+        for row in rows {
+            let _ = writeln!(text, "{}", line(row));
+        }
+        self.add(&text);
+    }
+
+    /// Adds a paragraph.
+    pub fn note(&mut self, text: &str) {
+        self.add(&format!("\n{text}\n"));
+    }
+
+    /// Writes all of it into a file.
+    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let text = format!("# Measured\n{}", self.0);
+        std::fs::write(path, text).with_context(|| format!("{} can't be written", path.display()))
+    }
+
+    fn add(&mut self, text: &str) {
+        print!("{text}");
+        self.0.push_str(text);
+    }
+}
+
+/// The machine: processor, cores, kernel.
+pub fn machine() -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpuinfo = read("/proc/cpuinfo");
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let cores = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
+    format!(
+        "{}, {cores} cores, Linux {}",
+        model.map_or("an unknown processor", |(_, model)| model),
+        read("/proc/sys/kernel/osrelease").trim()
+    )
+}
+
+/// The middle one.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// A time in microseconds, in the unit that reads best.
+pub fn time(microseconds: f64) -> String {
+    if microseconds < 1000.0 {
+        format!("{microseconds:.0} µs")
+    } else {
+        format!("{:.2} ms", microseconds / 1000.0)
+    }
+}

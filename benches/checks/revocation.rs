@@ -1,0 +1,179 @@
+//! How soon a revocation holds: from the API server's acknowledgement until every replica answers 401, beside how
+//! soon a client that does nothing but watch sees the same change.
+
+use std::collections::HashMap;
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use devcluster::process::Guarded;
+use futures::TryStreamExt;
+use kube::api::{DynamicObject, Patch, PatchParams, WatchEvent, WatchParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::{Api, Client};
+use tokenward::crd::ApiToken;
+
+use super::report::{Report, time};
+use super::server::{Server, free_address};
+use super::{Bench, cluster, tokens};
+
+const REVOCATIONS: u64 = 500;
+const REPLICAS: usize = 3;
+/// The rest are asked for meanwhile, and stay good.
+const TOKENS: u64 = 1_500;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A replica's or a watch's word that a token is revoked.
+struct Seen {
+    token: u64,
+    at: Instant,
+    watch: bool,
+}
+
+/// Measures revocations one after the other.
+pub fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
+    eprintln!("starting a control plane with {TOKENS} tokens");
+    let cluster = cluster::start(Vec::new())?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let client = runtime.block_on(async {
+        let client = cluster::client(&cluster).await?;
+        cluster::fill(&client, TOKENS).await?;
+        anyhow::Ok(client)
+    })?;
+    let kubeconfig = cluster.kubeconfig_for_service_account("tokenward", "tokenward-verifier")?;
+    let replicas =
+        (0..REPLICAS).map(|i| replica(i, &kubeconfig, bench)).collect::<anyhow::Result<Vec<_>>>()?;
+    let _load = replicas.iter().map(|replica| load(replica, bench)).collect::<anyhow::Result<Vec<_>>>()?;
+
+    let (sender, seen) = channel();
+    // The token that is being revoked; replicas are asked for it again and again.
+    let asked = AtomicU64::new(u64::MAX);
+    let (watches, verifiers) = std::thread::scope(|scope| {
+        for replica in &replicas {
+            let (asked, sender) = (&asked, sender.clone());
+            scope.spawn(move || ask(replica, asked, &sender));
+        }
+        for _ in 0..REPLICAS {
+            runtime.spawn(watch(client.clone(), sender.clone()));
+        }
+        let measured = runtime.block_on(revoke_all(&client, &asked, &seen));
+        asked.store(u64::MAX - 1, Ordering::Release);
+        measured
+    })?;
+    let row = |name: &str, mut delays: Vec<f64>| {
+        delays.sort_by(f64::total_cmp);
+        let at = |share: f64| delays.get((delays.len() as f64 * share) as usize).copied().unwrap_or(f64::NAN);
+        (vec![name.to_owned(), time(at(0.5)), time(at(0.99)), time(at(1.0 - 1e-9))], at(0.99))
+    };
+    let (watch_row, watch_p99) = row("bare watch", watches);
+    let (verifier_row, verifier_p99) = row("verifier", verifiers);
+    report.section(
+        "A revocation",
+        &format!(
+            "{REVOCATIONS} revocations on a real API server, {REPLICAS} verifiers under load and {REPLICAS} bare watches, \
+             all on the same cores. From the API server's acknowledgement until a check is answered with 401, and until \
+             the watch shows the change."
+        ),
+    );
+    report.table(&["", "p50", "p99", "longest"], &[watch_row, verifier_row]);
+    report.note(&format!("p99 of a verifier to that of a bare watch: {:.2}.", verifier_p99 / watch_p99));
+    Ok(())
+}
+
+fn replica(i: usize, kubeconfig: &std::path::Path, bench: &Bench) -> anyhow::Result<Server> {
+    let (listen, telemetry) = (free_address()?, free_address()?);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tokenward"));
+    command.args(["verifier", "--listen", &listen.to_string(), "--telemetry-listen", &telemetry.to_string()]);
+    command.args(["--namespace", "tokenward"]).env("KUBECONFIG", kubeconfig);
+    let log = bench.folder.join(format!("replica-{i}.log"));
+    Server::start_anywhere(format!("replica {i}"), listen, "/auth", TOKENS, command, &log)
+}
+
+/// A load that leaves room: 8 connections that rest for 5 ms after each answer.
+fn load(replica: &Server, bench: &Bench) -> anyhow::Result<Guarded> {
+    let script = bench.folder.join("resting.lua");
+    let lines = std::fs::read_to_string(bench.folder.join("load.lua"))?;
+    std::fs::write(&script, format!("{lines}\nfunction delay() return 5 end\n"))?;
+    let mut wrk = bench.wrk.command(&script, &replica.url());
+    wrk.args(["-t1", "-c8", "-d600s", "--"]).arg(bench.wrk.tokens(TOKENS)?);
+    wrk.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+    Guarded::spawn(wrk).context("wrk can't be run")
+}
+
+/// Asks a replica for the token in question until it is refused, then waits for the next.
+fn ask(replica: &Server, asked: &AtomicU64, seen: &Sender<Seen>) {
+    let Ok(mut client) = replica.connect() else { return };
+    let mut done = u64::MAX;
+    loop {
+        match asked.load(Ordering::Acquire) {
+            token if token == u64::MAX - 1 => return,
+            token if token == done || token == u64::MAX => std::thread::sleep(Duration::from_micros(50)),
+            token => match client.ask(&tokens::good(token)) {
+                Ok(401) => {
+                    done = token;
+                    if seen.send(Seen { token, at: Instant::now(), watch: false }).is_err() {
+                        return;
+                    }
+                }
+                Ok(_) => {}
+                Err(_) => return,
+            },
+        }
+    }
+}
+
+/// Watches, and does nothing else.
+async fn watch(client: Client, seen: Sender<Seen>) -> anyhow::Result<()> {
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("tokenward.dev", "v1alpha1", "ApiToken"));
+    let tokens: Api<DynamicObject> = Api::all_with(client, &resource);
+    let from = tokens.list_metadata(&Default::default()).await?.metadata.resource_version.unwrap_or_default();
+    let events = tokens.watch(&WatchParams::default(), &from).await?;
+    let mut events = std::pin::pin!(events);
+    while let Some(event) = events.try_next().await? {
+        let at = Instant::now();
+        if let WatchEvent::Modified(object) = event {
+            let name = object.metadata.name.unwrap_or_default();
+            let token = name.rsplit('-').next().and_then(|number| number.parse().ok()).unwrap_or(u64::MAX);
+            seen.send(Seen { token, at, watch: true })?;
+        }
+    }
+    Ok(())
+}
+
+/// Answers the delays of the watches and of the verifiers, in microseconds.
+async fn revoke_all(
+    client: &Client,
+    asked: &AtomicU64,
+    seen: &Receiver<Seen>,
+) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
+    let (mut watches, mut verifiers) = (Vec::new(), Vec::new());
+    for token in 0..REVOCATIONS {
+        asked.store(token, Ordering::Release);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let tokens: Api<ApiToken> = Api::namespaced(client.clone(), &tokens::namespace(token));
+        let patch = Patch::Merge(serde_json::json!({"spec": {"revoked": true}}));
+        tokens.patch(&tokens::name(token), &PatchParams::default(), &patch).await?;
+        let acknowledged = Instant::now();
+        let mut missing: HashMap<bool, usize> = [(true, REPLICAS), (false, REPLICAS)].into();
+        while missing.values().any(|left| *left > 0) {
+            let word = seen.recv_timeout(PATIENCE).context("a revocation was not seen")?;
+            if word.token != token {
+                continue;
+            }
+            // The word may be there before the acknowledgement.
+            let delay = word.at.saturating_duration_since(acknowledged).as_secs_f64() * 1e6;
+            if word.watch {
+                watches.push(delay)
+            } else {
+                verifiers.push(delay)
+            }
+            *missing.entry(word.watch).or_default() -= 1;
+        }
+        if token % 100 == 99 {
+            eprintln!("{} of {REVOCATIONS} tokens are revoked", token + 1);
+        }
+    }
+    Ok((watches, verifiers))
+}

@@ -1,0 +1,187 @@
+//! A server that is measured: alone on the first core, asked by HTTP/1.1, its CPU time and memory read from /proc.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use devcluster::process::Guarded;
+
+/// How long a server may take until it answers.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// The unit of times in /proc, which Linux fixes at 100 a second.
+const TICK: Duration = Duration::from_millis(10);
+
+/// A running server.
+pub struct Server {
+    /// Its row's name.
+    pub name: String,
+    /// What one check is to it.
+    pub check: &'static str,
+    /// Where it answers.
+    pub address: SocketAddr,
+    /// The path that is asked for.
+    pub path: &'static str,
+    /// How many tokens it knows.
+    pub tokens: u64,
+    process: Guarded,
+}
+
+impl Server {
+    /// Starts a command on the first core, and waits until a good token is let in and a bad one is not.
+    pub fn start(
+        name: impl Into<String>,
+        check: &'static str,
+        address: SocketAddr,
+        path: &'static str,
+        tokens: u64,
+        command: &Command,
+        log: &Path,
+    ) -> anyhow::Result<Self> {
+        let mut server = Self::start_anywhere(name.into(), address, path, tokens, on_core(0, command), log)?;
+        server.check = check;
+        Ok(server)
+    }
+
+    /// The same, on any core.
+    pub fn start_anywhere(
+        name: String,
+        address: SocketAddr,
+        path: &'static str,
+        tokens: u64,
+        mut command: Command,
+        log: &Path,
+    ) -> anyhow::Result<Self> {
+        let output =
+            std::fs::File::create(log).with_context(|| format!("{} can't be written", log.display()))?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let process = Guarded::spawn(command).with_context(|| format!("{name} can't be started"))?;
+        let mut server = Self { name, check: "", address, path, tokens, process };
+        server.wait(log)?;
+        Ok(server)
+    }
+
+    fn wait(&mut self, log: &Path) -> anyhow::Result<()> {
+        let (good, bad) = (super::tokens::good(self.tokens - 1), super::tokens::bad(0, self.tokens));
+        let start = Instant::now();
+        loop {
+            let seen = (self.ask(&good), self.ask(&bad));
+            match seen {
+                (Ok(200..=299), Ok(401)) => return Ok(()),
+                _ if self.process.try_wait()?.is_some() => {
+                    bail!("{} has ended; see {}", self.name, log.display())
+                }
+                _ if start.elapsed() > PATIENCE => {
+                    bail!("{} answers a good and a bad token with {seen:?}; see {}", self.name, log.display())
+                }
+                _ => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    /// Where it is asked.
+    pub fn url(&self) -> String {
+        format!("http://{}{}", self.address, self.path)
+    }
+
+    /// Connects, to ask one question after the other.
+    pub fn connect(&self) -> anyhow::Result<Client> {
+        let stream = TcpStream::connect(self.address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        Ok(Client { stream: BufReader::new(stream), path: self.path })
+    }
+
+    fn ask(&self, token: &str) -> anyhow::Result<u16> {
+        self.connect()?.ask(token)
+    }
+
+    /// CPU time that it has used so far.
+    pub fn cpu(&self) -> anyhow::Result<Duration> {
+        cpu(self.process.pid())
+    }
+
+    /// Resident memory, in bytes.
+    pub fn memory(&self) -> anyhow::Result<u64> {
+        memory(self.process.pid())
+    }
+}
+
+/// A connection to a server.
+pub struct Client {
+    stream: BufReader<TcpStream>,
+    path: &'static str,
+}
+
+impl Client {
+    /// Asks; answers the status code.
+    pub fn ask(&mut self, token: &str) -> anyhow::Result<u16> {
+        let path = self.path;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {token}\r\n\r\n");
+        self.stream.get_mut().write_all(request.as_bytes())?;
+        let (mut status, mut length) = (None, 0);
+        loop {
+            let mut line = String::new();
+            ensure!(self.stream.read_line(&mut line)? > 0, "the connection was closed");
+            match (status, line.trim_end().split_once(':')) {
+                (None, _) => status = Some(line.split(' ').nth(1).context("no status")?.parse()?),
+                (Some(_), Some((name, value))) if name.eq_ignore_ascii_case("content-length") => {
+                    length = value.trim().parse()?;
+                }
+                (Some(status), None) => {
+                    self.stream.read_exact(&mut vec![0; length])?;
+                    return Ok(status);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// CPU time that a process has used so far, in user space and in the kernel.
+pub fn cpu(pid: u32) -> anyhow::Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name before them is in parentheses and may hold spaces.
+    let fields: Vec<&str> = stat.rsplit_once(')').context("no name")?.1.split_whitespace().collect();
+    let ticks = |i: usize| fields.get(i).context("a short line")?.parse::<u32>().map_err(anyhow::Error::from);
+    Ok(TICK * (ticks(11)? + ticks(12)?))
+}
+
+/// A process's resident memory, in bytes.
+pub fn memory(pid: u32) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>()? * 1024)
+}
+
+/// The same command, held on one core.
+pub fn on_core(core: usize, command: &Command) -> Command {
+    let mut taskset = Command::new("taskset");
+    taskset.args(["-c", &core.to_string()]).arg(command.get_program()).args(command.get_args());
+    taskset.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    if let Some(folder) = command.get_current_dir() {
+        taskset.current_dir(folder);
+    }
+    taskset
+}
+
+/// Runs a command on the second core to its end; answers what it printed.
+pub fn output(command: &Command) -> anyhow::Result<String> {
+    let output = Guarded::output(on_core(1, command))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let program = PathBuf::from(command.get_program());
+    ensure!(
+        output.status.success(),
+        "{} failed: {text}{}",
+        program.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(text)
+}
+
+/// An address on loopback that is free at the moment.
+pub fn free_address() -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}

@@ -1,0 +1,107 @@
+//! Synthetic tokens: the n-th one is the same in every process and every run.
+//!
+//! Good ones start with `tw_`, bad ones with `no_`, which tells a server that checks nothing which answer to give.
+//! Bad ones are of the three kinds that a verifier meets: another secret under a known key id, an unknown key id,
+//! and a broken checksum.
+
+use tokenward::token::{KeyId, Peppers, Plaintext, Prefix, Token, format};
+
+/// One in so many requests of a load is bad.
+pub const BAD_EVERY: u64 = 10;
+const NAMESPACES: u64 = 200;
+const PEPPER: [u8; 32] = [7; 32];
+
+/// The data of the pepper's Secret.
+pub fn pepper() -> std::collections::BTreeMap<String, Vec<u8>> {
+    Peppers::new_data(&PEPPER)
+}
+
+/// The n-th token's text.
+pub fn good(n: u64) -> String {
+    make("tw", n, 2 * n).expose().to_owned()
+}
+
+/// The n-th bad token's text, among `tokens` that are known.
+pub fn bad(n: u64, tokens: u64) -> String {
+    match n % 3 {
+        0 => make("no", n % tokens, 2 * n + 1).expose().to_owned(),
+        1 => make("no", n + tokens, 2 * n + 1).expose().to_owned(),
+        _ => {
+            let mut text = make("no", n % tokens, 2 * n + 1).expose().to_owned();
+            let last = if text.pop() == Some('0') { '1' } else { '0' };
+            text.push(last);
+            text
+        }
+    }
+}
+
+/// The tokens of a load over `tokens` known ones: each once, in an order that no cache foresees, every tenth bad.
+pub fn load(tokens: u64) -> impl Iterator<Item = String> {
+    // A step that has no divisor in common with the number visits each.
+    let step = (tokens / 2 + 1..).find(|step| gcd(*step, tokens) == 1).unwrap_or(1);
+    (0..tokens).map(move |i| {
+        let n = i * step % tokens;
+        if i % BAD_EVERY == BAD_EVERY - 1 { bad(n, tokens) } else { good(n) }
+    })
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// The namespace of the n-th ApiToken.
+pub fn namespace(n: u64) -> String {
+    format!("team-{:03}", n % NAMESPACES)
+}
+
+/// The name of the n-th ApiToken.
+pub fn name(n: u64) -> String {
+    format!("service-{n:07}")
+}
+
+/// Writes the n-th ApiToken as an API server stores and sends it: with the managed fields and conditions that a
+/// verifier has to skip. Tokens share 20 lists of scopes.
+pub fn object(n: u64, peppers: &Peppers) -> String {
+    let text = make("tw", n, 2 * n);
+    let (namespace, name) = (namespace(n), name(n));
+    let hash = peppers.prove_new(&namespace, &name, &text).map(|hash| hash.to_string()).unwrap_or_default();
+    let key_id = Token::parse(text.expose()).map(|token| token.key_id().to_string()).unwrap_or_default();
+    let uid = format!("{:08x}-0000-4000-8000-{n:012x}", mix(n) >> 32);
+    let token_id = format::token_id(&uid);
+    let service = n % 20;
+    let scopes = format!(r#""orders-{service}:read","orders-{service}:write","audit:read""#);
+    let condition = |type_: &str, reason: &str| {
+        format!(
+            r#"{{"lastTransitionTime":"2026-11-01T08:00:02Z","message":"the secret of version 1 is delivered","observedGeneration":1,"reason":"{reason}","status":"True","type":"{type_}"}}"#
+        )
+    };
+    let conditions = [("Ready", "Active"), ("Active", "Active"), ("Delivered", "Delivered")];
+    let conditions = conditions.map(|(type_, reason)| condition(type_, reason)).join(",");
+    format!(
+        r#"{{"apiVersion":"tokenward.dev/v1alpha1","kind":"ApiToken","metadata":{{"annotations":{{"kubectl.kubernetes.io/last-applied-configuration":"{{}}\n"}},"creationTimestamp":"2026-11-01T08:00:00Z","generation":1,"managedFields":[{{"apiVersion":"tokenward.dev/v1alpha1","fieldsType":"FieldsV1","fieldsV1":{{"f:metadata":{{"f:annotations":{{".":{{}},"f:kubectl.kubernetes.io/last-applied-configuration":{{}}}}}},"f:spec":{{".":{{}},"f:expiresAt":{{}},"f:owner":{{".":{{}},"f:team":{{}}}},"f:scopes":{{".":{{}},"v:\"audit:read\"":{{}}}}}}}},"manager":"kubectl-client-side-apply","operation":"Update","time":"2026-11-01T08:00:00Z"}},{{"apiVersion":"tokenward.dev/v1alpha1","fieldsType":"FieldsV1","fieldsV1":{{"f:status":{{".":{{}},"f:conditions":{{}},"f:phase":{{}},"f:tokenId":{{}},"f:versions":{{}}}}}},"manager":"tokenward","operation":"Update","subresource":"status","time":"2026-11-01T08:00:02Z"}}],"name":"{name}","namespace":"{namespace}","resourceVersion":"{version}","uid":"{uid}"}},"spec":{{"expiresAt":"2099-01-01T00:00:00Z","owner":{{"team":"{namespace}"}},"scopes":[{scopes}]}},"status":{{"conditions":[{conditions}],"observedGeneration":1,"phase":"Active","rotation":{{"specHash":"h1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}},"secretRef":{{"name":"{name}","version":1}},"tokenId":"{token_id}","versions":[{{"hash":"{hash}","issuedAt":"2026-11-01T08:00:01.123Z","keyId":"{key_id}","reason":"Created","scopes":[{scopes}],"state":"Active","version":1}}]}}}}"#,
+        version = n + 1,
+    )
+}
+
+fn make(prefix: &str, key: u64, secret: u64) -> Plaintext {
+    let prefix = Prefix::new(prefix).unwrap_or_default();
+    let mut id = [0; 16];
+    fill(&mut id, key);
+    let mut bytes = [0; 32];
+    fill(&mut bytes, !secret);
+    format::make(&prefix, KeyId::from_bytes(id), &bytes)
+}
+
+fn fill(bytes: &mut [u8], seed: u64) {
+    for (i, part) in bytes.chunks_mut(8).enumerate() {
+        part.copy_from_slice(&mix(seed.wrapping_mul(4).wrapping_add(i as u64)).to_be_bytes()[..part.len()]);
+    }
+}
+
+/// SplitMix64: a well-spread number for each number.
+fn mix(n: u64) -> u64 {
+    let mut z = n.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
