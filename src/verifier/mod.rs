@@ -8,7 +8,7 @@ pub mod doors;
 mod feed;
 mod freshness;
 pub mod index;
-mod metrics;
+pub mod metrics;
 pub mod server;
 pub mod view;
 
