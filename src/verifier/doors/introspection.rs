@@ -108,8 +108,7 @@ impl Door for Introspection {
         let Some(token) = &form.token else {
             return Err(Failure::Malformed("the parameter token is missing".into()));
         };
-        let scopes: Vec<&str> = form.scope.iter().flat_map(|scope| scope.split_ascii_whitespace()).collect();
-        required_scopes("scope", &scopes)?;
+        let scopes = form.scopes()?;
         let client = form.client_ip.as_deref().map(client_ip).transpose()?;
         let question = Question {
             presented: token.as_bytes(),
@@ -152,6 +151,17 @@ impl<'a> IntrospectionRequest<'a> {
             }
         }
         Ok(form)
+    }
+
+    /// The scopes that are needed. To name none is a client's mistake, and one that would ask for nothing.
+    fn scopes(&self) -> Result<Vec<&str>, Failure> {
+        let Some(scope) = &self.scope else { return Ok(Vec::new()) };
+        let scopes: Vec<&str> = scope.split_ascii_whitespace().collect();
+        if scopes.is_empty() {
+            return Err(Failure::Malformed("scope is empty: leave it out, or name one".into()));
+        }
+        required_scopes("scope", &scopes)?;
+        Ok(scopes)
     }
 }
 

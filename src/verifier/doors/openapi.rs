@@ -12,7 +12,7 @@ use super::introspection::{IntrospectionRequest, IntrospectionResponse, OAuthErr
 use super::token_review::TokenReviewRequest;
 use super::token_review::schema::{Status, TokenReview};
 use super::verify::{VerifyBatchRequest, VerifyBatchResponse, VerifyError, VerifyRequest, VerifyResponse};
-use crate::token::scope::MAX_SCOPE_LEN;
+use crate::token::scope::{MAX_SCOPE_LEN, MAX_SCOPES};
 
 /// The document, as indented JSON.
 pub fn json() -> String {
@@ -60,8 +60,13 @@ impl ToSchema for Scopes {}
 
 impl PartialSchema for Scopes {
     fn schema() -> RefOr<Schema> {
-        text("Scopes, at most 64, separated by spaces.")
-            .pattern(Some(format!("^{scope}( {scope})*$", scope = Scope::PATTERN)))
+        text("Up to 64 scopes, separated by spaces.")
+            .pattern(Some(format!(
+                r"^(?!.*\S{{{too_long}}}){scope}( {scope}){{0,{more}}}$",
+                too_long = MAX_SCOPE_LEN + 1,
+                scope = Scope::PATTERN,
+                more = MAX_SCOPES - 1,
+            )))
             .examples([json!("orders:read orders:write")])
             .into()
     }
