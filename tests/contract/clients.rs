@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::stage::Stage;
+use crate::stage::{LOOPBACK, Stage};
 
 pub fn authlib_introspects_with_a_client_secret(stage: &Stage) {
     introspection_tells_whose_it_is(stage, || {
@@ -64,6 +64,7 @@ fn ask(stage: &Stage, mut client: Command, scopes: &[&str], caller: &str, token:
         .args(scopes)
         .env("TOKENWARD_URL", stage.url(""))
         .env("TOKENWARD_CALLER_FILE", &caller_file)
+        .env("NO_PROXY", LOOPBACK)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

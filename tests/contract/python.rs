@@ -28,8 +28,8 @@ impl Python {
     /// One of its programs.
     pub fn program(&self, name: &str) -> Command {
         let mut command = Command::new(self.bin.join(name));
-        // Its output is read as it comes, and a proxy has no business between two processes of one machine.
-        command.env("PYTHONUNBUFFERED", "1").env("NO_PROXY", "127.0.0.1").stdin(Stdio::null());
+        // Its output is read as it comes.
+        command.env("PYTHONUNBUFFERED", "1").stdin(Stdio::null());
         command
     }
 }

@@ -6,6 +6,9 @@ use tokio::runtime::Runtime;
 use crate::python::Python;
 use crate::support::{Process, Site, Space};
 
+/// Where a client must not ask by way of a proxy, whatever the machine's users do elsewhere.
+pub const LOOPBACK: &str = "127.0.0.1";
+
 /// A verifier that looks after every namespace, and who asks it.
 pub struct Stage {
     // In the order in which they end.
