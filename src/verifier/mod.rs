@@ -9,7 +9,7 @@ mod feed;
 mod freshness;
 pub mod grpc;
 pub mod index;
-mod metrics;
+pub mod metrics;
 pub mod server;
 pub mod tls;
 pub mod view;

@@ -15,6 +15,7 @@ use super::super::metrics::Outcome;
 use super::super::view::{Question, View};
 use super::Answer;
 use super::guarded::{Door, Failure, json};
+use super::openapi::{IpAddress, Scopes};
 use super::verify::required_scopes;
 use crate::check::{Decision, Identity};
 
@@ -29,14 +30,14 @@ pub(super) struct IntrospectionRequest<'a> {
     /// What a client presented. Junk is a token that is not active.
     #[schema(value_type = String)]
     token: Option<Cow<'a, str>>,
-    /// The scopes that are needed, separated by spaces.
-    #[schema(value_type = Option<String>)]
+    /// The scopes that are needed, all of them.
+    #[schema(value_type = Option<Scopes>, nullable = false)]
     scope: Option<Cow<'a, str>>,
     /// The service for which the token is presented.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, nullable = false)]
     audience: Option<Cow<'a, str>>,
     /// The client's address. Without it a token with `constraints.cidrs` is not active.
-    #[schema(value_type = Option<String>, example = "192.0.2.1")]
+    #[schema(value_type = Option<IpAddress>, nullable = false)]
     client_ip: Option<Cow<'a, str>>,
 }
 
@@ -47,25 +48,27 @@ pub(super) struct IntrospectionResponse<'e> {
     active: bool,
     /// Its scopes, separated by spaces.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, nullable = false)]
     scope: Option<Cow<'e, str>>,
     /// The token's lasting id, `status.tokenId` of the ApiToken.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, nullable = false)]
     client_id: Option<&'e str>,
     /// `Bearer`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, nullable = false)]
     token_type: Option<&'static str>,
     /// When it ends as things stand, in seconds since the epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     exp: Option<i64>,
     /// When this secret was issued, in seconds since the epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     iat: Option<i64>,
     /// The ApiToken, as `namespace/name`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, nullable = false)]
     sub: Option<&'e str>,
     /// The services that it is meant for; absent: any.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
@@ -73,6 +76,7 @@ pub(super) struct IntrospectionResponse<'e> {
     aud: &'e [Box<str>],
     /// The id of this secret of the token.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     jti: Option<String>,
 }
 
@@ -104,8 +108,7 @@ impl Door for Introspection {
         let Some(token) = &form.token else {
             return Err(Failure::Malformed("the parameter token is missing".into()));
         };
-        let scopes: Vec<&str> = form.scope.iter().flat_map(|scope| scope.split_ascii_whitespace()).collect();
-        required_scopes("scope", &scopes)?;
+        let scopes = form.scopes()?;
         let client = form.client_ip.as_deref().map(client_ip).transpose()?;
         let question = Question {
             presented: token.as_bytes(),
@@ -148,6 +151,17 @@ impl<'a> IntrospectionRequest<'a> {
             }
         }
         Ok(form)
+    }
+
+    /// The scopes that are needed. To name none is a client's mistake, and one that would ask for nothing.
+    fn scopes(&self) -> Result<Vec<&str>, Failure> {
+        let Some(scope) = &self.scope else { return Ok(Vec::new()) };
+        let scopes: Vec<&str> = scope.split_ascii_whitespace().collect();
+        if scopes.is_empty() {
+            return Err(Failure::Malformed("scope is empty: leave it out, or name one".into()));
+        }
+        required_scopes("scope", &scopes)?;
+        Ok(scopes)
     }
 }
 

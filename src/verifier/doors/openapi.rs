@@ -2,12 +2,17 @@
 //!
 //! Served at `/openapi.json`, printed by `tokenward openapi`, and kept as `openapi.json` in the repository.
 
-use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
-use utoipa::{Modify, OpenApi};
+use serde_json::json;
+use utoipa::openapi::schema::{AnyOfBuilder, Schema, SchemaFormat, Type};
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
+use utoipa::openapi::{Content, Header, KnownFormat, Object, ObjectBuilder, Ref, RefOr, ResponseBuilder};
+use utoipa::{Modify, OpenApi, PartialSchema, ToSchema};
 
 use super::introspection::{IntrospectionRequest, IntrospectionResponse, OAuthError};
+use super::token_review::TokenReviewRequest;
 use super::token_review::schema::{Status, TokenReview};
 use super::verify::{VerifyBatchRequest, VerifyBatchResponse, VerifyError, VerifyRequest, VerifyResponse};
+use crate::token::scope::{MAX_SCOPE_LEN, MAX_SCOPES};
 
 /// The document, as indented JSON.
 pub fn json() -> String {
@@ -24,9 +29,69 @@ pub fn json() -> String {
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     paths(auth, verify, verify_batch, introspect, token_review),
-    modifiers(&Callers),
+    components(schemas(VerifyError, OAuthError, Status)),
+    modifiers(&Callers, &Failures),
 )]
 struct Document;
+
+/// A scope, as [`is_scope`](crate::token::scope::is_scope) has it.
+pub(super) struct Scope;
+
+impl Scope {
+    const PATTERN: &str = r"[A-Za-z0-9][A-Za-z0-9._/-]*(:[A-Za-z0-9._/-]+)*:([A-Za-z0-9._/-]+|\*)";
+}
+
+impl ToSchema for Scope {}
+
+impl PartialSchema for Scope {
+    fn schema() -> RefOr<Schema> {
+        text("`resource:action`. `orders:*` stands for every action, `a:b:*` for all that is below `a:b`.")
+            .pattern(Some(format!("^{}$", Self::PATTERN)))
+            .max_length(Some(MAX_SCOPE_LEN))
+            .examples([json!("orders:read")])
+            .into()
+    }
+}
+
+/// Scopes in one text, as OAuth has them.
+pub(super) struct Scopes;
+
+impl ToSchema for Scopes {}
+
+impl PartialSchema for Scopes {
+    fn schema() -> RefOr<Schema> {
+        text("Up to 64 scopes, separated by spaces.")
+            .pattern(Some(format!(
+                r"^(?!.*\S{{{too_long}}}){scope}( {scope}){{0,{more}}}$",
+                too_long = MAX_SCOPE_LEN + 1,
+                scope = Scope::PATTERN,
+                more = MAX_SCOPES - 1,
+            )))
+            .examples([json!("orders:read orders:write")])
+            .into()
+    }
+}
+
+/// An IP address.
+pub(super) struct IpAddress;
+
+impl ToSchema for IpAddress {}
+
+impl PartialSchema for IpAddress {
+    fn schema() -> RefOr<Schema> {
+        let of = |format| ObjectBuilder::new().schema_type(Type::String).format(Some(format));
+        AnyOfBuilder::new()
+            .description(Some("An IPv4 or IPv6 address."))
+            .item(of(SchemaFormat::KnownFormat(KnownFormat::Ipv4)))
+            .item(of(SchemaFormat::KnownFormat(KnownFormat::Ipv6)))
+            .examples([json!("192.0.2.1")])
+            .into()
+    }
+}
+
+fn text(description: &str) -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::String).description(Some(description))
+}
 
 /// How callers show who they are.
 struct Callers;
@@ -51,10 +116,53 @@ impl Modify for Callers {
             "basic",
             scheme(HttpAuthScheme::Basic, "The same as the password; the user name is not looked at."),
         );
-        components.add_security_scheme(
-            "presented",
-            scheme(HttpAuthScheme::Bearer, "The token that is checked. X-API-Key holds it as well."),
-        );
+        components
+            .add_security_scheme("presented", scheme(HttpAuthScheme::Bearer, "The token that is checked."));
+        let header = ApiKeyValue::with_description("X-API-Key", "The token that is checked.");
+        components.add_security_scheme("presented_as_key", SecurityScheme::ApiKey(ApiKey::Header(header)));
+    }
+}
+
+/// The doors whose callers are known all fail alike, each in its protocol's form.
+struct Failures;
+
+impl Failures {
+    const FORMS: [(&str, &str); 4] = [
+        ("/v1/verify", "VerifyError"),
+        ("/v1/verify:batch", "VerifyError"),
+        ("/oauth2/introspect", "OAuthError"),
+        ("/tokenreview", "Status"),
+    ];
+    /// The status, what it says, and the header that comes with it.
+    const STATUSES: [(&str, &str, Option<&str>); 7] = [
+        ("400", "The request is malformed.", None),
+        ("401", "The caller did not show who it is.", Some("WWW-Authenticate")),
+        ("403", "The caller may not ask.", None),
+        ("408", "The body did not come to its end in time.", None),
+        ("413", "The body is too large.", None),
+        ("415", "The body is of another media type.", None),
+        ("503", "This replica does not know the tokens, or the caller.", Some("Retry-After")),
+    ];
+}
+
+impl Modify for Failures {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        for (path, form) in Self::FORMS {
+            let Some(operation) = document.paths.paths.get_mut(path).and_then(|item| item.post.as_mut())
+            else {
+                continue;
+            };
+            for (status, description, header) in Self::STATUSES {
+                let response = ResponseBuilder::new()
+                    .description(description)
+                    .content("application/json", Content::new(Some(Ref::from_schema_name(form))));
+                let response = match header {
+                    Some(name) => response.header(name, Header::new(Object::with_type(Type::String))),
+                    None => response,
+                };
+                operation.responses.responses.insert(status.to_owned(), response.build().into());
+            }
+        }
     }
 }
 
@@ -69,9 +177,9 @@ impl Modify for Callers {
     path = "/auth",
     tag = "gateways",
     params(
-        ("scope" = Option<Vec<String>>, Query, description = "A scope that is needed. Repeated: all of them."),
+        ("scope" = Option<Vec<Scope>>, Query, max_items = 64,
+         description = "A scope that is needed. Repeated: all of them."),
         ("audience" = Option<String>, Query, description = "The service for which the token is presented."),
-        ("X-API-Key" = Option<String>, Header, description = "The token, instead of Authorization: Bearer."),
     ),
     responses(
         (status = 200, description = "Valid, with all the scopes.", headers(
@@ -84,7 +192,7 @@ impl Modify for Callers {
         (status = 403, description = "Valid, but without a scope, or not from this address.", body = VerifyError),
         (status = 503, description = "This replica does not know the tokens.", body = VerifyError),
     ),
-    security(("presented" = [])),
+    security(("presented" = []), ("presented_as_key" = [])),
 )]
 #[expect(dead_code, reason = "documentation")]
 fn auth() {}
@@ -97,13 +205,6 @@ fn auth() {}
     request_body = VerifyRequest,
     responses(
         (status = 200, description = "The answer: valid or not.", body = VerifyResponse),
-        (status = 400, description = "The request is malformed.", body = VerifyError),
-        (status = 401, description = "The caller did not show who it is.", body = VerifyError),
-        (status = 403, description = "The caller may not ask.", body = VerifyError),
-        (status = 408, description = "The body did not come to its end in time.", body = VerifyError),
-        (status = 413, description = "The body is too large.", body = VerifyError),
-        (status = 415, description = "The body is not JSON.", body = VerifyError),
-        (status = 503, description = "This replica does not know the tokens, or the caller.", body = VerifyError),
     ),
     security(("bearer" = []), ("basic" = [])),
 )]
@@ -118,13 +219,6 @@ fn verify() {}
     request_body = VerifyBatchRequest,
     responses(
         (status = 200, description = "The answers, in the order of the checks.", body = VerifyBatchResponse),
-        (status = 400, description = "The request is malformed.", body = VerifyError),
-        (status = 401, description = "The caller did not show who it is.", body = VerifyError),
-        (status = 403, description = "The caller may not ask.", body = VerifyError),
-        (status = 408, description = "The body did not come to its end in time.", body = VerifyError),
-        (status = 413, description = "The body is too large.", body = VerifyError),
-        (status = 415, description = "The body is not JSON.", body = VerifyError),
-        (status = 503, description = "This replica does not know the tokens, or the caller.", body = VerifyError),
     ),
     security(("bearer" = []), ("basic" = [])),
 )]
@@ -140,13 +234,6 @@ fn verify_batch() {}
     responses(
         (status = 200, description = "What the token is; `active: false` alone if it is not valid.",
          body = IntrospectionResponse),
-        (status = 400, description = "The request is malformed.", body = OAuthError),
-        (status = 401, description = "The caller did not show who it is.", body = OAuthError),
-        (status = 403, description = "The caller may not ask.", body = OAuthError),
-        (status = 408, description = "The body did not come to its end in time.", body = OAuthError),
-        (status = 413, description = "The body is too large.", body = OAuthError),
-        (status = 415, description = "The body is not a form.", body = OAuthError),
-        (status = 503, description = "This replica does not know the tokens, or the caller.", body = OAuthError),
     ),
     security(("bearer" = []), ("basic" = [])),
 )]
@@ -160,16 +247,9 @@ fn introspect() {}
     post,
     path = "/tokenreview",
     tag = "kubernetes",
-    request_body = TokenReview,
+    request_body = TokenReviewRequest,
     responses(
         (status = 200, description = "The review with its status.", body = TokenReview),
-        (status = 400, description = "The request is malformed.", body = Status),
-        (status = 401, description = "The caller did not show who it is.", body = Status),
-        (status = 403, description = "The caller may not ask.", body = Status),
-        (status = 408, description = "The body did not come to its end in time.", body = Status),
-        (status = 413, description = "The body is too large.", body = Status),
-        (status = 415, description = "The body is not JSON.", body = Status),
-        (status = 503, description = "This replica does not know the tokens, or the caller.", body = Status),
     ),
     security(("bearer" = []), ("basic" = [])),
 )]

@@ -247,6 +247,11 @@ fn a_mistake_is_named_and_no_value_is_told() {
             json!({"apiVersion": "authentication.k8s.io/v1beta1", "kind": "TokenReview", "spec": {"token": secret.expose()}}),
             "--authentication-token-webhook-version=v1",
         ),
+        (
+            "/tokenreview",
+            json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview"}),
+            "missing field `spec`",
+        ),
     ];
     for (path, body, expected) in table {
         let answer = post(&door, path, JSON, body.to_string());
@@ -260,6 +265,8 @@ fn a_mistake_is_named_and_no_value_is_told() {
         ("token_type_hint=access_token", "token is missing"),
         ("token=x&token=y", "token is given more than once"),
         ("token=x&scope=nonsense", "is not resource:action"),
+        ("token=x&scope=", "scope is empty"),
+        ("token=x&scope=+", "scope is empty"),
         ("token=x&client_ip=here", "client_ip is not an IP address"),
     ] {
         let answer = post(&door, "/oauth2/introspect", FORM, form);

@@ -5,17 +5,19 @@
 //! and `tokenward:apitokens:<namespace>`, formed as those of service accounts are. What it may do is RBAC's
 //! affair. A client's address is not told here, so a token with `constraints.cidrs` is not accepted.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewStatus, UserInfo};
-use kube::core::TypeMeta;
-use zeroize::Zeroize;
+use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::super::metrics::Outcome;
 use super::super::view::{Question, View};
 use super::Answer;
 use super::guarded::{Door, Failure, json};
+use super::verify::parse;
 use crate::check::{Code, Decision, Identity};
 
 const API_VERSION: &str = <TokenReview as k8s_openapi::Resource>::API_VERSION;
@@ -24,6 +26,32 @@ const KIND: &str = <TokenReview as k8s_openapi::Resource>::KIND;
 /// The door.
 pub(super) struct TokenReviews {
     view: Arc<View>,
+}
+
+/// A TokenReview as it is asked. Other fields, such as `metadata`, do not matter.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct TokenReviewRequest<'a> {
+    #[serde(borrow)]
+    #[schema(value_type = String, pattern = r"^authentication\.k8s\.io/v1$")]
+    api_version: Cow<'a, str>,
+    #[serde(borrow)]
+    #[schema(value_type = String, pattern = "^TokenReview$")]
+    kind: Cow<'a, str>,
+    #[serde(borrow)]
+    spec: TokenReviewSpec<'a>,
+}
+
+/// What is asked.
+#[derive(Deserialize, ToSchema)]
+struct TokenReviewSpec<'a> {
+    /// What a client presented. Junk is a token that is not authenticated.
+    #[serde(borrow)]
+    #[schema(value_type = String, example = "tw_…")]
+    token: Cow<'a, str>,
+    /// The services for which it was presented; the answer tells those for which it is meant.
+    #[serde(default)]
+    audiences: Vec<String>,
 }
 
 impl TokenReviews {
@@ -39,9 +67,9 @@ impl Door for TokenReviews {
     const MAX_BODY: usize = 64 * 1024;
 
     fn answer(&self, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure> {
-        let mut review = parse(body)?;
-        let mut token = review.spec.token.take().unwrap_or_default();
-        let audiences = review.spec.audiences.take().unwrap_or_default();
+        let review: TokenReviewRequest<'_> = parse(body)?;
+        validate(&review)?;
+        let TokenReviewSpec { token, audiences } = review.spec;
         let question = Question { presented: token.as_bytes(), scopes: &[], audience: None, client: None };
         let status = self.view.decide(&question, |decision| {
             let reviewed = match decision {
@@ -52,7 +80,6 @@ impl Door for TokenReviews {
             // No `error`: kube-apiserver would take it for a failure of ours.
             reviewed.unwrap_or(TokenReviewStatus { authenticated: Some(false), ..Default::default() })
         });
-        token.zeroize();
         Ok(json(&TokenReview { status: Some(status?), ..Default::default() }))
     }
 
@@ -73,23 +100,18 @@ impl Door for TokenReviews {
     }
 }
 
-/// Reads a review. The message tells no value, which may be a token.
-fn parse(body: &[u8]) -> Result<TokenReview, Failure> {
-    let malformed = |error: serde_json::Error| {
-        let (line, column) = (error.line(), error.column());
-        Failure::Malformed(format!("not a {KIND} of {API_VERSION}: line {line}, column {column}").into())
-    };
-    let TypeMeta { api_version, kind } = serde_json::from_slice(body).map_err(malformed)?;
-    if (api_version.as_str(), kind.as_str()) != (API_VERSION, KIND) {
-        return Err(Failure::Malformed(
-            format!(
-                "not a {KIND} of {API_VERSION}; is kube-apiserver started with \
-                 --authentication-token-webhook-version=v1?"
-            )
-            .into(),
-        ));
+/// Refuses another version, which kube-apiserver asks in unless it is told otherwise.
+fn validate(review: &TokenReviewRequest<'_>) -> Result<(), Failure> {
+    if (&*review.api_version, &*review.kind) == (API_VERSION, KIND) {
+        return Ok(());
     }
-    serde_json::from_slice(body).map_err(malformed)
+    Err(Failure::Malformed(
+        format!(
+            "not a {KIND} of {API_VERSION}; is kube-apiserver started with \
+             --authentication-token-webhook-version=v1?"
+        )
+        .into(),
+    ))
 }
 
 /// The user, if the token is meant for one of the audiences. No audience stands for the API server itself, which a
@@ -125,7 +147,7 @@ fn authenticated(identity: Identity<'_>, audiences: &[String]) -> Result<TokenRe
     })
 }
 
-/// What of Kubernetes' types the OpenAPI document tells. The types themselves are k8s-openapi's.
+/// What of Kubernetes' types the OpenAPI document tells. The types that are written are k8s-openapi's.
 pub(super) mod schema {
     #![expect(dead_code, reason = "read by the macro alone")]
 
@@ -133,33 +155,24 @@ pub(super) mod schema {
 
     use utoipa::ToSchema;
 
-    /// A TokenReview of `authentication.k8s.io/v1`.
+    /// A TokenReview with its answer.
     #[derive(ToSchema)]
     #[schema(rename_all = "camelCase")]
     pub(in super::super) struct TokenReview {
-        #[schema(pattern = "^authentication\\.k8s\\.io/v1$")]
         api_version: String,
-        #[schema(pattern = "^TokenReview$")]
         kind: String,
-        spec: TokenReviewSpec,
-        status: Option<TokenReviewStatus>,
-    }
-
-    /// What is asked.
-    #[derive(ToSchema)]
-    struct TokenReviewSpec {
-        /// What a client presented.
-        token: Option<String>,
-        /// The services for which it was presented; the answer tells those for which it is meant.
-        audiences: Option<Vec<String>>,
+        status: TokenReviewStatus,
     }
 
     /// What the token is.
     #[derive(ToSchema)]
     struct TokenReviewStatus {
         /// Whether the token is valid.
-        authenticated: Option<bool>,
+        authenticated: bool,
+        /// Those of the audiences for which it is meant.
+        #[schema(nullable = false)]
         audiences: Option<Vec<String>>,
+        #[schema(nullable = false)]
         user: Option<UserInfo>,
     }
 
@@ -167,12 +180,13 @@ pub(super) mod schema {
     #[derive(ToSchema)]
     struct UserInfo {
         /// `tokenward:<namespace>:<name>`.
-        username: Option<String>,
+        username: String,
         /// `status.tokenId` of the ApiToken.
-        uid: Option<String>,
-        groups: Option<Vec<String>>,
+        uid: String,
+        /// `tokenward:apitokens` and `tokenward:apitokens:<namespace>`.
+        groups: Vec<String>,
         /// `tokenward.dev/scopes` and `tokenward.dev/key-id`.
-        extra: Option<BTreeMap<String, Vec<String>>>,
+        extra: BTreeMap<String, Vec<String>>,
     }
 
     /// A `Status` of the Kubernetes API.

@@ -13,6 +13,7 @@ use super::super::metrics::Outcome;
 use super::super::view::{Question, Unavailable, View};
 use super::Answer;
 use super::guarded::{Door, Failure, json};
+use super::openapi::{IpAddress, Scope};
 use crate::check::{Code, Decision, Identity};
 use crate::token::scope::{MAX_SCOPES, is_scope};
 
@@ -39,13 +40,13 @@ pub(super) struct VerifyRequest<'a> {
     token: Cow<'a, str>,
     /// The scopes that are needed, all of them. None: any valid token will do.
     #[serde(default)]
-    #[schema(value_type = Vec<String>, max_items = 64, example = json!(["orders:read"]))]
+    #[schema(value_type = Vec<Scope>, max_items = 64)]
     scopes: Vec<Cow<'a, str>>,
     /// The service for which the token is presented.
     #[schema(value_type = Option<String>)]
     audience: Option<Cow<'a, str>>,
     /// The client's address. Without it a token with `constraints.cidrs` is denied.
-    #[schema(value_type = Option<String>, example = "192.0.2.1")]
+    #[schema(value_type = Option<IpAddress>)]
     client_ip: Option<IpAddr>,
 }
 
@@ -57,9 +58,11 @@ pub(super) struct VerifyResponse {
     valid: bool,
     /// Why it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     code: Option<Code>,
     /// Whose it is, if it is valid.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     token: Option<VerifiedToken>,
 }
 
@@ -81,11 +84,11 @@ pub(super) struct VerifiedToken {
     audiences: Vec<String>,
     /// When this secret was issued.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(value_type = Option<String>, format = DateTime, nullable = false)]
     issued_at: Option<Timestamp>,
     /// When it ends as things stand: at the token's expiry, or where it has been replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(value_type = Option<String>, format = DateTime, nullable = false)]
     expires_at: Option<Timestamp>,
 }
 
@@ -235,7 +238,7 @@ pub(super) fn required_scopes(place: &str, scopes: &[&str]) -> Result<(), Failur
 }
 
 /// Reads JSON. The message may name a field, and never tells a value, which may be a token.
-fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Failure> {
+pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Failure> {
     serde_json::from_slice(body).map_err(|error| {
         let message = error.to_string();
         let of_a_field = ["unknown field", "missing field", "duplicate field"];

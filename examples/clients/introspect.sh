@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Asks tokenward whether a token is valid, by OAuth 2.0 Token Introspection (RFC 7662).
+#
+#   export TOKENWARD_URL=http://tokenward-verifier:8080
+#   export TOKENWARD_CALLER_FILE=/run/secrets/tokenward/token   # your service's own token, with the scope tokens:verify
+#   printf %s "$TOKEN" | ./introspect.sh orders:read
+#
+# Neither token stands in an argument, where other users of the machine could see it.
+set -euo pipefail
+
+curl --silent --show-error --fail-with-body \
+    --header @<(printf 'Authorization: Bearer %s\n' "$(<"$TOKENWARD_CALLER_FILE")") \
+    --data-urlencode token@- \
+    --data-urlencode "scope=${*:?name the scopes that are needed}" \
+    "$TOKENWARD_URL/oauth2/introspect"

@@ -1,0 +1,127 @@
+//! Doors without a port, behind which three ApiTokens are known, and what is to be said of any other text.
+//!
+//! A target turns bytes into a request, hands it to the real [`Doors::answer`], and compares the decision with
+//! [`is_valid`], which knows the tokens by heart. That nothing panics, libFuzzer sees to.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, LazyLock};
+
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderValue, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+use tokenward::check::Entry;
+use tokenward::crd::{ApiToken, ApiTokenSpec};
+use tokenward::token::format::{self, KeyId, Prefix};
+use tokenward::token::{Peppers, Plaintext};
+use tokenward::verifier::callers::Callers;
+use tokenward::verifier::doors::{Doors, TrustedProxies};
+use tokenward::verifier::index::Object;
+use tokenward::verifier::metrics::Metrics;
+use tokenward::verifier::view::View;
+use tokio::runtime::{Builder, Runtime};
+
+/// The scopes of [`TOKEN`].
+pub const SCOPES: [&str; 2] = ["orders:*", "audit:read"];
+/// The scope of [`CALLER`].
+pub const CALLER_SCOPE: &str = "tokens:verify";
+
+/// The token of a service. Always the same, as the dictionary holds it.
+pub static TOKEN: LazyLock<Plaintext> = LazyLock::new(|| plaintext(1));
+/// The token of a caller.
+pub static CALLER: LazyLock<Plaintext> = LazyLock::new(|| plaintext(2));
+
+static DOORS: LazyLock<Doors> = LazyLock::new(doors);
+/// Time limits need a runtime; nothing here waits for one to pass.
+static RUNTIME: LazyLock<Runtime> =
+    LazyLock::new(|| Builder::new_current_thread().enable_time().build().expect("a runtime"));
+
+/// Whether a check of a text for these scopes is to be allowed.
+pub fn is_valid<'s>(presented: &[u8], scopes: impl IntoIterator<Item = &'s str>) -> bool {
+    let mut scopes = scopes.into_iter();
+    if presented == TOKEN.expose().as_bytes() {
+        scopes.all(|scope| scope == "audit:read" || scope.starts_with("orders:"))
+    } else {
+        presented == CALLER.expose().as_bytes() && scopes.all(|scope| scope == CALLER_SCOPE)
+    }
+}
+
+/// The decision, if a door gives one: the JSON of its answer to a body, which the caller posts.
+pub fn post(path: &str, media_type: &'static str, body: &[u8]) -> Option<Value> {
+    let bearer = HeaderValue::try_from(format!("Bearer {}", CALLER.expose())).expect("a header");
+    let request = Request::post(path)
+        .header(AUTHORIZATION, bearer)
+        .header(CONTENT_TYPE, media_type)
+        .body(Full::from(Bytes::copy_from_slice(body)))
+        .expect("a request");
+    let (status, answer) = answer(request);
+    match status {
+        StatusCode::OK => Some(answer),
+        StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => None,
+        status => panic!("{status} {answer}"),
+    }
+}
+
+/// The status and the JSON of an answer; null if it has no body.
+pub fn answer(mut request: Request<Full<Bytes>>) -> (StatusCode, Value) {
+    let (head, body) = RUNTIME.block_on(async {
+        let (head, body) = DOORS.answer(&mut request, IpAddr::V4(Ipv4Addr::LOCALHOST)).await.into_parts();
+        (head, body.collect().await.expect("a body at hand").to_bytes())
+    });
+    let json = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).expect("JSON") };
+    (head.status, json)
+}
+
+fn plaintext(number: u8) -> Plaintext {
+    format::make(&Prefix::default(), KeyId::from_bytes([number; 16]), &[number; 32])
+}
+
+fn doors() -> Doors {
+    for token in [&TOKEN, &CALLER] {
+        // A fuzzer does not find them by itself.
+        assert!(include_str!("../dictionary").contains(token.expose()), "the dictionary holds other tokens");
+    }
+    let view = Arc::new(View::default());
+    let peppers = Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers");
+    let scopes = SCOPES.map(str::to_owned).to_vec();
+    let token = api_token(&peppers, ("team", "orders"), scopes, &TOKEN);
+    let caller = api_token(&peppers, ("team", "caller"), vec![CALLER_SCOPE.to_owned()], &CALLER);
+    // Somebody has copied the status of `orders`, to be allowed more.
+    let mut thief = api_token(&peppers, ("thief", "copy"), vec!["payments:*".to_owned()], &TOKEN);
+    thief.status.clone_from(&token.status);
+    for token in [&token, &caller, &thief] {
+        let namespace = token.metadata.namespace.as_deref().expect("a namespace");
+        let name = token.metadata.name.as_deref().expect("a name");
+        view.index.apply(Object::new(namespace, name), Entry::of(token));
+    }
+    view.peppers.store(Some(Arc::new(peppers)));
+    view.set_listed();
+    let metrics = Metrics::register(&mut Registry::default());
+    let callers = Arc::new(Callers::new(view.clone(), None));
+    // Whose X-Forwarded-For is believed, so that it is read.
+    let proxies = TrustedProxies(vec!["127.0.0.0/8".parse().expect("a network")]);
+    Doors::new(view, proxies, callers, &metrics)
+}
+
+fn api_token(
+    peppers: &Peppers,
+    (namespace, name): (&str, &str),
+    scopes: Vec<String>,
+    secret: &Plaintext,
+) -> ApiToken {
+    let key_id = format::Token::parse(secret.expose()).expect("a token").key_id();
+    let hash = peppers.prove_new(namespace, name, secret).expect("a proof").to_string();
+    let status = json!({
+        "tokenId": format!("tok_{name}"),
+        "versions": [{
+            "version": 1, "keyId": key_id.as_str(), "hash": hash, "state": "Active", "scopes": scopes,
+            "issuedAt": "2026-01-01T00:00:00Z", "reason": "Created",
+        }],
+    });
+    let mut token = ApiToken::new(name, ApiTokenSpec { scopes, ..Default::default() });
+    token.metadata.namespace = Some(namespace.to_owned());
+    token.status = serde_json::from_value(status).expect("a status");
+    token
+}

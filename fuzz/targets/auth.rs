@@ -1,0 +1,55 @@
+//! `/auth`: a line with path and query, then a line for each header.
+
+#![no_main]
+
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use http_body_util::Full;
+use hyper::body::Bytes;
+use libfuzzer_sys::{Corpus, fuzz_target};
+use tokenward_fuzz::{answer, is_valid};
+
+fuzz_target!(|input: &[u8]| -> Corpus {
+    let Some(request) = request(input) else { return Corpus::Reject };
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    let headers = request.headers().clone();
+    let (status, told) = answer(request);
+    match status.as_u16() {
+        200 => {
+            let needs: Vec<_> = form_urlencoded::parse(query.as_bytes())
+                .filter(|(name, _)| name == "scope")
+                .map(|(_, scopes)| scopes.into_owned())
+                .collect();
+            let scopes = || needs.iter().flat_map(|scopes| scopes.split_ascii_whitespace());
+            assert!(presented(&headers).any(|token| is_valid(token, scopes())), "{needs:?}");
+        }
+        400 | 401 | 403 => assert!(told["error"].is_string() && told["message"].is_string()),
+        _ => panic!("{status} {told}"),
+    }
+    Corpus::Keep
+});
+
+/// The request that an input stands for. `None`: it is none, so hyper would not let it through.
+fn request(input: &[u8]) -> Option<Request<Full<Bytes>>> {
+    let mut lines = input.split(|byte| *byte == b'\n');
+    let path = std::str::from_utf8(lines.next()?).ok()?;
+    if !(path == "/auth" || path.starts_with("/auth?") || path.starts_with("/auth/")) {
+        return None;
+    }
+    let mut request = Request::get(path);
+    for line in lines {
+        let colon = line.iter().position(|byte| *byte == b':')?;
+        let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii()).ok()?;
+        request = request.header(HeaderName::from_bytes(&line[..colon]).ok()?, value);
+    }
+    request.body(Default::default()).ok()
+}
+
+/// Whatever may have been meant as a token.
+fn presented(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    let values = headers.get_all("authorization").iter().chain(headers.get_all("x-api-key"));
+    values.map(|value| {
+        let value = value.as_bytes();
+        let scheme = value.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer "));
+        if scheme { value[7..].trim_ascii() } else { value }
+    })
+}

@@ -1,0 +1,21 @@
+//! The token parser: whatever it takes for a token is one, byte for byte.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use tokenward::token::Token;
+use tokenward::token::format::MAX_LEN;
+
+fuzz_target!(|text: &str| {
+    let Some(token) = Token::parse(text) else { return };
+    assert_eq!(token.expose(), text);
+    assert!(text.len() <= MAX_LEN && text.is_ascii());
+    let (prefix, tail) = text.rsplit_once('_').expect("an underscore");
+    assert!(tail.starts_with(token.key_id().as_str()) && !prefix.is_empty());
+    assert!(!format!("{token:?}").contains(tail), "the secret shows");
+    // Any other character makes it junk.
+    let mut changed = text.to_owned();
+    let last = changed.pop();
+    changed.push(if last == Some('0') { '1' } else { '0' });
+    assert!(Token::parse(&changed).is_none());
+});

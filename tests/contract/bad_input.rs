@@ -1,0 +1,235 @@
+//! Bad input at each door: each refuses it in its protocol's own form, and the slowest answer is told.
+
+use std::time::{Duration, Instant};
+
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, WWW_AUTHENTICATE};
+use reqwest::{Client, Method, StatusCode};
+use serde_json::Value;
+
+use crate::stage::Stage;
+
+const JSON: &str = "application/json";
+const FORM: &str = "application/x-www-form-urlencoded";
+const ROUNDS: usize = 20;
+
+/// A door whose callers are known, as its protocol has it.
+struct Door {
+    path: &'static str,
+    media_type: &'static str,
+    /// The largest body, in bytes.
+    max_body: usize,
+    /// A body that is well-formed.
+    good: &'static str,
+    /// Bodies that are not.
+    bad: &'static [&'static [u8]],
+    form: fn(&Value, StatusCode) -> bool,
+}
+
+const DOORS: [Door; 4] = [
+    Door {
+        path: "/v1/verify",
+        media_type: JSON,
+        max_body: 32 * 1024,
+        good: r#"{"token":"x"}"#,
+        bad: &[
+            b"",
+            b"null",
+            b"[]",
+            b"{",
+            b"\xff\xfe",
+            br#"{"token":"\ud800"}"#,
+            br#"{"token":"x","token":"y"}"#,
+            br#"{"token":"x","scope":["a:b"]}"#,
+            br#"{"token":"x","scopes":["nonsense"]}"#,
+            br#"{"token":"x","clientIp":"999.0.0.1"}"#,
+            br#"{"token":1e999}"#,
+        ],
+        form: is_verify_error,
+    },
+    Door {
+        path: "/v1/verify:batch",
+        media_type: JSON,
+        max_body: 1000 * 1024,
+        good: r#"{"checks":[{"token":"x"}]}"#,
+        bad: &[
+            b"",
+            b"{}",
+            br#"{"checks":[]}"#,
+            br#"{"checks":[{}]}"#,
+            br#"{"checks":[{"token":"x"}],"a":1}"#,
+        ],
+        form: is_verify_error,
+    },
+    Door {
+        path: "/oauth2/introspect",
+        media_type: FORM,
+        max_body: 16 * 1024,
+        good: "token=x",
+        bad: &[
+            b"",
+            b"%",
+            b"\xff\xfe",
+            b"token=x&token=y",
+            b"token=x&scope=nonsense",
+            b"token=x&client_ip=here",
+        ],
+        form: is_oauth_error,
+    },
+    Door {
+        path: "/tokenreview",
+        media_type: JSON,
+        max_body: 64 * 1024,
+        good: r#"{"apiVersion":"authentication.k8s.io/v1","kind":"TokenReview","spec":{"token":"x"}}"#,
+        bad: &[
+            b"",
+            b"{}",
+            b"\xff\xfe",
+            br#"{"apiVersion":"authentication.k8s.io/v1beta1","kind":"TokenReview","spec":{"token":"x"}}"#,
+            br#"{"apiVersion":"authentication.k8s.io/v1","kind":"TokenReview","spec":{"token":1}}"#,
+        ],
+        form: is_status,
+    },
+];
+
+/// RFC 6749 section 5.2.
+fn is_oauth_error(body: &Value, _: StatusCode) -> bool {
+    body["error"].is_string() && body["error_description"].is_string()
+}
+
+fn is_verify_error(body: &Value, _: StatusCode) -> bool {
+    body["error"].is_string() && body["message"].is_string()
+}
+
+/// <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/status/>
+fn is_status(body: &Value, status: StatusCode) -> bool {
+    body["kind"] == "Status" && body["status"] == "Failure" && body["code"] == status.as_u16()
+}
+
+/// A request that is bad, and the status that it must be answered with.
+struct Bad {
+    what: String,
+    method: Method,
+    path: String,
+    headers: Vec<(&'static str, String)>,
+    body: Vec<u8>,
+    expected: u16,
+    form: fn(&Value, StatusCode) -> bool,
+}
+
+pub fn each_door_refuses_in_its_own_form(stage: &Stage) {
+    let mut requests = bad_gateway_requests(stage);
+    requests.extend(DOORS.iter().flat_map(|door| bad_requests(door, stage)));
+    // One that keeps its connection, as a gateway's and a service's would.
+    let client = Client::builder().timeout(Duration::from_secs(10)).build().expect("a client");
+    let mut times: Vec<Vec<Duration>> = vec![Vec::new(); requests.len()];
+    for _ in 0..ROUNDS {
+        for (times, request) in times.iter_mut().zip(&requests) {
+            times.push(stage.runtime.block_on(refused(&client, stage, request)));
+        }
+    }
+    report(&requests, &mut times);
+}
+
+/// Tells how long the slowest kind of bad request took. Told, not asserted: it depends on the machine.
+fn report(requests: &[Bad], times: &mut [Vec<Duration>]) {
+    times.iter_mut().for_each(|times| times.sort_unstable());
+    let all = times.iter().zip(requests);
+    let slowest = all.max_by_key(|(times, _)| times[ROUNDS / 2]);
+    let (times, Bad { method, path, what, .. }) = slowest.expect("bad requests");
+    eprintln!(
+        "{} bad requests, each sent {ROUNDS} times; the slowest was {method} {path} ({}), answered within {:?} half of \
+         the times, and always within {:?}",
+        requests.len(),
+        what.escape_debug(),
+        times[ROUNDS / 2],
+        times[ROUNDS - 1],
+    );
+}
+
+/// What a gateway's clients send.
+fn bad_gateway_requests(stage: &Stage) -> Vec<Bad> {
+    let bearer = |token: &str| ("authorization", format!("Bearer {token}"));
+    let cases = [
+        ("no token", "/auth", vec![], 401),
+        ("junk", "/auth", vec![bearer("junk")], 401),
+        ("a long token", "/auth", vec![bearer(&"x".repeat(20_000))], 401),
+        ("a scope that is none", "/auth?scope=nonsense", vec![bearer(&stage.token)], 400),
+        ("an unknown parameter", "/auth?scopes=orders:read", vec![bearer(&stage.token)], 400),
+        ("two tokens", "/auth", vec![bearer(&stage.token), ("x-api-key", "other".to_owned())], 400),
+        ("a scope that it lacks", "/auth?scope=orders:delete", vec![bearer(&stage.token)], 403),
+    ];
+    let bad = |(what, path, headers, expected): (&str, &str, _, _)| Bad {
+        what: what.to_owned(),
+        method: Method::GET,
+        path: path.to_owned(),
+        headers,
+        body: Vec::new(),
+        expected,
+        form: is_verify_error,
+    };
+    cases.map(bad).into()
+}
+
+fn bad_requests(door: &Door, stage: &Stage) -> Vec<Bad> {
+    let request = |what: &str, body: &[u8], expected| Bad {
+        what: what.to_owned(),
+        method: Method::POST,
+        path: door.path.to_owned(),
+        headers: vec![
+            (AUTHORIZATION.as_str(), format!("Bearer {}", stage.caller)),
+            (CONTENT_TYPE.as_str(), door.media_type.to_owned()),
+        ],
+        body: body.to_owned(),
+        expected,
+        form: door.form,
+    };
+    let good = |what, expected| request(what, door.good.as_bytes(), expected);
+    let as_caller = |what, credentials: String, expected| {
+        let mut bad = good(what, expected);
+        bad.headers[0].1 = credentials;
+        bad
+    };
+    let mut bad = vec![
+        Bad { headers: Vec::new(), ..good("nobody asks", 401) },
+        as_caller("a stranger asks", "Bearer junk".to_owned(), 401),
+        as_caller("Basic that is no base64", "Basic %".to_owned(), 401),
+        as_caller("another scheme", "Digest x".to_owned(), 401),
+        as_caller("a caller that may not", format!("Bearer {}", stage.token), 403),
+        Bad { method: Method::GET, ..good("not a POST", 405) },
+        Bad { method: Method::DELETE, ..good("not a POST", 405) },
+        request("a body too large", &vec![b' '; door.max_body + 1], 413),
+    ];
+    let mut unlabelled = good("no media type", 415);
+    unlabelled.headers.truncate(1);
+    bad.push(unlabelled);
+    bad.extend(door.bad.iter().map(|body| request(&String::from_utf8_lossy(body), body, 400)));
+    if door.media_type == JSON {
+        bad.push(request("as deep as it may be large", &vec![b'['; door.max_body], 400));
+    }
+    bad
+}
+
+/// Sends a request, which must be refused in due form; answers how long that took.
+async fn refused(client: &Client, stage: &Stage, bad: &Bad) -> Duration {
+    let Bad { what, method, path, headers, body, expected, form } = bad;
+    let request = client.request(method.clone(), stage.url(path)).body(body.clone());
+    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, value));
+    let start = Instant::now();
+    let answer = request.send().await.unwrap_or_else(|error| panic!("{path}, {what}: {error:?}"));
+    let (status, headers) = (answer.status(), answer.headers().clone());
+    let text = answer.text().await.expect("a body");
+    let took = start.elapsed();
+    assert_eq!(status, *expected, "{path}, {what}: {text}");
+    assert_eq!(header(&headers, CONTENT_TYPE.as_str()), JSON, "{path}, {what}");
+    assert_eq!(header(&headers, "cache-control"), "no-store", "{path}, {what}");
+    // RFC 9110: 401 without a challenge is no 401, and 405 says what is allowed.
+    assert!(*expected != 401 || headers.contains_key(WWW_AUTHENTICATE), "{path}, {what}");
+    assert!(*expected != 405 || header(&headers, "allow") == "POST", "{path}, {what}");
+    let told = serde_json::from_str(&text).expect("JSON");
+    assert!(form(&told, status), "{path}, {what}: {text}");
+    took
+}
+
+fn header<'h>(headers: &'h HeaderMap, name: &str) -> &'h str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}

@@ -1,0 +1,22 @@
+//! The OpenAPI document: schemathesis reads it from the verifier, and holds the verifier to it.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::stage::{LOOPBACK, Stage};
+
+const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/contract/schemathesis.toml");
+
+pub fn the_verifier_keeps_to_its_document(stage: &Stage) {
+    let mut schemathesis: Command = stage.python.program("schemathesis");
+    schemathesis
+        .args(["--config-file", CONFIG, "--no-color", "run"])
+        .arg(stage.url("/openapi.json"))
+        .env("TOKENWARD_CALLER", &stage.caller)
+        .env("TOKENWARD_TOKEN", &stage.token)
+        .env("NO_PROXY", LOOPBACK)
+        // It leaves notes where it runs.
+        .current_dir(Path::new(env!("CARGO_TARGET_TMPDIR")));
+    let status = schemathesis.status().expect("schemathesis");
+    assert!(status.success(), "the verifier and its document differ: see above; {}", stage.verifier.log());
+}

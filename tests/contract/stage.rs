@@ -1,0 +1,52 @@
+//! What the tests share: a verifier, a caller that may ask, and a token to ask about.
+
+use serde_json::json;
+use tokio::runtime::Runtime;
+
+use crate::python::Python;
+use crate::support::{Process, Site, Space};
+
+/// Where a client must not ask by way of a proxy, whatever the machine's users do elsewhere.
+pub const LOOPBACK: &str = "127.0.0.1";
+
+/// A verifier that looks after every namespace, and who asks it.
+pub struct Stage {
+    // In the order in which they end.
+    pub verifier: Process,
+    _controller: Process,
+    _site: Site,
+    pub runtime: Runtime,
+    pub space: Space,
+    pub python: Python,
+    /// The token of a service that may ask.
+    pub caller: String,
+    /// A token with the scopes `orders:read` and `orders:write`.
+    pub token: String,
+}
+
+impl Stage {
+    /// Sets it.
+    pub fn set() -> Self {
+        let python = Python::provide();
+        let runtime = Runtime::new().expect("a runtime");
+        let set = async {
+            let site = Site::start().await;
+            let controller = site.controller(&[]).ready().await;
+            let verifier = site.verifier(&[]).ready().await;
+            let space = site.namespace("contract").await;
+            let caller = space.active("caller", json!({"scopes": ["tokens:verify"]})).await;
+            let token = space.active("orders", json!({"scopes": ["orders:read", "orders:write"]})).await;
+            for token in [&caller, &token] {
+                verifier.answers(token, "", 200).await;
+            }
+            (site, controller, verifier, space, caller, token)
+        };
+        let (site, controller, verifier, space, caller, token) = runtime.block_on(set);
+        Self { verifier, _controller: controller, _site: site, runtime, space, python, caller, token }
+    }
+
+    /// The address of a door.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.verifier.listen)
+    }
+}
