@@ -85,7 +85,7 @@ pub struct VerifierArgs {
     /// Where Envoy's ext_authz is answered over gRPC, such as 0.0.0.0:8081 [default: nowhere]
     #[arg(long, env = "TOKENWARD_GRPC_LISTEN")]
     pub grpc_listen: Option<SocketAddr>,
-    /// The networks of proxies whose X-Forwarded-For is believed, in CIDR notation, separated by commas [default: none]
+    /// The networks of proxies that are believed when they say who the client is (X-Forwarded-For; the source that Envoy tells over gRPC), in CIDR notation, separated by commas [default: none]
     #[arg(long, env = "TOKENWARD_TRUSTED_PROXIES", value_delimiter = ',')]
     pub trusted_proxies: Vec<ipnet::IpNet>,
     /// How long the API server may be silent before this replica is no longer ready. It is heard at least once a minute, so less than 2m makes a quiet cluster seem gone

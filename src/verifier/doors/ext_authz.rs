@@ -2,8 +2,9 @@
 //! Envoy Gateway, Contour and others that configure Envoy.
 //!
 //! The client's headers come in the message, as does what the route needs: `scope` and `audience` among the
-//! `context_extensions` of the route. The rules are those of `/auth`. Every answer is an allowed or a denied one,
-//! never an error of the call: Envoy would let requests pass on errors where `failure_mode_allow` is set.
+//! `context_extensions` of the route. The rules are those of `/auth`. Every message that can be
+//! read is answered with allowed or denied, never with an error of the call: on those Envoy lets requests pass where
+//! `failure_mode_allow` is set.
 //!
 //! Source: `envoy/service/auth/v3/external_auth.proto` and `attribute_context.proto`.
 

@@ -10,6 +10,7 @@ use envoy_types::pb::envoy::service::auth::v3::{
 };
 use envoy_types::pb::google::rpc;
 use http::uri::PathAndQuery;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -26,6 +27,7 @@ use crate::telemetry::probes::Part;
 use crate::verifier::doors::TrustedProxies;
 use crate::verifier::doors::fixture::{Door, bearer};
 use crate::verifier::metrics::Metrics;
+use crate::verifier::tls::{Certificates, Files};
 
 /// What begins every HTTP/2 connection of a client (RFC 9113 section 3.4), and empty settings.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -48,6 +50,10 @@ struct Server {
 }
 
 async fn start(head: Duration, idle: Duration) -> Server {
+    start_with(None, head, idle).await
+}
+
+async fn start_with(tls: Option<TlsAcceptor>, head: Duration, idle: Duration) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let patience = Patience { head, idle, drain: Duration::from_secs(5) };
@@ -55,8 +61,7 @@ async fn start(head: Duration, idle: Duration) -> Server {
     let ready = readiness.part("test");
     let metrics = Metrics::register(&mut Registry::default());
     let door = ExtAuthz::new(Door::behind(&[]).view.clone(), TrustedProxies::default(), &metrics);
-    let task =
-        tokio::spawn(super::Server::new(door, readiness, None, patience).serve(listener, stop.clone()));
+    let task = tokio::spawn(super::Server::new(door, readiness, tls, patience).serve(listener, stop.clone()));
     Server { address, ready, stop, task }
 }
 
@@ -191,6 +196,45 @@ async fn whoever_connects_and_makes_no_call_is_cut_off() {
         assert!(took < LONG / 2, "{said:?} after {took:?}");
     }
     assert!(server.answers().await);
+}
+
+#[tokio::test]
+async fn in_tls_a_client_asks_as_well_and_one_without_it_does_not() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let files = Files { certificate: folder.path().join("tls.crt"), key: folder.path().join("tls.key") };
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    std::fs::write(&files.certificate, certificate.self_signed(&key).unwrap().pem()).unwrap();
+    std::fs::write(&files.key, key.serialize_pem()).unwrap();
+    let certificates = Certificates::load(files.clone(), Gauge::default()).unwrap();
+    let server = start_with(Some(certificates.acceptor(&[b"h2"]).unwrap()), SHORT * 10, LONG).await;
+
+    let port = server.address.port();
+    let mut curl = std::process::Command::new("curl");
+    curl.args([
+        "-q",
+        "--silent",
+        "--http2",
+        "--data",
+        "",
+        "--write-out",
+        "%{http_version} %header{grpc-status}",
+    ]);
+    curl.arg("--cacert").arg(&files.certificate);
+    curl.args([
+        "--resolve",
+        &format!("localhost:{port}:127.0.0.1"),
+        &format!("https://localhost:{port}/no/such"),
+    ]);
+    let output = tokio::task::spawn_blocking(move || curl.output()).await.unwrap();
+    let output = output.expect("curl, which this test needs: install it");
+    // UNIMPLEMENTED, by HTTP/2.
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "2 12", "{output:?}");
+
+    let mut plain = server.connect().await;
+    plain.write_all(PREFACE).await.unwrap();
+    let (read, _) = read_to_end(&mut plain).await;
+    assert!(frames(&read).is_empty() && !says_goodbye(&read, 0), "{read:?}");
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use super::super::forward_auth::{Needs, Refusal, read_needs};
 /// The headers that a check reads.
 const READ: [HeaderName; 3] = [AUTHORIZATION, API_KEY, FORWARDED_FOR];
 /// What the names of identity headers begin with.
-const OURS: &[u8] = b"x-tokenward-";
+const OURS: &str = "x-tokenward-";
 
 /// A request that a gateway is about to forward.
 #[derive(Clone, Copy)]
@@ -81,12 +81,9 @@ impl<'a> Asked<'a> {
 
     /// The names of the client's headers that look like ours. Some servers take an underscore for a hyphen.
     pub(super) fn like_ours(&self) -> impl Iterator<Item = &'a str> {
+        let folded = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
         let names = self.all_headers().map(|(name, _)| name);
-        names.filter(|name| {
-            let start = name.as_bytes().get(..OURS.len()).unwrap_or_default();
-            start.iter().zip(OURS).all(|(a, b)| a.eq_ignore_ascii_case(b) || (*a, *b) == (b'_', b'-'))
-                && start.len() == OURS.len()
-        })
+        names.filter(move |name| name.bytes().map(folded).take(OURS.len()).eq(OURS.bytes()))
     }
 
     /// All headers, in either form that Envoy has for them: values of one name joined by commas, or, with
