@@ -113,8 +113,8 @@ impl ForwardAuth {
         let entry = identity.entry;
         let mut answer = Response::new(Full::default());
         let headers = answer.headers_mut();
-        let scopes = identity.scopes();
-        for (name, value) in [(ID, entry.token_id()), (SUBJECT, entry.subject()), (SCOPES, &scopes)] {
+        for (name, value) in [(ID, entry.token_id()), (SUBJECT, entry.subject()), (SCOPES, identity.scopes())]
+        {
             // Names, ids and scopes are ASCII by the API server's rules; a value that is not is left out.
             if let Ok(value) = HeaderValue::from_str(value) {
                 headers.insert(name, value);
