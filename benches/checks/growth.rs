@@ -52,7 +52,7 @@ fn start(tokens: u64, bench: &Bench) -> anyhow::Result<(Server, f64)> {
     eprintln!("starting a verifier with {} tokens", peers::thousands(tokens));
     let api = Api::start(tokens, &bench.folder)?;
     let begun = Instant::now();
-    let server = peers::tokenward(tokens, &api, &bench.folder)?;
+    let server = peers::tokenward(&bench.tokenward, tokens, &api, &bench.folder)?;
     let ready = begun.elapsed().as_secs_f64();
     // Its API may go: checks are answered from memory.
     Ok((server, ready))

@@ -51,6 +51,9 @@ struct Args {
     /// How many real objects the part `ready` makes
     #[arg(long, default_value_t = 10_000)]
     objects: u64,
+    /// The tokenward that is measured, such as that of an image
+    #[arg(long, default_value = env!("CARGO_BIN_EXE_tokenward"))]
+    tokenward: PathBuf,
     /// Keep the tables in benches/RESULTS.md
     #[arg(long)]
     write: bool,
@@ -86,6 +89,8 @@ enum Role {
 
 /// What every part works with.
 struct Bench {
+    /// The program that is measured.
+    tokenward: PathBuf,
     wrk: Wrk,
     folder: PathBuf,
     rounds: usize,
@@ -107,7 +112,13 @@ fn measure(args: &Args) -> anyhow::Result<()> {
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder)?;
     let wrk = Wrk::new(programs::wrk()?, &folder)?;
-    let bench = Bench { wrk, folder, rounds: args.rounds, time: Duration::from_secs(args.seconds) };
+    let bench = Bench {
+        tokenward: args.tokenward.clone(),
+        wrk,
+        folder,
+        rounds: args.rounds,
+        time: Duration::from_secs(args.seconds),
+    };
     let wanted = |part| args.parts.is_empty() || args.parts.contains(&part);
     let mut report = Report::default();
     report.note(&format!(

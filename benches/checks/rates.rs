@@ -14,7 +14,7 @@ pub fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let folder = &bench.folder;
     let api = Api::start(TOKENS, folder)?;
     let servers = [
-        peers::tokenward(TOKENS, &api, folder)?,
+        peers::tokenward(&bench.tokenward, TOKENS, &api, folder)?,
         peers::bare(TOKENS, folder)?,
         peers::nginx(programs::nginx()?, folder)?,
         peers::haproxy(programs::haproxy()?, folder)?,

@@ -2,7 +2,6 @@
 //! soon a client that does nothing but watch sees the same change.
 
 use std::collections::HashMap;
-use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
@@ -17,8 +16,8 @@ use kube::{Api, Client};
 use tokenward::crd::ApiToken;
 
 use super::report::{Report, time};
-use super::server::{Server, free_address};
-use super::{Bench, cluster, tokens};
+use super::server::Server;
+use super::{Bench, cluster, peers, tokens};
 
 const REVOCATIONS: u64 = 500;
 const REPLICAS: usize = 3;
@@ -90,10 +89,7 @@ pub fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
 }
 
 fn replica(i: usize, kubeconfig: &std::path::Path, bench: &Bench) -> anyhow::Result<Server> {
-    let (listen, telemetry) = (free_address()?, free_address()?);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tokenward"));
-    command.args(["verifier", "--listen", &listen.to_string(), "--telemetry-listen", &telemetry.to_string()]);
-    command.args(["--namespace", "tokenward"]).env("KUBECONFIG", kubeconfig);
+    let (command, listen) = peers::verifier(&bench.tokenward, kubeconfig)?;
     let log = bench.folder.join(format!("replica-{i}.log"));
     Server::start_anywhere(format!("replica {i}"), listen, "/auth", TOKENS, command, &log)
 }
