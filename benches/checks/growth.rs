@@ -7,22 +7,20 @@ use super::report::Report;
 use super::server::Server;
 use super::{Bench, peers, rates};
 
-const SIZES: [u64; 4] = [1_000, 10_000, 100_000, 1_000_000];
-
 /// Measures verifiers of every size, round by round.
-pub fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
+pub fn measure(bench: &Bench, sizes: &[u64], report: &mut Report) -> anyhow::Result<()> {
     let empty = start(1, bench)?.0.memory()?;
     let mut servers = Vec::new();
     let mut facts = Vec::new();
-    for tokens in SIZES {
-        let (server, ready) = start(tokens, bench)?;
+    for tokens in sizes {
+        let (server, ready) = start(*tokens, bench)?;
         let memory = server.memory()?.saturating_sub(empty);
         facts.push((memory, ready));
         servers.push(server);
     }
     let runs = rates::rounds(bench, &servers)?;
     let of_first = rates::cpu(&runs[0]);
-    let rows: Vec<_> = SIZES
+    let rows: Vec<_> = sizes
         .iter()
         .zip(facts)
         .zip(&runs)
@@ -43,7 +41,7 @@ pub fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
          of a verifier with one token. All tokens are in the load.",
     );
     report.table(
-        &["tokens", "bytes a token", "memory", "start to ready", "CPU µs/request", "to 1,000 tokens"],
+        &["tokens", "bytes a token", "memory", "start to ready", "CPU µs/request", "to the first"],
         &rows,
     );
     Ok(())
@@ -54,7 +52,7 @@ fn start(tokens: u64, bench: &Bench) -> anyhow::Result<(Server, f64)> {
     eprintln!("starting a verifier with {} tokens", peers::thousands(tokens));
     let api = Api::start(tokens, &bench.folder)?;
     let begun = Instant::now();
-    let server = peers::tokenward(tokens, &api, &bench.folder)?;
+    let server = peers::tokenward(&bench.tokenward, tokens, &api, &bench.folder)?;
     let ready = begun.elapsed().as_secs_f64();
     // Its API may go: checks are answered from memory.
     Ok((server, ready))

@@ -45,9 +45,15 @@ struct Args {
     /// How long one round loads one server, in seconds
     #[arg(long, default_value_t = 4)]
     seconds: u64,
+    /// How many tokens the part `growth` indexes, one verifier each
+    #[arg(long, value_delimiter = ',', default_value = "1000,10000,100000,1000000")]
+    sizes: Vec<u64>,
     /// How many real objects the part `ready` makes
     #[arg(long, default_value_t = 10_000)]
     objects: u64,
+    /// The tokenward that is measured, such as that of an image
+    #[arg(long, default_value = env!("CARGO_BIN_EXE_tokenward"))]
+    tokenward: PathBuf,
     /// Keep the tables in benches/RESULTS.md
     #[arg(long)]
     write: bool,
@@ -83,6 +89,8 @@ enum Role {
 
 /// What every part works with.
 struct Bench {
+    /// The program that is measured.
+    tokenward: PathBuf,
     wrk: Wrk,
     folder: PathBuf,
     rounds: usize,
@@ -103,8 +111,14 @@ fn measure(args: &Args) -> anyhow::Result<()> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("checks");
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder)?;
-    let wrk = Wrk::new(PathBuf::from("wrk"), &folder)?;
-    let bench = Bench { wrk, folder, rounds: args.rounds, time: Duration::from_secs(args.seconds) };
+    let wrk = Wrk::new(programs::wrk()?, &folder)?;
+    let bench = Bench {
+        tokenward: args.tokenward.clone(),
+        wrk,
+        folder,
+        rounds: args.rounds,
+        time: Duration::from_secs(args.seconds),
+    };
     let wanted = |part| args.parts.is_empty() || args.parts.contains(&part);
     let mut report = Report::default();
     report.note(&format!(
@@ -118,7 +132,7 @@ fn measure(args: &Args) -> anyhow::Result<()> {
         rates::measure(&bench, &mut report)?;
     }
     if wanted(Part::Growth) {
-        growth::measure(&bench, &mut report)?;
+        growth::measure(&bench, &args.sizes, &mut report)?;
     }
     if wanted(Part::Revocation) {
         revocation::measure(&bench, &mut report)?;

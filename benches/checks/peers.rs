@@ -1,6 +1,7 @@
 //! Those that are measured: the verifier, the bare HTTP server, and gateways that look a plaintext key up.
 
 use std::fmt::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,12 +12,19 @@ use super::tokens;
 /// How many keys the gateways know. More make them slower to start, not to answer.
 pub const GATEWAY_KEYS: u64 = 10_000;
 
-/// The verifier with a number of tokens, fed by an API on loopback.
-pub fn tokenward(tokens: u64, api: &Api, folder: &Path) -> anyhow::Result<Server> {
+/// The command of a verifier, and where it will answer.
+pub fn verifier(program: &Path, kubeconfig: &Path) -> anyhow::Result<(Command, SocketAddr)> {
     let (listen, telemetry) = (free_address()?, free_address()?);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tokenward"));
+    let mut command = Command::new(program);
     command.args(["verifier", "--listen", &listen.to_string(), "--telemetry-listen", &telemetry.to_string()]);
-    command.env("KUBECONFIG", api.kubeconfig()).env("TOKIO_WORKER_THREADS", "1");
+    command.args(["--namespace", "tokenward"]).env("KUBECONFIG", kubeconfig);
+    Ok((command, listen))
+}
+
+/// The verifier with a number of tokens and one worker, fed by an API on loopback.
+pub fn tokenward(program: &Path, tokens: u64, api: &Api, folder: &Path) -> anyhow::Result<Server> {
+    let (mut command, listen) = verifier(program, api.kubeconfig())?;
+    command.env("TOKIO_WORKER_THREADS", "1");
     Server::start(
         format!("tokenward, {} tokens", thousands(tokens)),
         "keyed hash of the token, look-up, every rule; identity in the answer",

@@ -1,7 +1,5 @@
 //! Rate, CPU time and latency of a check, beside the bare HTTP server and beside gateways.
 
-use std::path::PathBuf;
-
 use super::api::Api;
 use super::report::{Report, median, time};
 use super::server::Server;
@@ -16,10 +14,11 @@ pub fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let folder = &bench.folder;
     let api = Api::start(TOKENS, folder)?;
     let servers = [
-        peers::tokenward(TOKENS, &api, folder)?,
+        peers::tokenward(&bench.tokenward, TOKENS, &api, folder)?,
         peers::bare(TOKENS, folder)?,
-        peers::nginx(PathBuf::from("nginx"), folder)?,
-        peers::haproxy(PathBuf::from("haproxy"), folder)?,
+        peers::nginx(programs::nginx()?, folder)?,
+        peers::haproxy(programs::haproxy()?, folder)?,
+        peers::envoy(programs::envoy()?, folder)?,
     ];
     let runs = rounds(bench, &servers)?;
     let mut rows = Vec::new();

@@ -1,10 +1,9 @@
 //! How soon a verifier is ready on a real API server.
 
-use std::process::Command;
 use std::time::Instant;
 
 use super::report::{Report, median};
-use super::server::{Server, free_address};
+use super::server::Server;
 use super::{Bench, cluster, peers};
 
 /// Starts a verifier again and again beside a number of real objects.
@@ -19,11 +18,7 @@ pub fn measure(bench: &Bench, objects: u64, report: &mut Report) -> anyhow::Resu
     let kubeconfig = cluster.kubeconfig_for_service_account("tokenward", "tokenward-verifier")?;
     let mut times = Vec::new();
     for _ in 0..bench.rounds {
-        let (listen, telemetry) = (free_address()?, free_address()?);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tokenward"));
-        let (listening, probes) = (listen.to_string(), telemetry.to_string());
-        command.args(["verifier", "--listen", &listening, "--telemetry-listen", &probes]);
-        command.args(["--namespace", "tokenward"]).env("KUBECONFIG", &kubeconfig);
+        let (command, listen) = peers::verifier(&bench.tokenward, &kubeconfig)?;
         let log = bench.folder.join("ready.log");
         let begun = Instant::now();
         drop(Server::start_anywhere("verifier".to_owned(), listen, "/auth", objects, command, &log)?);

@@ -2,28 +2,31 @@
 //! soon a client that does nothing but watch sees the same change.
 
 use std::collections::HashMap;
-use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use devcluster::process::Guarded;
-use futures::TryStreamExt;
-use kube::api::{DynamicObject, Patch, PatchParams, WatchEvent, WatchParams};
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use kube::api::{DynamicObject, ListParams, Patch, PatchParams, WatchEvent, WatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client};
 use tokenward::crd::ApiToken;
 
 use super::report::{Report, time};
-use super::server::{Server, free_address};
-use super::{Bench, cluster, tokens};
+use super::server::Server;
+use super::{Bench, cluster, peers, tokens};
 
 const REVOCATIONS: u64 = 500;
 const REPLICAS: usize = 3;
 /// The rest are asked for meanwhile, and stay good.
 const TOKENS: u64 = 1_500;
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two questions for the token that is being revoked.
+const REST: Duration = Duration::from_micros(250);
 
 /// A replica's or a watch's word that a token is revoked.
 struct Seen {
@@ -55,10 +58,13 @@ pub fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
             let (asked, sender) = (&asked, sender.clone());
             scope.spawn(move || ask(replica, asked, &sender));
         }
-        for _ in 0..REPLICAS {
-            runtime.spawn(watch(client.clone(), sender.clone()));
-        }
-        let measured = runtime.block_on(revoke_all(&client, &asked, &seen));
+        let measured = runtime.block_on(async {
+            for _ in 0..REPLICAS {
+                let events = watch(&client).await?;
+                tokio::spawn(report_events(events, sender.clone()));
+            }
+            revoke_all(&client, &asked, &seen).await
+        });
         asked.store(u64::MAX - 1, Ordering::Release);
         measured
     })?;
@@ -83,10 +89,7 @@ pub fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
 }
 
 fn replica(i: usize, kubeconfig: &std::path::Path, bench: &Bench) -> anyhow::Result<Server> {
-    let (listen, telemetry) = (free_address()?, free_address()?);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tokenward"));
-    command.args(["verifier", "--listen", &listen.to_string(), "--telemetry-listen", &telemetry.to_string()]);
-    command.args(["--namespace", "tokenward"]).env("KUBECONFIG", kubeconfig);
+    let (command, listen) = peers::verifier(&bench.tokenward, kubeconfig)?;
     let log = bench.folder.join(format!("replica-{i}.log"));
     Server::start_anywhere(format!("replica {i}"), listen, "/auth", TOKENS, command, &log)
 }
@@ -117,20 +120,26 @@ fn ask(replica: &Server, asked: &AtomicU64, seen: &Sender<Seen>) {
                         return;
                     }
                 }
-                Ok(_) => {}
+                // Asked without a rest, three replicas would leave the API server no time.
+                Ok(_) => std::thread::sleep(REST),
                 Err(_) => return,
             },
         }
     }
 }
 
-/// Watches, and does nothing else.
-async fn watch(client: Client, seen: Sender<Seen>) -> anyhow::Result<()> {
+type Events = BoxStream<'static, Result<WatchEvent<DynamicObject>, kube::Error>>;
+
+/// Opens a watch from now on.
+async fn watch(client: &Client) -> anyhow::Result<Events> {
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("tokenward.dev", "v1alpha1", "ApiToken"));
-    let tokens: Api<DynamicObject> = Api::all_with(client, &resource);
-    let from = tokens.list_metadata(&Default::default()).await?.metadata.resource_version.unwrap_or_default();
-    let events = tokens.watch(&WatchParams::default(), &from).await?;
-    let mut events = std::pin::pin!(events);
+    let tokens: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+    let now = tokens.list_metadata(&ListParams::default().limit(1)).await?.metadata.resource_version;
+    Ok(tokens.watch(&WatchParams::default(), &now.unwrap_or_default()).await?.boxed())
+}
+
+/// Tells of each change, and does nothing else.
+async fn report_events(mut events: Events, seen: Sender<Seen>) -> anyhow::Result<()> {
     while let Some(event) = events.try_next().await? {
         let at = Instant::now();
         if let WatchEvent::Modified(object) = event {

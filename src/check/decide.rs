@@ -1,6 +1,5 @@
 //! The decision: the one place that allows.
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
@@ -45,14 +44,8 @@ pub struct Identity<'e> {
 
 impl<'e> Identity<'e> {
     /// The scopes that this secret has now, separated by spaces: those that both it and the spec grant.
-    pub fn scopes(&self) -> Cow<'e, str> {
-        let of_spec = self.entry.scopes();
-        let Some(own) = self.version.own_scopes() else { return of_spec.as_str().into() };
-        // Where neither is narrower the two lists hold the same scope twice; it is told once.
-        let of_version = own.iter().filter(|scope| any_covers(of_spec.iter(), scope));
-        let of_spec =
-            of_spec.iter().filter(|scope| any_covers(own.iter(), scope) && !own.iter().any(|s| s == *scope));
-        of_version.chain(of_spec).collect::<Vec<_>>().join(" ").into()
+    pub fn scopes(&self) -> &'e str {
+        self.version.scopes.as_str()
     }
 
     /// The services that it is meant for; none: any.
@@ -96,10 +89,7 @@ pub fn decide<'e>(
 
 /// The first rule that the token breaks.
 fn denial(Identity { entry, version, .. }: Identity<'_>, request: &Request<'_>, now: i64) -> Option<Code> {
-    let grants = |scope: &str| {
-        any_covers(entry.scopes().iter(), scope)
-            && version.own_scopes().is_none_or(|own| any_covers(own.iter(), scope))
-    };
+    let grants = |scope: &str| any_covers(version.scopes.iter(), scope);
     match () {
         () if entry.standing() == Standing::Revoked => Some(Code::Revoked),
         () if now >= entry.expires_at() => Some(Code::Expired),

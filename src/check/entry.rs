@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use triomphe::ThinArc;
 
-use super::scopes::{ScopePool, Scopes};
+use super::scopes::{ScopePool, Scopes, granted_by_both};
 use super::wire::{State, WireToken, WireVersion};
 use crate::token::{Hash, KeyId, Proof};
 
@@ -24,7 +24,6 @@ pub struct Entry(ThinArc<Head, u8>);
 
 /// What precedes the texts.
 struct Head {
-    scopes: Scopes,
     limits: Option<Box<Limits>>,
     /// In milliseconds since the epoch; the extremes stand for never.
     expires_at: i64,
@@ -60,8 +59,8 @@ pub struct Version {
     pub(super) ends_at: i64,
     /// In seconds since the epoch, rounded down: for people to know, and in 4 bytes that would be left empty else.
     pub(super) issued_at: u32,
-    /// The scopes with which it was issued; `None` where they are the spec's.
-    scopes: Option<Scopes>,
+    /// What it may do: what both it was issued with and the spec grants.
+    pub(super) scopes: Scopes,
 }
 
 impl Entry {
@@ -78,9 +77,7 @@ impl Entry {
         let token_id_at = text.len();
         text.push_str(token_id);
         text.extend(read.iter().map(|(key_id, _)| key_id.as_str()));
-        let scopes = pool.share(&token.spec.scopes);
         let head = Head {
-            scopes: scopes.clone(),
             limits: Limits::of(token),
             expires_at: millisecond(token.spec.expires_at).unwrap_or(i64::MAX),
             seen_in,
@@ -93,18 +90,15 @@ impl Entry {
         let not_before = token.spec.rotation.as_ref().and_then(|rotation| rotation.not_before);
         let not_before = not_before.map_or(i64::MIN, next_millisecond);
         let versions = read.into_iter().filter_map(|(key_id, version)| {
-            let issued_with = pool.share(&version.scopes);
             let issued_at: Timestamp = version.issued_at.parse().ok()?;
-            Some((
-                key_id,
-                Version {
-                    entry: entry.clone(),
-                    proof: Hash::parse(&version.hash)?.into(),
-                    ends_at: ends_at(version, issued_at, not_before)?,
-                    issued_at: u32::try_from(issued_at.as_second()).unwrap_or_default(),
-                    scopes: (issued_with != scopes).then_some(issued_with),
-                },
-            ))
+            let version = Version {
+                entry: entry.clone(),
+                proof: Hash::parse(&version.hash)?.into(),
+                ends_at: ends_at(version, issued_at, not_before)?,
+                issued_at: u32::try_from(issued_at.as_second()).unwrap_or_default(),
+                scopes: pool.share(&granted_by_both(&version.scopes, &token.spec.scopes)),
+            };
+            Some((key_id, version))
         });
         let versions = versions.collect();
         (entry, versions)
@@ -149,10 +143,6 @@ impl Entry {
     /// The list of ApiTokens in which it was seen, as [`Self::of`] was told.
     pub fn seen_in(&self) -> u32 {
         self.head().seen_in
-    }
-
-    pub(super) fn scopes(&self) -> &Scopes {
-        &self.head().scopes
     }
 
     pub(super) fn limits(&self) -> Option<&Limits> {
@@ -215,13 +205,6 @@ impl Limits {
         }
         let limits = !audiences.is_empty() || !networks.is_empty();
         limits.then(|| Box::new(Self { audiences, networks }))
-    }
-}
-
-impl Version {
-    /// The scopes with which it was issued, where they are not those of the spec.
-    pub(super) fn own_scopes(&self) -> Option<&Scopes> {
-        self.scopes.as_ref()
     }
 }
 

@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use crate::token::scope::any_covers;
+
 /// A list of scopes, separated by spaces. A clone shares it.
 // Boxed once more, so that a handle is one word.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -28,7 +30,7 @@ impl Scopes {
 
 impl ScopePool {
     /// The one list that holds these scopes in this order.
-    pub(super) fn share(&mut self, scopes: &[String]) -> Scopes {
+    pub(super) fn share(&mut self, scopes: &[&str]) -> Scopes {
         let wanted = Scopes(Arc::new(scopes.join(" ").into()));
         if let Some(list) = self.lists.get(&wanted) {
             return list.clone();
@@ -48,18 +50,45 @@ impl ScopePool {
     }
 }
 
+/// The scopes that two lists both grant: of each list those that the other covers.
+///
+/// It covers what both cover. Where two scopes cover a third, one of them covers the other, since both are it or a
+/// beginning of it; and that other one is in the list.
+pub(super) fn granted_by_both<'a>(one: &'a [String], other: &'a [String]) -> Vec<&'a str> {
+    let covered = |scope: &&str, by: &[String]| any_covers(by.iter().map(String::as_str), scope);
+    let of_one = one.iter().map(String::as_str).filter(|scope| covered(scope, other));
+    // Where neither is narrower the two lists hold the same scope twice; it is told once.
+    let of_other = other.iter().filter(|scope| !one.contains(scope));
+    of_one.chain(of_other.map(String::as_str).filter(|scope| covered(scope, one))).collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    fn list(number: usize) -> Vec<String> {
-        vec![format!("orders-{number}:read"), "audit:read".to_owned()]
+    proptest! {
+        #[test]
+        fn granted_by_both_is_granted_by_each(
+            one in proptest::collection::vec("(a|b)(:(a|b)){0,2}:(a|b|[*])", 0..4),
+            other in proptest::collection::vec("(a|b)(:(a|b)){0,2}:(a|b|[*])", 0..4),
+            required in "(a|b)(:(a|b)){0,3}:(a|b|[*])",
+        ) {
+            let covers = |list: &[String]| any_covers(list.iter().map(String::as_str), &required);
+            let both = granted_by_both(&one, &other);
+            prop_assert_eq!(any_covers(both.iter().copied(), &required), covers(&one) && covers(&other));
+        }
+    }
+
+    fn shared(pool: &mut ScopePool, number: usize) -> Scopes {
+        pool.share(&[&format!("orders-{number}:read"), "audit:read"])
     }
 
     #[test]
     fn equal_lists_are_one() {
         let mut pool = ScopePool::default();
-        let (one, same, other) = (pool.share(&list(1)), pool.share(&list(1)), pool.share(&list(2)));
+        let (one, same, other) = (shared(&mut pool, 1), shared(&mut pool, 1), shared(&mut pool, 2));
         assert!(Arc::ptr_eq(&one.0, &same.0));
         assert_eq!(other.iter().collect::<Vec<_>>(), ["orders-2:read", "audit:read"]);
     }
@@ -67,11 +96,11 @@ mod tests {
     #[test]
     fn lists_that_nobody_uses_are_forgotten() {
         let mut pool = ScopePool::default();
-        let kept = pool.share(&list(0));
+        let kept = shared(&mut pool, 0);
         for number in 1..10_000 {
-            pool.share(&list(number));
+            shared(&mut pool, number);
         }
         assert!(pool.lists.len() <= 200, "{}", pool.lists.len());
-        assert!(Arc::ptr_eq(&kept.0, &pool.share(&list(0)).0));
+        assert!(Arc::ptr_eq(&kept.0, &shared(&mut pool, 0).0));
     }
 }

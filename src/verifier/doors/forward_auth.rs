@@ -128,8 +128,8 @@ impl ForwardAuth {
 
 /// Tells the service behind the gateway whose request it has.
 pub(super) fn insert_identity(headers: &mut HeaderMap, identity: Identity<'_>) {
-    let (entry, scopes) = (identity.entry, identity.scopes());
-    for (name, value) in [(ID, entry.token_id()), (SUBJECT, entry.subject()), (SCOPES, &*scopes)] {
+    let entry = identity.entry;
+    for (name, value) in [(ID, entry.token_id()), (SUBJECT, entry.subject()), (SCOPES, identity.scopes())] {
         // Names, ids and scopes are ASCII by the API server's rules; a value that is not is left out.
         if let Ok(value) = HeaderValue::from_str(value) {
             headers.insert(name, value);

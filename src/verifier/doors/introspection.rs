@@ -49,7 +49,7 @@ pub(super) struct IntrospectionResponse<'e> {
     /// Its scopes, separated by spaces.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, nullable = false)]
-    scope: Option<Cow<'e, str>>,
+    scope: Option<&'e str>,
     /// The token's lasting id, `status.tokenId` of the ApiToken.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, nullable = false)]
