@@ -260,6 +260,8 @@ fn a_mistake_is_named_and_no_value_is_told() {
         assert!(text.contains(expected), "{path}: {expected} is not in {text}");
         assert!(!text.contains(secret.expose()), "{path}: {text}");
     }
+    let unread = b"{\"apiVersion\":\"authentication.k8s.io/v1\",\"kind\":\"TokenReview\",\"\xff\":1,\"spec\":{\"token\":\"x\"}}";
+    assert_eq!(post(&door, "/tokenreview", JSON, &unread[..]).status, 400, "a field that nobody reads");
     for (form, expected) in [
         ("", "token is missing"),
         ("token_type_hint=access_token", "token is missing"),
