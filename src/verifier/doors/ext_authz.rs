@@ -23,8 +23,9 @@ use self::request::Asked;
 use super::super::metrics::{DoorMetrics, Metrics, Outcome};
 use super::super::view::{Question, View};
 use super::TrustedProxies;
+use super::bearer::{Refusal, denial, refused};
 use super::credentials::presented;
-use super::forward_auth::{Needs, Refusal, denial, refused};
+use super::needs::Needs;
 use crate::check::{Code, Decision, Identity};
 
 /// The door.

@@ -3,6 +3,7 @@
 //! `/auth` tells yes or no to anybody. The others tell more, so their callers are known ([`super::callers`]). A
 //! router costs more than a check does, so the path is matched by hand. Sockets are `server.rs`'s affair.
 
+mod bearer;
 mod client_address;
 mod credentials;
 pub mod ext_authz;
@@ -11,6 +12,7 @@ pub(super) mod fixture;
 mod forward_auth;
 mod guarded;
 mod introspection;
+mod needs;
 pub mod openapi;
 mod token_review;
 mod verify;

@@ -10,9 +10,10 @@ use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 
 use super::super::TrustedProxies;
+use super::super::bearer::Refusal;
 use super::super::client_address::FORWARDED_FOR;
 use super::super::credentials::API_KEY;
-use super::super::forward_auth::{Needs, Refusal, read_needs};
+use super::super::needs::{self, Needs};
 
 /// The headers that a check reads.
 const READ: [HeaderName; 3] = [AUTHORIZATION, API_KEY, FORWARDED_FOR];
@@ -40,7 +41,7 @@ impl<'a> Asked<'a> {
     /// that would leave a route open.
     pub(super) fn needs(&self) -> Result<Needs<'a>, Refusal> {
         let extensions = self.attributes.context_extensions.iter();
-        read_needs(extensions.map(|(name, value)| (Cow::from(name), Cow::from(value))), true)
+        needs::of_parameters(extensions.map(|(name, value)| (Cow::from(name), Cow::from(value))), true)
     }
 
     /// The headers that a check reads.

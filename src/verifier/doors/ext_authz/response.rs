@@ -12,7 +12,7 @@ use http::{HeaderMap, StatusCode};
 use tonic::Code;
 
 use super::super::Answer;
-use super::super::forward_auth::insert_identity;
+use super::super::bearer::insert_identity;
 use crate::check::Identity;
 
 /// The request may pass. It gets our headers and loses those of the client that look like ours: a service behind

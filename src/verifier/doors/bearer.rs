@@ -1,0 +1,140 @@
+//! The answers of the doors that anybody may ask, in HTTP's terms: the identity in headers, or a refusal as RFC 6750
+//! section 3 has it, with a body for people.
+
+use std::borrow::Cow;
+
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderName, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Bytes;
+
+use super::super::metrics::Outcome;
+use super::super::view::Unavailable;
+use super::Answer;
+use super::credentials::NoToken;
+use super::needs::Needs;
+use crate::check::{Code, Identity};
+
+const ID: HeaderName = HeaderName::from_static("x-tokenward-id");
+const SUBJECT: HeaderName = HeaderName::from_static("x-tokenward-subject");
+const SCOPES: HeaderName = HeaderName::from_static("x-tokenward-scopes");
+
+/// Why a request can't be answered with a decision.
+pub(super) enum Refusal {
+    /// 400: it breaks the protocol; says how.
+    Malformed(Cow<'static, str>),
+    /// 401: it presents nothing.
+    NoToken,
+    /// 503: there is nothing to answer from.
+    Unavailable(Unavailable),
+}
+
+impl From<NoToken> for Refusal {
+    fn from(no_token: NoToken) -> Self {
+        match no_token {
+            NoToken::Missing => Self::NoToken,
+            NoToken::Ambiguous(what) => Self::Malformed(what.into()),
+        }
+    }
+}
+
+impl From<Unavailable> for Refusal {
+    fn from(unavailable: Unavailable) -> Self {
+        Self::Unavailable(unavailable)
+    }
+}
+
+impl Refusal {
+    pub(super) fn outcome(&self) -> Outcome {
+        match self {
+            Self::Malformed(_) => Outcome::Malformed,
+            Self::NoToken => Outcome::NoToken,
+            Self::Unavailable(_) => Outcome::Unavailable,
+        }
+    }
+}
+
+/// Tells the service behind the gateway whose request it has.
+pub(super) fn insert_identity(headers: &mut HeaderMap, identity: Identity<'_>) {
+    let entry = identity.entry;
+    for (name, value) in [(ID, entry.token_id()), (SUBJECT, entry.subject()), (SCOPES, identity.scopes())] {
+        // Names, ids and scopes are ASCII by the API server's rules; a value that is not is left out.
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// The answer to a token that is not valid for what is asked.
+pub(super) fn denial(code: Code, needs: &Needs<'_>) -> Answer {
+    match code {
+        Code::InsufficientScope => {
+            let scopes = needs.scopes.join(" ");
+            let challenge =
+                format!(r#"Bearer realm="tokenward", error="insufficient_scope", scope="{scopes}""#);
+            answer(
+                StatusCode::FORBIDDEN,
+                Some(&challenge),
+                "insufficient_scope",
+                "the token lacks a scope that this needs",
+            )
+        }
+        Code::IpNotAllowed => answer(
+            StatusCode::FORBIDDEN,
+            None,
+            "ip_not_allowed",
+            "the token may not be used from this address",
+        ),
+        // One answer for all of these, made beforehand: whether a token was revoked or never existed is not told.
+        Code::NotFound
+        | Code::Revoked
+        | Code::Expired
+        | Code::Suspended
+        | Code::Retired
+        | Code::AudienceMismatch => answer_with(
+            StatusCode::UNAUTHORIZED,
+            Some(HeaderValue::from_static(r#"Bearer realm="tokenward", error="invalid_token""#)),
+            Bytes::from_static(br#"{"error":"invalid_token","message":"the token is not valid"}"#),
+        ),
+    }
+}
+
+/// The answer to a request that can't be decided on.
+pub(super) fn refused(refusal: &Refusal) -> Answer {
+    match refusal {
+        Refusal::Malformed(what) => answer(
+            StatusCode::BAD_REQUEST,
+            Some(r#"Bearer realm="tokenward", error="invalid_request""#),
+            "invalid_request",
+            what,
+        ),
+        Refusal::NoToken => answer(
+            StatusCode::UNAUTHORIZED,
+            Some(r#"Bearer realm="tokenward""#),
+            "no_token",
+            "present a token as Authorization: Bearer, or as X-API-Key",
+        ),
+        Refusal::Unavailable(why) => {
+            let mut answer = answer(StatusCode::SERVICE_UNAVAILABLE, None, why.error(), why.message());
+            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            answer
+        }
+    }
+}
+
+fn answer(status: StatusCode, challenge: Option<&str>, error: &str, message: &str) -> Answer {
+    let body = serde_json::json!({ "error": error, "message": message }).to_string();
+    answer_with(status, challenge.and_then(|text| HeaderValue::from_str(text).ok()), body.into())
+}
+
+fn answer_with(status: StatusCode, challenge: Option<HeaderValue>, body: Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(body));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(challenge) = challenge {
+        headers.insert(WWW_AUTHENTICATE, challenge);
+    }
+    answer
+}
