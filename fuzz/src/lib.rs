@@ -12,13 +12,12 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
-use tokenward::check::Entry;
+use tokenward::check::WireToken;
 use tokenward::crd::{ApiToken, ApiTokenSpec};
 use tokenward::token::format::{self, KeyId, Prefix};
 use tokenward::token::{Peppers, Plaintext};
 use tokenward::verifier::callers::Callers;
 use tokenward::verifier::doors::{Doors, TrustedProxies};
-use tokenward::verifier::index::Object;
 use tokenward::verifier::metrics::Metrics;
 use tokenward::verifier::view::View;
 use tokio::runtime::{Builder, Runtime};
@@ -92,9 +91,10 @@ fn doors() -> Doors {
     let mut thief = api_token(&peppers, ("thief", "copy"), vec!["payments:*".to_owned()], &TOKEN);
     thief.status.clone_from(&token.status);
     for token in [&token, &caller, &thief] {
-        let namespace = token.metadata.namespace.as_deref().expect("a namespace");
-        let name = token.metadata.name.as_deref().expect("a name");
-        view.index.apply(Object::new(namespace, name), Entry::of(token));
+        // As it comes from the API server.
+        let wire: WireToken =
+            serde_json::to_value(token).and_then(serde_json::from_value).expect("an ApiToken");
+        view.index.apply(&wire, 0);
     }
     view.peppers.store(Some(Arc::new(peppers)));
     view.set_listed();

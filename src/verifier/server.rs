@@ -200,12 +200,9 @@ impl Service {
 }
 
 async fn answer<B: Body + Unpin>(doors: &Doors, mut request: Request<B>, peer: IpAddr) -> Answer {
-    let mut answer = match doors.answer_at_once(&request, peer) {
-        Some(answer) => answer,
-        // Boxed, as is the other below: hardly any check has a body, and every connection would keep the room for it.
-        None => Box::pin(doors.answer(&mut request, peer)).await,
-    };
-    // What was not read of a body must not be taken for the next request.
+    let mut answer = doors.answer(&mut request, peer).await;
+    // What was not read of a body must not be taken for the next request. Boxed, as hardly any check has one, and
+    // every connection would keep the room for it.
     if !request.body().is_end_stream() && !Box::pin(drain(request)).await {
         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }

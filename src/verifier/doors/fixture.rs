@@ -133,11 +133,8 @@ impl Door {
 
     pub(in crate::verifier) fn answer(&self, mut request: Request<Full<Bytes>>, peer: &str) -> Answered {
         let peer = peer.parse().expect("an address");
-        let at_once = self.doors.answer_at_once(&request, peer);
-        let answer = at_once.unwrap_or_else(|| {
-            let _context = RUNTIME.enter();
-            self.doors.answer(&mut request, peer).now_or_never().expect("no waiting")
-        });
+        let _context = RUNTIME.enter();
+        let answer = self.doors.answer(&mut request, peer).now_or_never().expect("no waiting");
         let (head, body) = answer.into_parts();
         let body = body.collect().now_or_never().expect("a body at hand").expect("a body").to_bytes();
         Answered { status: head.status.as_u16(), headers: head.headers, body }

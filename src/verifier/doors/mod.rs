@@ -68,8 +68,17 @@ impl Doors {
         }
     }
 
-    /// Answers a request that came from `peer`, where its head says all. `None`: ask [`Self::answer`].
-    pub fn answer_at_once<B>(&self, request: &Request<B>, peer: IpAddr) -> Option<Answer> {
+    /// Answers a request that came from `peer`. Of a body, what the door has no use for is left unread.
+    pub async fn answer<B: Body + Unpin>(&self, request: &mut Request<B>, peer: IpAddr) -> Answer {
+        match self.answer_at_once(request, peer) {
+            Some(answer) => answer,
+            // Boxed, or each connection would keep the room for what few of them ever do.
+            None => Box::pin(self.answer_with_body(request, peer)).await,
+        }
+    }
+
+    /// The answer, where the head of a request says all.
+    fn answer_at_once<B>(&self, request: &Request<B>, peer: IpAddr) -> Option<Answer> {
         match request.uri().path() {
             "/auth" => Some(self.forward_auth.answer(request, peer)),
             path if path.starts_with("/auth/") => Some(self.forward_auth.answer(request, peer)),
@@ -77,8 +86,7 @@ impl Doors {
         }
     }
 
-    /// Answers any other request. Of a body, what the door has no use for is left unread.
-    pub async fn answer<B: Body + Unpin>(&self, request: &mut Request<B>, peer: IpAddr) -> Answer {
+    async fn answer_with_body<B: Body + Unpin>(&self, request: &mut Request<B>, peer: IpAddr) -> Answer {
         let caller = self.trusted_proxies.client(request.headers(), peer);
         match request.uri().path() {
             "/oauth2/introspect" => self.introspection.answer(request, caller).await,
