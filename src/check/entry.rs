@@ -12,7 +12,7 @@ use triomphe::ThinArc;
 
 use super::scopes::{ScopePool, Scopes, granted_by_both};
 use super::wire::{State, WireToken, WireVersion};
-use crate::token::{Hash, KeyId, Proof};
+use crate::token::{Hash, KeyId};
 
 const KEY_ID: usize = 12;
 
@@ -53,8 +53,8 @@ pub(super) struct Limits {
 pub struct Version {
     /// The token that it is a secret of.
     pub entry: Entry,
-    /// What the presented token is compared with.
-    pub proof: Proof,
+    /// The proof of the token that it stands for.
+    pub(super) proof: [u8; 32],
     /// When it retires, or is cut by `rotation.notBefore`, in milliseconds since the epoch.
     pub(super) ends_at: i64,
     /// What it may do: what both it was issued with and the spec grants.
@@ -90,7 +90,7 @@ impl Entry {
         let versions = read.into_iter().filter_map(|(key_id, version)| {
             let version = Version {
                 entry: entry.clone(),
-                proof: Hash::parse(&version.hash)?.into(),
+                proof: Hash::parse(&version.hash)?.mac,
                 ends_at: ends_at(version, not_before)?,
                 scopes: pool.share(&granted_by_both(&version.scopes, &token.spec.scopes)),
             };
