@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
+use kube::config::Kubeconfig;
 
 use super::report::median;
 use super::wrk::Outcome;
@@ -30,9 +31,9 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Vec<String>> {
     let pid = apiserver()?;
     let status = Command::new("taskset").args(["-apc", "0", &pid.to_string()]).output()?.status;
     ensure!(status.success(), "taskset failed");
-    let config = std::fs::read_to_string(cluster.kubeconfig())?;
-    let url = config.lines().find_map(|line| line.trim().strip_prefix("server: ")).context("no server")?;
-    let url = format!("{}/apis/authentication.k8s.io/v1/tokenreviews", url.trim_matches('"'));
+    let config = Kubeconfig::read_from(cluster.kubeconfig())?;
+    let server = config.clusters.into_iter().find_map(|named| named.cluster?.server).context("no server")?;
+    let url = format!("{}/apis/authentication.k8s.io/v1/tokenreviews", server.trim_end_matches('/'));
     let script = bench.folder.join("review.lua");
     std::fs::write(&script, format!("{SCRIPT}{}", super::wrk::DONE))?;
     let mut runs = Vec::new();

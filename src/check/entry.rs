@@ -12,7 +12,7 @@ use triomphe::ThinArc;
 
 use super::scopes::{ScopePool, Scopes, granted_by_both};
 use super::wire::{State, WireToken, WireVersion};
-use crate::token::{Hash, KeyId, Proof};
+use crate::token::{Hash, KeyId};
 
 const KEY_ID: usize = 12;
 
@@ -53,11 +53,11 @@ pub(super) struct Limits {
 pub struct Version {
     /// The token that it is a secret of.
     pub entry: Entry,
-    /// What the presented token is compared with.
-    pub proof: Proof,
+    /// The proof of the token that it stands for.
+    pub(super) proof: [u8; 32],
     /// When it retires, or is cut by `rotation.notBefore`, in milliseconds since the epoch.
     pub(super) ends_at: i64,
-    /// In seconds since the epoch, rounded down: for people to know, and in 4 bytes that would be left empty else.
+    /// In seconds since the epoch, rounded down: for people and other programs to know.
     pub(super) issued_at: u32,
     /// What it may do: what both it was issued with and the spec grants.
     pub(super) scopes: Scopes,
@@ -93,7 +93,7 @@ impl Entry {
             let issued_at: Timestamp = version.issued_at.parse().ok()?;
             let version = Version {
                 entry: entry.clone(),
-                proof: Hash::parse(&version.hash)?.into(),
+                proof: Hash::parse(&version.hash)?.mac,
                 ends_at: ends_at(version, issued_at, not_before)?,
                 issued_at: u32::try_from(issued_at.as_second()).unwrap_or_default(),
                 scopes: pool.share(&granted_by_both(&version.scopes, &token.spec.scopes)),

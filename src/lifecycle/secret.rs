@@ -53,7 +53,7 @@ pub fn inspect(secret: &Secret, token: &ApiToken, spec: &Spec, peppers: &Peppers
         versions.iter().find_map(|version| {
             let hash = Hash::parse(&version.hash)?;
             (version.key_id == presented.key_id().as_str()
-                && peppers.holds(object.namespace, object.name, &presented, &hash.into()))
+                && peppers.holds(object.namespace, object.name, &presented, &hash.mac))
             .then(|| presented.key_id())
         })
     };

@@ -11,4 +11,4 @@ pub mod seal;
 
 pub use format::{KeyId, Prefix, Token};
 pub use plaintext::Plaintext;
-pub use proof::{Hash, PepperError, PepperId, Peppers, Proof};
+pub use proof::{Hash, PepperError, PepperId, Peppers};

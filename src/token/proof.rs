@@ -36,11 +36,6 @@ impl PepperId {
         (!text.is_empty() && text.bytes().all(allowed) && text != CURRENT).then_some(Self(id))
     }
 
-    fn start(&self) -> [u8; 4] {
-        let [a, b, c, d, ..] = self.0;
-        [a, b, c, d]
-    }
-
     /// The text.
     pub fn as_str(&self) -> &str {
         let length = self.0.iter().position(|b| *b == 0).unwrap_or(self.0.len());
@@ -70,20 +65,6 @@ impl Hash {
         let (pepper, mac) = text.strip_prefix(ALGORITHM)?.strip_prefix(':')?.split_once(':')?;
         let mac = URL_SAFE_NO_PAD.decode(mac).ok()?.try_into().ok()?;
         Some(Self { pepper: PepperId::parse(pepper)?, mac })
-    }
-}
-
-/// A stored proof, as an index keeps many: of the pepper's id only the start, to pick the one or the few peppers under
-/// which it can have been made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Proof {
-    pepper: [u8; 4],
-    mac: [u8; 32],
-}
-
-impl From<Hash> for Proof {
-    fn from(Hash { pepper, mac }: Hash) -> Self {
-        Self { pepper: pepper.start(), mac }
     }
 }
 
@@ -155,10 +136,14 @@ impl Peppers {
     }
 
     /// Whether a presented token is the one that a stored proof stands for, in constant time.
-    pub fn holds(&self, namespace: &str, name: &str, token: &Token<'_>, proof: &Proof) -> bool {
-        let mut keys = self.keys.iter().filter(|(id, _)| id.start() == proof.pepper);
+    ///
+    /// Every pepper is tried, the current one first: there are few, and an index of a million proofs need not keep a
+    /// million times which it was.
+    pub fn holds(&self, namespace: &str, name: &str, token: &Token<'_>, proof: &[u8; 32]) -> bool {
+        let current = self.keys.get(&self.current);
+        let retired = self.keys.iter().filter(|(id, _)| **id != self.current).map(|(_, key)| key);
         let fields = proof_fields(namespace, name, token.expose());
-        keys.any(|(_, key)| mac(key, PROOF_DOMAIN, &fields).ct_eq(&proof.mac).into())
+        current.into_iter().chain(retired).any(|key| mac(key, PROOF_DOMAIN, &fields).ct_eq(proof).into())
     }
 
     /// HMAC-SHA256 over a domain and fields, each with its length before it, so that no two lists of fields
@@ -210,7 +195,7 @@ mod tests {
             let other = make(&Prefix::default(), key_id, &other_secret);
             let token = Token::parse(plaintext.expose()).expect("token");
             let hash = peppers.prove_new(&ns, &name, &plaintext).expect("proof");
-            let stored = Hash::parse(&hash.to_string()).expect("stored form").into();
+            let stored = Hash::parse(&hash.to_string()).expect("stored form").mac;
             prop_assert!(peppers.holds(&ns, &name, &token, &stored));
             prop_assert_eq!(peppers.holds(&other_ns, &other_name, &token, &stored), (&other_ns, &other_name) == (&ns, &name));
             let other = Token::parse(other.expose()).expect("token");
@@ -241,7 +226,7 @@ mod tests {
         data.insert("p2".to_owned(), vec![2; 32]);
         data.insert("current".to_owned(), b"p2".to_vec());
         let rotated = Peppers::from_data(&data).expect("peppers");
-        assert!(rotated.holds("ns", "name", &token, &old.into()));
+        assert!(rotated.holds("ns", "name", &token, &old.mac));
         assert_eq!(rotated.prove_new("ns", "name", &plaintext).expect("proof").pepper.as_str(), "p2");
     }
 

@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, PoisonError};
 
 use hashbrown::HashTable;
-use papaya::HashMap as ConcurrentMap;
+use papaya::{Guard, HashMap as ConcurrentMap};
 
 use crate::check::{Entry, ScopePool, Version, WireToken};
 use crate::token::KeyId;
@@ -82,12 +82,14 @@ impl Index {
         }
     }
 
-    /// Forgets every object but these: what a fresh list did not show is gone.
+    /// Forgets every object but these: what a fresh list, which has ended, did not show is gone.
     pub fn retain(&self, mut present: impl FnMut(&Entry) -> bool) {
         let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
         for gone in objects.entries.extract_if(|entry| !present(entry)) {
             self.forget(&gone, |_| true);
         }
+        // What the map has grown out of would else stay until later writes push it out.
+        self.by_key_id.guard().flush();
     }
 
     /// How many objects it holds.
