@@ -48,6 +48,11 @@ impl<'e> Identity<'e> {
         self.version.scopes.as_str()
     }
 
+    /// The same, one by one.
+    pub fn each_scope(&self) -> impl Iterator<Item = &'e str> {
+        self.version.scopes.iter()
+    }
+
     /// The services that it is meant for; none: any.
     pub fn audiences(&self) -> &'e [Box<str>] {
         self.entry.limits().map_or(&[], |limits| &limits.audiences)
@@ -329,6 +334,18 @@ mod tests {
         let version = &versions[0];
         let identity = Identity { entry: &version.entry, version, key_id: KeyId::from_bytes([1; 16]) };
         assert_eq!(identity.scopes(), "audit:read orders:read");
+        assert_eq!(identity.each_scope().collect::<Vec<_>>(), ["audit:read", "orders:read"]);
+    }
+
+    #[test]
+    fn a_secret_that_has_lost_its_scopes_has_none() {
+        let versions = with(|spec, version| {
+            spec.scopes = vec!["audit:read".to_owned()];
+            version.scopes = vec!["orders:read".to_owned()];
+        });
+        let version = &versions[0];
+        let identity = Identity { entry: &version.entry, version, key_id: KeyId::from_bytes([1; 16]) };
+        assert_eq!((identity.scopes(), identity.each_scope().count()), ("", 0));
     }
 
     proptest! {

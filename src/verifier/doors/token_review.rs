@@ -128,7 +128,7 @@ fn authenticated(identity: Identity<'_>, audiences: &[String]) -> Result<TokenRe
     }
     let entry = identity.entry;
     let extra = BTreeMap::from([
-        ("tokenward.dev/scopes".to_owned(), identity.scopes().split(' ').map(str::to_owned).collect()),
+        ("tokenward.dev/scopes".to_owned(), identity.each_scope().map(str::to_owned).collect()),
         ("tokenward.dev/key-id".to_owned(), vec![identity.key_id.to_string()]),
     ]);
     Ok(TokenReviewStatus {

@@ -209,7 +209,7 @@ impl From<Identity<'_>> for VerifiedToken {
             namespace: entry.namespace().to_owned(),
             name: entry.name().to_owned(),
             key_id: identity.key_id.to_string(),
-            scopes: identity.scopes().split(' ').map(str::to_owned).collect(),
+            scopes: identity.each_scope().map(str::to_owned).collect(),
             audiences: identity.audiences().iter().map(ToString::to_string).collect(),
             issued_at: identity.issued_at(),
             expires_at: identity.ends_at(),

@@ -83,7 +83,7 @@ fn replaced(headers: &HeaderMap) -> Vec<HeaderValueOption> {
 /// What filters after this one, and the access log, may know.
 fn metadata(identity: Identity<'_>) -> Struct {
     let entry = identity.entry;
-    let scopes = identity.scopes().split(' ').map(text).collect();
+    let scopes = identity.each_scope().map(text).collect();
     let fields = [
         ("id", text(entry.token_id())),
         ("subject", text(entry.subject())),
