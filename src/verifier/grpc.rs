@@ -5,8 +5,7 @@
 //! header lists and messages by size and number, everything else by time.
 
 use std::convert::Infallible;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -20,7 +19,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -31,7 +30,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::doors::ext_authz::{ExtAuthz, Peer};
-use super::server::Patience;
+use super::server::{Patience, accept};
 use crate::telemetry::probes::Readiness;
 
 /// Connections at a time. A gateway has a few; whoever comes later waits for one that ends.
@@ -107,24 +106,13 @@ struct Served {
 impl Served {
     async fn accept(&self, listener: TcpListener) {
         let (places, connections) = (Arc::new(Semaphore::new(MAX_CONNECTIONS)), TaskTracker::new());
-        while let Some(next) = self.stop.run_until_cancelled(next(&listener, &places)).await {
-            match next {
-                Ok((stream, peer, place)) => {
-                    // An answer is one small write: waiting for more to send only delays it.
-                    let _ = stream.set_nodelay(true);
-                    let served = self.clone();
-                    connections.spawn(async move {
-                        // An IPv4 client of a dual-stack socket has its IPv4 address.
-                        served.connection(stream, peer.ip().to_canonical()).await;
-                        drop(place);
-                    });
-                }
-                Err(error) => {
-                    // Too many open files, most likely: closing connections needs a moment.
-                    tracing::warn!(%error, "accepting a connection for gRPC");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            }
+        while let Some(Ok(next)) = self.stop.run_until_cancelled(next(&listener, &places)).await {
+            let (stream, peer, place) = next;
+            let served = self.clone();
+            connections.spawn(async move {
+                served.connection(stream, peer).await;
+                drop(place);
+            });
         }
         drop(listener);
         connections.close();
@@ -167,9 +155,9 @@ impl Served {
 async fn next(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, peer) = listener.accept().await?;
+) -> Result<(TcpStream, IpAddr, OwnedSemaphorePermit), AcquireError> {
+    let place = Arc::clone(places).acquire_owned().await?;
+    let (stream, peer) = accept(listener).await;
     Ok((stream, peer, place))
 }
 

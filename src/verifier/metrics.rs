@@ -13,7 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::check::Code;
+use crate::check::{Code, Decision};
 
 /// At which door, and with which outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -115,6 +115,15 @@ impl Metrics {
         DoorMetrics {
             outcomes: Outcome::all().map(|outcome| counter(outcome.as_str())),
             latency: self.latency.get_or_create_owned(&Door { door }),
+        }
+    }
+}
+
+impl From<&Decision<'_>> for Outcome {
+    fn from(decision: &Decision<'_>) -> Self {
+        match decision {
+            Decision::Allow(_) => Self::Allowed,
+            Decision::Deny(code) => Self::Denied(*code),
         }
     }
 }

@@ -22,7 +22,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use self::connections::Connections;
@@ -93,26 +93,13 @@ impl Server {
         let mut looks = tokio::time::interval(self.patience.head / 4);
         let mut stop = std::pin::pin!(stop);
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                now = looks.tick() => {
-                    self.connections.close_stalled(now.into_std(), self.patience);
-                    continue;
-                }
-                () = &mut stop => break,
-            };
-            match accepted {
-                Ok((stream, peer)) => {
-                    // An answer is one small write: waiting for more to send only delays it.
-                    let _ = stream.set_nodelay(true);
+            tokio::select! {
+                (stream, peer) = accept(&listener) => {
                     let (place, progress) = self.connections.open(Instant::now());
-                    self.spawn(Socket::new(stream, place, progress.clone()), progress, canonical(peer));
+                    self.spawn(Socket::new(stream, place, progress.clone()), progress, peer);
                 }
-                Err(error) => {
-                    // Too many open files, most likely: closing connections needs a moment.
-                    tracing::warn!(%error, "accepting a connection");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
+                now = looks.tick() => self.connections.close_stalled(now.into_std(), self.patience),
+                () = &mut stop => break,
             }
         }
         drop(listener);
@@ -139,9 +126,22 @@ pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// An IPv4 client of a dual-stack socket has its IPv4 address.
-fn canonical(peer: SocketAddr) -> IpAddr {
-    peer.ip().to_canonical()
+/// The next connection, and who it is from: an IPv4 client of a dual-stack socket has its IPv4 address.
+pub(super) async fn accept(listener: &TcpListener) -> (TcpStream, IpAddr) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                // An answer is one small write: waiting for more to send only delays it.
+                let _ = stream.set_nodelay(true);
+                return (stream, peer.ip().to_canonical());
+            }
+            Err(error) => {
+                // Too many open files, most likely: closing connections needs a moment.
+                tracing::warn!(%error, "accepting a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
 }
 
 /// Serves a connection to its end.

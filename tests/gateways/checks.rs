@@ -264,8 +264,8 @@ pub async fn a_verifier_that_hangs_closes_the_gateway(shared: &Shared, stage: &m
 
 /// HAProxy goes on with a request if the script ends by an error.
 pub async fn a_script_that_fails_closes_the_gateway(shared: &Shared, stage: &mut Stage) {
-    let broken = |text: String| text.replace("core.httpclient()", "core.no_such_function()");
-    stage.gateway = stage.kind.start_edited(stage.relay.address, stage.upstream.address, broken);
+    let broken = stage.kind.edited(&[("core.httpclient()", "core.no_such_function()")]);
+    stage.gateway = broken.start(stage.relay.address, stage.upstream.address);
     let passed = stage.upstream.requests();
     eventually("an error of the script", async || {
         let reply = stage.curl("/orders/").bearer(&shared.orders.secret).send();

@@ -155,29 +155,25 @@ pub struct Running {
 }
 
 impl Gateway {
-    /// Starts it between a verifier and an upstream.
-    pub fn start(&self, verifier: SocketAddr, upstream: SocketAddr) -> Running {
-        self.start_edited(verifier, upstream, |text| text)
+    /// The same with other files than users copy.
+    pub fn edited(&self, edits: &'static [(&'static str, &'static str)]) -> Self {
+        Self { edits, ..*self }
     }
 
-    /// Starts it with files that are broken on purpose.
-    pub fn start_edited(
-        &self,
-        verifier: SocketAddr,
-        upstream: SocketAddr,
-        edit: fn(String) -> String,
-    ) -> Running {
+    /// Starts it between a verifier and an upstream.
+    pub fn start(&self, verifier: SocketAddr, upstream: SocketAddr) -> Running {
         let program = (self.program)().unwrap_or_else(|error| panic!("{error}"));
         let address = free_port();
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{}", self.name, address.port()));
         fs::create_dir_all(&folder).expect("a folder");
-        for file in self.files {
-            let mut text = replaced(file, &folder, [verifier, upstream, address]);
-            for (written, here) in self.edits {
-                assert!(text.contains(written), "{file} lacks {written:?}");
-                text = text.replace(written, here);
-            }
-            fs::write(folder.join(file), edit(text)).expect("a config file");
+        let mut texts: Vec<String> =
+            self.files.iter().map(|file| replaced(file, &folder, [verifier, upstream, address])).collect();
+        for (written, here) in self.edits {
+            assert!(texts.iter().any(|text| text.contains(written)), "{} lacks {written:?}", self.name);
+            texts.iter_mut().for_each(|text| *text = text.replace(written, here));
+        }
+        for (file, text) in self.files.iter().zip(texts) {
+            fs::write(folder.join(file), text).expect("a config file");
         }
         let mut command = Command::new(program);
         (self.command)(&mut command, &folder, address);

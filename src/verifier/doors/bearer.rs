@@ -3,9 +3,8 @@
 
 use std::borrow::Cow;
 
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderName, Response, StatusCode};
-use http_body_util::Full;
+use http::header::{HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderName, StatusCode};
 use hyper::body::Bytes;
 
 use super::super::metrics::Outcome;
@@ -128,13 +127,9 @@ fn answer(status: StatusCode, challenge: Option<&str>, error: &str, message: &st
 }
 
 fn answer_with(status: StatusCode, challenge: Option<HeaderValue>, body: Bytes) -> Answer {
-    let mut answer = Response::new(Full::new(body));
-    *answer.status_mut() = status;
-    let headers = answer.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let mut answer = super::body(status, "application/json", body);
     if let Some(challenge) = challenge {
-        headers.insert(WWW_AUTHENTICATE, challenge);
+        answer.headers_mut().insert(WWW_AUTHENTICATE, challenge);
     }
     answer
 }

@@ -25,8 +25,7 @@ use super::super::view::{Question, View};
 use super::TrustedProxies;
 use super::bearer::{Refusal, denial, refused};
 use super::credentials::presented;
-use super::needs::Needs;
-use crate::check::{Code, Decision, Identity};
+use crate::check::Decision;
 
 /// The door.
 pub struct ExtAuthz {
@@ -73,21 +72,14 @@ impl ExtAuthz {
             audience: needs.audience.as_deref(),
             client: asked.client(&headers, peer, &self.trusted_proxies),
         };
-        let answer = self.view.decide(&question, |decision| match decision {
-            Decision::Allow(identity) => self.allow(identity, &asked),
-            Decision::Deny(code) => self.deny(code, &needs),
+        let answer = self.view.decide(&question, |decision| {
+            self.metrics.count(Outcome::from(&decision));
+            match decision {
+                Decision::Allow(identity) => response::allowed(identity, asked.like_ours()),
+                Decision::Deny(code) => response::denied(denial(code, &needs)),
+            }
         });
         Ok(answer?)
-    }
-
-    fn allow(&self, identity: Identity<'_>, asked: &Asked<'_>) -> CheckResponse {
-        self.metrics.count(Outcome::Allowed);
-        response::allowed(identity, asked.like_ours())
-    }
-
-    fn deny(&self, code: Code, needs: &Needs<'_>) -> CheckResponse {
-        self.metrics.count(Outcome::Denied(code));
-        response::denied(denial(code, needs))
     }
 
     fn refuse(&self, refusal: &Refusal) -> CheckResponse {

@@ -19,8 +19,8 @@ use super::Answer;
 use super::bearer::{Refusal, denial, insert_identity, refused};
 use super::client_address::TrustedProxies;
 use super::credentials::presented;
-use super::needs::{self, Needs};
-use crate::check::{Code, Decision, Identity};
+use super::needs;
+use crate::check::{Decision, Identity};
 
 /// The door.
 pub(super) struct ForwardAuth {
@@ -52,31 +52,28 @@ impl ForwardAuth {
             audience: needs.audience.as_deref(),
             client: self.trusted_proxies.client(request.headers(), peer),
         };
-        let answer = self.view.decide(&question, |decision| match decision {
-            Decision::Allow(identity) => self.allow(identity),
-            Decision::Deny(code) => self.deny(code, &needs),
+        let answer = self.view.decide(&question, |decision| {
+            self.metrics.count(Outcome::from(&decision));
+            match decision {
+                Decision::Allow(identity) => allowed(identity),
+                Decision::Deny(code) => denial(code, &needs),
+            }
         });
         Ok(answer?)
-    }
-
-    fn allow(&self, identity: Identity<'_>) -> Answer {
-        self.metrics.count(Outcome::Allowed);
-        let mut answer = Response::new(Full::default());
-        let headers = answer.headers_mut();
-        insert_identity(headers, identity);
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        answer
-    }
-
-    fn deny(&self, code: Code, needs: &Needs<'_>) -> Answer {
-        self.metrics.count(Outcome::Denied(code));
-        denial(code, needs)
     }
 
     fn refuse(&self, refusal: &Refusal) -> Answer {
         self.metrics.count(refusal.outcome());
         refused(refusal)
     }
+}
+
+fn allowed(identity: Identity<'_>) -> Answer {
+    let mut answer = Response::new(Full::default());
+    let headers = answer.headers_mut();
+    insert_identity(headers, identity);
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
 }
 
 #[cfg(test)]

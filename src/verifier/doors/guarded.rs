@@ -3,6 +3,7 @@
 //! In that order: nobody makes us read a body who may not ask.
 
 use std::borrow::Cow;
+use std::marker::PhantomData;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,14 +17,14 @@ use zeroize::Zeroizing;
 
 use super::super::callers::{Callers, Refused};
 use super::super::metrics::{DoorMetrics, Metrics, Outcome};
-use super::super::view::Unavailable;
+use super::super::view::{Unavailable, View};
 use super::{Answer, body};
 
 const JSON: &str = "application/json";
 /// How long a body may take.
 const BODY_TIME: Duration = Duration::from_secs(5);
 
-/// A protocol behind [`Guarded`]: pure, from a body to an answer.
+/// A protocol behind [`Guarded`]: from a view and a body to an answer.
 pub(super) trait Door {
     /// Its name in metrics.
     const NAME: &'static str;
@@ -35,10 +36,10 @@ pub(super) trait Door {
     const MAX_BODY: usize;
 
     /// Answers a request, and tells the outcome of each check in it.
-    fn answer(&self, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure>;
+    fn answer(view: &View, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure>;
 
     /// The body of a failure, in the protocol's own form.
-    fn failure(&self, failure: &Failure) -> Answer;
+    fn failure(failure: &Failure) -> Answer;
 }
 
 /// Why a door gives no decision.
@@ -62,14 +63,15 @@ pub(super) enum Failure {
 
 /// A door whose callers are known.
 pub(super) struct Guarded<D> {
-    door: D,
+    view: Arc<View>,
     callers: Arc<Callers>,
     metrics: DoorMetrics,
+    door: PhantomData<D>,
 }
 
 impl<D: Door> Guarded<D> {
-    pub(super) fn new(door: D, callers: Arc<Callers>, metrics: &Metrics) -> Self {
-        Self { door, callers, metrics: metrics.door(D::NAME) }
+    pub(super) fn new(view: Arc<View>, callers: Arc<Callers>, metrics: &Metrics) -> Self {
+        Self { view, callers, metrics: metrics.door(D::NAME), door: PhantomData }
     }
 
     pub(super) async fn answer<B: Body + Unpin>(
@@ -82,7 +84,7 @@ impl<D: Door> Guarded<D> {
             Ok(answer) => answer,
             Err(failure) => {
                 self.metrics.count(failure.outcome());
-                self.refuse(&failure)
+                refuse::<D>(&failure)
             }
         };
         self.metrics.took(began.elapsed());
@@ -104,17 +106,17 @@ impl<D: Door> Guarded<D> {
         let body = tokio::time::timeout(BODY_TIME, read(request.body_mut(), D::MAX_BODY))
             .await
             .unwrap_or(Err(Failure::Incomplete))?;
-        self.door.answer(&body, &mut |outcome| self.metrics.count(outcome))
+        D::answer(&self.view, &body, &mut |outcome| self.metrics.count(outcome))
     }
+}
 
-    fn refuse(&self, failure: &Failure) -> Answer {
-        let mut answer = self.door.failure(failure);
-        *answer.status_mut() = failure.status();
-        if let Some((name, value)) = failure.header() {
-            answer.headers_mut().insert(name, value);
-        }
-        answer
+fn refuse<D: Door>(failure: &Failure) -> Answer {
+    let mut answer = D::failure(failure);
+    *answer.status_mut() = failure.status();
+    if let Some((name, value)) = failure.header() {
+        answer.headers_mut().insert(name, value);
     }
+    answer
 }
 
 impl Failure {

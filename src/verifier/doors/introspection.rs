@@ -6,7 +6,6 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -20,9 +19,7 @@ use super::verify::required_scopes;
 use crate::check::{Decision, Identity};
 
 /// The door.
-pub(super) struct Introspection {
-    view: Arc<View>,
-}
+pub(super) struct Introspection;
 
 /// The form that is posted.
 #[derive(Default, ToSchema)]
@@ -91,19 +88,13 @@ pub(super) struct OAuthError {
     error_description: Cow<'static, str>,
 }
 
-impl Introspection {
-    pub(super) fn new(view: Arc<View>) -> Self {
-        Self { view }
-    }
-}
-
 impl Door for Introspection {
     const NAME: &'static str = "introspect";
     const RIGHT: &'static str = "/oauth2/introspect";
     const MEDIA_TYPE: &'static str = "application/x-www-form-urlencoded";
     const MAX_BODY: usize = 16 * 1024;
 
-    fn answer(&self, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure> {
+    fn answer(view: &View, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure> {
         let form = IntrospectionRequest::parse(body)?;
         let Some(token) = &form.token else {
             return Err(Failure::Malformed("the parameter token is missing".into()));
@@ -116,19 +107,16 @@ impl Door for Introspection {
             audience: form.audience.as_deref(),
             client,
         };
-        Ok(self.view.decide(&question, |decision| match decision {
-            Decision::Allow(identity) => {
-                outcomes(Outcome::Allowed);
-                json(&IntrospectionResponse::active(identity))
-            }
-            Decision::Deny(code) => {
-                outcomes(Outcome::Denied(code));
-                json(&IntrospectionResponse::default())
-            }
+        Ok(view.decide(&question, |decision| {
+            outcomes(Outcome::from(&decision));
+            json(&match decision {
+                Decision::Allow(identity) => IntrospectionResponse::active(identity),
+                Decision::Deny(_) => IntrospectionResponse::default(),
+            })
         })?)
     }
 
-    fn failure(&self, failure: &Failure) -> Answer {
+    fn failure(failure: &Failure) -> Answer {
         json(&OAuthError { error: failure.error(), error_description: failure.message() })
     }
 }

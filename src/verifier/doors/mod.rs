@@ -58,10 +58,10 @@ impl Doors {
         metrics: &Metrics,
     ) -> Self {
         Self {
-            introspection: Guarded::new(Introspection::new(view.clone()), callers.clone(), metrics),
-            token_reviews: Guarded::new(TokenReviews::new(view.clone()), callers.clone(), metrics),
-            verify: Guarded::new(Verify::new(view.clone()), callers.clone(), metrics),
-            verify_batch: Guarded::new(VerifyBatch::new(view.clone()), callers, metrics),
+            introspection: Guarded::new(view.clone(), callers.clone(), metrics),
+            token_reviews: Guarded::new(view.clone(), callers.clone(), metrics),
+            verify: Guarded::new(view.clone(), callers.clone(), metrics),
+            verify_batch: Guarded::new(view.clone(), callers, metrics),
             forward_auth: ForwardAuth::new(view, trusted_proxies.clone(), metrics),
             trusted_proxies,
             openapi: openapi::json().into(),

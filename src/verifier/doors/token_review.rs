@@ -7,7 +7,6 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewStatus, UserInfo};
 use serde::Deserialize;
@@ -24,9 +23,7 @@ const API_VERSION: &str = <TokenReview as k8s_openapi::Resource>::API_VERSION;
 const KIND: &str = <TokenReview as k8s_openapi::Resource>::KIND;
 
 /// The door.
-pub(super) struct TokenReviews {
-    view: Arc<View>,
-}
+pub(super) struct TokenReviews;
 
 /// A TokenReview as it is asked. Other fields, such as `metadata`, do not matter.
 #[derive(Deserialize, ToSchema)]
@@ -54,24 +51,18 @@ struct TokenReviewSpec<'a> {
     audiences: Vec<String>,
 }
 
-impl TokenReviews {
-    pub(super) fn new(view: Arc<View>) -> Self {
-        Self { view }
-    }
-}
-
 impl Door for TokenReviews {
     const NAME: &'static str = "tokenreview";
     const RIGHT: &'static str = "/tokenreview";
     const MEDIA_TYPE: &'static str = "application/json";
     const MAX_BODY: usize = 64 * 1024;
 
-    fn answer(&self, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure> {
+    fn answer(view: &View, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure> {
         let review: TokenReviewRequest<'_> = parse(body)?;
         validate(&review)?;
         let TokenReviewSpec { token, audiences } = review.spec;
         let question = Question { presented: token.as_bytes(), scopes: &[], audience: None, client: None };
-        let status = self.view.decide(&question, |decision| {
+        let status = view.decide(&question, |decision| {
             let reviewed = match decision {
                 Decision::Allow(identity) => authenticated(identity, &audiences),
                 Decision::Deny(code) => Err(code),
@@ -84,7 +75,7 @@ impl Door for TokenReviews {
     }
 
     /// A `Status` of the Kubernetes API conventions.
-    fn failure(&self, failure: &Failure) -> Answer {
+    fn failure(failure: &Failure) -> Answer {
         let code = failure.status().as_u16();
         let reason = match code {
             400 | 408 | 413 | 415 => "BadRequest",

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -21,14 +20,10 @@ use crate::token::scope::{MAX_SCOPES, is_scope};
 pub(super) const MAX_BATCH: usize = 100;
 
 /// The door for one check.
-pub(super) struct Verify {
-    view: Arc<View>,
-}
+pub(super) struct Verify;
 
 /// The door for many.
-pub(super) struct VerifyBatch {
-    view: Arc<View>,
-}
+pub(super) struct VerifyBatch;
 
 /// One check. An unknown field is refused: a misspelt `scopes` would ask for nothing.
 #[derive(Deserialize, ToSchema)]
@@ -120,32 +115,20 @@ pub(super) struct VerifyError {
     message: Cow<'static, str>,
 }
 
-impl Verify {
-    pub(super) fn new(view: Arc<View>) -> Self {
-        Self { view }
-    }
-}
-
 impl Door for Verify {
     const NAME: &'static str = "verify";
     const RIGHT: &'static str = "/v1/verify";
     const MEDIA_TYPE: &'static str = "application/json";
     const MAX_BODY: usize = 32 * 1024;
 
-    fn answer(&self, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure> {
+    fn answer(view: &View, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure> {
         let request: VerifyRequest<'_> = parse(body)?;
         request.validate("")?;
-        Ok(json(&request.decide(&self.view, outcomes)?))
+        Ok(json(&request.decide(view, outcomes)?))
     }
 
-    fn failure(&self, failure: &Failure) -> Answer {
+    fn failure(failure: &Failure) -> Answer {
         json(&VerifyError::from(failure))
-    }
-}
-
-impl VerifyBatch {
-    pub(super) fn new(view: Arc<View>) -> Self {
-        Self { view }
     }
 }
 
@@ -155,7 +138,7 @@ impl Door for VerifyBatch {
     const MEDIA_TYPE: &'static str = Verify::MEDIA_TYPE;
     const MAX_BODY: usize = MAX_BATCH * 10 * 1024;
 
-    fn answer(&self, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure> {
+    fn answer(view: &View, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure> {
         let VerifyBatchRequest { checks } = parse(body)?;
         if !(1..=MAX_BATCH).contains(&checks.len()) {
             return Err(Failure::Malformed(
@@ -165,11 +148,11 @@ impl Door for VerifyBatch {
         for (position, check) in checks.iter().enumerate() {
             check.validate(&format!("checks[{position}]."))?;
         }
-        let results = checks.iter().map(|check| check.decide(&self.view, outcomes));
+        let results = checks.iter().map(|check| check.decide(view, outcomes));
         Ok(json(&VerifyBatchResponse { results: results.collect::<Result<_, Unavailable>>()? }))
     }
 
-    fn failure(&self, failure: &Failure) -> Answer {
+    fn failure(failure: &Failure) -> Answer {
         json(&VerifyError::from(failure))
     }
 }
@@ -188,14 +171,13 @@ impl VerifyRequest<'_> {
             audience: self.audience.as_deref(),
             client: self.client_ip.map(|address| address.to_canonical()),
         };
-        view.decide(&question, |decision| match decision {
-            Decision::Allow(identity) => {
-                outcomes(Outcome::Allowed);
-                VerifyResponse { valid: true, code: None, token: Some(identity.into()) }
-            }
-            Decision::Deny(code) => {
-                outcomes(Outcome::Denied(code));
-                VerifyResponse { valid: false, code: Some(code), token: None }
+        view.decide(&question, |decision| {
+            outcomes(Outcome::from(&decision));
+            match decision {
+                Decision::Allow(identity) => {
+                    VerifyResponse { valid: true, code: None, token: Some(identity.into()) }
+                }
+                Decision::Deny(code) => VerifyResponse { valid: false, code: Some(code), token: None },
             }
         })
     }
