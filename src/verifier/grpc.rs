@@ -30,6 +30,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::doors::ext_authz::{ExtAuthz, Peer};
+use super::metrics::ConnectionMetrics;
 use super::server::{Patience, accept};
 use crate::telemetry::probes::Readiness;
 
@@ -56,22 +57,29 @@ pub struct Server {
     readiness: Readiness,
     tls: Option<TlsAcceptor>,
     patience: Patience,
+    metrics: ConnectionMetrics,
 }
 
 impl Server {
     /// Serves this door, and the readiness as its health, in TLS if there is an acceptor.
-    pub fn new(door: ExtAuthz, readiness: Readiness, tls: Option<TlsAcceptor>, patience: Patience) -> Self {
-        Self { door, readiness, tls, patience }
+    pub(super) fn new(
+        door: ExtAuthz,
+        readiness: Readiness,
+        tls: Option<TlsAcceptor>,
+        patience: Patience,
+        metrics: ConnectionMetrics,
+    ) -> Self {
+        Self { door, readiness, tls, patience, metrics }
     }
 
     /// Serves until `stop`, then finishes what is in flight.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
-        let Self { door, readiness, tls, patience } = self;
+        let Self { door, readiness, tls, patience, metrics } = self;
         let (reporter, health) = tonic_health::server::health_reporter();
         report(&reporter, false).await;
         let door = AuthorizationServer::new(door).max_decoding_message_size(MAX_MESSAGE);
         let routes = Routes::new(door).add_service(health.max_decoding_message_size(MAX_MESSAGE)).prepare();
-        let served = Served { routes, tls, patience, stop };
+        let served = Served { routes, tls, patience, metrics, stop };
         tokio::select! {
             () = served.accept(listener) => {}
             () = follow(readiness, reporter) => {}
@@ -100,6 +108,7 @@ struct Served {
     routes: Routes,
     tls: Option<TlsAcceptor>,
     patience: Patience,
+    metrics: ConnectionMetrics,
     stop: CancellationToken,
 }
 
@@ -110,7 +119,9 @@ impl Served {
             let (stream, peer, place) = next;
             let served = self.clone();
             connections.spawn(async move {
+                served.metrics.open.inc();
                 served.connection(stream, peer).await;
+                served.metrics.open.dec();
                 drop(place);
             });
         }

@@ -83,8 +83,8 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     let limit = Limit { max_staleness: args.max_staleness.unsigned_abs(), policy: args.stale_policy };
     let freshness = freshness::watch(heard, limit, view.clone(), fresh, metrics);
     let patience = Patience::default();
-    let server = Server::new(doors, http_tls, patience, max_connections, connections);
-    let grpc = grpc::Server::new(ext_authz, readiness, grpc_tls, patience);
+    let server = Server::new(doors, http_tls, patience, max_connections, connections.clone());
+    let grpc = grpc::Server::new(ext_authz, readiness, grpc_tls, patience, connections);
     // Tasks of their own: this one would have to be woken on another thread for each connection.
     let served = tokio::spawn(server.serve(listener, stop.clone().cancelled_owned()));
     let grpc_served = grpc_listener.map(|listener| tokio::spawn(grpc.serve(listener, stop)));

@@ -47,6 +47,7 @@ struct Server {
     ready: Part,
     stop: CancellationToken,
     task: JoinHandle<()>,
+    open: Gauge,
 }
 
 async fn start(head: Duration, idle: Duration) -> Server {
@@ -61,8 +62,10 @@ async fn start_with(tls: Option<TlsAcceptor>, head: Duration, idle: Duration) ->
     let ready = readiness.part("test");
     let metrics = Metrics::register(&mut Registry::default());
     let door = ExtAuthz::new(Door::behind(&[]).view.clone(), TrustedProxies::default(), &metrics);
-    let task = tokio::spawn(super::Server::new(door, readiness, tls, patience).serve(listener, stop.clone()));
-    Server { address, ready, stop, task }
+    let open = metrics.connections.open.clone();
+    let server = super::Server::new(door, readiness, tls, patience, metrics.connections);
+    let task = tokio::spawn(server.serve(listener, stop.clone()));
+    Server { address, ready, stop, task, open }
 }
 
 impl Server {
@@ -183,6 +186,24 @@ async fn headers_of_a_large_request_fit() {
     http.path = "x".repeat(60 * 1024);
     http.headers.insert(":path".to_owned(), http.path.clone());
     assert_eq!(check(&server.channel().await, request).await, Ok(0));
+}
+
+#[tokio::test]
+async fn connections_are_counted_while_they_are_open() {
+    let server = start(LONG, LONG).await;
+    let (one, other) = (server.channel().await, server.channel().await);
+    for channel in [&one, &other] {
+        assert_eq!(check(channel, good()).await, Ok(0));
+    }
+    assert_eq!(server.open.get(), 2);
+    drop((one, other));
+    tokio::time::timeout(LONG, async {
+        while server.open.get() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
 }
 
 #[tokio::test]
