@@ -22,18 +22,30 @@ mod control_plane;
 mod error;
 pub mod go;
 mod identity;
+mod image;
 mod kubeconfig;
+mod network;
+mod node;
+mod packages;
 mod pki;
 pub mod process;
 pub mod progress;
+mod service;
 pub mod state;
 
 use std::env;
 use std::path::{Path, PathBuf};
 
-pub use binaries::Binaries;
+pub use binaries::{Binaries, Version};
 pub use cluster::{Cluster, Options};
 pub use error::Error;
+pub use image::Image;
+
+/// Installs and builds what a node needs, without starting one.
+pub fn build_node() -> Result<(), Error> {
+    node::check(&Options { node: true, ..Options::default() })?;
+    node::Programs::provide().map(drop)
+}
 
 /// Cargo's target folder of this workspace.
 fn target_dir() -> PathBuf {
