@@ -14,6 +14,14 @@ use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
 use crate::Error;
+use crate::packages::{self, Need};
+
+const BUSYBOX: Need = Need { any_of: &["busybox"], package: "busybox-static" };
+/// What of busybox pods are likely to use.
+const APPLETS: [&str; 16] = [
+    "sh", "cat", "date", "echo", "env", "grep", "httpd", "id", "ls", "mkdir", "nc", "nslookup", "sleep",
+    "test", "touch", "wget",
+];
 
 /// An image in the making.
 #[derive(Clone, Debug)]
@@ -46,6 +54,20 @@ impl Image {
             entrypoint: Vec::new(),
             user: "65532".to_owned(),
         }
+    }
+
+    /// An image with a shell and the usual small tools, of Debian's package `busybox-static`, to try things in
+    /// a pod. Root installs the package if it is missing.
+    pub fn busybox(reference: &str) -> Result<Self, Error> {
+        packages::provide(&[BUSYBOX])?;
+        let program = BUSYBOX.find().unwrap_or_default();
+        let bytes = fs::read(&program).map_err(Error::file("read", &program))?;
+        if needs_libraries(&bytes) {
+            let reason = " (the busybox that is there needs libraries)".to_owned();
+            return Err(Error::Packages { packages: BUSYBOX.package.to_owned(), reason });
+        }
+        let image = Self::new(reference).program("/bin/busybox", &program).shared_folder("/tmp");
+        Ok(APPLETS.iter().fold(image, |image, name| image.link(&format!("/bin/{name}"), "busybox")))
     }
 
     /// Adds a file that everybody may read and run.
@@ -141,6 +163,12 @@ impl Image {
         });
         config.to_string().into_bytes()
     }
+}
+
+/// Whether an ELF program names a dynamic loader, which it does at its beginning.
+fn needs_libraries(program: &[u8]) -> bool {
+    let start = program.get(..4096).unwrap_or(program);
+    start.windows(4).any(|word| word == b"/ld-")
 }
 
 fn header(kind: EntryType, mode: u32, size: u64) -> Header {
