@@ -180,7 +180,8 @@ pub struct Process {
 }
 
 impl Process {
-    fn start(role: &str, kubeconfig: &Path, ports: &[&str], args: &[&str], env: &[(&str, &str)]) -> Self {
+    /// Starts a role with a kubeconfig, and a free port for each of these flags.
+    pub fn start(role: &str, kubeconfig: &Path, ports: &[&str], args: &[&str], env: &[(&str, &str)]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let telemetry = free_port();
         let listen = free_port();
