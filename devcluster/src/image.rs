@@ -19,8 +19,8 @@ use crate::packages::{self, Need};
 const BUSYBOX: Need = Need { any_of: &["busybox"], package: "busybox-static" };
 /// What of busybox pods are likely to use.
 const APPLETS: [&str; 24] = [
-    "sh", "cat", "date", "echo", "env", "grep", "head", "httpd", "id", "ls", "mkdir", "nc", "nslookup",
-    "printenv", "ps", "sed", "sleep", "tail", "test", "touch", "tr", "true", "wc", "wget",
+    "sh", "cat", "date", "echo", "env", "grep", "head", "httpd", "id", "ls", "mkdir", "nc", "nslookup", "ps",
+    "sed", "sleep", "tail", "test", "timeout", "touch", "tr", "true", "wc", "wget",
 ];
 
 /// An image in the making.

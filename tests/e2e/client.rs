@@ -11,7 +11,7 @@ const ASK: &str = r#"
 url="http://tokenward-verifier.tokenward.svc:8080/auth?scope=orders:read"
 while :; do
     token=$(cat /run/secrets/tokenward/token)
-    answer=$(wget -S -O /dev/null -T 5 --header "Authorization: Bearer $token" "$url" 2>&1 || true)
+    answer=$(timeout 5 wget -S -O /dev/null --header "Authorization: Bearer $token" "$url" 2>&1 || true)
     echo "answer: $(echo "$answer" | grep -o -m 1 "HTTP/1.1 [0-9]*")"
     sleep 0.05
 done
@@ -102,6 +102,12 @@ impl<'s> Client<'s> {
     /// Runs a command in its container; answers what it printed.
     pub fn exec(&self, command: &str) -> String {
         self.kubectl(&format!("exec deployment/{} -- {command}", self.name))
+    }
+
+    /// The token in its container's environment.
+    pub fn variable(&self) -> String {
+        let environment = self.exec("env");
+        environment.lines().find_map(|line| line.strip_prefix("TOKEN=")).unwrap_or_default().to_owned()
     }
 
     /// The statuses of all answers so far. None: there was no answer.
