@@ -9,7 +9,7 @@ use crate::helm::{arguments, chart, objects, render, try_helm, try_render};
 
 /// Everything that is off by default, and everything that takes a list.
 pub const ALL_ON: &[&str] = &[
-    "--set=verifier.tls.secretName=tls,verifier.stalePolicy=deny,verifier.service.trafficDistribution=PreferSameZone",
+    "--set=verifier.tls.secretName=tls,verifier.stalePolicy=deny",
     "--set=verifier.trustedProxies={10.0.0.0/8,fd00::/8}",
     "--set=verifier.extraEnv[0].name=A,verifier.extraEnv[0].value=b",
     "--set=admission.enforceScopeGrants=true,admission.certificate.certManager.enabled=true",
