@@ -106,17 +106,18 @@ pub async fn nothing_drifts_once_the_controller_has_worked(stage: &Stage) {
     let space = stage.site.namespace("flux-drift").await;
     let repository = Repository::of_examples(&stage.site, &space.name).await;
     repository.add("revoked", &json!({"scopes": ["a:b"], "revoked": true}));
-    repository.commit("one that is revoked");
+    repository.add("kept", &json!({"scopes": ["a:b"], "rotation": {"onSpecChange": "Keep"}}));
+    repository.commit("one that is revoked, and one that is not rotated");
     repository.reconcile();
-    for name in ["orders", "reporting"] {
+    for name in ["orders", "reporting", "kept"] {
         space.condition(name, ConditionType::Active, "True").await;
     }
     assert!(repository.drift().is_empty(), "{:?}", repository.drift());
-    space
-        .patch("orders", json!({"spec": {"scopes": ["orders:read", "orders:write", "orders:delete"]}}))
-        .await;
+    // A scope that was added by hand is seen, and taken away.
+    space.patch("kept", json!({"spec": {"scopes": ["a:b", "orders:delete"]}})).await;
     let drifted = repository.drift();
-    assert!(drifted.len() == 1 && drifted[0].object.ends_with("/orders"), "a drift is seen: {drifted:?}");
+    assert!(drifted.len() == 1 && drifted[0].object.ends_with("/kept"), "a drift is seen: {drifted:?}");
     repository.reconcile();
     assert!(repository.drift().is_empty());
+    assert_eq!(space.get("kept").await.spec.scopes, ["a:b"]);
 }
