@@ -63,10 +63,12 @@ fn main() -> ExitCode {
     }));
     offline!(
         suite,
+        manifests::argo_cd_is_given_the_chart_s_scripts,
         manifests::plain_manifests_are_what_the_chart_renders,
         manifests::the_chart_has_the_crds_that_the_code_prints,
         monitoring::alerts_and_the_dashboard_are_sound,
         values::every_flag_is_understood,
+        values::every_variable_is_read,
         values::the_linter_finds_nothing,
         values::wrong_values_are_refused_by_name,
     );

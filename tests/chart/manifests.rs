@@ -49,6 +49,19 @@ pub fn plain_manifests_are_what_the_chart_renders() {
     assert_eq!(files, rendered.len() + 2, "deploy/ has a file that nothing renders");
 }
 
+/// Argo CD reads its scripts from a ConfigMap; the one that users copy holds those of the chart.
+pub fn argo_cd_is_given_the_chart_s_scripts() {
+    let path = root().join("examples/argocd/argocd-cm.yaml");
+    let stored = fs::read_to_string(&path).expect("a file");
+    let config = &objects(&stored)[0]["data"];
+    for kind in ["ApiToken", "TokenWebhook"] {
+        let script = root().join(format!("charts/tokenward/files/argocd/{kind}.lua"));
+        let script = fs::read_to_string(script).expect("a script");
+        let given = config[format!("resource.customizations.health.tokenward.dev_{kind}")].as_str();
+        assert_eq!(given, Some(script.as_str()), "{} is not what the chart has", path.display());
+    }
+}
+
 /// The plain manifests of a rendered text: one file for each folder of templates, without what only Helm needs.
 fn plain(rendered: &str) -> BTreeMap<String, String> {
     let mut files = BTreeMap::<String, String>::new();

@@ -20,6 +20,7 @@ const RIGHTS: &[Right] = &[
     (CONTROLLER, &["create", "events.events.k8s.io", "-A"], true),
     (CONTROLLER, &["update", "leases.coordination.k8s.io/tokenward-controller", "-n", "tokenward"], true),
     (CONTROLLER, &["patch", "validatingwebhookconfigurations/tokenward"], true),
+    (CONTROLLER, &["create", "subjectaccessreviews.authorization.k8s.io"], true),
     // It never writes a spec, nor anything that is not its own.
     (CONTROLLER, &["update", "apitokens.tokenward.dev", "-A"], false),
     (CONTROLLER, &["patch", "apitokens.tokenward.dev", "-A"], false),
@@ -28,7 +29,6 @@ const RIGHTS: &[Right] = &[
     (CONTROLLER, &["create", "leases.coordination.k8s.io", "-n", "default"], false),
     (CONTROLLER, &["patch", "validatingwebhookconfigurations/another"], false),
     (CONTROLLER, &["update", "validatingwebhookconfigurations/tokenward"], false),
-    (CONTROLLER, &["create", "subjectaccessreviews.authorization.k8s.io"], false),
     (CONTROLLER, &["get", "pods", "-A"], false),
     (CONTROLLER, &["get", "configmaps", "-A"], false),
     (CONTROLLER, &["create", "serviceaccounts", "--subresource=token", "-n", "tokenward"], false),

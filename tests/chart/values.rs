@@ -1,5 +1,7 @@
 //! What users set, right and wrong.
 
+use std::collections::BTreeSet;
+
 use clap::Parser;
 use tokenward::cli::Cli;
 
@@ -7,7 +9,7 @@ use crate::helm::{arguments, chart, objects, render, try_helm, try_render};
 
 /// Everything that is off by default, and everything that takes a list.
 pub const ALL_ON: &[&str] = &[
-    "--set=verifier.tls.secretName=tls,verifier.stalePolicy=deny,verifier.service.trafficDistribution=PreferSameZone",
+    "--set=verifier.tls.secretName=tls,verifier.stalePolicy=deny",
     "--set=verifier.trustedProxies={10.0.0.0/8,fd00::/8}",
     "--set=verifier.extraEnv[0].name=A,verifier.extraEnv[0].value=b",
     "--set=admission.enforceScopeGrants=true,admission.certificate.certManager.enabled=true",
@@ -52,6 +54,29 @@ pub fn every_flag_is_understood() {
             );
         }
     }
+}
+
+/// A variable of ours that nobody reads would be a setting without an effect.
+pub fn every_variable_is_read() {
+    // Of the admission server; each is a flag's other name.
+    const ADMISSION: [&str; 7] = [
+        "TOKENWARD_ADMISSION_CERTIFICATE_LIFETIME",
+        "TOKENWARD_ADMISSION_CONFIGURATION",
+        "TOKENWARD_ADMISSION_LISTEN",
+        "TOKENWARD_ADMISSION_SERVICE",
+        "TOKENWARD_ADMISSION_TLS_CERT",
+        "TOKENWARD_ADMISSION_TLS_KEY",
+        "TOKENWARD_ENFORCE_SCOPE_GRANTS",
+    ];
+    let mut seen = BTreeSet::new();
+    for form in FORMS.iter().chain(&[ALL_ON]) {
+        for deployment in objects(&render(form)).iter().filter(|object| object["kind"] == "Deployment") {
+            let variables = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array();
+            let names = variables.expect("variables").iter().filter_map(|variable| variable["name"].as_str());
+            seen.extend(names.filter(|name| name.starts_with("TOKENWARD_")).map(str::to_owned));
+        }
+    }
+    assert_eq!(seen.iter().map(String::as_str).collect::<Vec<_>>(), ADMISSION);
 }
 
 pub fn wrong_values_are_refused_by_name() {

@@ -61,6 +61,27 @@ Fail
 {{- end -}}
 {{- end -}}
 
+{{/* Variables by which the controller judges manifests; each is a flag's other name. */}}
+{{- define "tokenward.admissionEnv" -}}
+{{- $fullname := include "tokenward.fullname" . -}}
+{{- with .Values.admission -}}
+{{- if include "tokenward.admission" $ -}}
+- {name: TOKENWARD_ADMISSION_LISTEN, value: "0.0.0.0:9443"}
+- {name: TOKENWARD_ADMISSION_SERVICE, value: {{ $fullname }}-admission}
+{{- if .certificate.certManager.enabled }}
+- {name: TOKENWARD_ADMISSION_TLS_CERT, value: /run/secrets/admission/tls.crt}
+- {name: TOKENWARD_ADMISSION_TLS_KEY, value: /run/secrets/admission/tls.key}
+{{- else }}
+- {name: TOKENWARD_ADMISSION_CONFIGURATION, value: {{ $fullname }}}
+- {name: TOKENWARD_ADMISSION_CERTIFICATE_LIFETIME, value: {{ .certificate.lifetime }}}
+{{- end }}
+{{- if .enforceScopeGrants }}
+- {name: TOKENWARD_ENFORCE_SCOPE_GRANTS, value: "true"}
+{{- end }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Flags of both roles, as list items. */}}
 {{- define "tokenward.commonArgs" -}}
 - --namespace=$(POD_NAMESPACE)

@@ -115,15 +115,16 @@ subjects:
 {{- define "tokenward.admissionRules" -}}
 {{- if include "tokenward.admission" . -}}
 {{- if not .Values.admission.certificate.certManager.enabled -}}
+# To tell the API server which certificates to trust.
 - apiGroups: [admissionregistration.k8s.io]
   resources: [validatingwebhookconfigurations]
   resourceNames: [{{ include "tokenward.fullname" . }}]
   verbs: [get, list, watch, patch]
 {{- end }}
-{{- if .Values.admission.enforceScopeGrants }}
+
+# To ask who may grant a scope, with admission.enforceScopeGrants.
 - apiGroups: [authorization.k8s.io]
   resources: [subjectaccessreviews]
   verbs: [create]
-{{- end }}
 {{- end -}}
 {{- end -}}
