@@ -9,7 +9,7 @@ use jiff::SignedDuration;
 
 use crate::crd::DurationString;
 use crate::telemetry::log;
-use crate::verifier::tls::Files;
+use crate::tls::files::Files;
 
 /// API tokens as Kubernetes objects: minted, delivered, checked, rotated and revoked.
 #[derive(Debug, Parser)]
@@ -71,6 +71,35 @@ pub struct ControllerArgs {
     /// How long verifiers are given to learn of a new secret before it is put into the Secret
     #[arg(long, env = "TOKENWARD_PROPAGATION", default_value = "1s", value_parser = duration)]
     pub propagation: SignedDuration,
+    /// What the API server asks before it stores an object.
+    #[command(flatten)]
+    pub admission: AdmissionArgs,
+}
+
+/// What admission takes.
+#[derive(Clone, Debug, Args)]
+pub struct AdmissionArgs {
+    /// Where the API server asks over HTTPS whether an object may be stored, such as 0.0.0.0:9443 [default: nowhere]
+    #[arg(long, env = "TOKENWARD_ADMISSION_LISTEN")]
+    pub admission_listen: Option<SocketAddr>,
+    /// The Service by which the API server reaches that, in the operator's namespace: certificates are made for it
+    #[arg(long, env = "TOKENWARD_ADMISSION_SERVICE", default_value = "tokenward-admission")]
+    pub admission_service: String,
+    /// The ValidatingWebhookConfiguration that is told which certificates to trust
+    #[arg(long, env = "TOKENWARD_ADMISSION_CONFIGURATION", default_value = "tokenward")]
+    pub admission_configuration: String,
+    /// How long a certificate that is made lives. It is replaced after two thirds of that
+    #[arg(long, env = "TOKENWARD_ADMISSION_CERTIFICATE_LIFETIME", default_value = "2160h", value_parser = duration)]
+    pub admission_certificate_lifetime: SignedDuration,
+    /// Serve with this certificate instead, such as cert-manager's, which also tells the API server to trust it: PEM. Read again when it changes
+    #[arg(long, env = "TOKENWARD_ADMISSION_TLS_CERT", value_name = "FILE", requires = "admission_tls_key")]
+    admission_tls_cert: Option<PathBuf>,
+    /// Its private key: PEM
+    #[arg(long, env = "TOKENWARD_ADMISSION_TLS_KEY", value_name = "FILE", requires = "admission_tls_cert")]
+    admission_tls_key: Option<PathBuf>,
+    /// Refuse scopes that whoever applies an ApiToken may not hand out: it takes the verb `grant` on `scopes.tokenward.dev` with the scope as resource name
+    #[arg(long, env = "TOKENWARD_ENFORCE_SCOPE_GRANTS", requires = "admission_listen")]
+    pub enforce_scope_grants: bool,
 }
 
 /// What the verifier takes.
@@ -170,6 +199,14 @@ impl TransportArgs {
             (_, _, true) => Err(TransportError::Both),
             (_, _, false) => Err(TransportError::Half),
         }
+    }
+}
+
+impl AdmissionArgs {
+    /// The files to serve with. `None`: certificates are made.
+    pub fn files(&self) -> Option<Files> {
+        let (certificate, key) = (self.admission_tls_cert.clone()?, self.admission_tls_key.clone()?);
+        Some(Files { certificate, key })
     }
 }
 

@@ -1,5 +1,6 @@
 #![doc = include_str!("../ARCHITECTURE.md")]
 
+pub mod admission;
 pub mod check;
 pub mod cli;
 pub mod cluster;
@@ -9,5 +10,6 @@ mod failpoint;
 pub mod lifecycle;
 mod shutdown;
 pub mod telemetry;
+pub mod tls;
 pub mod token;
 pub mod verifier;

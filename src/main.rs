@@ -8,6 +8,9 @@ use clap::Parser;
 use tokenward::cli::{Cli, CommonArgs, CrdsArgs, Role};
 use tokenward::{controller, crd, telemetry, verifier};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     match run(Cli::parse().role) {
         Ok(()) => ExitCode::SUCCESS,

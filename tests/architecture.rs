@@ -5,15 +5,21 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-fn sources(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).expect("a source folder").map(|entry| entry.expect("an entry").path());
-    entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
+fn sources(path: &Path) -> Vec<PathBuf> {
+    if path.is_file() {
+        return vec![path.to_owned()];
+    }
+    let entries = fs::read_dir(path).expect("a source folder").map(|entry| entry.expect("an entry").path());
+    entries.flat_map(|path| sources(&path)).collect()
 }
+
+const PURE: [&str; 6] =
+    ["token", "lifecycle", "check", "admission/judge.rs", "admission/grants.rs", "admission/certificate.rs"];
 
 #[test]
 fn pure_modules_touch_nothing_outside() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    for module in ["token", "lifecycle", "check"] {
+    for module in PURE {
         for path in sources(&src.join(module)) {
             let text = fs::read_to_string(&path).expect("a source file");
             for impure in [

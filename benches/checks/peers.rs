@@ -17,7 +17,7 @@ pub fn verifier(program: &Path, kubeconfig: &Path) -> anyhow::Result<(Command, S
     let (listen, telemetry) = (free_address()?, free_address()?);
     let mut command = Command::new(program);
     command.args(["verifier", "--listen", &listen.to_string(), "--telemetry-listen", &telemetry.to_string()]);
-    command.args(["--namespace", "tokenward"]).env("KUBECONFIG", kubeconfig);
+    command.args(["--plain-http", "--namespace", "tokenward"]).env("KUBECONFIG", kubeconfig);
     Ok((command, listen))
 }
 

@@ -60,7 +60,7 @@ impl<'e> Identity<'e> {
 
     /// When this secret was issued, to the second.
     pub fn issued_at(&self) -> Option<Timestamp> {
-        Timestamp::from_second(self.version.issued_at.into()).ok()
+        self.entry.issued_at(self.key_id)
     }
 
     /// When it ends as things stand. `None`: never.

@@ -14,11 +14,14 @@ use super::scopes::{ScopePool, Scopes, granted_by_both};
 use super::wire::{State, WireToken, WireVersion};
 use crate::token::{Hash, KeyId};
 
+/// What is kept of a version with its token: the key id, and the second of its issue.
 const KEY_ID: usize = 12;
+const RECORD: usize = KEY_ID + size_of::<u32>();
 
 /// A token, as checks know it. A clone is another handle of the same.
 ///
-/// The bytes are the namespace, a slash, the name, `status.tokenId`, and the key ids of its versions.
+/// The bytes are the namespace, a slash, the name, `status.tokenId`, and for each version its key id and when it was
+/// issued, in seconds since the epoch.
 #[derive(Clone)]
 pub struct Entry(ThinArc<Head, u8>);
 
@@ -29,7 +32,7 @@ struct Head {
     expires_at: i64,
     seen_in: u32,
     token_id_at: u16,
-    key_ids: u8,
+    versions: u8,
     standing: Standing,
 }
 
@@ -57,8 +60,6 @@ pub struct Version {
     pub(super) proof: [u8; 32],
     /// When it retires, or is cut by `rotation.notBefore`, in milliseconds since the epoch.
     pub(super) ends_at: i64,
-    /// In seconds since the epoch, rounded down: for people and other programs to know.
-    pub(super) issued_at: u32,
     /// What it may do: what both it was issued with and the spec grants.
     pub(super) scopes: Scopes,
 }
@@ -69,33 +70,36 @@ impl Entry {
     pub fn of(token: &WireToken, seen_in: u32, pool: &mut ScopePool) -> (Self, Vec<(KeyId, Version)>) {
         let status = token.status.as_ref();
         let versions = status.map_or(&[][..], |status| &status.versions);
-        let read = versions.iter().filter_map(|v| Some((KeyId::parse(&v.key_id).ok()?, v)));
+        let read = versions.iter().filter_map(|version| {
+            Some((KeyId::parse(&version.key_id).ok()?, version.issued_at.parse::<Timestamp>().ok()?, version))
+        });
         // The CRD admits 8.
         let read: Vec<_> = read.take(usize::from(u8::MAX)).collect();
         let token_id = status.and_then(|status| status.token_id.as_deref()).unwrap_or_default();
-        let mut text = format!("{}/{}", token.metadata.namespace, token.metadata.name);
-        let token_id_at = text.len();
-        text.push_str(token_id);
-        text.extend(read.iter().map(|(key_id, _)| key_id.as_str()));
+        let mut bytes = format!("{}/{}", token.metadata.namespace, token.metadata.name).into_bytes();
+        let token_id_at = bytes.len();
+        bytes.extend(token_id.bytes());
+        for (key_id, issued_at, _) in &read {
+            bytes.extend(key_id.as_str().bytes());
+            bytes.extend(u32::try_from(issued_at.as_second()).unwrap_or_default().to_be_bytes());
+        }
         let head = Head {
             limits: Limits::of(token),
             expires_at: millisecond(token.spec.expires_at).unwrap_or(i64::MAX),
             seen_in,
             // Kubernetes admits names of 253 characters.
             token_id_at: u16::try_from(token_id_at).unwrap_or(u16::MAX),
-            key_ids: u8::try_from(read.len()).unwrap_or(u8::MAX),
+            versions: u8::try_from(read.len()).unwrap_or(u8::MAX),
             standing: Standing::of(token),
         };
-        let entry = Self(ThinArc::from_header_and_slice(head, text.as_bytes()));
+        let entry = Self(ThinArc::from_header_and_slice(head, &bytes));
         let not_before = token.spec.rotation.as_ref().and_then(|rotation| rotation.not_before);
         let not_before = not_before.map_or(i64::MIN, next_millisecond);
-        let versions = read.into_iter().filter_map(|(key_id, version)| {
-            let issued_at: Timestamp = version.issued_at.parse().ok()?;
+        let versions = read.into_iter().filter_map(|(key_id, issued_at, version)| {
             let version = Version {
                 entry: entry.clone(),
                 proof: Hash::parse(&version.hash)?.mac,
                 ends_at: ends_at(version, issued_at, not_before)?,
-                issued_at: u32::try_from(issued_at.as_second()).unwrap_or_default(),
                 scopes: pool.share(&granted_by_both(&version.scopes, &token.spec.scopes)),
             };
             Some((key_id, version))
@@ -126,13 +130,18 @@ impl Entry {
 
     /// `status.tokenId`.
     pub fn token_id(&self) -> &str {
-        self.text(usize::from(self.head().token_id_at)..self.key_ids_at())
+        self.text(usize::from(self.head().token_id_at)..self.records_at())
     }
 
     /// The key ids under which this token is looked up.
     pub fn key_ids(&self) -> impl Iterator<Item = KeyId> {
-        let bytes = self.0.slice.get(self.key_ids_at()..).unwrap_or_default();
-        bytes.chunks(KEY_ID).filter_map(|id| KeyId::parse(std::str::from_utf8(id).ok()?).ok())
+        self.records().map(|(key_id, _)| key_id)
+    }
+
+    /// When the version of a key id was issued, to the second.
+    pub fn issued_at(&self, key_id: KeyId) -> Option<Timestamp> {
+        let (_, issued_at) = self.records().find(|(id, _)| *id == key_id)?;
+        Timestamp::from_second(issued_at.into()).ok()
     }
 
     /// Whether both are handles of one entry.
@@ -161,12 +170,21 @@ impl Entry {
         &self.0.header.header
     }
 
-    fn key_ids_at(&self) -> usize {
-        self.0.slice.len().saturating_sub(KEY_ID * usize::from(self.head().key_ids))
+    fn records_at(&self) -> usize {
+        self.0.slice.len().saturating_sub(RECORD * usize::from(self.head().versions))
+    }
+
+    fn records(&self) -> impl Iterator<Item = (KeyId, u32)> {
+        let (records, _) = self.0.slice.get(self.records_at()..).unwrap_or_default().as_chunks::<RECORD>();
+        records.iter().filter_map(|record| {
+            let (key_id, issued_at) = record.split_at(KEY_ID);
+            let key_id = KeyId::parse(std::str::from_utf8(key_id).ok()?).ok()?;
+            Some((key_id, u32::from_be_bytes(issued_at.try_into().ok()?)))
+        })
     }
 
     fn text(&self, range: std::ops::Range<usize>) -> &str {
-        // All of it was text, and is cut where one text ends.
+        // What is asked for was text, and is cut where one text ends.
         self.0.slice.get(range).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default()
     }
 }

@@ -30,6 +30,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::admission::Admission;
 use crate::cli::ControllerArgs;
 use crate::cluster::backoff::WatchBackoff;
 use crate::cluster::client::Cluster;
@@ -91,6 +92,7 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
         None => vec![None],
     };
     let caches = readiness.part("first list of ApiTokens and Secrets");
+    let admission = Admission::new(&args.admission, &namespace, &mut registry, &readiness).await?;
     let telemetry =
         probes::serve(args.common.telemetry_listen, readiness, registry, stop.clone().cancelled_owned())
             .await?;
@@ -153,11 +155,14 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
             future::pending::<()>().await;
         };
         let work = future::join(controllers, election.run(done.cancelled()));
+        let tokens = stores.iter().map(|(tokens, _)| tokens.clone()).collect();
+        let admission = admit(admission, client.clone(), claim, tokens, stop.clone());
         tokio::select! {
             _ = work => Ok(()),
             () = ready => Ok(()),
             () = follow_pepper => bail!("the watch of the pepper has ended"),
             () = tell_events => bail!("the queue of Events has ended"),
+            Err(error) = admission => Err(error),
             state = lost_pepper(peppers.clone()) => bail!("{state}"),
         }
     };
@@ -170,6 +175,20 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
             Ok(())
         }
     }
+}
+
+/// Answers the API server, if that is wanted. Comes to an end by an error only.
+async fn admit(
+    admission: Option<Admission>,
+    client: Client,
+    claim: watch::Receiver<Claim>,
+    tokens: Vec<Store<Token>>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    if let Some(admission) = admission {
+        admission.run(client, claim, tokens, stop).await?;
+    }
+    future::pending().await
 }
 
 /// Makes sure of the pepper, waiting for an API server that is not there yet.

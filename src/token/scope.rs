@@ -1,9 +1,33 @@
 //! Scopes: `resource:action`, where a last part of `*` covers everything below it.
 
+use thiserror::Error;
+
 /// The most scopes that a token or a check may name.
 pub const MAX_SCOPES: usize = 64;
 /// The longest a scope may be, in characters.
 pub const MAX_SCOPE_LEN: usize = 128;
+
+/// Why a list of scopes is not one that a check may require.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ScopesError {
+    /// It is too long.
+    #[error("more than {MAX_SCOPES} scopes")]
+    TooMany,
+    /// One of them is not a scope. It is told by its beginning, as anybody may have sent it.
+    #[error("scope {0:?} is not resource:action")]
+    NotAScope(String),
+}
+
+/// Refuses what is not a list of scopes that a check may require.
+pub fn validate<S: AsRef<str>>(scopes: &[S]) -> Result<(), ScopesError> {
+    if scopes.len() > MAX_SCOPES {
+        return Err(ScopesError::TooMany);
+    }
+    match scopes.iter().map(AsRef::as_ref).find(|scope| !is_scope(scope)) {
+        None => Ok(()),
+        Some(bad) => Err(ScopesError::NotAScope(bad.chars().take(64).collect())),
+    }
+}
 
 /// Whether a text is a scope: parts of letters, digits and `. _ / -`, at least two of them, separated by colons.
 pub fn is_scope(text: &str) -> bool {

@@ -157,7 +157,7 @@ mod tests {
     /// What 1,000,000 tokens have 1,000,000 of.
     #[test]
     fn a_claim_is_no_larger_than_a_version() {
-        assert_eq!((size_of::<Entry>(), size_of::<Version>(), size_of::<Claimants>()), (8, 64, 64));
+        assert_eq!((size_of::<Entry>(), size_of::<Version>(), size_of::<Claimants>()), (8, 56, 56));
     }
 
     fn key_id(byte: u8) -> KeyId {

@@ -11,7 +11,6 @@ pub mod grpc;
 pub mod index;
 pub mod metrics;
 pub mod server;
-pub mod tls;
 pub mod view;
 
 use std::net::SocketAddr;
@@ -32,13 +31,13 @@ use self::feed::Source;
 use self::freshness::Limit;
 use self::metrics::Metrics;
 use self::server::{Patience, Server, open_files};
-use self::tls::Certificates;
 use self::view::View;
 use crate::cli::VerifierArgs;
 use crate::cluster::client::{Cluster, Heard};
 use crate::cluster::pepper::{self, PepperState};
 use crate::shutdown;
 use crate::telemetry::probes::{self, Part, Readiness};
+use crate::tls::files::Certificates;
 
 /// Runs the verifier until SIGTERM or SIGINT.
 pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {

@@ -151,6 +151,8 @@ async fn http(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, serv
     let mut builder = http1::Builder::new();
     // Not pipeline_flush: with it, hyper keeps its own 400 and 431 to itself while more input lies there.
     builder.max_buf_size(MAX_BUFFER).max_header_size(MAX_HEAD).header_read_timeout(None);
+    // An answer is one small buffer, which a plain write takes for less than a vectored one.
+    builder.writev(false);
     let service = service_fn(move |request| Arc::clone(&service).call(request));
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
     let mut finishing = false;

@@ -16,6 +16,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod admission;
 mod crash;
 mod doors;
 mod ext_authz;
@@ -53,7 +54,12 @@ impl Shared {
 
     async fn start_with(options: Options) -> Self {
         let site = Site::start_with(options).await;
-        let controller = site.controller(&["--log", "info,tokenward=debug"]).ready().await;
+        let port = support::free_port();
+        let listen = port.to_string();
+        let admission = ["--admission-listen", &listen, "--enforce-scope-grants"];
+        let flags = [&["--log", "info,tokenward=debug"][..], &admission].concat();
+        let controller = site.controller(&flags).ready().await;
+        admission::ask_shared(&site, port).await;
         let verifier = site.verifier(&[]).ready().await;
         Self { site, verifier, controller }
     }
@@ -134,6 +140,8 @@ fn main() -> ExitCode {
         runtime,
         breakable,
         Site::start(),
+        admission::certificates_are_replaced_under_load,
+        admission::the_certificate_of_others_is_served,
         faults::a_forbidden_secret_is_told,
         faults::two_controllers_take_turns,
         faults::a_namespace_goes_with_its_tokens,
@@ -145,6 +153,9 @@ fn main() -> ExitCode {
         runtime,
         shared,
         Shared::start(),
+        admission::a_secret_has_one_token,
+        admission::scopes_are_handed_out_by_who_may,
+        admission::a_token_from_before_can_be_edited,
         install::every_example_becomes_active,
         install::columns_and_explanations_read_well,
         install::the_verifier_can_read_no_token,

@@ -12,6 +12,7 @@ use super::super::view::Unavailable;
 use super::Answer;
 use super::credentials::NoToken;
 use super::needs::Needs;
+use super::verify::VerifyError;
 use crate::check::{Code, Identity};
 
 const ID: HeaderName = HeaderName::from_static("x-tokenward-id");
@@ -105,7 +106,7 @@ pub(super) fn refused(refusal: &Refusal) -> Answer {
             StatusCode::BAD_REQUEST,
             Some(r#"Bearer realm="tokenward", error="invalid_request""#),
             "invalid_request",
-            what,
+            what.clone(),
         ),
         Refusal::NoToken => answer(
             StatusCode::UNAUTHORIZED,
@@ -121,8 +122,13 @@ pub(super) fn refused(refusal: &Refusal) -> Answer {
     }
 }
 
-fn answer(status: StatusCode, challenge: Option<&str>, error: &str, message: &str) -> Answer {
-    let body = serde_json::json!({ "error": error, "message": message }).to_string();
+fn answer(
+    status: StatusCode,
+    challenge: Option<&str>,
+    error: &'static str,
+    message: impl Into<Cow<'static, str>>,
+) -> Answer {
+    let body = serde_json::to_vec(&VerifyError { error, message: message.into() }).unwrap_or_default();
     answer_with(status, challenge.and_then(|text| HeaderValue::from_str(text).ok()), body.into())
 }
 

@@ -15,8 +15,8 @@ use super::super::view::{Question, View};
 use super::Answer;
 use super::guarded::{Door, Failure, json};
 use super::openapi::{IpAddress, Scopes};
-use super::verify::required_scopes;
 use crate::check::{Decision, Identity};
+use crate::token::scope;
 
 /// The door.
 pub(super) struct Introspection;
@@ -148,7 +148,7 @@ impl<'a> IntrospectionRequest<'a> {
         if scopes.is_empty() {
             return Err(Failure::Malformed("scope is empty: leave it out, or name one".into()));
         }
-        required_scopes("scope", &scopes)?;
+        scope::validate(&scopes).map_err(|error| Failure::Malformed(error.to_string().into()))?;
         Ok(scopes)
     }
 }

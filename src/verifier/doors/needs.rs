@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::bearer::Refusal;
-use crate::token::scope::{MAX_SCOPES, is_scope};
+use crate::token::scope::{self, ScopesError};
 
 /// What the route needs, as the gateway's operator says it.
 #[derive(Debug, Default)]
@@ -30,17 +30,10 @@ pub(super) fn of_parameters<'q>(
     for (name, value) in parameters {
         match &*name {
             "scope" => {
-                let scopes: Vec<&str> = value.split_ascii_whitespace().collect();
-                if scopes.is_empty() {
+                let before = needs.scopes.len();
+                needs.scopes.extend(value.split_ascii_whitespace().map(|scope| Cow::Owned(scope.to_owned())));
+                if needs.scopes.len() == before {
                     return Err(Refusal::Malformed("scope is empty: leave it out, or name one".into()));
-                }
-                if let Some(bad) = scopes.iter().find(|scope| !is_scope(scope)) {
-                    let bad: String = bad.chars().take(64).collect();
-                    return Err(Refusal::Malformed(format!("scope {bad:?} is not resource:action").into()));
-                }
-                needs.scopes.extend(scopes.into_iter().map(|scope| Cow::Owned(scope.to_owned())));
-                if needs.scopes.len() > MAX_SCOPES {
-                    return Err(Refusal::Malformed("more than 64 scopes".into()));
                 }
             }
             "audience" if needs.audience.is_some() => {
@@ -56,5 +49,12 @@ pub(super) fn of_parameters<'q>(
             _ => {}
         }
     }
+    scope::validate(&needs.scopes)?;
     Ok(needs)
+}
+
+impl From<ScopesError> for Refusal {
+    fn from(error: ScopesError) -> Self {
+        Self::Malformed(error.to_string().into())
+    }
 }

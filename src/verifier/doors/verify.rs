@@ -14,7 +14,7 @@ use super::Answer;
 use super::guarded::{Door, Failure, json};
 use super::openapi::{IpAddress, Scope};
 use crate::check::{Code, Decision, Identity};
-use crate::token::scope::{MAX_SCOPES, is_scope};
+use crate::token::scope;
 
 /// The most checks in one batch.
 pub(super) const MAX_BATCH: usize = 100;
@@ -109,10 +109,10 @@ pub(super) struct VerifyBatchResponse {
 pub(super) struct VerifyError {
     /// A word for machines.
     #[schema(value_type = String, example = "invalid_request")]
-    error: &'static str,
+    pub(super) error: &'static str,
     /// A sentence for people.
     #[schema(value_type = String)]
-    message: Cow<'static, str>,
+    pub(super) message: Cow<'static, str>,
 }
 
 impl Door for Verify {
@@ -159,8 +159,8 @@ impl Door for VerifyBatch {
 
 impl VerifyRequest<'_> {
     fn validate(&self, place: &str) -> Result<(), Failure> {
-        let scopes: Vec<&str> = self.scopes.iter().map(AsRef::as_ref).collect();
-        required_scopes(&format!("{place}scopes"), &scopes)
+        scope::validate(&self.scopes)
+            .map_err(|error| Failure::Malformed(format!("{place}scopes: {error}").into()))
     }
 
     fn decide(&self, view: &View, outcomes: &mut dyn FnMut(Outcome)) -> Result<VerifyResponse, Unavailable> {
@@ -202,20 +202,6 @@ impl From<Identity<'_>> for VerifiedToken {
 impl From<&Failure> for VerifyError {
     fn from(failure: &Failure) -> Self {
         Self { error: failure.error(), message: failure.message() }
-    }
-}
-
-/// Refuses what is not a list of scopes that a check may need; `place` tells where it stands.
-pub(super) fn required_scopes(place: &str, scopes: &[&str]) -> Result<(), Failure> {
-    if scopes.len() > MAX_SCOPES {
-        return Err(Failure::Malformed(format!("{place} holds more than {MAX_SCOPES} scopes").into()));
-    }
-    match scopes.iter().find(|scope| !is_scope(scope)) {
-        None => Ok(()),
-        Some(bad) => {
-            let bad: String = bad.chars().take(64).collect();
-            Err(Failure::Malformed(format!("{place}: {bad:?} is not resource:action").into()))
-        }
     }
 }
 

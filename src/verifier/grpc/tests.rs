@@ -24,10 +24,10 @@ use tonic_prost::ProstCodec;
 
 use super::*;
 use crate::telemetry::probes::Part;
+use crate::tls::files::{Certificates, Files};
 use crate::verifier::doors::TrustedProxies;
 use crate::verifier::doors::fixture::{Door, bearer};
 use crate::verifier::metrics::Metrics;
-use crate::verifier::tls::{Certificates, Files};
 
 /// What begins every HTTP/2 connection of a client (RFC 9113 section 3.4), and empty settings.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";

@@ -1,31 +1,23 @@
-//! TLS at the doors: one certificate for every listener, taken up again when its files change.
+//! A certificate and its key in two files, taken up again when they change.
 //!
 //! The files are read every two seconds and compared by content. Kubernetes swaps a mounted Secret by renaming a
 //! symbolic link two levels up, which a watch on the file itself does not see. A pair that can't be used leaves
 //! the one in use where it is: a mistake in a renewal must not end the checks.
-//!
-//! TLS 1.2 and 1.3 (RFC 5246, RFC 8446) by rustls, with its own choice of cipher suites.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use std::{fs, io};
 
-use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use prometheus_client::metrics::gauge::Gauge;
-use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
-use rustls::version::{TLS12, TLS13};
-use rustls::{InconsistentKeys, ServerConfig};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
+
+use super::{PairError, Presented};
 
 /// How often the files are looked at. The kubelet itself needs a minute or two to bring a new one.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -43,22 +35,11 @@ pub struct Files {
 #[derive(Debug)]
 pub struct Certificates {
     files: Files,
-    provider: Arc<CryptoProvider>,
-    in_use: Arc<InUse>,
+    presented: Presented,
+    /// Of the files that hold it, to tell a new pair without keeping the key twice.
+    digest: Mutex<[u8; 32]>,
     /// When it ends, in seconds since the epoch.
     expiry: Gauge,
-}
-
-/// What a handshake presents.
-#[derive(Debug)]
-struct InUse(ArcSwap<Loaded>);
-
-/// A pair of which both files are sound and belong together.
-#[derive(Debug)]
-struct Loaded {
-    key: Arc<CertifiedKey>,
-    /// Of both files, to tell a new pair from the one in use without keeping the key twice.
-    digest: [u8; 32],
 }
 
 /// Why a certificate can't be used. Never says what is in the key's file.
@@ -98,24 +79,14 @@ pub enum CertificateError {
 impl Certificates {
     /// Loads the pair. At the start there is none to go on with, so what is wrong with it is an error.
     pub fn load(files: Files, expiry: Gauge) -> Result<Self, CertificateError> {
-        let provider = Arc::new(ring::default_provider());
-        let loaded = Pair::read(&files)?.parse(&files, &provider)?;
-        let certificates =
-            Self { files, provider, in_use: Arc::new(InUse(ArcSwap::from_pointee(loaded))), expiry };
-        certificates.tell();
+        let certificates = Self { files, presented: Presented::default(), digest: Mutex::default(), expiry };
+        certificates.renew()?;
         Ok(certificates)
     }
 
-    /// What turns a connection into one with TLS, for a listener that speaks these protocols (RFC 7301), the
-    /// preferred one first. Each handshake presents what is in use at the time.
+    /// What turns a connection into one with TLS; see [`Presented::acceptor`].
     pub fn acceptor(&self, protocols: &[&[u8]]) -> Result<TlsAcceptor, CertificateError> {
-        let mut config = ServerConfig::builder_with_provider(self.provider.clone())
-            .with_protocol_versions(&[&TLS13, &TLS12])
-            .map_err(CertificateError::Setup)?
-            .with_no_client_auth()
-            .with_cert_resolver(self.in_use.clone());
-        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-        Ok(TlsAcceptor::from(Arc::new(config)))
+        self.presented.acceptor(protocols).map_err(CertificateError::Setup)
     }
 
     /// Takes up what the files hold, for as long as it is polled.
@@ -138,9 +109,12 @@ impl Certificates {
 
     /// Takes up what the files hold now, if it is new and sound.
     fn renew(&self) -> Result<(), CertificateError> {
-        let pair = Pair::read(&self.files)?;
-        if pair.digest() != self.in_use.0.load().digest {
-            self.in_use.0.store(Arc::new(pair.parse(&self.files, &self.provider)?));
+        let (chain, key) = (read(&self.files.certificate)?, Zeroizing::new(read(&self.files.key)?));
+        let digest = Sha256::digest([Sha256::digest(&chain), Sha256::digest(&*key)].concat()).into();
+        let mut in_use = self.digest.lock().unwrap_or_else(PoisonError::into_inner);
+        if digest != *in_use {
+            self.presented.present(&chain, &key).map_err(|error| CertificateError::of(error, &self.files))?;
+            *in_use = digest;
             self.tell();
         }
         Ok(())
@@ -148,8 +122,7 @@ impl Certificates {
 
     /// Says what is in use.
     fn tell(&self) {
-        let loaded = self.in_use.0.load();
-        let Some(end) = loaded.key.cert.first().and_then(|leaf| not_after(leaf)) else { return };
+        let Some(end) = self.presented.ends_at() else { return };
         self.expiry.set(end.as_second());
         let certificate = self.files.certificate.display();
         if end < Timestamp::now() {
@@ -160,9 +133,14 @@ impl Certificates {
     }
 }
 
-impl ResolvesServerCert for InUse {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load().key.clone())
+impl CertificateError {
+    fn of(error: PairError, files: &Files) -> Self {
+        match error {
+            PairError::NoCertificate => Self::NoCertificate(files.certificate.clone()),
+            PairError::NoKey => Self::NoKey(files.key.clone()),
+            PairError::Mismatch => Self::Mismatch(files.clone()),
+            PairError::Unusable(reason) => Self::Unusable { files: files.clone(), reason },
+        }
     }
 }
 
@@ -186,50 +164,8 @@ impl Trouble {
     }
 }
 
-/// Both files as they are.
-struct Pair {
-    certificate: Vec<u8>,
-    key: Zeroizing<Vec<u8>>,
-}
-
-impl Pair {
-    fn read(files: &Files) -> Result<Self, CertificateError> {
-        Ok(Self { certificate: read(&files.certificate)?, key: read(&files.key)?.into() })
-    }
-
-    fn digest(&self) -> [u8; 32] {
-        let each = [Sha256::digest(&self.certificate), Sha256::digest(&*self.key)];
-        Sha256::digest(each.concat()).into()
-    }
-
-    fn parse(&self, files: &Files, provider: &CryptoProvider) -> Result<Loaded, CertificateError> {
-        let chain: Vec<_> = CertificateDer::pem_slice_iter(&self.certificate)
-            .collect::<Result<_, _>>()
-            .map_err(|_| CertificateError::NoCertificate(files.certificate.clone()))?;
-        if chain.first().and_then(|leaf| not_after(leaf)).is_none() {
-            return Err(CertificateError::NoCertificate(files.certificate.clone()));
-        }
-        // What the parser says may quote the file.
-        let key = PrivateKeyDer::from_pem_slice(&self.key)
-            .map_err(|_| CertificateError::NoKey(files.key.clone()))?;
-        match CertifiedKey::from_der(chain, key, provider) {
-            Ok(key) => Ok(Loaded { key: Arc::new(key), digest: self.digest() }),
-            Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
-                Err(CertificateError::Mismatch(files.clone()))
-            }
-            Err(reason) => Err(CertificateError::Unusable { files: files.clone(), reason }),
-        }
-    }
-}
-
 fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
     fs::read(path).map_err(|source| CertificateError::Unreadable { path: path.to_owned(), source })
-}
-
-/// When a certificate ends (RFC 5280, section 4.1.2.5). `None`: it is none.
-fn not_after(certificate: &CertificateDer<'_>) -> Option<Timestamp> {
-    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()
 }
 
 #[cfg(test)]

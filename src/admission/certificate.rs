@@ -1,0 +1,295 @@
+//! The serving certificates: which there are, and when they are replaced. Pure, but that a new key is random.
+//!
+//! Each certificate is its own authority. The API server is told to trust exactly the ones that replicas may present
+//! (`caBundle`), so there is no key of an authority to keep, with which others could be made.
+//!
+//! A replacement takes two moves. The next certificate is announced in the bundle first, and presented when API
+//! servers have had time to read it. The one before stays in the bundle, as replicas take the change up one after
+//! the other. Between the moves, and at any of them, a process may end.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::ByteString;
+use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, PublicKeyData};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use time::OffsetDateTime;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::X509Certificate;
+use zeroize::{Zeroize, Zeroizing};
+
+/// The Secret that holds them, in the operator's namespace.
+pub const SECRET: &str = "tokenward-admission";
+
+// `tls.crt` and `tls.key` are the names of the type kubernetes.io/tls, which other tools know.
+const CURRENT: (&str, &str) = ("tls.crt", "tls.key");
+const NEXT: (&str, &str) = ("next.crt", "next.key");
+const PREVIOUS: &str = "previous.crt";
+
+/// A certificate is valid a little before it is made, for API servers whose clock is behind.
+const SKEW: SignedDuration = SignedDuration::from_mins(5);
+
+/// The names by which the API server asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names(Vec<String>);
+
+impl Names {
+    /// Those of a Service. The API server uses the first; the second is for people who look with curl.
+    pub fn of_service(namespace: &str, service: &str) -> Self {
+        let name = format!("{service}.{namespace}.svc");
+        Self(vec![name.clone(), format!("{name}.cluster.local")])
+    }
+}
+
+/// A certificate and its key, both PEM.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Pair {
+    /// The certificate.
+    pub certificate: Vec<u8>,
+    /// Its key.
+    pub key: Zeroizing<Vec<u8>>,
+}
+
+impl std::fmt::Debug for Pair {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Pair(redacted)")
+    }
+}
+
+impl Pair {
+    /// Makes a new pair: a key of its own, signed by itself.
+    pub fn make(names: &Names, now: Timestamp, lifetime: SignedDuration) -> Result<Self, rcgen::Error> {
+        let mut params = CertificateParams::new(names.0.clone())?;
+        params.distinguished_name.push(DnType::CommonName, "tokenward admission");
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.not_before = date(now.saturating_sub(SKEW).unwrap_or(now));
+        params.not_after = date(now.saturating_add(lifetime).unwrap_or(Timestamp::MAX));
+        let key = KeyPair::generate()?;
+        let certificate = params.self_signed(&key)?.pem().into_bytes();
+        Ok(Self { certificate, key: key.serialize_pem().into_bytes().into() })
+    }
+
+    /// When it ends. `None`: it can't be presented to who asks by these names.
+    fn ends_at(&self, names: &Names) -> Option<Timestamp> {
+        let der = CertificateDer::from_pem_slice(&self.certificate).ok()?;
+        let (_, certificate) = x509_parser::parse_x509_certificate(&der).ok()?;
+        let key = KeyPair::from_pem(std::str::from_utf8(&self.key).ok()?).ok()?;
+        let is_its_key = certificate.public_key().raw == key.subject_public_key_info();
+        let bears = |name: &String| dns_names(&certificate).any(|borne| borne == name);
+        (is_its_key && names.0.iter().all(bears))
+            .then(|| Timestamp::from_second(certificate.validity().not_after.timestamp()).ok())?
+    }
+}
+
+fn dns_names<'c>(certificate: &'c X509Certificate<'_>) -> impl Iterator<Item = &'c str> {
+    let names = certificate.subject_alternative_name().ok().flatten();
+    names.into_iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some(*name),
+        _ => None,
+    })
+}
+
+fn date(instant: Timestamp) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(instant.as_second()).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+/// The certificates as they are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// What replicas present.
+    pub current: Option<Pair>,
+    /// What they will present.
+    pub next: Option<Pair>,
+    /// What one of them may present yet, without its key.
+    pub previous: Option<Vec<u8>>,
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing serves: make a certificate to present at once.
+    Make,
+    /// Make the next one, and let it be known.
+    Announce,
+    /// Present the next one.
+    Promote,
+    /// Nothing until then.
+    Wait(Timestamp),
+}
+
+impl Kept {
+    /// Reads the Secret's data, and wipes it.
+    pub fn read(mut data: BTreeMap<String, ByteString>) -> Self {
+        let mut take = |key: &str| data.remove(key).map(|value| value.0);
+        let mut pair =
+            |(certificate, key)| Some(Pair { certificate: take(certificate)?, key: take(key)?.into() });
+        let (current, next) = (pair(CURRENT), pair(NEXT));
+        let previous = take(PREVIOUS);
+        data.values_mut().for_each(|value| value.0.zeroize());
+        Self { current, next, previous }
+    }
+
+    /// The Secret's data.
+    pub fn to_data(&self) -> BTreeMap<String, ByteString> {
+        let pair = |pair: &Option<Pair>, (certificate, key): (&str, &str)| {
+            pair.iter()
+                .flat_map(|pair| [(certificate, pair.certificate.clone()), (key, pair.key.to_vec())])
+                .map(|(name, value)| (name.to_owned(), ByteString(value)))
+                .collect::<Vec<_>>()
+        };
+        let previous =
+            self.previous.iter().map(|previous| (PREVIOUS.to_owned(), ByteString(previous.clone())));
+        pair(&self.current, CURRENT).into_iter().chain(pair(&self.next, NEXT)).chain(previous).collect()
+    }
+
+    /// What API servers are to trust: every certificate that a replica may present.
+    pub fn bundle(&self) -> Vec<u8> {
+        let pairs = [&self.current, &self.next].into_iter().flatten().map(|pair| &pair.certificate);
+        pairs.chain(&self.previous).flatten().copied().collect()
+    }
+
+    /// What is to be done now about certificates for these names, each of which lives for so long.
+    pub fn next_step(&self, names: &Names, lifetime: SignedDuration, now: Timestamp) -> Step {
+        let end = |pair: &Option<Pair>| pair.as_ref()?.ends_at(names).filter(|end| *end > now);
+        match (end(&self.current), end(&self.next)) {
+            (None, None) => Step::Make,
+            (None, Some(_)) => Step::Promote,
+            // With a third of its life left there is time to find out why it is not replaced.
+            (Some(end), None) => due(before(end, lifetime / 3), now, Step::Announce),
+            (Some(end), Some(next)) => {
+                // A twelfth of a life is time for every API server to have read the bundle.
+                let announced = before(next, lifetime - lifetime / 12);
+                due(announced.min(before(end, lifetime / 12)), now, Step::Promote)
+            }
+        }
+    }
+
+    /// What is kept after a step. `made` is the pair that [`Step::Make`] and [`Step::Announce`] take.
+    pub fn after(self, step: Step, made: Option<Pair>) -> Self {
+        match step {
+            Step::Make => Self { current: made, next: None, previous: None },
+            Step::Announce => Self { next: made, ..self },
+            Step::Promote => {
+                Self { previous: self.current.map(|pair| pair.certificate), current: self.next, next: None }
+            }
+            Step::Wait(_) => self,
+        }
+    }
+}
+
+fn before(end: Timestamp, duration: SignedDuration) -> Timestamp {
+    end.saturating_sub(duration).unwrap_or(end)
+}
+
+fn due(at: Timestamp, now: Timestamp, step: Step) -> Step {
+    if at <= now { step } else { Step::Wait(at) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIFETIME: SignedDuration = SignedDuration::from_hours(2160);
+
+    fn names() -> Names {
+        Names::of_service("tokenward", "tokenward-admission")
+    }
+
+    fn start() -> Timestamp {
+        "2026-11-21T00:00:00Z".parse().expect("an instant")
+    }
+
+    fn make(now: Timestamp) -> Option<Pair> {
+        Some(Pair::make(&names(), now, LIFETIME).expect("a pair"))
+    }
+
+    fn take(kept: Kept, now: Timestamp) -> (Kept, Step) {
+        let step = kept.next_step(&names(), LIFETIME, now);
+        let made = matches!(step, Step::Make | Step::Announce).then(|| make(now)).flatten();
+        (kept.after(step, made), step)
+    }
+
+    fn days(days: i64) -> Timestamp {
+        start() + SignedDuration::from_hours(24 * days)
+    }
+
+    #[test]
+    fn a_life_of_ninety_days() {
+        let (kept, step) = take(Kept::default(), days(0));
+        assert_eq!(step, Step::Make);
+        let (kept, step) = take(kept, days(0));
+        assert_eq!(step, Step::Wait(days(60)));
+        let (kept, step) = take(kept, days(60));
+        assert_eq!(step, Step::Announce);
+        let (kept, step) = take(kept, days(61));
+        assert_eq!(step, Step::Wait(days(67) + SignedDuration::from_hours(12)));
+        let before = kept.clone();
+        let (kept, step) = take(kept, days(68));
+        assert_eq!(step, Step::Promote);
+        assert_eq!((&kept.current, &kept.next), (&before.next, &None));
+        assert_eq!(kept.previous, before.current.map(|pair| pair.certificate));
+        assert_eq!(take(kept, days(68)).1, Step::Wait(days(120)));
+    }
+
+    #[test]
+    fn what_can_not_serve_is_made_anew() {
+        let kept = Kept { current: make(start()), ..Kept::default() };
+        let (key, other) = (kept.current.clone().expect("a pair").key, make(start()).expect("a pair"));
+        let broken = [
+            Pair { key, ..other.clone() },
+            Pair { certificate: b"nonsense".to_vec(), ..other.clone() },
+            Pair { key: Zeroizing::new(Vec::new()), ..other },
+        ];
+        for pair in broken {
+            let kept = Kept { current: Some(pair), ..Kept::default() };
+            assert_eq!(kept.next_step(&names(), LIFETIME, start()), Step::Make);
+        }
+        assert_eq!(kept.next_step(&names(), LIFETIME, days(91)), Step::Make);
+        let renamed = Names::of_service("elsewhere", "tokenward-admission");
+        assert_eq!(kept.next_step(&renamed, LIFETIME, start()), Step::Make);
+    }
+
+    #[test]
+    fn an_operator_that_slept_presents_what_was_announced() {
+        let kept = Kept { current: make(days(0)), next: make(days(60)), previous: None };
+        assert_eq!(take(kept, days(95)).1, Step::Promote);
+    }
+
+    #[test]
+    fn what_is_kept_can_be_read_again_and_no_key_is_shown() {
+        let kept = Kept { current: make(days(0)), next: make(days(60)), previous: Some(b"p".to_vec()) };
+        assert_eq!(Kept::read(kept.to_data()), kept);
+        assert!(format!("{kept:?}").contains("redacted"));
+        assert!(!String::from_utf8(kept.bundle()).expect("text").contains("KEY"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+        /// Whenever somebody looks: what was presented before is trusted still, and what is presented now was
+        /// announced at the look before, unless nothing could be presented then.
+        #[test]
+        fn nobody_presents_what_is_not_trusted(waits in proptest::collection::vec(0i64..20, 1..40)) {
+            let (mut kept, mut now) = (take(Kept::default(), start()).0, start());
+            for wait in waits {
+                now += SignedDuration::from_hours(24 * wait);
+                let before = kept.clone();
+                let step;
+                (kept, step) = take(kept, now);
+                let trusts = |kept: &Kept, pair: &Option<Pair>| {
+                    let bundle = String::from_utf8(kept.bundle()).expect("text");
+                    pair.iter().all(|pair| bundle.contains(std::str::from_utf8(&pair.certificate).expect("text")))
+                };
+                if step != Step::Make {
+                    prop_assert!(trusts(&kept, &before.current));
+                    prop_assert!(trusts(&before, &kept.current));
+                }
+                let serving = kept.current.as_ref().and_then(|pair| pair.ends_at(&names()));
+                prop_assert!(serving.is_some_and(|end| end > now) || step == Step::Promote);
+            }
+        }
+    }
+}

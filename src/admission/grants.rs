@@ -1,0 +1,77 @@
+//! Who may hand out which scopes: RBAC's to say, so that who may edit manifests is not who may grant `payments:*`.
+//!
+//! The right is the verb `grant` on the resource `scopes` of the group `tokenward.dev`, with scopes as resource names.
+//! RBAC compares names as a whole, so a scope is asked for by each name that covers it: a Role that lists `orders:*`
+//! lets its holders grant `orders:read`, too. A Role without resource names lets them grant everything.
+
+use k8s_openapi::api::authentication::v1::UserInfo;
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+
+/// The verb.
+pub const VERB: &str = "grant";
+/// The resource, which exists in rules only.
+pub const RESOURCE: &str = "scopes";
+/// Its group.
+pub const GROUP: &str = "tokenward.dev";
+
+/// The names of which one must be granted for a scope to be: itself, and the wildcards that cover it, narrowest first.
+pub fn names(scope: &str) -> impl Iterator<Item = String> {
+    let stem = scope.strip_suffix(":*").unwrap_or(scope);
+    let wildcards = stem.rmatch_indices(':').map(|(at, _)| format!("{}:*", &stem[..at]));
+    std::iter::once(scope.to_owned()).chain(wildcards)
+}
+
+/// The question whether a user may grant what has this name; without a name, everything.
+pub fn review(user: &UserInfo, namespace: &str, name: Option<String>) -> SubjectAccessReview {
+    let attributes = ResourceAttributes {
+        namespace: Some(namespace.to_owned()),
+        verb: Some(VERB.to_owned()),
+        group: Some(GROUP.to_owned()),
+        resource: Some(RESOURCE.to_owned()),
+        name,
+        ..Default::default()
+    };
+    let UserInfo { username, uid, groups, extra } = user.clone();
+    SubjectAccessReview {
+        spec: SubjectAccessReviewSpec {
+            user: username,
+            uid,
+            groups,
+            extra,
+            resource_attributes: Some(attributes),
+            ..Default::default()
+        },
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::token::scope::{covers, is_scope};
+
+    #[test]
+    fn a_scope_is_granted_by_what_covers_it() {
+        for (scope, expected) in [
+            ("orders:read", &["orders:read", "orders:*"][..]),
+            ("orders:*", &["orders:*"]),
+            ("a:b:c", &["a:b:c", "a:b:*", "a:*"]),
+            ("a:b:*", &["a:b:*", "a:*"]),
+        ] {
+            assert_eq!(names(scope).collect::<Vec<_>>(), expected, "{scope}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn exactly_those_names_cover_it(
+            scope in "(a|b)(:(a|b)){1,3}|(a|b)(:(a|b)){0,2}:[*]",
+            granted in "(a|b)(:(a|b)){1,3}|(a|b)(:(a|b)){0,2}:[*]",
+        ) {
+            prop_assert!(is_scope(&scope));
+            prop_assert_eq!(names(&scope).any(|name| name == granted), covers(&granted, &scope));
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! What the API server asks before it stores an object.
+//!
+//! There is no node here and so no Service network: the webhook's Service is an alias of `localhost`, by which the API
+//! server reaches the process and verifies its certificate by the Service's name.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tokenward::crd::ConditionType;
+use tokio::net::{TcpListener, TcpStream};
+
+use super::Shared;
+use super::support::{PATIENCE, Site, Space, Tenant, eventually, free_port, message};
+
+/// The label of namespaces in which the shared controller is asked.
+const ASKED: &str = "tokenward.test/admission";
+const SECRET: &str = "tokenward-admission";
+
+/// Has the API server ask at a port, about namespaces with this label.
+pub async fn ask_at(client: &Client, namespace: &str, name: &str, port: u16, label: &str) {
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": SECRET, "namespace": namespace},
+        "spec": {"type": "ExternalName", "externalName": "localhost"},
+    });
+    create(client, &format!("/api/v1/namespaces/{namespace}/services"), service).await;
+    let configuration = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": name},
+        "webhooks": [{
+            "name": "apitokens.tokenward.dev",
+            "admissionReviewVersions": ["v1"],
+            "sideEffects": "None",
+            "failurePolicy": "Fail",
+            "clientConfig": {"service": {
+                "namespace": namespace, "name": SECRET, "path": "/validate/apitoken", "port": port,
+            }},
+            "namespaceSelector": {"matchLabels": {label: "asked"}},
+            "rules": [{
+                "apiGroups": ["tokenward.dev"], "apiVersions": ["*"], "resources": ["apitokens"],
+                "operations": ["CREATE", "UPDATE"],
+            }],
+        }],
+    });
+    create(client, "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations", configuration)
+        .await;
+}
+
+async fn create(client: &Client, path: &str, object: Value) {
+    let request = http::Request::post(path).header("content-type", "application/json");
+    let request = request.body(object.to_string().into_bytes()).expect("a request");
+    match client.request::<Value>(request).await {
+        Ok(_) => {}
+        Err(kube::Error::Api(status)) if status.code == 409 => {}
+        Err(error) => panic!("{path}: {}", message(&error)),
+    }
+}
+
+/// What the shared controller is asked about: namespaces with the label.
+pub async fn ask_shared(site: &Site, port: SocketAddr) {
+    ask_at(&site.client, "tokenward", "tokenward", port.port(), ASKED).await;
+}
+
+async fn label(space: &Space, label: &str) {
+    let patch = Patch::Merge(json!({"metadata": {"labels": {label: "asked"}}}));
+    let api = Api::<Namespace>::all(space.client.clone());
+    api.patch(&space.name, &PatchParams::default(), &patch).await.expect("a label");
+}
+
+/// A namespace about which the API server asks, and does so by now.
+async fn asked(shared: &Shared, name: &str) -> Space {
+    let space = shared.site.namespace(name).await;
+    label(&space, ASKED).await;
+    is_asked(&space).await;
+    space
+}
+
+/// Waits until the webhook has its say: a token whose Secret is somebody else's is refused.
+async fn is_asked(space: &Space) {
+    let foreign = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "theirs"}});
+    create(&space.client, &format!("/api/v1/namespaces/{}/secrets", space.name), foreign).await;
+    eventually("a refusal", async || match space.try_create("theirs", json!({"scopes": ["a:b"]})).await {
+        Err(refusal) if refusal.contains("exists and is not tokenward's") => Ok(()),
+        Err(other) => Err(other),
+        Ok(_) => {
+            space.delete("theirs").await;
+            Err("it was admitted".to_owned())
+        }
+    })
+    .await;
+}
+
+/// The same namespace, for a user.
+async fn as_user(shared: &Shared, space: &Space, user: &str) -> Space {
+    let kubeconfig = Kubeconfig::read_from(shared.site.cluster.kubeconfig()).expect("a kubeconfig");
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+    let mut config = config.expect("a configuration");
+    config.auth_info.impersonate = Some(user.to_owned());
+    Space { name: space.name.clone(), client: Client::try_from(config).expect("a client") }
+}
+
+/// Gives a user rights on ApiTokens, and the right to grant scopes.
+async fn allow(space: &Space, user: &str, scopes: &[&str]) {
+    let (name, path) = (user, format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{}", space.name));
+    let mut rules = vec![json!({
+        "apiGroups": ["tokenward.dev"], "resources": ["apitokens"],
+        "verbs": ["get", "create", "update", "patch", "delete"],
+    })];
+    if !scopes.is_empty() {
+        rules.push(json!({
+            "apiGroups": ["tokenward.dev"], "resources": ["scopes"], "resourceNames": scopes, "verbs": ["grant"],
+        }));
+    }
+    let role = json!({"metadata": {"name": name}, "rules": rules});
+    create(&space.client, &format!("{path}/roles"), role).await;
+    let binding = json!({
+        "metadata": {"name": name},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
+    });
+    create(&space.client, &format!("{path}/rolebindings"), binding).await;
+}
+
+fn spec(scopes: &[&str]) -> Value {
+    json!({"scopes": scopes})
+}
+
+pub async fn a_secret_has_one_token(shared: &Shared) {
+    let space = asked(shared, "one-secret").await;
+    let named = json!({"scopes": ["a:b"], "secret": {"name": "same"}});
+    space.create("first", named.clone()).await;
+    space.condition("first", ConditionType::Active, "True").await;
+    let refusal = space.try_create("second", named).await.expect_err("a refusal");
+    assert!(refusal.contains("Secret same is that of ApiToken first"), "{refusal}");
+    let refusal = space.try_create("same", spec(&["a:b"])).await.expect_err("a refusal");
+    assert!(refusal.contains("Secret same is that of ApiToken first"), "{refusal}");
+    let template =
+        json!({"scopes": ["a:b"], "secret": {"template": {"labels": {"argoproj.io/instance": "x"}}}});
+    let refusal = space.try_create("labelled", template).await.expect_err("a refusal");
+    assert!(refusal.contains("argoproj.io"), "{refusal}");
+}
+
+pub async fn scopes_are_handed_out_by_who_may(shared: &Shared) {
+    let space = asked(shared, "grants").await;
+    allow(&space, "alice", &["orders:*", "audit:read"]).await;
+    allow(&space, "argocd", &[]).await;
+    let (alice, argocd) = (as_user(shared, &space, "alice").await, as_user(shared, &space, "argocd").await);
+
+    eventually("alice's rights", async || {
+        alice.try_create("hers", spec(&["orders:read", "audit:read"])).await
+    })
+    .await;
+    let refusal = alice.try_create("more", spec(&["orders:read", "payments:read", "audit:*"])).await;
+    let refusal = refusal.expect_err("a refusal");
+    assert!(refusal.contains("alice may not grant payments:read, audit:*"), "{refusal}");
+
+    // A GitOps controller without the right applies nothing, and says why.
+    let refusal = argocd.try_create("synced", spec(&["orders:read"])).await.expect_err("a refusal");
+    assert!(refusal.contains("argocd may not grant orders:read"), "{refusal}");
+
+    // An edit is asked about what it gains, so a token of somebody with more rights can be looked after.
+    space.create("rich", spec(&["payments:*", "orders:read"])).await;
+    alice.patch("rich", json!({"spec": {"displayName": "Payments"}})).await;
+    alice.patch("rich", json!({"spec": {"scopes": ["payments:read", "orders:read"]}})).await;
+    let refusal = alice.try_patch("rich", json!({"spec": {"scopes": ["payments:*"]}})).await;
+    assert!(refusal.expect_err("a refusal").contains("may not grant payments:*"));
+    argocd.patch("rich", json!({"spec": {"revoked": true}})).await;
+}
+
+/// What stood before the webhook did is no reason to hold up an edit, least of all a revocation.
+pub async fn a_token_from_before_can_be_edited(shared: &Shared) {
+    let space = shared.site.namespace("before").await;
+    let named = json!({"scopes": ["a:b"], "secret": {"name": "same"}});
+    space.create("first", named.clone()).await;
+    space.condition("first", ConditionType::Active, "True").await;
+    space.create("second", named).await;
+    label(&space, ASKED).await;
+    is_asked(&space).await;
+    space.patch("second", json!({"spec": {"displayName": "the second"}})).await;
+    space.patch("second", json!({"spec": {"revoked": true}})).await;
+}
+
+/// Two replicas behind one address, as behind a Service: whoever still takes connections has the next one.
+async fn balance(replicas: [SocketAddr; 2]) -> (SocketAddr, tokio::task::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let turn = AtomicUsize::new(0);
+    let task = tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let first = turn.fetch_add(1, Ordering::Relaxed) % 2;
+            tokio::spawn(async move {
+                for replica in [replicas[first], replicas[1 - first]] {
+                    if let Ok(mut server) = TcpStream::connect(replica).await {
+                        let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (address, task)
+}
+
+/// Asks all the time, in vain nor never: whatever happens to certificates, no write is held up.
+pub async fn certificates_are_replaced_under_load(site: &Site) {
+    let tenant = Tenant::new(site, "certificates").await;
+    let ports = [free_port(), free_port()];
+    let flags = |port: &SocketAddr| {
+        [
+            "--admission-listen",
+            &port.to_string(),
+            "--admission-configuration",
+            "certificates",
+            "--admission-certificate-lifetime",
+            "12s",
+            "--lease-duration",
+            "2s",
+        ]
+        .map(ToOwned::to_owned)
+    };
+    let start = |port| {
+        let flags = flags(port);
+        tenant.controller(&flags.each_ref().map(String::as_str))
+    };
+    let mut replicas = [start(&ports[0]), start(&ports[1])];
+    let (address, relay) = balance(ports).await;
+    let own = "tokenward.test/certificates";
+    ask_at(&site.client, tenant.namespace(), "certificates", address.port(), own).await;
+    label(&tenant.space, own).await;
+    is_asked(&tenant.space).await;
+
+    // Two lives of a certificate, the second after the replica that made the first was killed.
+    let failed = Arc::new(AtomicUsize::new(0));
+    let done = Arc::new(AtomicBool::new(false));
+    let (space, failures, stop) = (tenant.space.clone(), failed.clone(), done.clone());
+    let asking = tokio::spawn(async move {
+        let mut asked = 0;
+        while !stop.load(Ordering::Relaxed) {
+            let params = PostParams { dry_run: true, ..Default::default() };
+            let token = serde_json::from_value(json!({
+                "metadata": {"name": "asked"}, "spec": {"scopes": ["a:b"]},
+            }));
+            if let Err(error) = space.tokens().create(&params, &token.expect("a token")).await {
+                eprintln!("a write was held up: {}", message(&error));
+                failures.fetch_add(1, Ordering::Relaxed);
+            }
+            asked += 1;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        asked
+    });
+    let mut certificate = served(&tenant).await;
+    for _ in 0..2 {
+        let before = certificate.clone();
+        certificate = eventually("another certificate", async || {
+            let now = served(&tenant).await;
+            if now == before { Err("the same".to_owned()) } else { Ok(now) }
+        })
+        .await;
+    }
+    done.store(true, Ordering::Relaxed);
+    let asked = asking.await.expect("a task");
+    assert_eq!(failed.load(Ordering::Relaxed), 0, "of {asked} writes");
+    assert!(asked > 100, "{asked}");
+
+    // The replica that writes is killed; the other one serves, and takes the writing over.
+    let leads = replicas.iter().position(|replica| replica.log().contains("leading")).expect("a leader");
+    replicas[leads].kill();
+    // A reinstall brings a configuration without the bundle, and perhaps no Secret.
+    let api = Api::<ValidatingWebhookConfiguration>::all(site.client.clone());
+    api.delete("certificates", &DeleteParams::default()).await.expect("a deletion");
+    tenant.peppers().delete(SECRET, &DeleteParams::default()).await.expect("a deletion");
+    ask_at(&site.client, tenant.namespace(), "certificates", address.port(), own).await;
+    is_asked(&tenant.space).await;
+    let gone = tokio::time::timeout(PATIENCE, async {
+        while served(&tenant).await == certificate {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    gone.await.expect("a certificate of the other replica");
+
+    // A webhook that is down holds writes up, as its failurePolicy says; and lets them pass when it is back.
+    let survivor = 1 - leads;
+    replicas[survivor].kill();
+    let refusal = tenant.space.try_create("held-up", spec(&["a:b"])).await.expect_err("a refusal");
+    assert!(refusal.contains("failed calling webhook"), "{refusal}");
+    replicas[survivor] = start(&ports[survivor]);
+    eventually("admission", async || tenant.space.try_create("held-up", spec(&["a:b"])).await).await;
+    relay.abort();
+    api.delete("certificates", &DeleteParams::default()).await.expect("a deletion");
+}
+
+async fn served(tenant: &Tenant<'_>) -> Vec<u8> {
+    let secret = tenant.peppers().get_opt(SECRET).await.expect("an answer");
+    let data = secret.and_then(|secret| secret.data).unwrap_or_default();
+    data.get("tls.crt").map(|value| value.0.clone()).unwrap_or_default()
+}
+
+/// With the certificate of others, such as cert-manager's, nothing is made and nothing is written; it is followed as
+/// it changes.
+pub async fn the_certificate_of_others_is_served(site: &Site) {
+    let tenant = Tenant::new(site, "cert-manager").await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let host = format!("{SECRET}.{}.svc", tenant.namespace());
+    let bundle = issue(folder.path(), &host);
+    let port = free_port();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let controller = tenant.controller(&[
+        "--admission-listen",
+        &port.to_string(),
+        "--admission-configuration",
+        "cert-manager",
+        "--admission-tls-cert",
+        &path("tls.crt"),
+        "--admission-tls-key",
+        &path("tls.key"),
+    ]);
+    let _controller = controller.ready().await;
+    let own = "tokenward.test/cert-manager";
+    ask_at(&site.client, tenant.namespace(), "cert-manager", port.port(), own).await;
+    label(&tenant.space, own).await;
+    trust(site, &bundle).await;
+    is_asked(&tenant.space).await;
+
+    // Its authority is replaced: the new bundle first, the new certificate when the kubelet has brought it.
+    let renewed = issue(folder.path(), &host);
+    trust(site, &format!("{bundle}{renewed}")).await;
+    is_asked(&tenant.space).await;
+    trust(site, &renewed).await;
+    is_asked(&tenant.space).await;
+    assert!(served(&tenant).await.is_empty(), "a certificate was made");
+    let api = Api::<ValidatingWebhookConfiguration>::all(site.client.clone());
+    api.delete("cert-manager", &DeleteParams::default()).await.expect("a deletion");
+}
+
+/// A certificate that nobody else has signed, put where the controller looks; answers it.
+fn issue(folder: &Path, host: &str) -> String {
+    let params = rcgen::CertificateParams::new(vec![host.to_owned()]).expect("parameters");
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let certificate = params.self_signed(&key).expect("a certificate").pem();
+    std::fs::write(folder.join("tls.crt"), &certificate).expect("a file");
+    std::fs::write(folder.join("tls.key"), key.serialize_pem()).expect("a file");
+    certificate
+}
+
+async fn trust(site: &Site, bundle: &str) {
+    use base64::Engine;
+    let bundle = base64::engine::general_purpose::STANDARD.encode(bundle);
+    let patch = json!([{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": bundle}]);
+    let path = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/cert-manager";
+    let request = http::Request::patch(path).header("content-type", "application/json-patch+json");
+    let request = request.body(patch.to_string().into_bytes()).expect("a request");
+    site.client.request::<Value>(request).await.expect("a patch");
+}
