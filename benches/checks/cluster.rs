@@ -20,7 +20,7 @@ const AT_ONCE: usize = 16;
 pub fn start(apiserver_flags: Vec<String>) -> anyhow::Result<Cluster> {
     let cluster = Cluster::start(Options { extra_apiserver_args: apiserver_flags, ..Default::default() })?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for file in ["crds", "deploy/namespace.yaml", "deploy"] {
+    for file in ["crds", "deploy/namespace.yaml", "deploy/rbac.yaml"] {
         kubectl(&cluster, &["apply", "--server-side", "-f", &root.join(file).display().to_string()])?;
     }
     kubectl(&cluster, &["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])?;

@@ -1,28 +1,50 @@
-//! Where the programs of the control plane come from.
+//! Where the programs of Kubernetes come from.
 //!
-//! They are built from the pinned module in `go/control-plane` ([`crate::go`]), once for each user.
+//! They are built from a pinned module for each version, below `go/` ([`crate::go`]), once for each user.
 //! `KUBEBUILDER_ASSETS` names a folder of prebuilt ones instead, as it does for other Kubernetes test tools.
 
 use std::env;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::Error;
 use crate::go::{Module, Program};
 
-const CONTROL_PLANE: Module = Module {
-    cache: "tokenward-devcluster",
-    go_mod: include_str!("../go/control-plane/go.mod"),
-    go_sum: include_str!("../go/control-plane/go.sum"),
-    ldflags: LDFLAGS,
-};
+/// A minor version of Kubernetes: the oldest and the newest that tokenward supports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Version {
+    /// The oldest.
+    V1_33,
+    /// The newest.
+    #[default]
+    V1_36,
+}
 
-/// Without these, clients would see the server as v0.0.0. The version is that of go.mod, which a test compares.
-const LDFLAGS: &str = "-s -w \
-    -X k8s.io/component-base/version.gitVersion=v1.36.3 \
-    -X k8s.io/component-base/version.gitMajor=1 \
-    -X k8s.io/component-base/version.gitMinor=36 \
-    -X k8s.io/client-go/pkg/version.gitVersion=v1.36.3";
+const CACHE: &str = "tokenward-devcluster";
+
+const V1_33: Module = Module {
+    cache: CACHE,
+    go_mod: include_str!("../go/kubernetes-1.33/go.mod"),
+    go_sum: include_str!("../go/kubernetes-1.33/go.sum"),
+    // Without these, clients would see the server as v0.0.0. The version is that of go.mod, which a test compares.
+    ldflags: "-s -w \
+        -X k8s.io/component-base/version.gitVersion=v1.33.13 \
+        -X k8s.io/component-base/version.gitMajor=1 \
+        -X k8s.io/component-base/version.gitMinor=33 \
+        -X k8s.io/client-go/pkg/version.gitVersion=v1.33.13",
+};
+const V1_36: Module = Module {
+    cache: CACHE,
+    go_mod: include_str!("../go/kubernetes-1.36/go.mod"),
+    go_sum: include_str!("../go/kubernetes-1.36/go.sum"),
+    ldflags: "-s -w \
+        -X k8s.io/component-base/version.gitVersion=v1.36.3 \
+        -X k8s.io/component-base/version.gitMajor=1 \
+        -X k8s.io/component-base/version.gitMinor=36 \
+        -X k8s.io/client-go/pkg/version.gitVersion=v1.36.3",
+};
 
 const KUBE_APISERVER: Program = Program {
     name: "kube-apiserver",
@@ -38,9 +60,22 @@ const KUBECTL: Program =
     Program { name: "kubectl", package: "k8s.io/kubernetes/cmd/kubectl", usual: Duration::from_secs(20) };
 const ETCD: Program =
     Program { name: "etcd", package: "go.etcd.io/etcd/server/v3", usual: Duration::from_secs(10) };
+const KUBE_SCHEDULER: Program = Program {
+    name: "kube-scheduler",
+    package: "k8s.io/kubernetes/cmd/kube-scheduler",
+    usual: Duration::from_secs(20),
+};
+const KUBELET: Program =
+    Program { name: "kubelet", package: "k8s.io/kubernetes/cmd/kubelet", usual: Duration::from_secs(20) };
+const KUBE_PROXY: Program = Program {
+    name: "kube-proxy",
+    package: "k8s.io/kubernetes/cmd/kube-proxy",
+    usual: Duration::from_secs(10),
+};
 
 /// The largest first: its estimate is the one that counts.
-const ALL: [&Program; 4] = [&KUBE_APISERVER, &KUBE_CONTROLLER_MANAGER, &KUBECTL, &ETCD];
+const CONTROL_PLANE: [&Program; 4] = [&KUBE_APISERVER, &KUBE_CONTROLLER_MANAGER, &KUBECTL, &ETCD];
+const NODE: [&Program; 3] = [&KUBE_SCHEDULER, &KUBELET, &KUBE_PROXY];
 
 /// The programs of the control plane, ready to run.
 #[derive(Clone, Debug)]
@@ -56,10 +91,62 @@ pub struct Binaries {
     pub kubectl: PathBuf,
 }
 
+/// What a node has of Kubernetes itself.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeBinaries {
+    pub(crate) kube_scheduler: PathBuf,
+    pub(crate) kubelet: PathBuf,
+    pub(crate) kube_proxy: PathBuf,
+}
+
+// === impl Version ===
+
+impl Version {
+    const ALL: [Self; 2] = [Self::V1_33, Self::V1_36];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::V1_33 => "1.33",
+            Self::V1_36 => "1.36",
+        }
+    }
+
+    fn module(self) -> &'static Module {
+        match self {
+            Self::V1_33 => &V1_33,
+            Self::V1_36 => &V1_36,
+        }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+impl FromStr for Version {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = || Self::ALL.map(Self::name).join(" and ");
+        let found = Self::ALL.into_iter().find(|version| version.name() == text);
+        found.ok_or_else(|| format!("there are {}", known()))
+    }
+}
+
+// === impl Binaries ===
+
 impl Binaries {
-    /// Finds the programs, and builds those that are missing (minutes at the first time; shown on stderr).
+    /// Finds the programs of the newest version, and builds those that are missing (minutes at the first time;
+    /// shown on stderr). Prebuilt ones win.
     pub fn provide() -> Result<Self, Error> {
-        if let Some(folder) = assets() {
+        Self::provide_version(None)
+    }
+
+    /// The same for a version. Prebuilt programs are whatever they are, so a version that is named is built.
+    pub fn provide_version(version: Option<Version>) -> Result<Self, Error> {
+        if let Some(folder) = assets().filter(|_| version.is_none()) {
             let controller_manager = folder.join(KUBE_CONTROLLER_MANAGER.name);
             return Ok(Self {
                 etcd: prebuilt(&folder, &ETCD)?,
@@ -68,12 +155,24 @@ impl Binaries {
                 kubectl: prebuilt(&folder, &KUBECTL)?,
             });
         }
-        let cache = CONTROL_PLANE.provide(&ALL)?;
+        let cache = version.unwrap_or_default().module().provide(&CONTROL_PLANE)?;
         Ok(Self {
             etcd: cache.join(ETCD.name),
             kube_apiserver: cache.join(KUBE_APISERVER.name),
             kube_controller_manager: Some(cache.join(KUBE_CONTROLLER_MANAGER.name)),
             kubectl: cache.join(KUBECTL.name),
+        })
+    }
+}
+
+impl NodeBinaries {
+    /// Finds or builds the programs, of the newest version.
+    pub(crate) fn provide() -> Result<Self, Error> {
+        let cache = V1_36.provide(&NODE)?;
+        Ok(Self {
+            kube_scheduler: cache.join(KUBE_SCHEDULER.name),
+            kubelet: cache.join(KUBELET.name),
+            kube_proxy: cache.join(KUBE_PROXY.name),
         })
     }
 }
@@ -89,7 +188,7 @@ pub(crate) fn kubectl() -> Result<PathBuf, Error> {
     {
         return Ok(found);
     }
-    Ok(CONTROL_PLANE.provide(&[&KUBECTL])?.join(KUBECTL.name))
+    Ok(V1_36.provide(&[&KUBECTL])?.join(KUBECTL.name))
 }
 
 fn assets() -> Option<PathBuf> {
@@ -109,28 +208,40 @@ mod tests {
 
     #[test]
     fn the_version_that_is_shown_is_the_version_that_is_built() {
-        let version = CONTROL_PLANE
-            .go_mod
-            .lines()
-            .find_map(|line| line.trim_start_matches("require ").trim().strip_prefix("k8s.io/kubernetes "))
-            .and_then(|rest| rest.split_whitespace().next())
-            .unwrap();
-        for variable in ["component-base/version.gitVersion", "client-go/pkg/version.gitVersion"] {
-            assert!(LDFLAGS.contains(&format!("{variable}={version}")), "{variable} is not {version}");
+        for wanted in Version::ALL {
+            let Module { go_mod, ldflags, .. } = wanted.module();
+            let version = go_mod
+                .lines()
+                .find_map(|line| {
+                    line.trim_start_matches("require ").trim().strip_prefix("k8s.io/kubernetes ")
+                })
+                .and_then(|rest| rest.split_whitespace().next())
+                .unwrap();
+            assert!(version.starts_with(&format!("v{wanted}.")), "{wanted} is {version}");
+            for variable in ["component-base/version.gitVersion", "client-go/pkg/version.gitVersion"] {
+                assert!(ldflags.contains(&format!("{variable}={version}")), "{variable} is not {version}");
+            }
+            let mut parts = version.trim_start_matches('v').split('.');
+            assert!(ldflags.contains(&format!("gitMajor={} ", parts.next().unwrap())));
+            assert!(ldflags.contains(&format!("gitMinor={} ", parts.next().unwrap())));
         }
-        let mut parts = version.trim_start_matches('v').split('.');
-        assert!(LDFLAGS.contains(&format!("gitMajor={} ", parts.next().unwrap())));
-        assert!(LDFLAGS.contains(&format!("gitMinor={} ", parts.next().unwrap())));
     }
 
     #[test]
-    fn every_program_is_a_tool_of_the_module() {
-        for program in ALL {
-            assert!(
-                CONTROL_PLANE.go_mod.lines().any(|line| line.trim() == program.package),
-                "{}",
-                program.package
-            );
+    fn every_program_is_a_tool_of_its_module() {
+        let has = |module: &Module, program: &Program| {
+            let found = module.go_mod.lines().any(|line| line.trim() == program.package);
+            assert!(found, "{}", program.package);
+        };
+        for version in Version::ALL {
+            CONTROL_PLANE.iter().for_each(|program| has(version.module(), program));
         }
+        NODE.iter().for_each(|program| has(&V1_36, program));
+    }
+
+    #[test]
+    fn a_version_is_named_as_people_do() {
+        assert_eq!("1.33".parse(), Ok(Version::V1_33));
+        assert_eq!("1.2".parse::<Version>(), Err("there are 1.33 and 1.36".to_owned()));
     }
 }

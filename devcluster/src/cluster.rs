@@ -13,10 +13,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::control_plane::{ControlPlane, admin_kubeconfig, kubectl, write_private};
+use crate::control_plane::{ControlPlane, Plan, admin_kubeconfig, kubectl, write_private};
 use crate::kubeconfig::{Credentials, Endpoint};
-use crate::process::{Guarded, Scavenger, Signal};
-use crate::{Error, binaries};
+use crate::network::Network;
+use crate::node::{self, Loader, Node};
+use crate::process::{Guarded, Janitor, Signal};
+use crate::{Binaries, Error, Version, binaries};
 
 /// How long a minted service-account token is good for: longer than any test run.
 const TOKEN_DURATION: &str = "24h";
@@ -26,6 +28,11 @@ const TOKEN_DURATION: &str = "24h";
 pub struct Options {
     /// The kubeconfig of an existing cluster, for [`Cluster::connect_or_start`] only. Default: none.
     pub kubeconfig: Option<PathBuf>,
+    /// The version of Kubernetes. Default: the newest, or what `KUBEBUILDER_ASSETS` has.
+    pub version: Option<Version>,
+    /// Whether to have a node, on which pods run: containerd, kubelet, kube-proxy, DNS. It needs root and Linux,
+    /// and makes namespaces and one network interface. Default: false.
+    pub node: bool,
     /// Whether to run kube-controller-manager. Without it there is no garbage collection, no `default`
     /// ServiceAccount, and a namespace's deletion never ends. Default: true.
     pub controller_manager: bool,
@@ -53,15 +60,21 @@ pub struct Cluster {
     /// Numbers the kubeconfigs that are made, since names of users are not names of files.
     identities: AtomicU32,
     /// None where the user has named an existing cluster, and after the end.
-    control_plane: Mutex<Option<ControlPlane>>,
+    own: Mutex<Option<Own>>,
     /// After the processes: they write there.
     folder: Folder,
+}
+
+/// What was started here, and ends with the cluster: the node before the control plane that it asks.
+struct Own {
+    node: Option<Node>,
+    control_plane: ControlPlane,
 }
 
 /// A folder that is removed when its owner ends, however that ends.
 struct Folder {
     path: PathBuf,
-    scavenger: Option<Scavenger>,
+    janitor: Option<Janitor>,
 }
 
 // === impl Options ===
@@ -70,6 +83,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             kubeconfig: None,
+            version: None,
+            node: false,
             controller_manager: true,
             extra_apiserver_args: Vec::new(),
             extra_controller_manager_args: Vec::new(),
@@ -101,14 +116,17 @@ impl Cluster {
 
     /// `detachable`: the processes are to outlive this one, by [`Cluster::detach`].
     pub(crate) fn launch(options: &Options, detachable: bool) -> Result<Self, Error> {
+        if options.node {
+            node::check(options)?;
+        }
         let folder = Folder::create(options.dir.as_deref(), options.keep_dir)?;
-        let control_plane = ControlPlane::start(&folder.path, options, detachable)?;
+        let own = Own::start(&folder.path, options, detachable)?;
         Ok(Self {
-            kubectl: control_plane.binaries().kubectl.clone(),
+            kubectl: own.control_plane.binaries().kubectl.clone(),
             kubeconfig: admin_kubeconfig(&folder.path),
-            endpoint: control_plane.endpoint().clone(),
+            endpoint: own.control_plane.endpoint().clone(),
             identities: AtomicU32::new(0),
-            control_plane: Mutex::new(Some(control_plane)),
+            own: Mutex::new(Some(own)),
             folder,
         })
     }
@@ -130,7 +148,7 @@ impl Cluster {
             kubeconfig,
             endpoint,
             identities: AtomicU32::new(0),
-            control_plane: Mutex::new(None),
+            own: Mutex::new(None),
             folder,
         };
         // A cluster that can't be reached is better told now than by the first test.
@@ -155,12 +173,24 @@ impl Cluster {
 
     /// Whether the user has named this cluster, so that it isn't ours to break.
     pub fn is_external(&self) -> bool {
-        self.control_plane().is_none()
+        self.own().is_none()
     }
 
-    /// Name and process id of each process of the control plane that runs; none if it isn't ours.
+    /// Name and process id of each process of the cluster that runs; none if it isn't ours.
     pub fn processes(&self) -> Vec<(&'static str, u32)> {
-        self.control_plane().as_ref().map(ControlPlane::processes).unwrap_or_default()
+        self.own().as_ref().map(Own::processes).unwrap_or_default()
+    }
+
+    /// Loads the images of a docker-archive or of an OCI layout (a tar file, such as [`Image`](crate::Image)
+    /// writes) into the node. Pods that use them must not say `imagePullPolicy: Always`.
+    pub fn load_image(&self, archive: &Path) -> Result<(), Error> {
+        let loader = self.loader().ok_or(Error::NoNode)?;
+        loader.load(archive)
+    }
+
+    /// What loads images into the node, if there is one.
+    pub(crate) fn loader(&self) -> Option<Loader> {
+        self.own().as_ref().and_then(|own| own.node.as_ref().map(Node::loader))
     }
 
     /// The kubectl program itself.
@@ -190,9 +220,9 @@ impl Cluster {
     /// rights until a binding gives some. Refused for an existing cluster, whose authority isn't ours.
     pub fn kubeconfig_for_user(&self, name: &str, group: Option<&str>) -> Result<PathBuf, Error> {
         let pair = {
-            let control_plane = self.control_plane();
-            let control_plane = control_plane.as_ref().ok_or_else(|| self.not_ours("sign a user"))?;
-            control_plane.authority().client(name, group)?
+            let own = self.own();
+            let own = own.as_ref().ok_or_else(|| self.not_ours("sign a user"))?;
+            own.control_plane.authority().client(name, group)?
         };
         self.write_identity(&self.endpoint.kubeconfig(&Credentials::Certificate(&pair), "default"))
     }
@@ -228,14 +258,14 @@ impl Cluster {
 
     /// Stops the processes and removes the folder, and says what failed. Does nothing to an existing cluster.
     pub fn stop(self) -> Result<(), Error> {
-        let control_plane = self.control_plane().take();
-        control_plane.map_or(Ok(()), ControlPlane::stop)
+        let own = self.own().take();
+        own.map_or(Ok(()), Own::stop)
     }
 
     /// Lets the processes and the folder outlive this process.
     pub(crate) fn detach(mut self) -> Result<(), Error> {
-        let control_plane = self.control_plane().take();
-        control_plane.map_or(Ok(()), ControlPlane::detach)?;
+        let own = self.own().take();
+        own.map_or(Ok(()), Own::detach)?;
         self.folder.keep()
     }
 
@@ -258,16 +288,17 @@ impl Cluster {
         action: &'static str,
         act: impl FnOnce(&mut ControlPlane) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        act(self.control_plane().as_mut().ok_or_else(|| self.not_ours(action))?)
+        let mut own = self.own();
+        act(&mut own.as_mut().ok_or_else(|| self.not_ours(action))?.control_plane)
     }
 
     fn not_ours(&self, action: &'static str) -> Error {
         Error::External { action, kubeconfig: self.kubeconfig.clone() }
     }
 
-    /// A test that panicked while it held the lock leaves a control plane that can still be stopped.
-    fn control_plane(&self) -> MutexGuard<'_, Option<ControlPlane>> {
-        self.control_plane.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A test that panicked while it held the lock leaves a cluster that can still be stopped.
+    fn own(&self) -> MutexGuard<'_, Option<Own>> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -281,10 +312,45 @@ impl fmt::Debug for Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if let Some(control_plane) = self.control_plane().take() {
+        if let Some(own) = self.own().take() {
             // Nobody is left to tell; what did not stop in good order is killed by its guard.
-            let _ = control_plane.stop();
+            let _ = own.stop();
         }
+    }
+}
+
+// === impl Own ===
+
+impl Own {
+    fn start(folder: &Path, options: &Options, detachable: bool) -> Result<Self, Error> {
+        let binaries = Binaries::provide_version(options.version)?;
+        let mut plan = Plan { folder, binaries, network: Network::Loopback, options, detachable };
+        if !options.node {
+            return Ok(Self { node: None, control_plane: ControlPlane::start(&plan)? });
+        }
+        // The API server listens on the node's network, so that is first.
+        let mut node = Node::prepare(&plan.launcher())?;
+        plan.network = node.network().into();
+        let control_plane = ControlPlane::start(&plan)?;
+        node.start(&control_plane)?;
+        Ok(Self { node: Some(node), control_plane })
+    }
+
+    /// In the order in which they may be stopped.
+    fn processes(&self) -> Vec<(&'static str, u32)> {
+        let node = self.node.as_ref().map(Node::processes).unwrap_or_default();
+        node.into_iter().chain(self.control_plane.processes()).collect()
+    }
+
+    fn stop(self) -> Result<(), Error> {
+        // The control plane also if the node is stubborn.
+        let node = self.node.map_or(Ok(()), Node::stop);
+        self.control_plane.stop().and(node)
+    }
+
+    fn detach(self) -> Result<(), Error> {
+        self.node.map_or(Ok(()), Node::detach)?;
+        self.control_plane.detach()
     }
 }
 
@@ -308,25 +374,17 @@ impl Folder {
                 folder.map_err(Error::file("create a folder in", &parent))?.keep()
             }
         };
-        let scavenger = if keep {
+        let janitor = if keep {
             None
         } else {
-            Some(Scavenger::watch(&path).map_err(Error::process("start", "/bin/sh"))?)
+            Some(Janitor::of_folder(&path).map_err(Error::process("start", "/bin/sh"))?)
         };
-        Ok(Self { path, scavenger })
+        Ok(Self { path, janitor })
     }
 
     fn keep(&mut self) -> Result<(), Error> {
-        let kept: io::Result<()> = self.scavenger.take().map_or(Ok(()), Scavenger::keep);
+        let kept: io::Result<()> = self.janitor.take().map_or(Ok(()), Janitor::stand_down);
         kept.map_err(Error::file("keep", &self.path))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if let Some(scavenger) = self.scavenger.take() {
-            scavenger.remove();
-        }
     }
 }
 

@@ -1,37 +1,31 @@
 //! The processes of one control plane: etcd, kube-apiserver and kube-controller-manager, with their flags,
 //! their order and what "ready" means for each.
-//!
-//! Readiness is probed, never slept for, and a process that ends while it is waited for is an error at once,
-//! with the end of its log.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
-use crate::cache::tail;
 use crate::kubeconfig::{Credentials, Endpoint};
+use crate::network::Network;
 use crate::pki::{Authority, TokenKeys};
 use crate::process::{DROP_GRACE, Guarded, Signal};
+use crate::service::{Launcher, Service, connects};
 use crate::{Binaries, Error, Options};
 
-/// What Kubernetes gives to services. Nothing routes it here, but the API server wants one.
-const SERVICE_RANGE: &str = "10.96.0.0/16";
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
-/// All that the API server may be called, from here or by habit.
-const APISERVER_NAMES: [&str; 7] = [
+/// All that the API server may be called, from here or by habit, beside its addresses.
+const APISERVER_NAMES: [&str; 6] = [
     "127.0.0.1",
     "localhost",
     "kubernetes",
     "kubernetes.default",
     "kubernetes.default.svc",
     "kubernetes.default.svc.cluster.local",
-    "10.96.0.1",
 ];
 /// The controllers that make the API itself behave: names follow their namespace, objects their owner, and
 /// accounts exist. Those that make pods are left out, since no node would run them.
@@ -43,6 +37,16 @@ const CONTROLLERS: &str = "garbage-collector-controller,namespace-controller,ser
 /// The API server would serve open watches for a minute after SIGTERM. Nothing is lost by a cut: what it has
 /// acknowledged is in the database.
 const APISERVER_GRACE: Duration = Duration::from_secs(1);
+
+/// What a control plane is made of, and where it is.
+pub(crate) struct Plan<'a> {
+    pub(crate) folder: &'a Path,
+    pub(crate) binaries: Binaries,
+    pub(crate) network: Network,
+    pub(crate) options: &'a Options,
+    /// Whether the processes are to outlive this one.
+    pub(crate) detachable: bool,
+}
 
 /// A running control plane. Dropping it stops the processes, the API server before its database.
 pub(crate) struct ControlPlane {
@@ -57,44 +61,33 @@ pub(crate) struct ControlPlane {
     etcd: Service,
 }
 
-/// Starts processes whose output goes to a log of their own.
-struct Launcher {
-    folder: PathBuf,
-    timeout: Duration,
-    /// Whether the processes are to outlive this one.
-    detachable: bool,
-}
+// === impl Plan ===
 
-/// A process with a name and a log.
-struct Service {
-    name: &'static str,
-    log: PathBuf,
-    process: Guarded,
+impl Plan<'_> {
+    pub(crate) fn launcher(&self) -> Launcher {
+        let timeout = self.options.ready_timeout;
+        Launcher { folder: self.folder.to_owned(), timeout, detachable: self.detachable }
+    }
 }
 
 // === impl ControlPlane ===
 
 impl ControlPlane {
     /// Starts everything and waits until it is ready.
-    pub(crate) fn start(folder: &Path, options: &Options, detachable: bool) -> Result<Self, Error> {
+    pub(crate) fn start(plan: &Plan<'_>) -> Result<Self, Error> {
         const ATTEMPTS: usize = 5;
-        let binaries = Binaries::provide()?;
         let mut attempt = 1;
         loop {
-            match Self::try_start(folder, &binaries, options, detachable) {
+            match Self::try_start(plan) {
                 Err(error) if error.is_port_conflict() && attempt < ATTEMPTS => attempt += 1,
                 result => return result,
             }
         }
     }
 
-    fn try_start(
-        folder: &Path,
-        binaries: &Binaries,
-        options: &Options,
-        detachable: bool,
-    ) -> Result<Self, Error> {
-        let launcher = Launcher { folder: folder.to_owned(), timeout: options.ready_timeout, detachable };
+    fn try_start(plan: &Plan<'_>) -> Result<Self, Error> {
+        let Plan { folder, binaries, network, options, .. } = plan;
+        let launcher = plan.launcher();
         let data = folder.join("etcd");
         match fs::remove_dir_all(&data) {
             // From an attempt that met a port conflict.
@@ -104,9 +97,9 @@ impl ControlPlane {
             _ => {}
         }
 
-        let client_port = reserve_port()?;
-        let peer_port = reserve_port()?;
-        let secure_port = reserve_port()?;
+        let client_port = reserve_port(Ipv4Addr::LOCALHOST)?;
+        let peer_port = reserve_port(Ipv4Addr::LOCALHOST)?;
+        let secure_port = reserve_port(network.apiserver())?;
         let port = port_of(&secure_port)?;
         let client_url = format!("http://127.0.0.1:{}", port_of(&client_port)?);
         let peer_url = format!("http://127.0.0.1:{}", port_of(&peer_port)?);
@@ -115,9 +108,10 @@ impl ControlPlane {
         drop((client_port, peer_port));
         let mut etcd = launcher.spawn("etcd", &binaries.etcd, &etcd_flags(&data, &client_url, &peer_url))?;
         let authority = Authority::new()?;
-        let endpoint = Endpoint::new(&format!("https://127.0.0.1:{port}"), &authority.certificate());
+        let url = format!("https://{}:{port}", network.apiserver());
+        let endpoint = Endpoint::new(&url, &authority.certificate());
         let pki = folder.join("pki");
-        write_pki(&pki, &authority)?;
+        write_pki(&pki, &authority, *network)?;
         let admin = authority.client("devcluster-admin", Some("system:masters"))?;
         write_private(
             &admin_kubeconfig(folder),
@@ -125,7 +119,8 @@ impl ControlPlane {
         )?;
         launcher.wait_ready(&mut etcd, || connects(&client_url))?;
 
-        let apiserver_flags = apiserver_flags(&pki, &client_url, port, &options.extra_apiserver_args);
+        let apiserver_flags =
+            apiserver_flags(&pki, &client_url, port, *network, &options.extra_apiserver_args);
         drop(secure_port);
         let mut control_plane = Self {
             launcher,
@@ -139,7 +134,8 @@ impl ControlPlane {
         };
         control_plane.launch_apiserver()?;
         if options.controller_manager {
-            control_plane.launch_controller_manager(&pki, &options.extra_controller_manager_args)?;
+            let flags = controller_manager_flags(folder, &pki, *network, options);
+            control_plane.launch_controller_manager(&flags)?;
         }
         control_plane.wait_apiserver()?;
         control_plane.wait_controller_manager()?;
@@ -152,6 +148,11 @@ impl ControlPlane {
 
     pub(crate) fn endpoint(&self) -> &Endpoint {
         &self.endpoint
+    }
+
+    /// Starts processes that belong to this cluster.
+    pub(crate) fn launcher(&self) -> &Launcher {
+        &self.launcher
     }
 
     pub(crate) fn binaries(&self) -> &Binaries {
@@ -225,7 +226,7 @@ impl ControlPlane {
         })
     }
 
-    fn launch_controller_manager(&mut self, pki: &Path, extra: &[String]) -> Result<(), Error> {
+    fn launch_controller_manager(&mut self, flags: &[OsString]) -> Result<(), Error> {
         // Prebuilt programs may come without it.
         let Some(program) = &self.binaries.kube_controller_manager else { return Ok(()) };
         // It gives the API server 10 s to answer and ends otherwise: too short on a machine that is busy.
@@ -233,8 +234,7 @@ impl ControlPlane {
             let url = self.endpoint.url().to_owned();
             self.launcher.wait_ready(apiserver, || connects(&url))?;
         }
-        let flags = controller_manager_flags(&self.launcher.folder, pki, extra);
-        self.controller_manager = Some(self.launcher.spawn("kube-controller-manager", program, &flags)?);
+        self.controller_manager = Some(self.launcher.spawn("kube-controller-manager", program, flags)?);
         Ok(())
     }
 
@@ -244,75 +244,6 @@ impl ControlPlane {
         self.launcher.wait_ready(controller_manager, || {
             probe(kubectl, folder, &["get", "serviceaccount", "default", "--namespace=default"])
         })
-    }
-}
-
-// === impl Launcher ===
-
-impl Launcher {
-    fn spawn(&self, name: &'static str, program: &Path, flags: &[OsString]) -> Result<Service, Error> {
-        let logs = self.folder.join("logs");
-        fs::create_dir_all(&logs).map_err(Error::file("create", &logs))?;
-        let log = logs.join(format!("{name}.log"));
-        let mut options = OpenOptions::new();
-        let output: File = options.create(true).append(true).open(&log).map_err(Error::file("open", &log))?;
-
-        let mut command = if self.detachable {
-            // Closing the terminal must not end it. nohup replaces itself, so the process id stays.
-            let mut command = Command::new("nohup");
-            command.arg(program);
-            command
-        } else {
-            Command::new(program)
-        };
-        command
-            .args(flags)
-            .current_dir(&self.folder)
-            .stdin(Stdio::null())
-            .stderr(output.try_clone().map_err(Error::file("open", &log))?)
-            .stdout(output);
-        let process = Guarded::spawn(command).map_err(Error::process("start", name))?;
-        Ok(Service { name, log, process })
-    }
-
-    /// Waits until `probe` succeeds. A process that ends meanwhile is an error.
-    fn wait_ready(
-        &self,
-        service: &mut Service,
-        mut probe: impl FnMut() -> Result<(), String>,
-    ) -> Result<(), Error> {
-        let start = Instant::now();
-        loop {
-            let outcome = probe();
-            // Also after a success: the answer may have come from another process on the same port.
-            if let Some(status) =
-                service.process.try_wait().map_err(Error::process("wait for", service.name))?
-            {
-                let (log, tail) = (service.log.clone(), tail(&service.log));
-                return Err(Error::Ended { process: service.name, status, log, tail });
-            }
-            match outcome {
-                Ok(()) => return Ok(()),
-                Err(reason) if start.elapsed() > self.timeout => {
-                    return Err(Error::NotReady {
-                        process: service.name,
-                        waited: self.timeout,
-                        reason,
-                        log: service.log.clone(),
-                        tail: tail(&service.log),
-                    });
-                }
-                Err(_) => thread::sleep(Duration::from_millis(20)),
-            }
-        }
-    }
-}
-
-// === impl Service ===
-
-impl Service {
-    fn stop(mut self, grace: Duration) -> Result<(), Error> {
-        self.process.terminate(grace).map_err(Error::process("stop", self.name)).map(drop)
     }
 }
 
@@ -342,14 +273,20 @@ pub(crate) fn write_private(path: &Path, text: &str) -> Result<(), Error> {
     file.persist(path).map_err(|error| Error::file("write", path)(error.error)).map(drop)
 }
 
-fn write_pki(folder: &Path, authority: &Authority) -> Result<(), Error> {
+fn write_pki(folder: &Path, authority: &Authority, network: Network) -> Result<(), Error> {
     fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
-    let serving = authority.server("kube-apiserver", &APISERVER_NAMES)?;
+    let addresses = [network.apiserver().to_string(), network.kubernetes_service().to_string()];
+    let names = APISERVER_NAMES.into_iter().chain(addresses.iter().map(String::as_str));
+    let serving = authority.server("kube-apiserver", &names.collect::<Vec<_>>())?;
+    // By this one it asks a kubelet for logs and for a way into a container.
+    let to_kubelets = authority.client("kube-apiserver-kubelet-client", Some("system:masters"))?;
     let tokens = TokenKeys::new()?;
     for (name, text) in [
         ("ca.crt", &authority.certificate()),
         ("apiserver.crt", &serving.certificate),
         ("apiserver.key", &serving.key),
+        ("kubelet-client.crt", &to_kubelets.certificate),
+        ("kubelet-client.key", &to_kubelets.key),
         ("service-account.key", &tokens.private),
         ("service-account.pub", &tokens.public),
     ] {
@@ -376,15 +313,20 @@ fn etcd_flags(data: &Path, client_url: &str, peer_url: &str) -> Vec<OsString> {
     ]
 }
 
-fn apiserver_flags(pki: &Path, etcd_url: &str, port: u16, extra: &[String]) -> Vec<OsString> {
+fn apiserver_flags(
+    pki: &Path,
+    etcd_url: &str,
+    port: u16,
+    network: Network,
+    extra: &[String],
+) -> Vec<OsString> {
+    let address = network.apiserver().to_string();
     let mut flags = vec![
         flag("--etcd-servers", etcd_url),
-        "--bind-address=127.0.0.1".into(),
+        flag("--bind-address", &address),
         flag("--secure-port", port.to_string()),
         // Without it the server looks for the machine's own address, and fails offline.
-        "--advertise-address=127.0.0.1".into(),
-        // An Endpoints object may not hold a loopback address.
-        "--endpoint-reconciler-type=none".into(),
+        flag("--advertise-address", &address),
         flag("--cert-dir", pki),
         flag("--tls-cert-file", pki.join("apiserver.crt")),
         flag("--tls-private-key-file", pki.join("apiserver.key")),
@@ -392,20 +334,35 @@ fn apiserver_flags(pki: &Path, etcd_url: &str, port: u16, extra: &[String]) -> V
         flag("--service-account-key-file", pki.join("service-account.pub")),
         flag("--service-account-signing-key-file", pki.join("service-account.key")),
         flag("--service-account-issuer", ISSUER),
-        flag("--service-cluster-ip-range", SERVICE_RANGE),
+        flag("--service-cluster-ip-range", network.services()),
         "--authorization-mode=Node,RBAC".into(),
         "--allow-privileged=true".into(),
         "--profiling=false".into(),
     ];
+    flags.extend(match network {
+        // An Endpoints object may not hold a loopback address.
+        Network::Loopback => vec!["--endpoint-reconciler-type=none".into()],
+        Network::Node(_) => vec![
+            "--enable-admission-plugins=NodeRestriction".into(),
+            "--kubelet-preferred-address-types=InternalIP".into(),
+            flag("--kubelet-certificate-authority", pki.join("ca.crt")),
+            flag("--kubelet-client-certificate", pki.join("kubelet-client.crt")),
+            flag("--kubelet-client-key", pki.join("kubelet-client.key")),
+        ],
+    });
     // Last, so that they win.
     flags.extend(extra.iter().map(OsString::from));
     flags
 }
 
-fn controller_manager_flags(folder: &Path, pki: &Path, extra: &[String]) -> Vec<OsString> {
+fn controller_manager_flags(folder: &Path, pki: &Path, network: Network, options: &Options) -> Vec<OsString> {
+    let controllers = match network {
+        Network::Loopback => CONTROLLERS,
+        Network::Node(_) => "*",
+    };
     let mut flags = vec![
         flag("--kubeconfig", admin_kubeconfig(folder)),
-        flag("--controllers", CONTROLLERS),
+        flag("--controllers", controllers),
         "--leader-elect=false".into(),
         // It serves nothing that anybody asks for here.
         "--secure-port=0".into(),
@@ -416,11 +373,11 @@ fn controller_manager_flags(folder: &Path, pki: &Path, extra: &[String]) -> Vec<
         "--kube-api-burst=400".into(),
         "--profiling=false".into(),
     ];
-    flags.extend(extra.iter().map(OsString::from));
+    flags.extend(options.extra_controller_manager_args.iter().map(OsString::from));
     flags
 }
 
-fn flag(name: &str, value: impl AsRef<OsStr>) -> OsString {
+pub(crate) fn flag(name: &str, value: impl AsRef<OsStr>) -> OsString {
     let mut flag = OsString::from(name);
     flag.push("=");
     flag.push(value);
@@ -431,7 +388,7 @@ fn flag(name: &str, value: impl AsRef<OsStr>) -> OsString {
 ///
 /// Not one from the range that the kernel gives to outgoing connections (port 0 would be): while the API server
 /// is stopped, a client's own connection could take the port, even connect to itself, and block the restart.
-fn reserve_port() -> Result<TcpListener, Error> {
+fn reserve_port(address: Ipv4Addr) -> Result<TcpListener, Error> {
     const FIRST: u64 = 20_000;
     const COUNT: u64 = 10_000;
     // Seeded by the operating system: clusters that start at the same time look in different places.
@@ -440,7 +397,7 @@ fn reserve_port() -> Result<TcpListener, Error> {
     for offset in 0..COUNT {
         let candidate = FIRST + start.wrapping_add(offset) % COUNT;
         let Ok(port) = u16::try_from(candidate) else { continue };
-        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+        match TcpListener::bind((address, port)) {
             Ok(listener) => return Ok(listener),
             Err(error) => last_error = error,
         }
@@ -452,17 +409,8 @@ fn port_of(listener: &TcpListener) -> Result<u16, Error> {
     listener.local_addr().map(|address| address.port()).map_err(Error::Port)
 }
 
-/// Whether something accepts connections at `url`, which names an address and a port.
-fn connects(url: &str) -> Result<(), String> {
-    let address = url.rsplit_once('/').map_or(url, |(_, address)| address);
-    let address: SocketAddr = address.parse().map_err(|error| format!("{url}: {error}"))?;
-    TcpStream::connect_timeout(&address, Duration::from_millis(500))
-        .map(drop)
-        .map_err(|error| format!("no connection: {error}"))
-}
-
 /// Runs kubectl as the administrator, only for its success.
-fn probe(program: &Path, folder: &Path, arguments: &[&str]) -> Result<(), String> {
+pub(crate) fn probe(program: &Path, folder: &Path, arguments: &[&str]) -> Result<(), String> {
     let mut command = kubectl(program, &admin_kubeconfig(folder), folder);
     command.args(arguments);
     // Under guard: its cache is in the cluster's folder, and would bring that back after its removal.
@@ -482,7 +430,7 @@ mod tests {
 
     #[test]
     fn reserved_ports_differ_and_are_not_the_kernel_s_to_give() {
-        let listeners: Vec<_> = (0..20).map(|_| reserve_port().unwrap()).collect();
+        let listeners: Vec<_> = (0..20).map(|_| reserve_port(Ipv4Addr::LOCALHOST).unwrap()).collect();
         let mut ports: Vec<_> = listeners.iter().map(|listener| port_of(listener).unwrap()).collect();
         assert!(ports.iter().all(|port| (20_000..30_000).contains(port)));
         ports.sort_unstable();
@@ -492,7 +440,7 @@ mod tests {
 
     #[test]
     fn a_url_connects_when_somebody_listens() {
-        let listener = reserve_port().unwrap();
+        let listener = reserve_port(Ipv4Addr::LOCALHOST).unwrap();
         let url = format!("https://127.0.0.1:{}", port_of(&listener).unwrap());
         assert_eq!(connects(&url), Ok(()));
         drop(listener);
@@ -501,7 +449,13 @@ mod tests {
 
     #[test]
     fn extra_flags_come_last() {
-        let flags = apiserver_flags(Path::new("/p"), "http://e", 1, &["--profiling=true".to_owned()]);
+        let flags = apiserver_flags(
+            Path::new("/p"),
+            "http://e",
+            1,
+            Network::Loopback,
+            &["--profiling=true".to_owned()],
+        );
         assert_eq!(flags.last().unwrap(), "--profiling=true");
         assert!(flags.contains(&"--tls-cert-file=/p/apiserver.crt".into()));
     }

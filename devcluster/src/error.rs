@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use crate::Version;
+
 /// An error of this crate. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -54,6 +56,73 @@ pub enum Error {
     NotEmpty {
         /// The folder.
         path: PathBuf,
+    },
+
+    /// A node was asked for on another system.
+    #[error("a node needs the Linux kernel's namespaces: leave out --node (Options::node), or use Linux")]
+    NodeNeedsLinux,
+
+    /// A node was asked for by somebody who may not make one.
+    #[error(
+        "a node needs root, which alone may make namespaces and networks: run it as root, or leave out --node"
+    )]
+    NodeNeedsRoot,
+
+    /// A node was asked for on another version of Kubernetes.
+    #[error("a node runs on Kubernetes {version} only: leave out --node, or the version")]
+    NodeVersion {
+        /// The version that has nodes.
+        version: Version,
+    },
+
+    /// A file that the node must see is in a place where it has files of its own.
+    #[error(
+        "a node can't see {}, since it has /run, /var/lib and /var/log of its own: set TMPDIR, CARGO_TARGET_DIR \
+         or XDG_CACHE_HOME to another place",
+        path.display()
+    )]
+    NodePath {
+        /// The file or folder.
+        path: PathBuf,
+    },
+
+    /// All the networks that a node could have are in use.
+    #[error("no network is free for a node: 10.144.0.0/16 to 10.207.0.0/16 are all routed (`ip route`)")]
+    NoNetwork,
+
+    /// The detached cluster is not the one that was asked for.
+    #[error("a cluster runs that has no node, or another version: stop it with `cargo cluster down`")]
+    RunsDifferently,
+
+    /// An image was to be loaded and there is no node.
+    #[error("the cluster has no node to load images into: start it with --node (Options::node)")]
+    NoNode,
+
+    /// Packages of the distribution are missing.
+    #[error("install these packages (Debian's names), which a node needs: {packages}{reason}")]
+    Packages {
+        /// Their names.
+        packages: String,
+        /// Why it was not done here, if that is not plain.
+        reason: String,
+    },
+
+    /// A program of the system refused to set something up for a node.
+    #[error("`{program}` could not set up the node: {message}")]
+    Setup {
+        /// The program.
+        program: &'static str,
+        /// What it said.
+        message: String,
+    },
+
+    /// An image could not be loaded.
+    #[error("can't load {}: {message}", path.display())]
+    Load {
+        /// The archive.
+        path: PathBuf,
+        /// What containerd said.
+        message: String,
     },
 
     /// A process could not be started or signalled.

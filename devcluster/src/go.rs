@@ -22,6 +22,17 @@ pub struct Module {
     pub ldflags: &'static str,
 }
 
+/// How a module is built, where the usual way won't do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Recipe {
+    /// Build tags, divided by commas.
+    pub tags: &'static str,
+    /// Whether C code belongs to it, which needs a C compiler and the libraries' headers.
+    pub cgo: bool,
+    /// A main.go of the module's own, where no package of others is the program.
+    pub main: Option<&'static str>,
+}
+
 /// A program of a module.
 #[derive(Debug)]
 pub struct Program {
@@ -37,7 +48,14 @@ impl Module {
     /// Builds those programs that are missing (minutes at the first time; shown on stderr). Answers the folder
     /// that they are in.
     pub fn provide(&self, programs: &[&Program]) -> Result<PathBuf, Error> {
-        let cache = Cache::open(self.cache, &[self.go_mod, self.go_sum, self.ldflags])?;
+        self.provide_by(&Recipe::default(), programs)
+    }
+
+    /// [`Module::provide`] in another than the usual way.
+    pub fn provide_by(&self, recipe: &Recipe, programs: &[&Program]) -> Result<PathBuf, Error> {
+        let mut key = vec![self.go_mod, self.go_sum, self.ldflags];
+        key.extend(recipe.key());
+        let cache = Cache::open(self.cache, &key)?;
         let missing = || {
             let missing = programs.iter().filter(|program| !cache.path().join(program.name).is_file());
             missing.copied().collect::<Vec<_>>()
@@ -49,21 +67,29 @@ impl Module {
             let missing = missing();
             for (index, program) in missing.iter().enumerate() {
                 let label = format!("building {} ({} of {})", program.name, index + 1, missing.len());
-                self.build(program, &cache, &lock, Step::start(label, program.usual))?;
+                self.build(recipe, program, &cache, &lock, Step::start(label, program.usual))?;
             }
         }
         Ok(cache.path().to_owned())
     }
 
-    fn build(&self, program: &Program, cache: &Cache, lock: &Lock, mut step: Step) -> Result<(), Error> {
+    fn build(
+        &self,
+        recipe: &Recipe,
+        program: &Program,
+        cache: &Cache,
+        lock: &Lock,
+        mut step: Step,
+    ) -> Result<(), Error> {
         let folder = cache.work_folder(lock)?;
-        for (name, text) in [("go.mod", self.go_mod), ("go.sum", self.go_sum)] {
+        let main = recipe.main.map(|text| ("main.go", text));
+        for (name, text) in [("go.mod", self.go_mod), ("go.sum", self.go_sum)].into_iter().chain(main) {
             let path = folder.path().join(name);
             fs::write(&path, text).map_err(Error::file("write", &path))?;
         }
         let binary = folder.path().join(program.name);
         let log = folder.path().join("log");
-        let command = self.command(program, folder.path(), &binary, cache.path());
+        let command = self.command(recipe, program, folder.path(), &binary, cache.path());
         let status = step.run(command, &log).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::GoMissing { binary: program.name },
             _ => Error::process("run", "go")(error),
@@ -77,16 +103,24 @@ impl Module {
         Ok(())
     }
 
-    fn command(&self, program: &Program, folder: &Path, binary: &Path, home: &Path) -> Command {
+    fn command(
+        &self,
+        recipe: &Recipe,
+        program: &Program,
+        folder: &Path,
+        binary: &Path,
+        home: &Path,
+    ) -> Command {
         let mut command = Command::new("go");
         command
-            .args(["build", "-mod=readonly", "-buildvcs=false", "-ldflags", self.ldflags, "-o"])
+            .args(["build", "-mod=readonly", "-buildvcs=false", "-tags", recipe.tags])
+            .args(["-ldflags", self.ldflags, "-o"])
             .arg(binary)
             .arg(program.package)
             .current_dir(folder)
             // Nothing of the surroundings may change what is built: a workspace, a cross compilation, a C compiler.
             .env("GOWORK", "off")
-            .env("CGO_ENABLED", "0")
+            .env("CGO_ENABLED", if recipe.cgo { "1" } else { "0" })
             .env_remove("GOOS")
             .env_remove("GOARCH");
         if env::home_dir().is_none() {
@@ -94,5 +128,14 @@ impl Module {
             command.env("HOME", home);
         }
         command
+    }
+}
+
+impl Recipe {
+    /// What it adds to the cache's key: nothing if it is the usual way.
+    fn key(&self) -> Vec<&'static str> {
+        let tags = Some(self.tags).filter(|tags| !tags.is_empty());
+        let cgo = self.cgo.then_some("cgo");
+        tags.into_iter().chain(cgo).chain(self.main).collect()
     }
 }

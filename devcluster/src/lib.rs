@@ -1,4 +1,4 @@
-//! A real Kubernetes control plane on loopback, for tests and the demo.
+//! A real Kubernetes for tests and the demo: a control plane on loopback, and with [`Options::node`] a node.
 //!
 //! ```no_run
 //! let cluster = devcluster::Cluster::start(devcluster::Options::default())?;
@@ -7,11 +7,13 @@
 //! ```
 //!
 //! etcd, kube-apiserver, kube-controller-manager and kubectl are built from Go modules that are pinned by
-//! hash, so it needs no container engine, no root and no installed Kubernetes. There is no node: objects are
-//! stored, validated, watched and collected as in any cluster, but pods don't run.
+//! hash, so it needs no container engine, no root and no installed Kubernetes. Without a node, objects are
+//! stored, validated, watched and collected as in any cluster, but pods don't run. A node (containerd, runc,
+//! kubelet, kube-proxy, CoreDNS, a scheduler) needs root and Linux; its images come from files ([`Image`]).
 //!
 //! Map: [`Cluster`] is what users see. `control_plane` starts the processes, each held by a
-//! [`process::Guarded`], so that none outlives its owner. [`Binaries`] are built once by [`go`] and
+//! [`process::Guarded`], so that none outlives its owner. `node` does the same in kernel namespaces, which end
+//! as a whole. `network` says which addresses a cluster has. [`Binaries`] are built once by [`go`] and
 //! kept in a [`cache`], showing [`progress`]; other crates get their programs so too. `pki` and
 //! `kubeconfig` make identities. [`state`] is `cargo cluster up`: the one case in which processes stay.
 
@@ -22,18 +24,30 @@ mod control_plane;
 mod error;
 pub mod go;
 mod identity;
+mod image;
 mod kubeconfig;
+mod network;
+mod node;
+mod packages;
 mod pki;
 pub mod process;
 pub mod progress;
+mod service;
 pub mod state;
 
 use std::env;
 use std::path::{Path, PathBuf};
 
-pub use binaries::Binaries;
+pub use binaries::{Binaries, Version};
 pub use cluster::{Cluster, Options};
 pub use error::Error;
+pub use image::Image;
+
+/// Installs and builds what a node needs, without starting one.
+pub fn build_node() -> Result<(), Error> {
+    node::check(&Options { node: true, ..Options::default() })?;
+    node::Programs::provide().map(drop)
+}
 
 /// Cargo's target folder of this workspace.
 fn target_dir() -> PathBuf {

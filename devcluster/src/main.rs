@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use devcluster::state::{Place, Running, Up};
-use devcluster::{Binaries, Error, Options};
+use devcluster::{Binaries, Error, Options, Version};
 
 /// A real Kubernetes control plane on loopback, for development and the demo.
 #[derive(Parser)]
@@ -26,6 +26,12 @@ enum Task {
         /// Where to write the kubeconfig (full rights). Default: target/devcluster/kubeconfig.
         #[arg(long, value_name = "FILE")]
         kubeconfig_out: Option<PathBuf>,
+        /// Have a node too, on which pods run. Needs root and Linux; builds containerd and others the first time.
+        #[arg(long)]
+        node: bool,
+        /// The version of Kubernetes, 1.33 or 1.36. Default: the newest.
+        #[arg(long, value_name = "VERSION")]
+        kubernetes: Option<Version>,
         /// One more flag for kube-apiserver, such as --apiserver-arg=--v=6. Can be repeated.
         #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
         apiserver_arg: Vec<String>,
@@ -34,6 +40,11 @@ enum Task {
     Down,
     /// Say what runs. Fails if the cluster isn't up.
     Status,
+    /// Load an image into the node, from a file of `docker save` or the like.
+    Load {
+        /// A docker-archive, or an OCI layout as a tar file.
+        archive: PathBuf,
+    },
     /// Run kubectl on the cluster, with full rights.
     Kubectl {
         /// Passed to kubectl as they are.
@@ -41,7 +52,14 @@ enum Task {
         arguments: Vec<OsString>,
     },
     /// Only build the programs, for instance to fill a cache.
-    Build,
+    Build {
+        /// Those of a node too.
+        #[arg(long)]
+        node: bool,
+        /// The version of Kubernetes, 1.33 or 1.36. Default: the newest.
+        #[arg(long, value_name = "VERSION")]
+        kubernetes: Option<Version>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -57,8 +75,13 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<ExitCode, Error> {
     let place = Place::of_workspace();
     match task {
-        Task::Up { kubeconfig_out, apiserver_arg } => {
-            let options = Options { extra_apiserver_args: apiserver_arg, ..Options::default() };
+        Task::Up { kubeconfig_out, node, kubernetes, apiserver_arg } => {
+            let options = Options {
+                node,
+                version: kubernetes,
+                extra_apiserver_args: apiserver_arg,
+                ..Options::default()
+            };
             match place.up(options, kubeconfig_out)? {
                 Up::Started(running) => {
                     println!("The cluster runs, at {}. Stop it with `cargo cluster down`.", running.url());
@@ -80,8 +103,15 @@ fn run(task: Task) -> Result<ExitCode, Error> {
             let source = place.kubectl()?.args(arguments).exec();
             return Err(Error::Process { action: "start", process: "kubectl", source });
         }
-        Task::Build => {
-            let binaries = Binaries::provide()?;
+        Task::Load { archive } => {
+            place.load_image(&archive)?;
+            println!("{} is loaded.", archive.display());
+        }
+        Task::Build { node, kubernetes } => {
+            let binaries = Binaries::provide_version(kubernetes)?;
+            if node {
+                devcluster::build_node()?;
+            }
             println!("{}", binaries.kube_apiserver.with_file_name("").display());
         }
     }

@@ -33,9 +33,9 @@ pub struct Guarded {
     watchdog: Option<Watchdog>,
 }
 
-/// Removes a folder when the owner has ended, however that ended.
+/// Cleans up when the owner has ended, however that ended.
 #[derive(Debug)]
-pub(crate) struct Scavenger(Watchdog);
+pub(crate) struct Janitor(Option<Watchdog>);
 
 /// A shell at the other end of a pipe: it acts when the pipe closes, and not at all once told to stand down.
 #[derive(Debug)]
@@ -61,8 +61,13 @@ impl Guarded {
     }
 
     /// Runs `command` under guard to its end and collects what it prints, as [`Command::output`] does.
-    pub fn output(mut command: Command) -> io::Result<Output> {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    pub fn output(command: Command) -> io::Result<Output> {
+        Self::output_of(command, Stdio::null())
+    }
+
+    /// The same with an input.
+    pub(crate) fn output_of(mut command: Command, input: Stdio) -> io::Result<Output> {
+        command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = Self::spawn(command)?;
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let (out, err) = (process.take_stdout(), process.take_stderr());
@@ -185,28 +190,41 @@ impl Drop for Guarded {
     }
 }
 
-// === impl Scavenger ===
+// === impl Janitor ===
 
-impl Scavenger {
-    /// Watches over `folder`.
-    pub(crate) fn watch(folder: &Path) -> io::Result<Self> {
+impl Janitor {
+    /// Waits to remove a folder.
+    pub(crate) fn of_folder(folder: &Path) -> io::Result<Self> {
         // Several rounds: what writes there is being killed by its own watchdog at the same moment.
-        let script = "read -r _ && exit
-            for round in 1 2 3 4 5 6 7 8 9 10; do
+        let script = "for round in 1 2 3 4 5 6 7 8 9 10; do
                 rm -rf -- \"$1\" && test ! -e \"$1\" && exit
                 sleep 0.2
             done";
-        Watchdog::spawn(script, &[folder.as_os_str()]).map(Self)
+        Self::watch(script, &[folder.as_os_str()])
     }
 
-    /// Removes the folder now.
-    pub(crate) fn remove(self) {
-        self.0.act();
+    /// Waits to run a shell script.
+    pub(crate) fn watch(script: &str, arguments: &[&OsStr]) -> io::Result<Self> {
+        Watchdog::spawn(&format!("read -r _ && exit\n{script}"), arguments)
+            .map(|watchdog| Self(Some(watchdog)))
     }
 
-    /// Leaves the folder where it is.
-    pub(crate) fn keep(self) -> io::Result<()> {
-        self.0.stand_down()
+    /// Runs the script now.
+    pub(crate) fn act(self) {
+        drop(self);
+    }
+
+    /// Never runs it.
+    pub(crate) fn stand_down(mut self) -> io::Result<()> {
+        self.0.take().map_or(Ok(()), Watchdog::stand_down)
+    }
+}
+
+impl Drop for Janitor {
+    fn drop(&mut self) {
+        if let Some(watchdog) = self.0.take() {
+            watchdog.act();
+        }
     }
 }
 
@@ -368,11 +386,11 @@ mod tests {
     }
 
     #[test]
-    fn the_scavenger_removes_or_keeps() {
+    fn a_janitor_acts_unless_it_is_told_not_to() {
         let folder = tempfile::tempdir().unwrap();
-        Scavenger::watch(folder.path()).unwrap().keep().unwrap();
+        Janitor::of_folder(folder.path()).unwrap().stand_down().unwrap();
         assert!(folder.path().exists());
-        Scavenger::watch(folder.path()).unwrap().remove();
+        Janitor::of_folder(folder.path()).unwrap().act();
         assert!(!folder.path().exists());
     }
 }

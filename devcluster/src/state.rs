@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::{Cluster, Options};
 use crate::control_plane::{kubectl, write_private};
 use crate::identity::Identity;
+use crate::node::Loader;
 use crate::{Error, target_dir};
 
 /// How long a process may take to end before it is killed.
@@ -31,6 +32,10 @@ pub struct Running {
     kubeconfig: PathBuf,
     kubectl: PathBuf,
     logs: PathBuf,
+    /// The version that was asked for, if one was.
+    version: Option<String>,
+    /// None if it is a control plane alone.
+    node: Option<Loader>,
     processes: Vec<Process>,
 }
 
@@ -73,6 +78,17 @@ impl Running {
         &self.logs
     }
 
+    /// Whether it has a node, on which pods run.
+    pub fn has_node(&self) -> bool {
+        self.node.is_some()
+    }
+
+    /// Whether it is not what somebody wants who asks for `options`.
+    fn differs(&self, options: &Options) -> bool {
+        let version = options.version.map(|version| version.to_string());
+        (options.node && self.node.is_none()) || (version.is_some() && version != self.version)
+    }
+
     /// Name, process id, and whether it runs, for each process.
     pub fn processes(&self) -> impl Iterator<Item = (&str, u32, bool)> {
         self.processes
@@ -102,7 +118,8 @@ impl Place {
         let root = self.0.canonicalize().map_err(Error::file("open", &self.0))?;
         if let Some(running) = self.read()? {
             if running.is_whole() {
-                return Ok(Up::Already(running));
+                let wanted = !running.differs(&options);
+                return if wanted { Ok(Up::Already(running)) } else { Err(Error::RunsDifferently) };
             }
             self.clean(&running)?;
         }
@@ -126,6 +143,8 @@ impl Place {
             kubeconfig,
             kubectl: link(cluster.kubectl_program(), &root.join("bin"))?,
             logs: cluster.dir().join("logs"),
+            version: options.version.map(|version| version.to_string()),
+            node: cluster.loader(),
             processes,
         };
         write_private(&self.state(), &format!("{:#}\n", serde_json::json!(running)))?;
@@ -147,6 +166,12 @@ impl Place {
     /// What runs, or has run and not been stopped by [`Place::down`].
     pub fn status(&self) -> Result<Option<Running>, Error> {
         self.read()
+    }
+
+    /// Loads the images of a docker-archive into the node of the running cluster.
+    pub fn load_image(&self, archive: &Path) -> Result<(), Error> {
+        let running = self.read()?.filter(Running::is_whole).ok_or(Error::NotRunning)?;
+        running.node.ok_or(Error::NoNode)?.load(archive)
     }
 
     /// A kubectl command for the running cluster. Add arguments and run it.
@@ -185,6 +210,9 @@ impl Place {
     fn clean(&self, running: &Running) -> Result<(), Error> {
         for process in &running.processes {
             process.identity.terminate(GRACE)?;
+        }
+        if let Some(node) = &running.node {
+            node.namespaces.clean()?;
         }
         remove(&self.run())?;
         remove(&running.kubeconfig)?;

@@ -169,11 +169,11 @@ impl Stage {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Installs what users install, from the files that they have.
+    /// Installs what users install but the pods, from the files that they have.
     async fn install(&self) -> anyhow::Result<()> {
         self.kubectl(&["apply", "--server-side", "-f", "crds"]).await?;
         self.kubectl(&["apply", "-f", "deploy/namespace.yaml"]).await?;
-        self.kubectl(&["apply", "-f", "deploy"]).await?;
+        self.kubectl(&["apply", "-f", "deploy/rbac.yaml"]).await?;
         let crds = ["crd/apitokens.tokenward.dev", "crd/tokenwebhooks.tokenward.dev"];
         let wait = ["wait", "--for=condition=Established", "--timeout=30s", crds[0], crds[1]];
         self.kubectl(&wait).await.map(drop)

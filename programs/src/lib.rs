@@ -1,4 +1,4 @@
-//! Programs that are not ours, for tests and benches that need the real ones: gateways, and a load generator.
+//! Programs that are not ours, for tests and benches that need the real ones: gateways, Helm, a load generator.
 //!
 //! ```no_run
 //! let status = std::process::Command::new(programs::nginx()?).arg("-v").status();
@@ -7,8 +7,8 @@
 //!
 //! Each function answers the path of a program that is ready to run, and gets it first if it has to, which it
 //! shows on stderr. `cargo programs` gets them all. nginx, HAProxy and wrk are the distribution's, whatever its
-//! version: what users have. The others are pinned by hash and kept in the user's cache folder: Caddy is built
-//! from its Go module, Envoy and Traefik come in Python wheels.
+//! version: what users have. The others are pinned by hash and kept in the user's cache folder: Caddy, Helm and
+//! kubeconform are built from their Go modules, Envoy and Traefik come in Python wheels.
 
 mod debian;
 mod error;
@@ -42,6 +42,28 @@ const CADDY_PROGRAM: Program = Program {
     name: "caddy",
     package: "github.com/caddyserver/caddy/v2/cmd/caddy",
     usual: Duration::from_secs(90),
+};
+
+const HELM: Module = Module {
+    cache: CACHE,
+    go_mod: include_str!("../go/helm/go.mod"),
+    go_sum: include_str!("../go/helm/go.sum"),
+    // Without it Helm would say that it is v4.3 of no build.
+    ldflags: "-s -w -X helm.sh/helm/v4/internal/version.version=v4.3.1",
+};
+const HELM_PROGRAM: Program =
+    Program { name: "helm", package: "helm.sh/helm/v4/cmd/helm", usual: Duration::from_secs(120) };
+
+const KUBECONFORM: Module = Module {
+    cache: CACHE,
+    go_mod: include_str!("../go/kubeconform/go.mod"),
+    go_sum: include_str!("../go/kubeconform/go.sum"),
+    ldflags: "-s -w",
+};
+const KUBECONFORM_PROGRAM: Program = Program {
+    name: "kubeconform",
+    package: "github.com/yannh/kubeconform/cmd/kubeconform",
+    usual: Duration::from_secs(15),
 };
 
 const ENVOY: Wheel = Wheel {
@@ -87,6 +109,16 @@ pub fn caddy() -> Result<PathBuf, Error> {
     Ok(CADDY.provide(&[&CADDY_PROGRAM])?.join(CADDY_PROGRAM.name))
 }
 
+/// Helm.
+pub fn helm() -> Result<PathBuf, Error> {
+    Ok(HELM.provide(&[&HELM_PROGRAM])?.join(HELM_PROGRAM.name))
+}
+
+/// kubeconform, which holds manifests against JSON schemas.
+pub fn kubeconform() -> Result<PathBuf, Error> {
+    Ok(KUBECONFORM.provide(&[&KUBECONFORM_PROGRAM])?.join(KUBECONFORM_PROGRAM.name))
+}
+
 /// Envoy.
 pub fn envoy() -> Result<PathBuf, Error> {
     ENVOY.provide()
@@ -110,8 +142,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn caddy_is_a_tool_of_its_module() {
-        assert!(CADDY.go_mod.lines().any(|line| line == format!("tool {}", CADDY_PROGRAM.package)));
+    fn every_program_is_the_tool_of_its_module() {
+        let built = [(&CADDY, &CADDY_PROGRAM), (&HELM, &HELM_PROGRAM), (&KUBECONFORM, &KUBECONFORM_PROGRAM)];
+        for (module, program) in built {
+            assert!(module.go_mod.lines().any(|line| line == format!("tool {}", program.package)));
+        }
+    }
+
+    #[test]
+    fn helm_says_the_version_that_is_built() {
+        let version = HELM.go_mod.lines().find_map(|line| line.trim().strip_prefix("helm.sh/helm/v4 "));
+        let version = version.and_then(|rest| rest.split_whitespace().next()).unwrap_or("none");
+        assert!(HELM.ldflags.ends_with(&format!("version={version}")), "{version}");
     }
 
     #[test]

@@ -9,12 +9,14 @@ use programs::Error;
 
 type Provide = fn() -> Result<PathBuf, Error>;
 
-const ALL: [(&str, Provide); 6] = [
+const ALL: [(&str, Provide); 8] = [
     ("nginx", programs::nginx),
     ("haproxy", programs::haproxy),
     ("caddy", programs::caddy),
     ("envoy", programs::envoy),
     ("traefik", programs::traefik),
+    ("helm", programs::helm),
+    ("kubeconform", programs::kubeconform),
     ("wrk", programs::wrk),
 ];
 
@@ -29,7 +31,7 @@ fn main() -> ExitCode {
             continue;
         }
         match provide() {
-            Ok(path) => drop(writeln!(io::stdout(), "{name:8} {}", path.display())),
+            Ok(path) => drop(writeln!(io::stdout(), "{name:11} {}", path.display())),
             Err(error) => return fail(&error.to_string()),
         }
     }

@@ -81,7 +81,7 @@ pub struct ApiTokenSpec {
     ///
     /// Taking a scope away stops it at once, for the current and the previous secret. Adding one rotates the
     /// secret, and only the new secret has it: an old copy that leaked does not gain rights.
-    #[schemars(length(min = 1, max = 64), inner(length(min = 3, max = 128)), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(min = 1, max = 64), inner(length(min = 3, max = 128)), extend("x-kubernetes-list-type" = "atomic"))]
     #[x_kube(validation = Rule::new("self.all(s, s.matches('^[A-Za-z0-9][A-Za-z0-9._/-]*(:[A-Za-z0-9._/-]+)*:([A-Za-z0-9._/-]+|[*])$'))")
         .message("each scope must be resource:action, such as tokens:read or orders:*, of letters, digits and . _ / -"))]
     pub scopes: Vec<String>,
@@ -89,7 +89,7 @@ pub struct ApiTokenSpec {
     /// The services for which the token is meant. A check that names an audience passes only if it is listed.
     /// Empty or unset: any audience. At most 16, of 1 to 256 characters each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 16), inner(length(min = 1, max = 256)), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 256)), extend("x-kubernetes-list-type" = "atomic"))]
     pub audiences: Option<Vec<String>>,
 
     /// From where the token may be used.
@@ -152,7 +152,7 @@ pub struct Constraints {
     /// The networks from which the token is accepted, in CIDR notation: 10.0.0.0/8, 2001:db8::/32. Empty or
     /// unset: any. At most 32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 32), inner(length(min = 3, max = 64)), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 32), inner(length(min = 3, max = 64)), extend("x-kubernetes-list-type" = "atomic"))]
     #[x_kube(validation = Rule::new("self.all(c, isCIDR(c))")
         .message("each entry must be a network in CIDR notation, such as 10.0.0.0/8 or 2001:db8::/32"))]
     pub cidrs: Option<Vec<String>>,

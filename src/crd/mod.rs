@@ -4,6 +4,8 @@
 //! stored object would be a difference from Git that Argo CD reports, so effective defaults are applied
 //! where they are read (`lifecycle::spec`). Every string, list and map is bounded, which also keeps the
 //! CEL rules within the API server's cost budget.
+//! Lists of what a token may do are atomic: in a set, whatever somebody adds by hand would be theirs, and
+//! Flux, which applies on the server's side, would neither see it nor take it away.
 
 #![allow(clippy::duplicated_attributes, reason = "each of kube's printcolumn attributes has the same keys")]
 

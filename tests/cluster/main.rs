@@ -2,7 +2,8 @@
 //!
 //! One control plane, one controller and one verifier serve all tests that leave them whole, each in a namespace
 //! of its own. Tests that break processes share a second control plane and start their own; the one that breaks
-//! the API server has a third, and in a fourth the API server itself asks a verifier. A name filters, as with any test: `cargo test --test cluster -- rotation`.
+//! the API server has a third, in a fourth the API server itself asks a verifier, and a fifth is of the oldest
+//! Kubernetes. A name filters, as with any test: `cargo test --test cluster -- rotation`.
 
 #![allow(
     clippy::expect_used,
@@ -22,6 +23,7 @@ mod ext_authz;
 mod faults;
 mod install;
 mod kubernetes;
+mod oldest;
 mod revocation;
 mod rotation;
 mod secret;
@@ -31,6 +33,7 @@ mod spec;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
+use devcluster::{Options, Version};
 use kubernetes::Trusting;
 use libtest_mimic::{Arguments, Trial};
 use support::{Process, Site};
@@ -46,7 +49,11 @@ struct Shared {
 
 impl Shared {
     async fn start() -> Self {
-        let site = Site::start().await;
+        Self::start_with(Options::default()).await
+    }
+
+    async fn start_with(options: Options) -> Self {
+        let site = Site::start_with(options).await;
         let port = support::free_port();
         let listen = port.to_string();
         let admission = ["--admission-listen", &listen, "--enforce-scope-grants"];
@@ -98,10 +105,13 @@ fn main() -> ExitCode {
     let breakable = Arc::<OnceLock<Site>>::default();
     let alone = Arc::<OnceLock<Site>>::default();
     let trusting = Arc::<OnceLock<Trusting>>::default();
+    let oldest = Arc::<OnceLock<Shared>>::default();
     let mut suite = Vec::new();
     // The longest first.
     tests!(suite, runtime, breakable, Site::start(), crash::no_crash_loses_or_revives_a_token);
     tests!(suite, runtime, alone, Site::start(), faults::an_api_server_that_fails_is_endured);
+    let version = Options { version: Some(Version::V1_33), ..Options::default() };
+    tests!(suite, runtime, oldest, Shared::start_with(version), oldest::the_oldest_kubernetes_does_as_well);
     tests!(
         suite,
         runtime,
@@ -183,7 +193,7 @@ fn main() -> ExitCode {
     let waits = suite.pop().into_iter().map(|trial| trial.with_ignored_flag(true));
     let suite = suite.into_iter().chain(waits).collect();
     let conclusion = libtest_mimic::run(&arguments, suite);
-    let told = shared.get().is_some_and(Shared::tells_a_token);
+    let told = [&shared, &oldest].iter().any(|shared| shared.get().is_some_and(Shared::tells_a_token));
     // What was started ends here: the processes first, then their cluster. Unless a test still runs, nobody else
     // holds it.
     drop((
@@ -191,6 +201,7 @@ fn main() -> ExitCode {
         Arc::into_inner(breakable),
         Arc::into_inner(alone),
         Arc::into_inner(trusting),
+        Arc::into_inner(oldest),
     ));
     if told { ExitCode::FAILURE } else { conclusion.exit_code() }
 }

@@ -34,16 +34,21 @@ impl Site {
 
     /// Starts one that is not as most tests want it.
     pub async fn start_with(options: Options) -> Self {
-        let cluster = tokio::task::spawn_blocking(|| Cluster::start(options).expect("a cluster"));
-        let cluster = cluster.await.expect("a cluster");
-        let client = client_of(cluster.kubeconfig()).await;
-        let site = Self { cluster, client };
+        let site = Self::bare(options).await;
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         site.kubectl(&["apply", "--server-side", "-f", &root.join("crds").display().to_string()]);
         site.kubectl(&["apply", "-f", &root.join("deploy/namespace.yaml").display().to_string()]);
-        site.kubectl(&["apply", "-f", &root.join("deploy").display().to_string()]);
+        site.kubectl(&["apply", "-f", &root.join("deploy/rbac.yaml").display().to_string()]);
         site.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"]);
         site
+    }
+
+    /// Starts one on which nothing is installed.
+    pub async fn bare(options: Options) -> Self {
+        let cluster = tokio::task::spawn_blocking(|| Cluster::start(options).expect("a cluster"));
+        let cluster = cluster.await.expect("a cluster");
+        let client = client_of(cluster.kubeconfig()).await;
+        Self { cluster, client }
     }
 
     /// Runs kubectl, which must succeed; answers what it printed.
@@ -175,7 +180,8 @@ pub struct Process {
 }
 
 impl Process {
-    fn start(role: &str, kubeconfig: &Path, ports: &[&str], args: &[&str], env: &[(&str, &str)]) -> Self {
+    /// Starts a role with a kubeconfig, and a free port for each of these flags.
+    pub fn start(role: &str, kubeconfig: &Path, ports: &[&str], args: &[&str], env: &[(&str, &str)]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let telemetry = free_port();
         let listen = free_port();

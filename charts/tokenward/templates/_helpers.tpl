@@ -1,0 +1,170 @@
+{{/* The beginning of all names. */}}
+{{- define "tokenward.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains "tokenward" .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-tokenward" (.Release.Name | trunc 30 | trimSuffix "-") -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What never changes in the life of a release. Call: (list "controller" $). */}}
+{{- define "tokenward.selector" -}}
+{{- $component := index . 0 -}}{{- $root := index . 1 -}}
+app.kubernetes.io/name: tokenward
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ $component }}
+{{- end -}}
+
+{{/* The labels of an object. Call: (list "controller" $). */}}
+{{- define "tokenward.labels" -}}
+{{- $root := index . 1 -}}
+{{ include "tokenward.selector" . }}
+app.kubernetes.io/part-of: tokenward
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+{{- with $root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "tokenward.image" -}}
+{{- with .Values.image -}}
+{{- if .digest -}}
+{{ .repository }}@{{ .digest }}
+{{- else -}}
+{{ .repository }}:{{ default $.Chart.AppVersion .tag }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* "true" where only some namespaces are looked after, so that nothing may hold for the whole cluster. */}}
+{{- define "tokenward.tenant" -}}
+{{- if .Values.watchNamespaces }}true{{ end -}}
+{{- end -}}
+
+{{/* "true" where manifests are judged by the controller before they are stored. */}}
+{{- define "tokenward.admission" -}}
+{{- if and .Values.admission.enabled (not .Values.watchNamespaces) }}true{{ end -}}
+{{- end -}}
+
+{{/* The failure policy for ApiTokens, argued in values.yaml. */}}
+{{- define "tokenward.failurePolicy" -}}
+{{- $chosen := .Values.admission.failurePolicy.apiTokens -}}
+{{- if not .Values.admission.enforceScopeGrants -}}
+{{- default "Ignore" $chosen -}}
+{{- else if eq $chosen "Ignore" -}}
+{{- fail "admission.failurePolicy.apiTokens=Ignore would let anybody grant any scope while the controller is away; leave it empty with admission.enforceScopeGrants" -}}
+{{- else -}}
+Fail
+{{- end -}}
+{{- end -}}
+
+{{/* Variables by which the controller judges manifests; each is a flag's other name. */}}
+{{- define "tokenward.admissionEnv" -}}
+{{- $fullname := include "tokenward.fullname" . -}}
+{{- with .Values.admission -}}
+{{- if include "tokenward.admission" $ -}}
+- {name: TOKENWARD_ADMISSION_LISTEN, value: "0.0.0.0:9443"}
+- {name: TOKENWARD_ADMISSION_SERVICE, value: {{ $fullname }}-admission}
+{{- if .certificate.certManager.enabled }}
+- {name: TOKENWARD_ADMISSION_TLS_CERT, value: /run/secrets/admission/tls.crt}
+- {name: TOKENWARD_ADMISSION_TLS_KEY, value: /run/secrets/admission/tls.key}
+{{- else }}
+- {name: TOKENWARD_ADMISSION_CONFIGURATION, value: {{ $fullname }}}
+- {name: TOKENWARD_ADMISSION_CERTIFICATE_LIFETIME, value: {{ .certificate.lifetime }}}
+{{- end }}
+{{- if .enforceScopeGrants }}
+- {name: TOKENWARD_ENFORCE_SCOPE_GRANTS, value: "true"}
+{{- end }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Flags of both roles, as list items. */}}
+{{- define "tokenward.commonArgs" -}}
+- --namespace=$(POD_NAMESPACE)
+- --telemetry-listen=0.0.0.0:9090
+- {{ printf "--log=%s" .Values.log.filter | quote }}
+- --log-format={{ .Values.log.format }}
+{{- with .Values.watchNamespaces }}
+- --watch-namespaces={{ join "," . }}
+{{- end }}
+{{- end -}}
+
+{{/* What the standard "restricted" asks of a pod, and an own user. */}}
+{{- define "tokenward.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "tokenward.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{/* Replicas apart: a preference, so that a small cluster can run them too. Call: (list "controller" $). */}}
+{{- define "tokenward.spread" -}}
+{{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
+- maxSkew: 1
+  topologyKey: {{ . }}
+  whenUnsatisfiable: ScheduleAnyway
+  matchLabelKeys: [pod-template-hash]
+  labelSelector:
+    matchLabels: {{- include "tokenward.selector" $ | nindent 6 }}
+{{- end }}
+{{- end -}}
+
+{{/* Where a pod may run, and how much it counts. Call with the values of a role. */}}
+{{- define "tokenward.scheduling" -}}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* Probes on the telemetry port. */}}
+{{- define "tokenward.probes" -}}
+livenessProbe:
+  httpGet: {path: /livez, port: telemetry}
+  periodSeconds: 10
+  failureThreshold: 3
+readinessProbe:
+  httpGet: {path: /readyz, port: telemetry}
+  periodSeconds: 3
+  failureThreshold: 1
+{{- end -}}
+
+{{/* Who may read metrics. */}}
+{{- define "tokenward.telemetryIngress" -}}
+- ports:
+    - {port: telemetry}
+  {{- with .Values.networkPolicy.telemetryFrom }}
+  from: {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end -}}
+
+{{/* What every pod of ours must reach: names and the API server. */}}
+{{- define "tokenward.clusterEgress" -}}
+- ports:
+    - {port: 53, protocol: UDP}
+    - {port: 53, protocol: TCP}
+    {{- range .Values.networkPolicy.apiServerPorts }}
+    - {port: {{ . | int }}, protocol: TCP}
+    {{- end }}
+{{- end -}}

@@ -1,0 +1,130 @@
+{{/* What the controller may do in each namespace that it looks after. */}}
+{{- define "tokenward.controllerRules" -}}
+- apiGroups: [tokenward.dev]
+  resources: [apitokens, tokenwebhooks]
+  verbs: [get, list, watch]
+- apiGroups: [tokenward.dev]
+  resources: [apitokens/status, tokenwebhooks/status]
+  verbs: [update]
+# The Secrets that tokens are delivered into. Listed and watched by label and as metadata only.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, list, watch, create, update, delete]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create]
+{{- end -}}
+
+{{/* What a verifier may do in each namespace that it looks after. */}}
+{{- define "tokenward.verifierRules" -}}
+- apiGroups: [tokenward.dev]
+  resources: [apitokens]
+  verbs: [get, list, watch]
+{{- end -}}
+
+{{/* A Role and its binding. Call: (dict "root" $ "role" "controller" "namespace" "..." "rules" "..."). */}}
+{{- define "tokenward.role" -}}
+{{- $name := printf "%s-%s" (include "tokenward.fullname" .root) .role -}}
+---
+{{- with .why }}
+# {{ . }}
+{{- end }}
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata:
+  name: {{ $name }}{{ .suffix }}
+  namespace: {{ .namespace }}
+  labels: {{- include "tokenward.labels" (list .role .root) | nindent 4 }}
+rules: {{- .rules | nindent 2 }}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata:
+  name: {{ $name }}{{ .suffix }}
+  namespace: {{ .namespace }}
+  labels: {{- include "tokenward.labels" (list .role .root) | nindent 4 }}
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: Role
+  name: {{ $name }}{{ .suffix }}
+subjects:
+  - kind: ServiceAccount
+    name: {{ $name }}
+    namespace: {{ .root.Release.Namespace }}
+{{- end -}}
+
+{{/* A ClusterRole and its binding. Call: (dict "root" $ "role" "controller" "rules" "..."). */}}
+{{- define "tokenward.clusterRole" -}}
+{{- $name := printf "%s-%s" (include "tokenward.fullname" .root) .role -}}
+---
+{{- with .why }}
+# {{ . }}
+{{- end }}
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata:
+  name: {{ $name }}
+  labels: {{- include "tokenward.labels" (list .role .root) | nindent 4 }}
+rules: {{- .rules | nindent 2 }}
+---
+{{ include "tokenward.clusterRoleBinding" (dict "root" .root "role" .role "name" $name "clusterRole" $name) }}
+{{- end -}}
+
+{{- define "tokenward.clusterRoleBinding" -}}
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata:
+  name: {{ .name }}
+  labels: {{- include "tokenward.labels" (list .role .root) | nindent 4 }}
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: ClusterRole
+  name: {{ .clusterRole }}
+subjects:
+  - kind: ServiceAccount
+    name: {{ include "tokenward.fullname" .root }}-{{ .role }}
+    namespace: {{ .root.Release.Namespace }}
+{{- end -}}
+
+{{- define "tokenward.leaderRules" -}}
+{{- $name := printf "%s-controller" (include "tokenward.fullname" .) -}}
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [create]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [{{ $name }}]
+  verbs: [get, update]
+{{- end -}}
+
+{{- define "tokenward.pepperRules" -}}
+- apiGroups: [""]
+  resources: [secrets]
+  resourceNames: [tokenward-pepper]
+  verbs: [get, list, watch]
+{{- end -}}
+
+{{- define "tokenward.pepperMakerRules" -}}
+{{ include "tokenward.pepperRules" . }}
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create]
+{{- end -}}
+
+{{/* What judging manifests takes beyond the rest: its own configuration, and to ask who may grant. */}}
+{{- define "tokenward.admissionRules" -}}
+{{- if include "tokenward.admission" . -}}
+{{- if not .Values.admission.certificate.certManager.enabled -}}
+# To tell the API server which certificates to trust.
+- apiGroups: [admissionregistration.k8s.io]
+  resources: [validatingwebhookconfigurations]
+  resourceNames: [{{ include "tokenward.fullname" . }}]
+  verbs: [get, list, watch, patch]
+{{- end }}
+
+# To ask who may grant a scope, with admission.enforceScopeGrants.
+- apiGroups: [authorization.k8s.io]
+  resources: [subjectaccessreviews]
+  verbs: [create]
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,33 @@
+# The first process of a node: its end is the end of every other, and of what is mounted here.
+# $1 is the node's folder. A cluster's end removes it.
+set -eu
+
+# Before /proc is the node's own: this process's id as the outside knows it.
+read -r pid _ </proc/self/stat
+mount -t proc proc /proc
+
+# What the kubelet, containerd and CNI keep by habit below these goes to the folder, or to memory.
+mount -t tmpfs tmpfs /run
+mount --bind "$1/lib" /var/lib
+mount --bind "$1/log" /var/log
+
+# The kubelet wants to set these for the whole machine. It may write to copies.
+for name in vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops \
+    kernel/keys/root_maxkeys kernel/keys/root_maxbytes; do
+    if [ -e "/proc/sys/$name" ]; then
+        copy="$1/sysctl/$(echo "$name" | tr / _)"
+        cat "/proc/sys/$name" >"$copy"
+        mount --bind "$copy" "/proc/sys/$name"
+    fi
+done
+
+# These belong to the node's own network.
+echo 1 >/proc/sys/net/ipv4/ip_forward
+ip link set lo up
+
+echo "$pid" >"$1/pid.new"
+mv "$1/pid.new" "$1/pid"
+trap 'exit 0' TERM
+sleep infinity &
+# Also the end of every orphan.
+wait

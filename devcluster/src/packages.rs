@@ -1,0 +1,124 @@
+//! What the machine must have itself, from its distribution. On a Debian system root installs what is missing;
+//! anybody else is told how.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use std::{env, thread};
+
+use crate::Error;
+use crate::cache::{Cache, tail};
+use crate::progress::Step;
+
+/// Something that a package brings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Need {
+    /// A program's name, or where a file may be: any of these will do.
+    pub(crate) any_of: &'static [&'static str],
+    /// Debian's name for the package.
+    pub(crate) package: &'static str,
+}
+
+impl Need {
+    /// Where it is, if it is there.
+    pub(crate) fn find(&self) -> Option<PathBuf> {
+        self.any_of.iter().find_map(|name| {
+            if name.starts_with('/') {
+                Some(PathBuf::from(name)).filter(|path| path.exists())
+            } else {
+                on_path(name)
+            }
+        })
+    }
+}
+
+/// Sees to it that all is there, and installs it if that is possible.
+pub(crate) fn provide(needs: &[Need]) -> Result<(), Error> {
+    if missing(needs).is_empty() {
+        return Ok(());
+    }
+    if !Path::new("/etc/debian_version").exists() || !rustix::process::geteuid().is_root() {
+        return Err(Error::Packages { packages: missing(needs).join(" "), reason: String::new() });
+    }
+    // One at a time, as the package manager wants it.
+    let cache = Cache::open("tokenward-devcluster", &["debian"])?;
+    let _lock = cache.lock()?;
+    let packages = missing(needs);
+    if packages.is_empty() {
+        return Ok(());
+    }
+    install(&packages, &cache.path().join("log"))?;
+    match missing(needs) {
+        left if left.is_empty() => Ok(()),
+        left => {
+            let reason = " (they are installed, and lack what is needed)".to_owned();
+            Err(Error::Packages { packages: left.join(" "), reason })
+        }
+    }
+}
+
+fn missing(needs: &[Need]) -> Vec<&'static str> {
+    needs.iter().filter(|need| need.find().is_none()).map(|need| need.package).collect()
+}
+
+fn install(packages: &[&str], log: &Path) -> Result<(), Error> {
+    let mut step = Step::start(format!("installing {}", packages.join(", ")), Duration::from_secs(20));
+    // Somebody else may be installing too.
+    let mut install = vec!["-o", "DPkg::Lock::Timeout=120", "install", "-y", "--no-install-recommends"];
+    install.extend(packages);
+    let result = apt_get(&install, log, &mut step).or_else(|_| {
+        // The list of packages may be missing or old.
+        apt_get(&["update"], log, &mut step)?;
+        apt_get(&install, log, &mut step)
+    });
+    step.end(if result.is_ok() { "done" } else { "failed" });
+    result.map_err(|reason| Error::Packages { packages: packages.join(" "), reason: format!(": {reason}") })
+}
+
+/// Runs to its end, without a guard: a package manager that is killed leaves half a package.
+fn apt_get(arguments: &[&str], log: &Path, step: &mut Step) -> Result<(), String> {
+    let spawn = || {
+        let output = File::create(log)?;
+        Command::new("apt-get")
+            .args(arguments)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(Stdio::null())
+            .stderr(output.try_clone()?)
+            .stdout(output)
+            .spawn()
+    };
+    let mut process = spawn().map_err(|error| error.to_string())?;
+    loop {
+        match process.try_wait().map_err(|error| error.to_string())? {
+            Some(status) if status.success() => return Ok(()),
+            Some(status) => return Err(format!("{status}. The end of what it said:\n{}", tail(log))),
+            None => {
+                thread::sleep(Duration::from_millis(200));
+                step.tick();
+            }
+        }
+    }
+}
+
+/// Looks for a program where shells do, and where servers are, which not every user's PATH has.
+fn on_path(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let servers = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    env::split_paths(&path).chain(servers).map(|folder| folder.join(program)).find(|path| path.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_told_by_its_package() {
+        let sh = Need { any_of: &["/nowhere/sh", "sh"], package: "dash" };
+        let absent = Need { any_of: &["/nowhere", "no-such-program"], package: "absent" };
+        assert!(sh.find().unwrap().ends_with("sh"));
+        assert_eq!(missing(&[sh, absent]), ["absent"]);
+    }
+}

@@ -1,0 +1,132 @@
+//! Install, upgrade, uninstall.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use base64::Engine;
+use serde_json::{Value, json};
+
+use crate::helm::chart;
+use crate::stage::{Stage, deployment};
+use crate::support::eventually;
+
+pub async fn the_installed_processes_mint_and_check(stage: &Stage) {
+    let space = stage.site.namespace("installed").await;
+    let token = space.active("t", json!({"scopes": ["orders:read"]})).await;
+    stage.verifier.answers(&token, "scope=orders:read", 200).await;
+    stage.verifier.answers(&token, "scope=orders:delete", 403).await;
+    space.patch("t", json!({"spec": {"revoked": true}})).await;
+    stage.verifier.answers(&token, "scope=orders:read", 401).await;
+    // What the flags of the Deployment named, and the service account was let do.
+    let lease =
+        stage.site.kubectl(&["get", "lease", "tokenward-controller", "-n", "tokenward", "-o", "json"]);
+    assert!(lease.contains("\"holderIdentity\": \"a-pod\""), "{lease}");
+}
+
+/// The namespace enforces it, so the API server has judged each pod.
+pub async fn pods_are_admitted_where_restricted_is_enforced(stage: &Stage) {
+    for (role, replicas) in [("controller", 2), ("verifier", 2)] {
+        let selector = format!("app.kubernetes.io/component={role}");
+        eventually("pods", async || {
+            let pods = stage.site.kubectl(&["get", "pods", "-n", "tokenward", "-l", &selector, "-o", "name"]);
+            if pods.lines().count() >= replicas {
+                return Ok(());
+            }
+            Err(stage.site.kubectl(&["get", "events", "-n", "tokenward"]))
+        })
+        .await;
+    }
+    let selected =
+        ["get", "pods", "-n", "tokenward", "-l", "app.kubernetes.io/instance=tokenward", "-o", "json"];
+    let pods: Value = serde_json::from_str(&stage.site.kubectl(&selected)).expect("JSON");
+    for pod in pods["items"].as_array().expect("pods") {
+        let container = &pod["spec"]["containers"][0]["securityContext"];
+        assert_eq!(container["readOnlyRootFilesystem"], true, "{pod}");
+        assert_eq!(pod["spec"]["securityContext"]["runAsUser"], 65532, "{pod}");
+    }
+}
+
+/// A webhook configuration without its CA would refuse or wave through everything.
+pub async fn an_upgrade_keeps_the_ca_bundle_and_mints_nothing(stage: &Stage) {
+    let site = &stage.site;
+    let space = site.namespace("upgraded").await;
+    let token = space.active("t", json!({"scopes": ["a:b"]})).await;
+    let before = space.get("t").await;
+    let authority = rcgen::generate_simple_self_signed(["tokenward".to_owned()]).expect("a certificate");
+    let bundle = base64::engine::general_purpose::STANDARD.encode(authority.cert.pem());
+    let put = json!([
+        {"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": bundle},
+        {"op": "add", "path": "/webhooks/1/clientConfig/caBundle", "value": bundle},
+    ]);
+    // As the controller puts it in, with its own rights.
+    let output = site
+        .cluster
+        .kubectl_as(&site.rights_of("tokenward-controller"))
+        .args(["patch", "validatingwebhookconfiguration", "tokenward", "--type=json", "-p", &put.to_string()])
+        .output()
+        .expect("kubectl");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for side in ["--server-side=true", "--server-side=false"] {
+        let timeout = format!("admission.timeoutSeconds={}", if side.ends_with("true") { 7 } else { 8 });
+        // A release that was applied by the server is changed so only on demand.
+        let force = if side.ends_with("true") { "--force-conflicts=true" } else { "--force-conflicts=false" };
+        stage.helm(&["upgrade", "tokenward", &chart(), "-n", "tokenward", "--set", &timeout, side, force]);
+        let stored = site.kubectl(&["get", "validatingwebhookconfiguration", "tokenward", "-o", "json"]);
+        let stored: Value = serde_json::from_str(&stored).expect("JSON");
+        for webhook in stored["webhooks"].as_array().expect("webhooks") {
+            assert_eq!(webhook["clientConfig"]["caBundle"], bundle, "{side}: {webhook}");
+            assert!(timeout.ends_with(&webhook["timeoutSeconds"].to_string()), "{side}: {webhook}");
+        }
+    }
+    space.stays("t", Duration::from_secs(1)).await;
+    assert_eq!(space.get("t").await.status, before.status);
+    assert_eq!(space.secret_of("t").await, token);
+    // A Deployment that is applied once more starts no pods anew.
+    assert_eq!(deployment(site, "verifier")["metadata"]["generation"], 1);
+}
+
+pub async fn an_uninstall_keeps_what_can_t_be_made_again(stage: &Stage) {
+    let site = &stage.site;
+    let space = site.namespace("kept").await;
+    let token = space.active("t", json!({"scopes": ["a:b"]})).await;
+    let before = space.get("t").await.status.expect("a status");
+    let pepper = |site: &crate::support::Site| {
+        site.kubectl(&[
+            "get",
+            "secret",
+            "tokenward-pepper",
+            "-n",
+            "tokenward",
+            "-o",
+            "jsonpath={.metadata.uid}{.data}",
+        ])
+    };
+    let pepper_before = pepper(site);
+
+    let told = stage.helm(&["uninstall", "tokenward", "-n", "tokenward"]);
+    assert!(told.contains("apitokens.tokenward.dev") && told.contains("kept"), "{told}");
+    let left = site.kubectl(&[
+        "get",
+        "clusterroles,clusterrolebindings,validatingwebhookconfigurations,validatingadmissionpolicies",
+        "-o",
+        "name",
+    ]);
+    assert!(!left.contains("tokenward"), "{left}");
+    assert_eq!(space.get("t").await.status.expect("a status"), before);
+    assert_eq!(space.secret_of("t").await, token);
+    assert_eq!(pepper(site), pepper_before);
+
+    // Installed again, it takes them up where it left them. The old processes' accounts are gone for good.
+    stage.helm(&["install", "tokenward", &chart(), "-n", "tokenward"]);
+    let _controller = Stage::start(site, "controller").ready().await;
+    let verifier = Stage::start(site, "verifier").ready().await;
+    verifier.answers(&token, "scope=a:b", 200).await;
+    space.patch("t", json!({"spec": {"rotation": {"trigger": "after"}}})).await;
+    let rotated = space.version("t", 2).await;
+    verifier.answers(&rotated, "scope=a:b", 200).await;
+    verifier.answers(&token, "scope=a:b", 200).await;
+    assert_eq!(space.get("t").await.status.expect("a status").token_id, before.token_id);
+    let names: BTreeSet<_> =
+        site.kubectl(&["get", "crds", "-o", "name"]).lines().map(str::to_owned).collect();
+    assert!(names.iter().any(|name| name.ends_with("apitokens.tokenward.dev")), "{names:?}");
+}

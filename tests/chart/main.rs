@@ -1,0 +1,94 @@
+//! The Helm chart, by Helm itself, on a real API server: the tests' table of contents.
+//!
+//! There is no node, so pods are made and don't run. In their stead our processes run with the flags that stand in the
+//! Deployments and with the rights of their service accounts, so both are what the chart says.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod helm;
+mod install;
+mod manifests;
+mod monitoring;
+mod rights;
+mod stage;
+mod tenant;
+mod values;
+
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+
+use libtest_mimic::{Arguments, Trial};
+use stage::Stage;
+use tokio::runtime::Runtime;
+
+/// Adds tests that need no cluster.
+macro_rules! offline {
+    ($suite:expr, $($module:ident :: $test:ident),+ $(,)?) => {
+        $($suite.push(Trial::test(concat!(stringify!($module), "::", stringify!($test)), || {
+            $module::$test();
+            Ok(())
+        }));)+
+    };
+}
+
+/// Adds tests on a stage that is set with the first of them.
+macro_rules! tests {
+    ($suite:expr, $runtime:expr, $stage:expr, $($module:ident :: $test:ident),+ $(,)?) => {
+        $({
+            let (stage, runtime) = ($stage.clone(), $runtime.clone());
+            $suite.push(Trial::test(concat!(stringify!($module), "::", stringify!($test)), move || {
+                let stage = stage.get_or_init(|| runtime.block_on(Stage::set()));
+                runtime.block_on($module::$test(stage));
+                Ok(())
+            }));
+        })+
+    };
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(8);
+    let runtime = Arc::new(Runtime::new().expect("a runtime"));
+    let shared = Arc::<OnceLock<Stage>>::default();
+    let breakable = Arc::<OnceLock<Stage>>::default();
+    let mut suite = Vec::new();
+    tests!(suite, runtime, breakable, install::an_uninstall_keeps_what_can_t_be_made_again);
+    let alone = runtime.clone();
+    suite.push(Trial::test("tenant::a_tenant_installs_with_rights_in_its_namespaces_alone", move || {
+        alone.block_on(tenant::a_tenant_installs_with_rights_in_its_namespaces_alone());
+        Ok(())
+    }));
+    offline!(
+        suite,
+        manifests::argo_cd_is_given_the_chart_s_scripts,
+        manifests::plain_manifests_are_what_the_chart_renders,
+        manifests::the_chart_has_the_crds_that_the_code_prints,
+        monitoring::alerts_and_the_dashboard_are_sound,
+        values::every_flag_is_understood,
+        values::every_variable_is_read,
+        values::the_linter_finds_nothing,
+        values::wrong_values_are_refused_by_name,
+    );
+    tests!(
+        suite,
+        runtime,
+        shared,
+        install::an_upgrade_keeps_the_ca_bundle_and_mints_nothing,
+        install::pods_are_admitted_where_restricted_is_enforced,
+        install::the_installed_processes_mint_and_check,
+        manifests::the_api_server_accepts_every_form_of_the_chart,
+        manifests::the_plain_manifests_are_valid_for_the_api_server_s_own_schemas,
+        monitoring::every_metric_that_is_asked_for_exists,
+        rights::each_account_may_do_what_it_must_and_nothing_else,
+        rights::nobody_else_writes_a_status,
+        rights::the_verifier_can_read_no_token,
+        rights::view_edit_and_admin_include_tokens_but_no_status,
+    );
+    let conclusion = libtest_mimic::run(&arguments, suite);
+    // What was started ends here.
+    drop((Arc::into_inner(shared), Arc::into_inner(breakable)));
+    conclusion.exit_code()
+}

@@ -1,0 +1,115 @@
+//! Alerts and the dashboard ask for metrics that there are.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use promql_parser::label::MatchOp;
+use promql_parser::parser::{self, Expr};
+use promql_parser::util::{ExprVisitor, walk_expr};
+use serde_json::{Value, json};
+
+use crate::helm::{object, objects, render, root};
+use crate::stage::Stage;
+
+/// Every query of the chart, with where it stands.
+fn queries() -> Vec<(String, String)> {
+    let rules = objects(&render(&["--set=monitoring.prometheusRule.enabled=true"]));
+    let groups = object(&rules, "PrometheusRule", "tokenward")["spec"]["groups"].clone();
+    let alerts =
+        groups.as_array().expect("groups").iter().flat_map(|group| group["rules"].as_array().expect("rules"));
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    let mut queries: Vec<_> = alerts.map(|alert| (text(&alert["alert"]), text(&alert["expr"]))).collect();
+    for panel in dashboard()["panels"].as_array().expect("panels") {
+        for target in panel["targets"].as_array().expect("queries") {
+            // What Grafana puts in.
+            let query =
+                text(&target["expr"]).replace("$__rate_interval", "5m").replace("$namespace", "tokenward");
+            queries.push((text(&panel["title"]), query));
+        }
+    }
+    queries
+}
+
+fn dashboard() -> Value {
+    let path = root().join("charts/tokenward/files/monitoring/dashboard.json");
+    serde_json::from_str(&fs::read_to_string(path).expect("a dashboard")).expect("JSON")
+}
+
+/// The metrics that a query names.
+struct Names(BTreeSet<String>);
+
+impl ExprVisitor for Names {
+    type Error = std::convert::Infallible;
+
+    fn pre_visit(&mut self, expr: &Expr) -> Result<bool, Self::Error> {
+        let selector = match expr {
+            Expr::VectorSelector(selector) => Some(selector),
+            Expr::MatrixSelector(range) => Some(&range.vs),
+            _ => None,
+        };
+        if let Some(selector) = selector {
+            let ours = selector.matchers.matchers.iter().find(|matcher| matcher.name == "namespace");
+            let ours = ours.expect("a query is for one namespace");
+            assert!(ours.op == MatchOp::Equal && ours.value == "tokenward");
+            self.0.insert(selector.name.clone().expect("a metric has a name"));
+        }
+        Ok(true)
+    }
+}
+
+fn names(query: &str) -> BTreeSet<String> {
+    let parsed = parser::parse(query).unwrap_or_else(|error| panic!("{query}: {error}"));
+    let mut names = Names(BTreeSet::new());
+    let _ = walk_expr(&mut names, &parsed);
+    names.0
+}
+
+pub fn alerts_and_the_dashboard_are_sound() {
+    let queries = queries();
+    assert!(queries.len() > 20, "{queries:?}");
+    for (place, query) in &queries {
+        assert!(!names(query).is_empty(), "{place}: {query}");
+    }
+    // The chart puts in its own namespace, and takes the dashboard as it stands.
+    let (_, rendered, _) = crate::helm::try_helm(
+        None,
+        &[
+            "template",
+            "keys",
+            &crate::helm::chart(),
+            "--namespace=keys",
+            "--set=monitoring.prometheusRule.enabled=true,monitoring.dashboard.enabled=true",
+        ],
+    );
+    let objects = objects(&rendered);
+    let rules = object(&objects, "PrometheusRule", "keys-tokenward").to_string();
+    assert!(
+        rules.contains(r#"namespace=\"keys\""#) && !rules.contains(r#"namespace=\"tokenward\""#),
+        "{rules}"
+    );
+    let stored = object(&objects, "ConfigMap", "keys-tokenward-dashboard")["data"]["tokenward.json"].clone();
+    let stored: Value = serde_json::from_str(stored.as_str().expect("a text")).expect("JSON");
+    assert_eq!(stored, dashboard());
+}
+
+/// Families show up with their first sample, so something of each kind is made to happen.
+pub async fn every_metric_that_is_asked_for_exists(stage: &Stage) {
+    let space = stage.site.namespace("metrics").await;
+    let token = space.active("t", json!({"scopes": ["a:b"]})).await;
+    stage.verifier.answers(&token, "scope=a:b", 200).await;
+    // A namespace that forbids the controller what it needs: every Secret is one too many.
+    stage.site.kubectl(&["create", "quota", "none", "-n", &space.name, "--hard=count/secrets=0"]);
+    space.create("forbidden", json!({"scopes": ["a:b"]})).await;
+    space.condition("forbidden", tokenward::crd::ConditionType::Stalled, "True").await;
+    let served = [stage.controller.metrics().await, stage.verifier.metrics().await].concat();
+    let served: BTreeSet<_> = served
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split(['{', ' ']).next())
+        .collect();
+    for (place, query) in queries() {
+        for name in names(&query) {
+            assert!(served.contains(name.as_str()), "{place} asks for {name}; there are {served:?}");
+        }
+    }
+}

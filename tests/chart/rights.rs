@@ -1,0 +1,134 @@
+//! Who may do what, asked of the API server.
+
+use serde_json::json;
+
+use crate::stage::Stage;
+use crate::support::{client_of, eventually};
+
+/// An account, a right, where, and whether it has it.
+type Right = (&'static str, &'static [&'static str], bool);
+
+const CONTROLLER: &str = "tokenward-controller";
+const VERIFIER: &str = "tokenward-verifier";
+
+const RIGHTS: &[Right] = &[
+    (CONTROLLER, &["list", "apitokens.tokenward.dev", "-A"], true),
+    (CONTROLLER, &["watch", "tokenwebhooks.tokenward.dev", "-A"], true),
+    (CONTROLLER, &["update", "apitokens.tokenward.dev", "--subresource=status", "-A"], true),
+    (CONTROLLER, &["update", "tokenwebhooks.tokenward.dev", "--subresource=status", "-A"], true),
+    (CONTROLLER, &["create", "secrets", "-A"], true),
+    (CONTROLLER, &["create", "events.events.k8s.io", "-A"], true),
+    (CONTROLLER, &["update", "leases.coordination.k8s.io/tokenward-controller", "-n", "tokenward"], true),
+    (CONTROLLER, &["patch", "validatingwebhookconfigurations/tokenward"], true),
+    (CONTROLLER, &["create", "subjectaccessreviews.authorization.k8s.io"], true),
+    // It never writes a spec, nor anything that is not its own.
+    (CONTROLLER, &["update", "apitokens.tokenward.dev", "-A"], false),
+    (CONTROLLER, &["patch", "apitokens.tokenward.dev", "-A"], false),
+    (CONTROLLER, &["delete", "apitokens.tokenward.dev", "-A"], false),
+    (CONTROLLER, &["update", "leases.coordination.k8s.io/another", "-n", "tokenward"], false),
+    (CONTROLLER, &["create", "leases.coordination.k8s.io", "-n", "default"], false),
+    (CONTROLLER, &["patch", "validatingwebhookconfigurations/another"], false),
+    (CONTROLLER, &["update", "validatingwebhookconfigurations/tokenward"], false),
+    (CONTROLLER, &["get", "pods", "-A"], false),
+    (CONTROLLER, &["get", "configmaps", "-A"], false),
+    (CONTROLLER, &["create", "serviceaccounts", "--subresource=token", "-n", "tokenward"], false),
+    (CONTROLLER, &["deletecollection", "secrets", "-A"], false),
+    (VERIFIER, &["list", "apitokens.tokenward.dev", "-A"], true),
+    (VERIFIER, &["get", "secrets/tokenward-pepper", "-n", "tokenward"], true),
+    (VERIFIER, &["create", "tokenreviews.authentication.k8s.io"], true),
+    (VERIFIER, &["create", "subjectaccessreviews.authorization.k8s.io"], true),
+    // What faces traffic can read no token, and change nothing.
+    (VERIFIER, &["get", "secrets", "-A"], false),
+    (VERIFIER, &["list", "secrets", "-n", "tokenward"], false),
+    (VERIFIER, &["get", "secrets/another", "-n", "tokenward"], false),
+    (VERIFIER, &["get", "secrets/tokenward-pepper", "-n", "default"], false),
+    (VERIFIER, &["get", "secrets/tokenward-admission", "-n", "tokenward"], false),
+    (VERIFIER, &["update", "secrets/tokenward-pepper", "-n", "tokenward"], false),
+    (VERIFIER, &["update", "apitokens.tokenward.dev", "--subresource=status", "-A"], false),
+    (VERIFIER, &["create", "events.events.k8s.io", "-A"], false),
+    (VERIFIER, &["get", "tokenwebhooks.tokenward.dev", "-A"], false),
+    (VERIFIER, &["update", "leases.coordination.k8s.io/tokenward-controller", "-n", "tokenward"], false),
+];
+
+pub async fn each_account_may_do_what_it_must_and_nothing_else(stage: &Stage) {
+    for (account, right, expected) in RIGHTS {
+        let user = format!("--as=system:serviceaccount:tokenward:{account}");
+        let (ok, answer) = stage.site.try_kubectl(&[&["auth", "can-i", &user], *right].concat());
+        assert_eq!((ok, answer.contains("yes")), (*expected, *expected), "{account} {right:?}: {answer}");
+    }
+}
+
+pub async fn the_verifier_can_read_no_token(stage: &Stage) {
+    let space = stage.site.namespace("rights").await;
+    space.active("t", json!({"scopes": ["a:b"]})).await;
+    let verifier = stage.site.rights_of(VERIFIER);
+    for read in [
+        &["get", "secret", "t", "-n", &space.name][..],
+        &["get", "secrets", "-n", &space.name],
+        &["get", "secrets", "-A"],
+        &["get", "secrets", "-n", "tokenward"],
+    ] {
+        let output = stage.site.cluster.kubectl_as(&verifier).args(read).output().expect("kubectl");
+        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && complaint.contains("Forbidden"), "{read:?}: {complaint}");
+        assert!(output.stdout.is_empty());
+    }
+}
+
+pub async fn nobody_else_writes_a_status(stage: &Stage) {
+    let space = stage.site.namespace("status").await;
+    space.active("t", json!({"scopes": ["a:b"]})).await;
+    let claim = r#"{"status": {"phase": "Revoked"}}"#;
+    let patch =
+        ["patch", "apitoken", "t", "-n", &space.name, "--subresource=status", "--type=merge", "-p", claim];
+    // With all rights, and denied nevertheless. The policy takes a moment to be known.
+    eventually("the policy is in force", async || match stage.site.try_kubectl(&patch) {
+        (false, why) if why.contains("only tokenward's controller writes a status") => Ok(()),
+        (_, other) => Err(other),
+    })
+    .await;
+    // The controller, which has written the status above with the policy in place, still may.
+    space.patch("t", json!({"spec": {"revoked": true}})).await;
+    space.reason("t", tokenward::crd::ConditionType::Ready, "Revoked").await;
+    let checked = stage.site.kubectl(&["get", "validatingadmissionpolicy", "tokenward-status", "-o", "json"]);
+    let checked: serde_json::Value = serde_json::from_str(&checked).expect("JSON");
+    assert!(checked["status"]["typeChecking"]["expressionWarnings"].is_null(), "{checked}");
+}
+
+pub async fn view_edit_and_admin_include_tokens_but_no_status(stage: &Stage) {
+    let space = stage.site.namespace("people").await;
+    let (site, namespace) = (&stage.site, space.name.as_str());
+    space.active("t", json!({"scopes": ["a:b"]})).await;
+    for role in ["view", "edit", "admin"] {
+        let user = stage.site.cluster.kubeconfig_for_user(&format!("{role}-user"), None).expect("a user");
+        let binding = format!("{role}-user");
+        let (clusterrole, person) = (format!("--clusterrole={role}"), format!("--user={binding}"));
+        site.kubectl(&["create", "rolebinding", &binding, "-n", namespace, &clusterrole, &person]);
+        let may = |right: &[&str]| {
+            let mut command = site.cluster.kubectl_as(&user);
+            command
+                .args(["auth", "can-i", "-n", namespace])
+                .args(right)
+                .output()
+                .expect("kubectl")
+                .status
+                .success()
+        };
+        eventually("the roles are aggregated", async || {
+            if may(&["get", "apitokens.tokenward.dev"]) { Ok(()) } else { Err(role.to_owned()) }
+        })
+        .await;
+        let writes = role != "view";
+        assert!(may(&["list", "tokenwebhooks.tokenward.dev"]));
+        assert_eq!(may(&["create", "apitokens.tokenward.dev"]), writes, "{role}");
+        assert_eq!(may(&["delete", "tokenwebhooks.tokenward.dev"]), writes, "{role}");
+        assert!(!may(&["update", "apitokens.tokenward.dev", "--subresource=status"]), "{role}");
+        assert!(!may(&["grant", "scopes.tokenward.dev"]), "{role}");
+        // By Kubernetes' own roles; ours must not add to view.
+        assert_eq!(may(&["get", "secrets"]), writes, "{role}");
+    }
+    let viewer = client_of(&stage.site.cluster.kubeconfig_for_user("view-user", None).expect("a user")).await;
+    let secrets: kube::Api<k8s_openapi::api::core::v1::Secret> = kube::Api::namespaced(viewer, namespace);
+    let denied = secrets.get("t").await.expect_err("a refusal").to_string();
+    assert!(denied.contains("forbidden"), "{denied}");
+}

@@ -1,0 +1,73 @@
+//! A cluster on which Helm has installed the chart, and our processes as its Deployments describe them.
+
+use devcluster::Options;
+use serde_json::Value;
+
+use crate::helm::{arguments, chart, helm};
+use crate::support::{Process, Site};
+
+/// The controllers of Kubernetes that make pods of Deployments, beside those that clusters for tests have.
+const CONTROLLERS: &str = "--controllers=garbage-collector-controller,namespace-controller,\
+    serviceaccount-controller,serviceaccount-token-controller,root-ca-certificate-publisher-controller,\
+    clusterrole-aggregation-controller,validatingadmissionpolicy-status-controller,\
+    deployment-controller,replicaset-controller";
+
+/// An installed chart.
+pub struct Stage {
+    pub site: Site,
+    pub controller: Process,
+    pub verifier: Process,
+}
+
+impl Stage {
+    /// Installs the chart with its defaults, letter by letter as README says, and starts the processes.
+    pub async fn set() -> Self {
+        let options =
+            Options { extra_controller_manager_args: vec![CONTROLLERS.to_owned()], ..Options::default() };
+        let site = Site::bare(options).await;
+        site.kubectl(&["create", "namespace", "tokenward"]);
+        site.kubectl(&["label", "namespace", "tokenward", "pod-security.kubernetes.io/enforce=restricted"]);
+        let installed =
+            helm(site.cluster.kubeconfig(), &["install", "tokenward", &chart(), "-n", "tokenward"]);
+        assert!(installed.contains("BACK UP THE PEPPER"), "{installed}");
+        site.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"]);
+        let controller = Self::start(&site, "controller").ready().await;
+        let verifier = Self::start(&site, "verifier").ready().await;
+        Self { site, controller, verifier }
+    }
+
+    /// Starts a role as its Deployment says, with the rights of its service account, on ports of its own.
+    pub fn start(site: &Site, role: &str) -> Process {
+        let arguments = own_ports(arguments(&deployment(site, role)));
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let account = site.rights_of(&format!("tokenward-{role}"));
+        Process::start(role, &account, ports(role), &arguments, &[])
+    }
+
+    /// Runs Helm against this cluster, with all rights.
+    pub fn helm(&self, args: &[&str]) -> String {
+        helm(self.site.cluster.kubeconfig(), args)
+    }
+}
+
+/// A Deployment of the chart, as it is stored.
+pub fn deployment(site: &Site, role: &str) -> Value {
+    let name = format!("tokenward-{role}");
+    let stored = site.kubectl(&["get", "deployment", &name, "-n", "tokenward", "-o", "json"]);
+    serde_json::from_str(&stored).expect("JSON")
+}
+
+/// The flags that name a port of a role.
+pub fn ports(role: &str) -> &'static [&'static str] {
+    if role == "verifier" {
+        &["--telemetry-listen", "--listen", "--grpc-listen"]
+    } else {
+        &["--telemetry-listen"]
+    }
+}
+
+/// What a role is started with, without its name and the ports, of which a test takes free ones.
+pub fn own_ports(arguments: Vec<String>) -> Vec<String> {
+    let listens = |argument: &String| argument.split('=').next().is_some_and(|flag| flag.ends_with("listen"));
+    arguments.into_iter().skip(1).filter(|argument| !listens(argument)).collect()
+}

@@ -1,0 +1,70 @@
+//! The chart for some namespaces only, installed by somebody who has no right anywhere else.
+
+use devcluster::Options;
+use serde_json::{Value, json};
+
+use crate::helm::{arguments, chart, helm, root};
+use crate::stage::{own_ports, ports};
+use crate::support::{Process, Site};
+
+pub async fn a_tenant_installs_with_rights_in_its_namespaces_alone() {
+    let site = Site::bare(Options::default()).await;
+    site.kubectl(&["apply", "--server-side", "-f", &root().join("crds").display().to_string()]);
+    site.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"]);
+    let [operator, shop, billing, foreign] =
+        ["operator", "shop", "billing", "foreign"].map(|name| site.namespace(name));
+    let (operator, shop) = (operator.await, shop.await);
+    let (billing, foreign) = (billing.await, foreign.await);
+    // All rights there, as a Role can't give what its maker lacks, and none elsewhere.
+    let tenant = site.cluster.kubeconfig_for_user("tenant", None).expect("a user");
+    for space in [&operator, &shop, &billing] {
+        let all = ["create", "rolebinding", "tenant", "--clusterrole=cluster-admin", "--user=tenant", "-n"];
+        site.kubectl(&[&all, &[space.name.as_str()][..]].concat());
+    }
+    let watched = format!("watchNamespaces={{{},{}}}", shop.name, billing.name);
+    let values = ["--set", &watched, "--set", "crds.enabled=false"];
+    let install = ["install", "tenant", &chart(), "-n", &operator.name];
+    helm(&tenant, &[&install[..], &values].concat());
+
+    // Our processes as that release describes them.
+    let stored = site.kubectl(&["get", "deployments", "-n", &operator.name, "-o", "json"]);
+    let stored: Value = serde_json::from_str(&stored).expect("JSON");
+    let start = |role: &str| {
+        let name = format!("tenant-tokenward-{role}");
+        let deployments = stored["items"].as_array().expect("Deployments");
+        let deployment = deployments.iter().find(|item| item["metadata"]["name"] == name.as_str());
+        let arguments = own_ports(arguments(deployment.expect("its Deployment")));
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let account = site.cluster.kubeconfig_for_service_account(&operator.name, &name).expect("an account");
+        Process::start(role, &account, ports(role), &arguments, &[])
+    };
+    let _controller = start("controller").ready().await;
+    let verifier = start("verifier").ready().await;
+    foreign.create("t", json!({"scopes": ["a:b"]})).await;
+    for space in [&shop, &billing] {
+        let token = space.active("t", json!({"scopes": ["a:b"]})).await;
+        verifier.answers(&token, "scope=a:b", 200).await;
+        space.patch("t", json!({"spec": {"revoked": true}})).await;
+        verifier.answers(&token, "scope=a:b", 401).await;
+    }
+    assert_eq!(foreign.get("t").await.status, None, "nobody looks after that namespace");
+    let of_cluster = site.kubectl(&[
+        "get",
+        "clusterroles,clusterrolebindings,validatingwebhookconfigurations",
+        "-o",
+        "name",
+    ]);
+    assert!(!of_cluster.contains("tokenward"), "{of_cluster}");
+    for account in ["controller", "verifier"] {
+        let user = format!("--as=system:serviceaccount:{}:tenant-tokenward-{account}", operator.name);
+        for right in [
+            &["list", "apitokens.tokenward.dev", "-A"][..],
+            &["list", "apitokens.tokenward.dev", "-n", &foreign.name],
+            &["get", "secrets", "-n", &foreign.name],
+            &["get", "secrets/another", "-n", &operator.name],
+        ] {
+            let (may, answer) = site.try_kubectl(&[&["auth", "can-i", &user], right].concat());
+            assert!(!may, "{account} {right:?}: {answer}");
+        }
+    }
+}

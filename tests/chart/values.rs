@@ -1,0 +1,103 @@
+//! What users set, right and wrong.
+
+use std::collections::BTreeSet;
+
+use clap::Parser;
+use tokenward::cli::Cli;
+
+use crate::helm::{arguments, chart, objects, render, try_helm, try_render};
+
+/// Everything that is off by default, and everything that takes a list.
+pub const ALL_ON: &[&str] = &[
+    "--set=verifier.tls.secretName=tls,verifier.stalePolicy=deny",
+    "--set=verifier.trustedProxies={10.0.0.0/8,fd00::/8}",
+    "--set=verifier.extraEnv[0].name=A,verifier.extraEnv[0].value=b",
+    "--set=admission.enforceScopeGrants=true,admission.certificate.certManager.enabled=true",
+    "--set=admission.statusPolicy.alsoAllow={system:serviceaccount:velero:velero}",
+    "--set=monitoring.serviceMonitor.enabled=true,monitoring.prometheusRule.enabled=true",
+    "--set=monitoring.dashboard.enabled=true,networkPolicy.verifierFrom[0].namespaceSelector.matchLabels.a=b",
+    "--set=networkPolicy.telemetryFrom[0].namespaceSelector.matchLabels.a=b,commonLabels.team=platform",
+    "--set=controller.nodeSelector.a=b,controller.priorityClassName=high,imagePullSecrets[0].name=pull",
+    "--set=controller.tolerations[0].key=a,controller.tolerations[0].operator=Exists",
+    "--set-json=controller.affinity={\"podAntiAffinity\":{}}",
+];
+
+/// The forms in which the chart is installed.
+pub const FORMS: &[&[&str]] = &[
+    &[],
+    &["--set=watchNamespaces={shop,billing}"],
+    &[
+        "--set=verifier.grpc.enabled=false,verifier.drainSeconds=0,admission.enabled=false,networkPolicy.enabled=false",
+    ],
+    &[
+        "--set=fullnameOverride=keys,image.digest=sha256:0000000000000000000000000000000000000000000000000000000000000000",
+    ],
+];
+
+pub fn the_linter_finds_nothing() {
+    for form in FORMS {
+        let (ok, printed, complaint) = try_helm(None, &[&["lint", "--strict", &chart()], *form].concat());
+        assert!(ok, "{printed}{complaint}");
+    }
+}
+
+pub fn every_flag_is_understood() {
+    for form in FORMS.iter().chain(&[ALL_ON]) {
+        for deployment in objects(&render(form)).iter().filter(|object| object["kind"] == "Deployment") {
+            let arguments = arguments(deployment);
+            let line = std::iter::once("tokenward").chain(arguments.iter().map(String::as_str));
+            let parsed = Cli::try_parse_from(line);
+            assert!(
+                parsed.is_ok(),
+                "{arguments:?}: {}",
+                parsed.err().map(|e| e.to_string()).unwrap_or_default()
+            );
+        }
+    }
+}
+
+/// A variable of ours that nobody reads would be a setting without an effect.
+pub fn every_variable_is_read() {
+    // Of the admission server; each is a flag's other name.
+    const ADMISSION: [&str; 7] = [
+        "TOKENWARD_ADMISSION_CERTIFICATE_LIFETIME",
+        "TOKENWARD_ADMISSION_CONFIGURATION",
+        "TOKENWARD_ADMISSION_LISTEN",
+        "TOKENWARD_ADMISSION_SERVICE",
+        "TOKENWARD_ADMISSION_TLS_CERT",
+        "TOKENWARD_ADMISSION_TLS_KEY",
+        "TOKENWARD_ENFORCE_SCOPE_GRANTS",
+    ];
+    let mut seen = BTreeSet::new();
+    for form in FORMS.iter().chain(&[ALL_ON]) {
+        for deployment in objects(&render(form)).iter().filter(|object| object["kind"] == "Deployment") {
+            let variables = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array();
+            let names = variables.expect("variables").iter().filter_map(|variable| variable["name"].as_str());
+            seen.extend(names.filter(|name| name.starts_with("TOKENWARD_")).map(str::to_owned));
+        }
+    }
+    assert_eq!(seen.iter().map(String::as_str).collect::<Vec<_>>(), ADMISSION);
+}
+
+pub fn wrong_values_are_refused_by_name() {
+    for (wrong, named) in [
+        ("verifier.replica=3", "at '/verifier': additional properties 'replica' not allowed"),
+        ("verifier.replicas=many", "at '/verifier/replicas': got string, want integer"),
+        ("verifier.maxStaleness=30", "at '/verifier/maxStaleness': got number, want string"),
+        ("verifier.maxStaleness=30d", "at '/verifier/maxStaleness': '30d' does not match pattern"),
+        ("verifier.stalePolicy=allow", "at '/verifier/stalePolicy': value must be one of 'serve', 'deny'"),
+        ("verifier.trustedProxies={10.0.0.1}", "at '/verifier/trustedProxies/0'"),
+        ("admission.failurePolicy.apiTokens=Maybe", "at '/admission/failurePolicy/apiTokens'"),
+        ("watchNamespaces=shop", "at '/watchNamespaces': got string, want array"),
+        ("image.digest=latest", "at '/image/digest'"),
+        ("controller.extraArgs={verbose}", "at '/controller/extraArgs/0'"),
+        ("tls.secretName=x", "additional properties 'tls' not allowed"),
+        (
+            "admission.enforceScopeGrants=true,admission.failurePolicy.apiTokens=Ignore",
+            "would let anybody grant any scope",
+        ),
+    ] {
+        let (ok, _, complaint) = try_render(&["--set", wrong]);
+        assert!(!ok && complaint.contains(named), "{wrong}: {complaint}");
+    }
+}

@@ -1,0 +1,66 @@
+//! tokenward on a real node, as its users have it: the tests' table of contents.
+//!
+//! One cluster with a node, the image, and the chart, installed by the words of docs/install.md. Pods mount tokens and
+//! ask the verifier through its Service. The tests share the installation and run one after the other, as listed: the
+//! later ones break it.
+
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test fails by a panic, and what it measures is printed"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod client;
+mod delivery;
+mod release;
+mod scale;
+mod stage;
+
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+
+use libtest_mimic::{Arguments, Trial};
+use stage::Stage;
+use tokio::runtime::Runtime;
+
+/// Adds tests on the one stage, which is set with the first of them.
+macro_rules! tests {
+    ($runtime:expr, $stage:expr, $($module:ident :: $test:ident),+ $(,)?) => {
+        vec![$({
+            let (stage, runtime) = ($stage.clone(), $runtime.clone());
+            Trial::test(concat!(stringify!($module), "::", stringify!($test)), move || {
+                let stage = stage.get_or_init(|| runtime.block_on(Stage::set()));
+                runtime.block_on($module::$test(stage));
+                Ok(())
+            })
+        }),+]
+    };
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let runtime = Arc::new(Runtime::new().expect("a runtime"));
+    let stage = Arc::<OnceLock<Stage>>::default();
+    let suite = tests!(
+        runtime,
+        stage,
+        release::the_chart_s_own_test_passes,
+        delivery::the_example_pod_reads_its_token,
+        delivery::a_rotation_reaches_pods_and_no_check_fails,
+        delivery::a_revocation_is_seen_by_a_running_pod,
+        scale::a_namespace_of_a_thousand_tokens_goes,
+        release::an_upgrade_mints_nothing_and_no_check_fails,
+        release::an_image_that_can_t_be_pulled_stops_nothing,
+        release::a_reinstall_picks_up_the_tokens,
+    );
+    let conclusion = libtest_mimic::run(&arguments, suite);
+    // The cluster ends here. Unless a test still runs, nobody else holds it.
+    drop(Arc::into_inner(stage));
+    conclusion.exit_code()
+}

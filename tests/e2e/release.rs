@@ -1,0 +1,110 @@
+//! The installation over time: tried, upgraded, broken, taken away and brought back. Tokens outlive all of it.
+
+use serde_json::json;
+
+use crate::client::Client;
+use crate::stage::Stage;
+use crate::support::{Space, eventually};
+
+pub async fn the_chart_s_own_test_passes(stage: &Stage) {
+    let printed = stage.sh("helm test -n tokenward tokenward --timeout 120s");
+    assert!(printed.contains("Phase:          Succeeded"), "{printed}");
+}
+
+pub async fn an_upgrade_mints_nothing_and_no_check_fails(stage: &Stage) {
+    let space = stage.namespace("upgrade").await;
+    space.active("t", json!({"scopes": ["orders:read"]})).await;
+    let before = known(&space).await;
+    let client = Client::mounting(stage, &space, "t");
+    answered(&client, 5).await;
+
+    // Every pod of both roles is replaced.
+    stage.sh("helm upgrade tokenward charts/tokenward -n tokenward --reuse-values --wait --timeout 180s \
+        --set-string controller.podAnnotations.release=2,verifier.podAnnotations.release=2");
+    stage.wait_for_rollout();
+    answered(&client, 20).await;
+
+    let answers = client.answers();
+    let failed = answers.iter().filter(|&&status| status != Some(200)).count();
+    eprintln!("upgrade: {} checks while every pod was replaced, {failed} failed", answers.len());
+    assert_eq!(failed, 0, "{answers:?}");
+    assert_eq!(known(&space).await, before);
+    // Whoever leads now, works.
+    space.active("u", json!({"scopes": ["orders:read"]})).await;
+}
+
+pub async fn an_image_that_can_t_be_pulled_stops_nothing(stage: &Stage) {
+    let space = stage.namespace("image").await;
+    space.active("t", json!({"scopes": ["orders:read"]})).await;
+    let client = Client::mounting(stage, &space, "t");
+    answered(&client, 5).await;
+
+    let upgrade = "helm upgrade tokenward charts/tokenward -n tokenward --reuse-values --wait --timeout 20s";
+    let (ok, said) = stage.try_sh(&format!("{upgrade} --set image.tag=absent"));
+    assert!(!ok, "{said}");
+    let pods = stage.sh("kubectl get pods -n tokenward");
+    assert!(pods.contains("ErrImagePull") || pods.contains("ImagePullBackOff"), "{pods}");
+    answered(&client, 20).await;
+    space.active("u", json!({"scopes": ["orders:read"]})).await;
+
+    stage.sh("helm rollback -n tokenward tokenward --wait --timeout 180s");
+    stage.wait_for_rollout();
+    answered(&client, 20).await;
+    let answers = client.answers();
+    assert!(answers.iter().all(|&status| status == Some(200)), "{answers:?}");
+}
+
+pub async fn a_reinstall_picks_up_the_tokens(stage: &Stage) {
+    let space = stage.namespace("reinstall").await;
+    space.active("t", json!({"scopes": ["orders:read"]})).await;
+    let before = known(&space).await;
+    let pepper = "kubectl get secret -n tokenward tokenward-pepper -o jsonpath={.metadata.uid}";
+    let pepper_before = stage.sh(pepper);
+    let client = Client::mounting(stage, &space, "t");
+    answered(&client, 5).await;
+
+    stage.sh("helm uninstall -n tokenward tokenward --wait --timeout 120s");
+    eventually("no pods of tokenward", async || {
+        let pods = stage.sh("kubectl get pods -n tokenward -o name");
+        if pods.is_empty() { Ok(()) } else { Err(pods) }
+    })
+    .await;
+    assert_eq!(known(&space).await, before);
+    let asked = client.answers().len();
+    eventually("no answer", async || {
+        let answers = client.answers();
+        let last = answers.last().copied().flatten();
+        if answers.len() > asked && last.is_none() { Ok(()) } else { Err(format!("{last:?}")) }
+    })
+    .await;
+
+    // The namespace is there already: of what the user typed first, the last line.
+    stage.sh("helm install tokenward charts/tokenward -n tokenward");
+    stage.wait_for_rollout();
+    eventually("answers again", async || match client.answers().last() {
+        Some(Some(200)) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    assert_eq!(known(&space).await, before);
+    assert_eq!(stage.sh(pepper), pepper_before);
+    space.active("u", json!({"scopes": ["orders:read"]})).await;
+}
+
+/// What of a token must not change: its id, its versions with their key ids and proofs, and the secret itself.
+async fn known(space: &Space) -> (Option<String>, String, String) {
+    let status = space.get("t").await.status.expect("a status");
+    let versions = status.versions.iter().map(|version| (version.version, &version.key_id, &version.hash));
+    let versions = format!("{:?}", versions.collect::<Vec<_>>());
+    (status.token_id, versions, space.secret_of("t").await)
+}
+
+/// Waits until a client has had more answers.
+async fn answered(client: &Client<'_>, more: usize) {
+    let before = client.answers().len();
+    eventually("answers", async || {
+        let answers = client.answers();
+        if answers.len() >= before + more { Ok(()) } else { Err(format!("{answers:?}")) }
+    })
+    .await;
+}

@@ -1,0 +1,75 @@
+//! Tokens from Git: applied, waited for and pruned by Flux's engine, judged by Argo CD's, on a real API server with our
+//! controller. Git is served on loopback, and each change is a commit.
+//!
+//! What runs of them are their libraries, in the two small Go programs beside this file; their controllers don't.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod argocd;
+mod flux;
+mod repository;
+mod tool;
+
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+
+use libtest_mimic::{Arguments, Trial};
+use support::{Process, Site};
+use tokio::runtime::Runtime;
+
+/// A cluster with a controller.
+pub struct Stage {
+    site: Site,
+    _controller: Process,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let site = Site::start().await;
+        let controller = site.controller(&[]).ready().await;
+        Self { site, _controller: controller }
+    }
+}
+
+/// Adds tests on a stage that is set with the first of them.
+macro_rules! tests {
+    ($suite:expr, $runtime:expr, $stage:expr, $($module:ident :: $test:ident),+ $(,)?) => {
+        $({
+            let (stage, runtime) = ($stage.clone(), $runtime.clone());
+            $suite.push(Trial::test(concat!(stringify!($module), "::", stringify!($test)), move || {
+                let stage = stage.get_or_init(|| runtime.block_on(Stage::set()));
+                runtime.block_on($module::$test(stage));
+                Ok(())
+            }));
+        })+
+    };
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(8);
+    let runtime = Arc::new(Runtime::new().expect("a runtime"));
+    let stage = Arc::<OnceLock<Stage>>::default();
+    let mut suite = Vec::new();
+    tests!(
+        suite,
+        runtime,
+        stage,
+        flux::waiting_ends_in_every_state,
+        flux::what_leaves_git_is_pruned,
+        flux::a_new_trigger_rotates_once_and_only_once,
+        flux::a_revocation_by_commit_ends_ready,
+        flux::a_bad_commit_shows_the_api_server_s_message,
+        flux::nothing_drifts_once_the_controller_has_worked,
+        argocd::health_is_told_in_every_state,
+        argocd::a_webhook_s_health_is_told,
+        argocd::no_example_differs_from_git,
+    );
+    let conclusion = libtest_mimic::run(&arguments, suite);
+    // What was started ends here.
+    drop(Arc::into_inner(stage));
+    conclusion.exit_code()
+}
