@@ -11,3 +11,4 @@ mod shutdown;
 pub mod telemetry;
 pub mod token;
 pub mod verifier;
+pub mod webhook;
