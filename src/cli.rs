@@ -71,6 +71,26 @@ pub struct ControllerArgs {
     /// How long verifiers are given to learn of a new secret before it is put into the Secret
     #[arg(long, env = "TOKENWARD_PROPAGATION", default_value = "1s", value_parser = duration)]
     pub propagation: SignedDuration,
+    /// How long before its expiresAt a token is told to expire, by an Event and to TokenWebhooks
+    #[arg(long, env = "TOKENWARD_EXPIRY_NOTICE", default_value = "168h", value_parser = duration)]
+    pub expiry_notice: SignedDuration,
+    /// How webhooks are delivered.
+    #[command(flatten)]
+    pub webhooks: WebhookArgs,
+}
+
+/// How webhooks are delivered.
+#[derive(Clone, Debug, Args)]
+pub struct WebhookArgs {
+    /// Let TokenWebhooks name addresses of private networks: Services and pods of the cluster have such. Whoever may write TokenWebhooks can then have the controller ask those
+    #[arg(long, env = "TOKENWARD_WEBHOOK_ALLOW_PRIVATE")]
+    pub webhook_allow_private: bool,
+    /// Networks to which webhooks may go whatever they are, even loopback, in CIDR notation, separated by commas [default: none]
+    #[arg(long, env = "TOKENWARD_WEBHOOK_ALLOW_CIDRS", value_delimiter = ',')]
+    pub webhook_allow_cidrs: Vec<ipnet::IpNet>,
+    /// For tests: the waits between attempts, and the age at which events are given up, are divided by this
+    #[arg(long, env = "TOKENWARD_WEBHOOK_TIME_SCALE", default_value_t = 1.0, hide = true)]
+    pub webhook_time_scale: f64,
 }
 
 /// What the verifier takes.

@@ -16,6 +16,8 @@ use crate::crd::{
 };
 use crate::token::format::{self, KeyId, Prefix};
 use crate::token::{Peppers, Plaintext, Token};
+use crate::webhook::outbox::{Receipt, Receipts};
+use crate::webhook::subscription::Subscription;
 
 const START: i64 = 1_800_000_000_000;
 
@@ -33,6 +35,9 @@ struct World {
     /// Until when a replaced token was promised to work.
     promised: BTreeMap<String, Timestamp>,
     events: Vec<EventKind>,
+    subscriptions: Vec<Subscription>,
+    /// What the TokenWebhooks have accepted since the last status write.
+    receipts: Receipts,
     /// Somebody has put an older Secret in place, whose token the status may have forgotten.
     restored: bool,
 }
@@ -109,6 +114,8 @@ impl World {
             delivered: BTreeMap::new(),
             promised: BTreeMap::new(),
             events: Vec::new(),
+            subscriptions: Vec::new(),
+            receipts: Receipts::default(),
             restored: false,
         }
     }
@@ -126,6 +133,9 @@ impl World {
             held: self.held.as_ref().map(|(key_id, _)| *key_id),
             refusal: None,
             propagation: SignedDuration::from_secs(1),
+            subscriptions: &self.subscriptions,
+            receipts: self.receipts.clone(),
+            expiry_notice: SignedDuration::from_secs(500),
         }
     }
 
@@ -179,6 +189,8 @@ impl World {
                 }
             }
             Step::DeleteSecret => self.secret = None,
+            Step::Hold => self.token.metadata.finalizers = Some(vec![FINALIZER.to_owned()]),
+            Step::Release(_) => self.token.metadata.finalizers = None,
         }
         self.judge_change(before.as_ref());
         true

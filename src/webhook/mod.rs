@@ -7,7 +7,11 @@
 //! checked) and `deliver` (one request). The tasks that tie them together are in `controller::webhooks`.
 
 pub mod address;
+pub mod connect;
+pub mod deliver;
 mod event;
+pub mod lanes;
+pub mod ledger;
 pub mod outbox;
 pub mod payload;
 pub mod schedule;

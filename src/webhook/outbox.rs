@@ -28,6 +28,35 @@ pub struct Receipt {
     pub webhook: String,
 }
 
+/// All receipts of one token that are not recorded yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Receipts {
+    /// Who needs which event no longer.
+    pub accepted: BTreeSet<Receipt>,
+    /// When the first of them came.
+    pub since: Option<Timestamp>,
+}
+
+impl Receipts {
+    /// Takes a receipt.
+    pub fn take(&mut self, receipt: Receipt, now: Timestamp) {
+        self.accepted.insert(receipt);
+        self.since.get_or_insert(now);
+    }
+
+    /// Keeps those that a status which was written does not reflect yet.
+    pub fn retain(&mut self, written: Option<&Outbox>) {
+        let waits = |receipt: &Receipt| {
+            let event = written.and_then(|o| o.events.iter().find(|event| event.id == receipt.id));
+            event.is_some_and(|event| event.webhooks.contains(&receipt.webhook))
+        };
+        self.accepted.retain(waits);
+        if self.accepted.is_empty() {
+            self.since = None;
+        }
+    }
+}
+
 /// Something that has happened, before it is known who wants it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Happened {
@@ -85,8 +114,11 @@ pub fn record(
 
 /// Takes out what is delivered.
 pub fn settle(outbox: &mut Option<Outbox>, receipts: &BTreeSet<Receipt>) {
+    if receipts.is_empty() {
+        return;
+    }
     keep(outbox, |id, webhook| {
-        receipts.is_empty() || !receipts.contains(&Receipt { id: id.to_owned(), webhook: webhook.to_owned() })
+        !receipts.contains(&Receipt { id: id.to_owned(), webhook: webhook.to_owned() })
     });
 }
 

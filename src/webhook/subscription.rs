@@ -12,7 +12,7 @@ use crate::crd::TokenWebhook;
 pub const MAX_SUBSCRIPTIONS: usize = 128;
 
 /// What one TokenWebhook asks for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Subscription {
     name: String,
     patterns: Vec<String>,
@@ -28,6 +28,11 @@ impl Subscription {
             patterns: webhook.spec.events.clone(),
             selector: selector.try_into().map_err(|error| format!("spec.selector: {error}"))?,
         })
+    }
+
+    /// One that asks for nothing, of a TokenWebhook that can't be served: what waits for it goes on waiting.
+    pub fn silent(name: &str) -> Self {
+        Self { name: name.to_owned(), patterns: Vec::new(), selector: Selector::default() }
     }
 
     /// The TokenWebhook's name.

@@ -26,6 +26,7 @@ mod rotation;
 mod secret;
 mod sockets;
 mod spec;
+mod webhook;
 
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
@@ -129,6 +130,10 @@ fn main() -> ExitCode {
         faults::a_namespace_goes_with_its_tokens,
         faults::a_missing_pepper_stops_the_controller,
         sockets::a_verifier_says_what_its_transport_lacks,
+        webhook::events_arrive_signed_and_in_order,
+        webhook::filters_choose_tokens_and_events,
+        webhook::what_an_endpoint_answers_is_heeded,
+        webhook::the_signing_key_is_replaced_without_a_gap,
     );
     tests!(
         suite,
