@@ -239,6 +239,10 @@ pub struct HeldEvent {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub reason: Option<String>,
+    /// The scopes with which that version was issued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), inner(length(max = 128)))]
+    pub scopes: Option<Vec<String>>,
 }
 
 /// What identifies an ApiToken of this namespace.

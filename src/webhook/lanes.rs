@@ -65,6 +65,13 @@ enum State {
     UnderWay,
 }
 
+impl Waiting {
+    fn concerns(&self, webhook: &str) -> bool {
+        let waits = |(_, webhooks): &(Message, Vec<String>)| webhooks.iter().any(|name| name == webhook);
+        self.lost.contains_key(webhook) || self.events.iter().any(waits)
+    }
+}
+
 impl Lanes {
     /// The lanes of a TokenWebhook, empty.
     pub fn of(webhook: &str) -> Self {
@@ -73,10 +80,8 @@ impl Lanes {
 
     /// Takes note of what waits in a token.
     pub fn see(&mut self, waiting: Arc<Waiting>, now: Instant) {
-        let concerns = waiting.lost.contains_key(&self.webhook)
-            || waiting.events.iter().any(|(_, webhooks)| webhooks.contains(&self.webhook));
         let key = waiting.key.clone();
-        if !concerns && !self.lanes.contains_key(&key) {
+        if !waiting.concerns(&self.webhook) && !self.lanes.contains_key(&key) {
             return;
         }
         let lane = self.lanes.entry(key.clone()).or_insert_with(|| Lane {
@@ -99,9 +104,6 @@ impl Lanes {
             self.due_at(&key, None);
         }
         self.settle(&key, now);
-        if !concerns {
-            self.forget(&key);
-        }
     }
 
     /// Forgets a token that is gone; answers what it leaves behind.
@@ -190,7 +192,7 @@ impl Lanes {
         .collect()
     }
 
-    /// Counts a lane anew, and gives its first event a turn if it has none.
+    /// Counts a lane anew, gives its first event a turn if it has none, and forgets it if there is nothing left.
     fn settle(&mut self, key: &Key, at: Instant) {
         let Some(lane) = self.lanes.get_mut(key) else { return };
         let open = lane.open_events(&self.webhook).count();
@@ -200,6 +202,10 @@ impl Lanes {
             (State::Idle, 1..) => self.due_at(key, Some(at)),
             (State::Due(_), 0) => self.due_at(key, None),
             _ => {}
+        }
+        let is_over = |lane: &Lane| lane.state == State::Idle && !lane.waiting.concerns(&self.webhook);
+        if self.lanes.get(key).is_some_and(is_over) {
+            self.forget(key);
         }
     }
 

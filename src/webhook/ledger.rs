@@ -58,6 +58,7 @@ pub fn held(message: &Message, now: Timestamp) -> HeldEvent {
         token,
         version: message.version,
         reason: message.reason.clone(),
+        scopes: message.scopes.clone(),
     }
 }
 
@@ -76,7 +77,17 @@ pub fn answer_ping(
     let ping = Happened { type_: EventType::Ping, version: None, reason: None };
     let id = outbox::id(uid, &ping, now);
     let type_ = EventType::Ping.as_str().to_owned();
-    hold(status, HeldEvent { id, type_, time: now, since: now, token: None, version: None, reason: None });
+    let event = HeldEvent {
+        id,
+        type_,
+        time: now,
+        since: now,
+        token: None,
+        version: None,
+        reason: None,
+        scopes: None,
+    };
+    hold(status, event);
     true
 }
 
@@ -108,7 +119,16 @@ mod tests {
     fn event(id: &str) -> HeldEvent {
         let token = Some(TokenHandle { name: "t".to_owned(), token_id: "tok_1".to_owned() });
         let (id, type_) = (id.to_owned(), "token.deleted".to_owned());
-        HeldEvent { id, type_, time: at(0), since: at(0), token, version: Some(1), reason: None }
+        HeldEvent {
+            id,
+            type_,
+            time: at(0),
+            since: at(0),
+            token,
+            version: Some(1),
+            reason: None,
+            scopes: None,
+        }
     }
 
     fn letter(id: &str) -> DeadLetter {
@@ -132,7 +152,7 @@ mod tests {
     #[test]
     fn a_replay_is_asked_for_once_and_empties_the_letters() {
         let mut status = TokenWebhookStatus::default();
-        ["a", "b"].map(|id| bury(&mut status, letter(id)));
+        ["a", "b"].iter().for_each(|id| bury(&mut status, letter(id)));
         assert!(!answer_replay(&mut status, None, at(20)));
         assert!(answer_replay(&mut status, Some("1"), at(20)));
         assert!(!answer_replay(&mut status, Some("1"), at(30)));

@@ -24,8 +24,13 @@ pub struct Message {
     pub version: Option<i64>,
     /// Why it happened.
     pub reason: Option<String>,
-    /// The scopes with which that version was issued, while the ApiToken's status has it.
+    /// The scopes with which that version was issued, while the ApiToken's status has it; at most 2 KiB.
     pub scopes: Option<Vec<String>>,
+}
+
+/// Whether scopes are told: not where they would make a status large in which many events wait.
+fn fits(scopes: &[String]) -> bool {
+    scopes.iter().map(String::len).sum::<usize>() <= 2048
 }
 
 #[derive(Serialize)]
@@ -69,7 +74,7 @@ impl Message {
             name: Some(name.to_owned()),
             version: event.version,
             reason: event.reason.clone(),
-            scopes: scopes.map(<[String]>::to_vec),
+            scopes: scopes.filter(|scopes| fits(scopes)).map(<[String]>::to_vec),
         }
     }
 
@@ -84,7 +89,7 @@ impl Message {
             name: event.token.as_ref().map(|token| token.name.clone()),
             version: event.version,
             reason: event.reason.clone(),
-            scopes: None,
+            scopes: event.scopes.clone(),
         }
     }
 
@@ -140,6 +145,7 @@ mod tests {
             token: None,
             version: None,
             reason: None,
+            scopes: None,
         };
         let body = String::from_utf8(Message::of_held(&held).body("demo")).expect("text");
         assert_eq!(

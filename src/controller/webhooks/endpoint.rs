@@ -4,7 +4,7 @@
 //! holder of the lease does more than take notes. Nothing here waits for anything but its own loop: requests, reads
 //! and writes are futures beside it, so that a slow endpoint or API server holds up no note.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -191,13 +191,26 @@ impl Endpoint {
     fn lead(&mut self) {
         let leads = self.shared.claim.borrow().holds();
         if !leads {
-            self.loaded = false;
+            if std::mem::take(&mut self.loaded) {
+                self.forget();
+            }
             return;
         }
         if !self.loaded && !self.looking {
             self.looking = true;
             let (api, name) = (self.api(), self.object.name_any());
             self.beside.push(async move { Done::Loaded(api.get(&name).await) }.boxed());
+        }
+    }
+
+    /// Another process goes on from what is stored. If it is this one again, so does this.
+    fn forget(&mut self) {
+        self.pledges.clear();
+        self.held.clear();
+        self.buried = 0;
+        self.lanes = Lanes::of(&self.object.name_any());
+        for waiting in self.shared.waiting(&self.object.namespace().unwrap_or_default()) {
+            self.lanes.see(waiting, Instant::now());
         }
     }
 
@@ -280,6 +293,8 @@ impl Endpoint {
                     self.hold(ledger::held(&message, Timestamp::now()));
                 }
             }
+            // Without an answer it is asked again.
+            Note::Keep(..) if !self.loaded => {}
             Note::Keep(events, stored) => {
                 events.into_iter().for_each(|event| self.hold(event));
                 self.pledges.push(Pledge::Word(stored));
@@ -322,25 +337,26 @@ impl Endpoint {
             self.disabled = None;
         }
         if pinged || replayed {
-            self.see_held();
-            self.touch(SOON);
+            self.touch(Duration::ZERO);
         }
     }
 
-    /// Keeps an event in the status. Its lane is given no turn before that is stored, if it comes from elsewhere.
+    /// Keeps an event in the status.
     fn hold(&mut self, event: HeldEvent) {
         if self.loaded {
             ledger::hold(&mut self.status, event);
-            self.see_held();
-            self.touch(SOON);
+            self.touch(Duration::ZERO);
         }
     }
 
-    /// Makes lanes of what waits in the status, one a token.
+    /// Makes lanes of what waits in the status, one a token. What is not stored yet waits for that: sent before, it
+    /// would be sent again under another id if this process died.
     fn see_held(&mut self) {
         let me = self.object.name_any();
+        let stored: HashSet<&str> =
+            self.object.status.iter().flat_map(|status| &status.outbox).map(|event| &*event.id).collect();
         let mut lanes: BTreeMap<Key, Vec<(Message, Vec<String>)>> = BTreeMap::new();
-        for event in &self.status.outbox {
+        for event in self.status.outbox.iter().filter(|event| stored.contains(&*event.id)) {
             let token = event.token.as_ref().map_or("", |token| &token.token_id);
             let events = lanes.entry(format!("{HELD}{token}").into()).or_default();
             events.push((Message::of_held(event), vec![me.clone()]));
@@ -506,7 +522,7 @@ impl Endpoint {
                     || (self.status.signing_secret_ref.as_ref(), self.status.public_key.as_ref()) != told
                     || self.target.is_none()
                 {
-                    self.touch(SOON);
+                    self.touch(Duration::ZERO);
                 }
                 self.status.signing_secret_ref = Some(target.secret.clone());
                 self.status.public_key.clone_from(&target.public_key);
@@ -589,7 +605,6 @@ impl Endpoint {
             self.fulfil(pledges);
             return;
         }
-        self.tell_of_change();
         if !self.shared.claim.borrow().holds() {
             return;
         }
@@ -611,7 +626,9 @@ impl Endpoint {
             Ok(object) => {
                 self.shared.metrics.status_writes.inc();
                 self.write_failures = 0;
+                self.tell_of_change(&object);
                 self.object = Arc::new(object);
+                self.see_held();
                 self.fulfil(pledges);
             }
             Err(error) => {
@@ -651,14 +668,14 @@ impl Endpoint {
     }
 
     /// Events for what a person should see.
-    fn tell_of_change(&mut self) {
+    fn tell_of_change(&mut self, written: &TokenWebhook) {
         let reason = |status: Option<&TokenWebhookStatus>| {
             let healthy = find_condition(&status?.conditions, ConditionType::Healthy)?;
             Some((healthy.status.clone(), healthy.reason.clone(), healthy.message.clone()))
         };
         let before = reason(self.object.status.as_ref());
         let was_failing = before.is_some_and(|(status, ..)| status == "False");
-        match reason(Some(&self.status)) {
+        match reason(written.status.as_ref()) {
             Some((status, ..)) if status == "True" && was_failing => {
                 self.tell("EndpointRecovered", false, "the endpoint accepts events again");
             }

@@ -171,9 +171,8 @@ impl Webhooks {
         let problem = found.hooks.get(&name).and_then(|entry| entry.problem.clone());
         match inbox {
             Some(inbox) => {
-                for (_, waiting) in registry.waiting.values().filter(|(at, _)| *at == namespace) {
-                    let _ = notes.send(Note::Token(waiting.clone()));
-                }
+                let here = registry.waiting.values().filter(|(at, _)| *at == namespace);
+                here.for_each(|(_, waiting)| drop(notes.send(Note::Token(waiting.clone()))));
                 let task = Endpoint::new(self.shared.clone(), inbox, object, problem);
                 tokio::spawn(task.run(stop));
             }
@@ -238,10 +237,9 @@ impl Webhooks {
     /// Has the TokenWebhooks keep what a token that goes leaves undelivered. Answers the one that could not.
     pub(super) async fn keep(&self, token: &ApiToken, undelivered: &[OutboxEvent]) -> Result<(), String> {
         let now = Timestamp::now();
-        let token_id = token.status.as_ref().and_then(|status| status.token_id.as_deref());
         let mut kept = BTreeMap::<&str, Vec<_>>::new();
         for event in undelivered {
-            let message = Message::of_token(event, &token.name_any(), token_id, None);
+            let message = message_of(token, event);
             for webhook in &event.webhooks {
                 kept.entry(webhook).or_default().push(ledger::held(&message, now));
             }
@@ -254,16 +252,33 @@ impl Webhooks {
                 let Some(entry) = found.and_then(|found| found.hooks.get(webhook)) else { continue };
                 let _ = entry.notes.send(Note::Keep(events, word));
             }
-            // An error is a task that has ended, with its TokenWebhook: nobody wants them any more.
-            if tokio::time::timeout(KEEP, stored).await.is_err() {
-                return Err(webhook.to_owned());
+            match tokio::time::timeout(KEEP, stored).await {
+                Ok(Ok(())) => {}
+                // The task has ended with its TokenWebhook: nobody wants them any more.
+                Ok(Err(_)) if !self.has(token, webhook) => {}
+                Ok(Err(_)) | Err(_) => return Err(webhook.to_owned()),
             }
         }
         Ok(())
     }
 }
 
+impl Webhooks {
+    fn has(&self, token: &ApiToken, webhook: &str) -> bool {
+        let registry = self.shared.registry();
+        let found = registry.namespaces.get(&token.namespace().unwrap_or_default());
+        found.is_some_and(|found| found.hooks.contains_key(webhook))
+    }
+}
+
 impl Shared {
+    /// What waits in the tokens of a namespace.
+    fn waiting(&self, namespace: &str) -> Vec<Arc<Waiting>> {
+        let registry = self.registry();
+        let here = registry.waiting.values().filter(|(at, _)| at == namespace);
+        here.map(|(_, waiting)| waiting.clone()).collect()
+    }
+
     fn registry(&self) -> MutexGuard<'_, Registry> {
         // A panic elsewhere leaves plain data behind.
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
@@ -361,16 +376,16 @@ impl Namespace {
 }
 
 fn waiting(key: Key, token: &ApiToken) -> Waiting {
-    let status = token.status.as_ref();
-    let outbox = status.and_then(|status| status.outbox.clone()).unwrap_or_default();
-    let token_id = status.and_then(|status| status.token_id.as_deref());
-    let scopes = |number: Option<i64>| {
-        let mut versions = status.into_iter().flat_map(|status| &status.versions);
-        versions.find(|version| Some(version.version) == number).map(|version| &*version.scopes)
-    };
-    let events = outbox.events.into_iter().map(|event| {
-        let message = Message::of_token(&event, &token.name_any(), token_id, scopes(event.version));
-        (message, event.webhooks)
-    });
+    let outbox = token.status.as_ref().and_then(|status| status.outbox.clone()).unwrap_or_default();
+    let events = outbox.events.into_iter().map(|event| (message_of(token, &event), event.webhooks));
     Waiting { key, events: events.collect(), lost: outbox.lost }
+}
+
+fn message_of(token: &ApiToken, event: &OutboxEvent) -> Message {
+    let status = token.status.as_ref();
+    let token_id = status.and_then(|status| status.token_id.as_deref());
+    let mut versions = status.into_iter().flat_map(|status| &status.versions);
+    let scopes =
+        versions.find(|version| Some(version.version) == event.version).map(|version| &*version.scopes);
+    Message::of_token(event, &token.name_any(), token_id, scopes)
 }

@@ -255,3 +255,48 @@ async fn nobody_there_is_told_soon() {
     assert_eq!(cause(&send(&endpoint(address, Duration::from_secs(60))).await), "ConnectionFailed");
     assert!(start.elapsed() < Duration::from_secs(60));
 }
+
+/// An endpoint of a private authority is asked if that authority is named, and by its name only.
+#[tokio::test]
+async fn tls_is_checked_by_the_endpoints_own_authority() {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    let mut authority = CertificateParams::new(vec![]).expect("parameters");
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority =
+        CertifiedIssuer::self_signed(authority, KeyPair::generate().expect("a key")).expect("an authority");
+    let key = KeyPair::generate().expect("a key");
+    let params = CertificateParams::new(vec!["hooks.example".to_owned()]).expect("parameters");
+    let certificate = params.signed_by(&key, &authority).expect("a certificate");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).expect("a key"),
+        )
+        .expect("a configuration");
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let mut request = vec![0; 4096];
+            let _ = stream.read(&mut request).await;
+            let _ = stream.write_all(b"HTTP/1.1 204 x\r\nconnection: close\r\n\r\n").await;
+            let _ = stream.shutdown().await;
+        }
+    });
+    let resolve: Resolve =
+        Arc::new(|_, port| Box::pin(async move { Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))]) }));
+    let send = async |host: &str, ca: Option<&str>| {
+        let url = format!("https://{host}:{port}/");
+        let endpoint = Endpoint::new(&url, ca, Duration::from_secs(10), loopback(), resolve.clone());
+        cause(&endpoint.expect("an endpoint").send(&message(), "demo", &keys()).await)
+    };
+    assert_eq!(send("hooks.example", Some(&authority.pem())).await, "Accepted");
+    assert_eq!(send("other.example", Some(&authority.pem())).await, "TlsFailed");
+    assert_eq!(send("hooks.example", None).await, "TlsFailed", "not by the public authorities");
+}

@@ -57,10 +57,6 @@ impl<'s> Hooks<'s> {
         self.reason(name, ConditionType::Ready, "Ready").await;
     }
 
-    pub async fn get(&self, name: &str) -> TokenWebhook {
-        self.api().get(name).await.expect("a TokenWebhook")
-    }
-
     pub async fn patch(&self, name: &str, patch: Value) {
         self.api().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.expect("a patch");
     }
