@@ -74,6 +74,12 @@ pub struct ControllerArgs {
     /// What the API server asks before it stores an object.
     #[command(flatten)]
     pub admission: AdmissionArgs,
+    /// How long before its expiresAt a token is told to expire, by an Event and to TokenWebhooks
+    #[arg(long, env = "TOKENWARD_EXPIRY_NOTICE", default_value = "168h", value_parser = duration)]
+    pub expiry_notice: SignedDuration,
+    /// How webhooks are delivered.
+    #[command(flatten)]
+    pub webhooks: WebhookArgs,
 }
 
 /// What admission takes.
@@ -100,6 +106,20 @@ pub struct AdmissionArgs {
     /// Refuse scopes that whoever applies an ApiToken may not hand out: it takes the verb `grant` on `scopes.tokenward.dev` with the scope as resource name
     #[arg(long, env = "TOKENWARD_ENFORCE_SCOPE_GRANTS", requires = "admission_listen")]
     pub enforce_scope_grants: bool,
+}
+
+/// How webhooks are delivered.
+#[derive(Clone, Debug, Args)]
+pub struct WebhookArgs {
+    /// Let TokenWebhooks name addresses of private networks: Services and pods of the cluster have such. Whoever may write TokenWebhooks can then have the controller ask those
+    #[arg(long, env = "TOKENWARD_WEBHOOK_ALLOW_PRIVATE")]
+    pub webhook_allow_private: bool,
+    /// Networks to which webhooks may go whatever they are, even loopback, in CIDR notation, separated by commas [default: none]
+    #[arg(long, env = "TOKENWARD_WEBHOOK_ALLOW_CIDRS", value_delimiter = ',')]
+    pub webhook_allow_cidrs: Vec<ipnet::IpNet>,
+    /// For tests: the waits between attempts, and the age at which events are given up, are divided by this
+    #[arg(long, env = "TOKENWARD_WEBHOOK_TIME_SCALE", default_value_t = 1.0, hide = true)]
+    pub webhook_time_scale: f64,
 }
 
 /// What the verifier takes.

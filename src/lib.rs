@@ -13,3 +13,4 @@ pub mod telemetry;
 pub mod tls;
 pub mod token;
 pub mod verifier;
+pub mod webhook;

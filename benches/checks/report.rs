@@ -9,7 +9,13 @@ use anyhow::Context;
 #[derive(Default)]
 pub struct Report(String);
 
+#[allow(dead_code, reason = "each benchmark has a report of its own shape")]
 impl Report {
+    /// All of it.
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+
     /// Adds a heading and what it means.
     pub fn section(&mut self, title: &str, text: &str) {
         self.add(&format!("\n## {title}\n\n{text}\n"));
@@ -73,6 +79,7 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+#[allow(dead_code, reason = "each benchmark has figures of its own kind")]
 /// A time in microseconds, in the unit that reads best.
 pub fn time(microseconds: f64) -> String {
     if microseconds < 1000.0 {

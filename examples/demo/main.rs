@@ -4,12 +4,13 @@
 //! with an error that says what was expected and what was seen.
 //!
 //! Map: [`story`] is what is shown, one function a step. [`stage`] sets up what it is shown on: the cluster, what
-//! users install, the two processes. [`gate`] asks the verifier as a gateway does, [`live`] watches the ApiTokens,
-//! [`show`] prints.
+//! users install, the two processes. [`gate`] asks the verifier as a gateway does, [`hook`] is told of events, [`live`]
+//! watches the ApiTokens, [`show`] prints.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a demo talks to its user")]
 
 mod gate;
+mod hook;
 mod live;
 mod show;
 mod stage;

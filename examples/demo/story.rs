@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
-use kube::api::{Patch, PatchParams};
+use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
-use tokenward::crd::{ApiToken, ConditionType};
+use tokenward::crd::{ApiToken, ConditionType, TokenWebhook, TokenWebhookSpec};
 use tokio::task::JoinSet;
+use zeroize::Zeroizing;
 
 use crate::gate::{Gate, Lag, Presented};
+use crate::hook::{Arrival, Endpoint};
 use crate::live::{self, Live};
 use crate::show::{Show, duration, expect, unmet};
 use crate::stage::{self, NAMESPACE, Stage};
@@ -28,6 +30,9 @@ const NAMES: [&str; 3] = [BACKEND, CI, PIPELINE];
 /// Where the pipeline's manifest wants its token, and for whom it is.
 const PIPELINE_SECRET: (&str, &str) = ("data-pipeline-credentials", "API_TOKEN");
 const PIPELINE_AUDIENCE: &str = "audience=https://webhooks.example.com";
+
+/// The TokenWebhook.
+const WEBHOOK: &str = "audit";
 
 /// A scope that backend-prod keeps, one that it gets, and one that it loses.
 const KEPT: &str = "scope=tokens:read";
@@ -53,7 +58,9 @@ pub async fn tell(show: &mut Show, stage: &Stage) -> anyhow::Result<()> {
     let second = story.rotate(&first).await?;
     story.narrow(&first, &second).await?;
     story.suspend().await?;
+    let (endpoint, key) = story.subscribe().await?;
     story.revoke(&first, &second).await?;
+    story.hear(&endpoint, &key).await?;
     story.unrevoke().await?;
     story.repair().await?;
     story.look().await
@@ -207,6 +214,54 @@ impl Story<'_> {
         Ok(())
     }
 
+    /// An endpoint wants to be told. Answers it, and the key that it verifies by.
+    async fn subscribe(&mut self) -> anyhow::Result<(Endpoint, Zeroizing<String>)> {
+        self.show.step("A team wants to be told: a TokenWebhook to its endpoint");
+        let endpoint = Endpoint::open().await?;
+        let webhook = TokenWebhook::new(
+            WEBHOOK,
+            TokenWebhookSpec {
+                url: Some(format!("http://{}/tokens", endpoint.address)),
+                events: ["token.revoked", "webhook.ping"].map(str::to_owned).to_vec(),
+                ..Default::default()
+            },
+        );
+        let start = Instant::now();
+        self.stage.webhooks().create(&PostParams::default(), &webhook).await.context("the TokenWebhook")?;
+        let resource = format!("tokenwebhook/{WEBHOOK}");
+        let wait = ["wait", "-n", NAMESPACE, "--for=condition=Ready", "--timeout=30s", &resource];
+        let waited = self.stage.kubectl(&wait).await?;
+        self.show.quote(&format!("kubectl {}", wait.join(" ")), &waited);
+        let secret = format!("{WEBHOOK}-signing");
+        let found =
+            self.stage.secrets().get(&secret).await.with_context(|| format!("the Secret {secret}"))?;
+        let value = found.data.as_ref().and_then(|data| data.get("signing-key")).context("no key")?;
+        let key = Zeroizing::new(std::str::from_utf8(&value.0).context("a key is text")?.to_owned());
+        self.show.ok(&format!("its signing key was made into Secret {secret}"), "", Some(start.elapsed()));
+        let ping = endpoint.until("webhook.ping").await?;
+        expect("the ping verifies", true, ping.verifies(&key))?;
+        self.show.ok("a ping has arrived, and verifies", "ping", Some(ping.at - start));
+        Ok((endpoint, key))
+    }
+
+    /// It was told of the revocation.
+    async fn hear(&mut self, endpoint: &Endpoint, key: &str) -> anyhow::Result<()> {
+        self.show.step("The endpoint was told: a signed event, by Standard Webhooks");
+        let arrival = endpoint.until("token.revoked").await?;
+        let event = arrival.event();
+        expect("the event's token", BACKEND, event["data"]["name"].as_str().unwrap_or_default())?;
+        expect("the event's reason", "KeyCompromise", event["data"]["reason"].as_str().unwrap_or_default())?;
+        expect("the event verifies", true, arrival.verifies(key))?;
+        self.show.ok("token.revoked has arrived, and verifies", "", None);
+        self.show.note(&format!("webhook-id: {}", arrival.id));
+        self.show.note(&event.to_string());
+        let forged = String::from_utf8_lossy(&arrival.body).replace("KeyCompromise", "Superseded");
+        let forged = Arrival { body: forged.into(), ..arrival };
+        expect("another reason under the same signature verifies", false, forged.verifies(key))?;
+        self.show.ok("the same with another reason does not verify", "", None);
+        Ok(())
+    }
+
     /// The token has leaked: it dies.
     async fn revoke(&mut self, first: &Presented, second: &Presented) -> anyhow::Result<()> {
         self.show.step("Revoke backend-prod, of which two secrets work");
@@ -277,6 +332,8 @@ impl Story<'_> {
         self.show.step("What kubectl shows of it");
         let tokens = self.stage.kubectl(&["get", "apitokens", "-n", NAMESPACE, "-o", "wide"]).await?;
         self.show.quote(&format!("kubectl get apitokens -n {NAMESPACE} -o wide"), &tokens);
+        let webhooks = self.stage.kubectl(&["get", "tokenwebhooks", "-n", NAMESPACE]).await?;
+        self.show.quote(&format!("kubectl get tokenwebhooks -n {NAMESPACE}"), &webhooks);
         let arguments = ["get", "events", "-n", NAMESPACE, "--sort-by=.eventTime"];
         let events = self.stage.kubectl(&arguments).await?;
         let lines: Vec<&str> = events.lines().collect();

@@ -1,9 +1,14 @@
-//! Whether an ApiToken may be stored, pure: from what it is, what it was, and what stands beside it.
+//! Whether an object may be stored, pure: from what it is, what it was, and what stands beside it.
 
+use std::net::{IpAddr, Ipv4Addr};
+
+use http::Uri;
 use thiserror::Error;
 
-use crate::crd::ApiToken;
+use crate::crd::{ApiToken, TokenWebhook};
 use crate::lifecycle::{InvalidSpec, Spec};
+use crate::token::scope::any_covers;
+use crate::webhook::address::{AddressError, AddressPolicy};
 
 /// Why an object is not stored.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -41,6 +46,9 @@ pub enum Refusal {
         /// What may not be handed out.
         scopes: Vec<String>,
     },
+    /// A TokenWebhook that points inside.
+    #[error("spec.url: {0}")]
+    Address(#[from] AddressError),
 }
 
 /// What is to be found out before an ApiToken is stored.
@@ -79,8 +87,35 @@ pub fn questions(new: &ApiToken, old: Option<&ApiToken>) -> Result<Questions, Re
 /// The scopes of a token that are not covered by those it had. A wider one is gained, a narrower one is not.
 fn gained(new: &ApiToken, old: Option<&ApiToken>) -> Vec<String> {
     let had = old.map_or(&[][..], |old| &old.spec.scopes);
-    let covered = |scope: &String| crate::token::scope::any_covers(had.iter().map(String::as_str), scope);
+    let covered = |scope: &String| any_covers(had.iter().map(String::as_str), scope);
     new.spec.scopes.iter().filter(|scope| !covered(scope)).cloned().collect()
+}
+
+/// Judges where a TokenWebhook points, as far as its URL itself tells. A name is judged by its addresses each time that
+/// the controller connects, since they can change.
+pub fn destination(
+    new: &TokenWebhook,
+    old: Option<&TokenWebhook>,
+    policy: &AddressPolicy,
+) -> Result<(), Refusal> {
+    if old.is_some_and(|old| old.spec.url == new.spec.url) {
+        return Ok(());
+    }
+    let uri = new.spec.url.as_deref().and_then(|url| url.parse::<Uri>().ok());
+    let Some(host) = uri.as_ref().and_then(Uri::host) else { return Ok(()) };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let address = match host.parse() {
+        Ok(address) => address,
+        // Loopback, by RFC 6761 section 6.3.
+        Err(_) if is_localhost(host) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        Err(_) => return Ok(()),
+    };
+    Ok(policy.judge(address)?)
+}
+
+fn is_localhost(host: &str) -> bool {
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    host == "localhost" || host.ends_with(".localhost")
 }
 
 #[cfg(test)]
@@ -89,7 +124,6 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::token::scope::any_covers;
 
     fn token(spec: Value) -> ApiToken {
         ApiToken::new("backend", serde_json::from_value(spec).expect("a spec"))
@@ -142,6 +176,36 @@ mod tests {
         assert!(questions(&worse, Some(&old)).is_err());
         let revoked = token(json!({"scopes": ["no scope"], "revoked": true, "secret": secret}));
         assert_eq!(questions(&revoked, Some(&old)), Ok(Questions::default()));
+    }
+
+    #[test]
+    fn a_url_that_points_inside_is_refused() {
+        let webhook = |url: &str| {
+            let spec = json!({"url": url, "events": ["token.*"]});
+            TokenWebhook::new("audit", serde_json::from_value(spec).expect("a spec"))
+        };
+        let policy = AddressPolicy::default();
+        for (url, admitted) in [
+            ("https://audit.example.com/x", true),
+            ("https://93.184.215.14/", true),
+            ("http://127.0.0.1:8080/", false),
+            ("http://[::1]/", false),
+            ("http://[::ffff:169.254.169.254]/latest/meta-data", false),
+            ("http://localhost/", false),
+            ("http://LOCALHOST./", false),
+            ("http://a.localhost/", false),
+            ("http://10.0.0.1/", false),
+        ] {
+            let judged = destination(&webhook(url), None, &policy);
+            assert_eq!(judged.is_ok(), admitted, "{url}: {judged:?}");
+            // What stands already is no reason to hold up another edit.
+            assert_eq!(destination(&webhook(url), Some(&webhook(url)), &policy), Ok(()));
+        }
+        let policy =
+            AddressPolicy { allow_private: true, allow: vec!["127.0.0.0/8".parse().expect("a network")] };
+        for url in ["http://localhost/", "http://10.0.0.1/"] {
+            assert_eq!(destination(&webhook(url), None, &policy), Ok(()), "{url}");
+        }
     }
 
     proptest! {

@@ -1,8 +1,8 @@
 //! Admission: what the API server asks before it stores an ApiToken or a TokenWebhook.
 //!
 //! The rules that an object can be judged by alone are CEL in the CRDs, and hold with every process down. Here is what
-//! takes a look around: whether another token names the same Secret, whether the Secret is somebody else's, and
-//! whether who asks may hand out these scopes (`--enforce-scope-grants`). Everything but the last is judged again by
+//! takes a look around: whether another token names the same Secret, whether the Secret is somebody else's, whether
+//! a webhook points inside, and whether who asks may hand out these scopes (`--enforce-scope-grants`). Everything but the last is judged again by
 //! the controller, since a webhook can be bypassed; who asked is known here only.
 //!
 //! [`judge`] and [`grants`] decide, [`reviewer`] gathers what they need, [`server`] speaks HTTPS with the API server
@@ -36,6 +36,7 @@ use crate::cluster::lease::Claim;
 use crate::telemetry::probes::{Part, Readiness};
 use crate::tls::Presented;
 use crate::tls::files::Certificates;
+use crate::webhook::address::AddressPolicy;
 
 /// What answers the API server, bound to its port and not serving yet.
 pub struct Admission {
@@ -88,10 +89,12 @@ impl Admission {
         client: Client,
         claim: watch::Receiver<Claim>,
         tokens: Vec<Store<Token>>,
+        addresses: Arc<AddressPolicy>,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
         let Self { listener, certificate, enforce_scope_grants, metrics, ready } = self;
-        let reviewer = Reviewer::new(client.clone(), tokens, enforce_scope_grants, metrics.clone());
+        let reviewer =
+            Reviewer::new(client.clone(), tokens, addresses, enforce_scope_grants, metrics.clone());
         match certificate {
             Certificate::Files(files) => {
                 let acceptor = files.acceptor(&[b"http/1.1"])?;

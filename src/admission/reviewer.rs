@@ -1,5 +1,7 @@
 //! Gathers what [`super::judge`] asks for, and answers reviews.
 
+use std::sync::Arc;
+
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::authentication::v1::UserInfo;
 use k8s_openapi::api::core::v1::Secret;
@@ -11,11 +13,12 @@ use kube::{Api, Client, Resource, ResourceExt};
 use tracing::warn;
 
 use super::grants;
-use super::judge::{Questions, Refusal, questions};
+use super::judge::{Questions, Refusal, destination, questions};
 use super::metrics::{Metrics, Verdict};
 use crate::cluster::error::message;
-use crate::crd::ApiToken;
+use crate::crd::{ApiToken, TokenWebhook};
 use crate::lifecycle::{MANAGED_BY, MANAGED_BY_VALUE, TOKEN_LABEL};
+use crate::webhook::address::AddressPolicy;
 
 /// An ApiToken as the controller's watch keeps it.
 pub(super) type Token = DeserializeGuard<ApiToken>;
@@ -28,6 +31,7 @@ pub(super) struct Reviewer {
     client: Client,
     /// The controller's own view: a token that is not in it yet is found by the controller instead.
     tokens: Vec<Store<Token>>,
+    addresses: Arc<AddressPolicy>,
     enforce_scope_grants: bool,
     metrics: Metrics,
 }
@@ -52,10 +56,11 @@ impl Reviewer {
     pub(super) fn new(
         client: Client,
         tokens: Vec<Store<Token>>,
+        addresses: Arc<AddressPolicy>,
         enforce_scope_grants: bool,
         metrics: Metrics,
     ) -> Self {
-        Self { client, tokens, enforce_scope_grants, metrics }
+        Self { client, tokens, addresses, enforce_scope_grants, metrics }
     }
 
     /// Answers the question whether an ApiToken may be stored.
@@ -68,6 +73,14 @@ impl Reviewer {
             Err(refusal) => Err(refusal.into()),
         };
         self.answer("ApiToken", answer, judged)
+    }
+
+    /// Answers the question whether a TokenWebhook may be stored.
+    pub(super) fn token_webhook(&self, request: &AdmissionRequest<TokenWebhook>) -> AdmissionResponse {
+        let answer = AdmissionResponse::from(request);
+        let Some(new) = &request.object else { return answer };
+        let judged = destination(new, request.old_object.as_ref(), &self.addresses);
+        self.answer("TokenWebhook", answer, judged.map(|()| None).map_err(Into::into))
     }
 
     fn answer(
@@ -83,7 +96,7 @@ impl Reviewer {
             }
             Err(Unanswered::Refused(_)) => (Verdict::Refused, 422, "Invalid"),
             Err(error @ Unanswered::Grants { .. }) => {
-                warn!(%error, "an ApiToken was refused");
+                warn!(%error, kind, "an object was refused");
                 (Verdict::Failed, 503, "ServiceUnavailable")
             }
         };

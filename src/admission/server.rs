@@ -11,7 +11,9 @@ use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use kube::core::admission::{AdmissionResponse, AdmissionReview};
+use kube::Resource;
+use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview};
+use serde::de::DeserializeOwned;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -20,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use super::reviewer::Reviewer;
-use crate::crd::ApiToken;
+use crate::crd::{ApiToken, TokenWebhook};
 
 /// Connections at a time: API servers hold a few, and nobody else has business here.
 const CONNECTIONS: usize = 256;
@@ -94,19 +96,25 @@ async fn answer(reviewer: &Reviewer, request: Request<Incoming>) -> Response<Ful
         return text(StatusCode::PAYLOAD_TOO_LARGE, "an AdmissionReview has at most 8 MiB\n");
     };
     match &*path {
-        "/validate/apitoken" => api_token(reviewer, &body.to_bytes()).await,
+        "/validate/apitoken" => match read::<ApiToken>(&body.to_bytes()) {
+            Ok(request) => review(reviewer.api_token(&request).await),
+            Err(why) => text(StatusCode::BAD_REQUEST, &why),
+        },
+        "/validate/tokenwebhook" => match read::<TokenWebhook>(&body.to_bytes()) {
+            Ok(request) => review(reviewer.token_webhook(&request)),
+            Err(why) => text(StatusCode::BAD_REQUEST, &why),
+        },
         _ => text(StatusCode::NOT_FOUND, "there are /validate/apitoken and /validate/tokenwebhook\n"),
     }
 }
 
-async fn api_token(reviewer: &Reviewer, body: &[u8]) -> Response<Full<Bytes>> {
-    match serde_json::from_slice::<AdmissionReview<ApiToken>>(body) {
-        Ok(AdmissionReview { types, request: Some(mut request), .. }) => {
-            request.types = types;
-            review(reviewer.api_token(&request).await)
+fn read<K: Resource + DeserializeOwned>(body: &[u8]) -> Result<AdmissionRequest<K>, String> {
+    match serde_json::from_slice::<AdmissionReview<K>>(body) {
+        Ok(AdmissionReview { types, request: Some(request), .. }) => {
+            Ok(AdmissionRequest { types, ..request })
         }
-        Ok(_) => text(StatusCode::BAD_REQUEST, "an AdmissionReview without a request\n"),
-        Err(error) => text(StatusCode::BAD_REQUEST, &format!("no AdmissionReview of this kind: {error}\n")),
+        Ok(_) => Err("an AdmissionReview without a request\n".to_owned()),
+        Err(error) => Err(format!("no AdmissionReview of this kind: {error}\n")),
     }
 }
 

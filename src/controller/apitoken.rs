@@ -41,6 +41,12 @@ pub(super) enum Error {
     /// The status could not be written.
     #[error("the status could not be written: {0}")]
     WriteStatus(kube::Error),
+    /// The finalizer could not be put on or taken off.
+    #[error("the finalizer could not be written: {0}")]
+    WriteFinalizer(kube::Error),
+    /// What a deleted token leaves undelivered could not be kept.
+    #[error("what is undelivered could not be kept in TokenWebhook {0}")]
+    KeepEvents(String),
     /// The operating system gave no random bytes.
     #[error("the operating system gave no random bytes: {0}")]
     Random(String),
@@ -57,6 +63,8 @@ impl Error {
             Self::ReadSecret { .. } => "read_secret",
             Self::WriteSecret { .. } => "write_secret",
             Self::WriteStatus(_) => "write_status",
+            Self::WriteFinalizer(_) => "write_finalizer",
+            Self::KeepEvents(_) => "keep_events",
             Self::Random(_) => "random",
             Self::Pepper => "pepper",
         }
@@ -66,9 +74,10 @@ impl Error {
         match self {
             Self::ReadSecret { source, .. }
             | Self::WriteSecret { source, .. }
-            | Self::WriteStatus(source) => remedy(source),
+            | Self::WriteStatus(source)
+            | Self::WriteFinalizer(source) => remedy(source),
             Self::Unreadable(_) => Remedy::Invalid,
-            Self::Random(_) | Self::Pepper => Remedy::Retry,
+            Self::KeepEvents(_) | Self::Random(_) | Self::Pepper => Remedy::Retry,
         }
     }
 }
@@ -100,11 +109,21 @@ async fn steps(mut token: ApiToken, context: &Context) -> Result<Action, Error> 
             (None, Ok(spec)) => find_secret(&token, spec, &peppers, context).await?,
             (None, Err(_)) => SecretState::Absent,
         };
-        let (held, refusal) = context
-            .memories
-            .with(&uid, |memory| (memory.held.as_ref().map(|(key_id, _)| *key_id), memory.refusal.clone()));
-        let observed =
-            Observed { token: &token, spec, secret, held, refusal, propagation: context.propagation };
+        let (held, refusal, receipts) = context.memories.with(&uid, |memory| {
+            (memory.held.as_ref().map(|(key_id, _)| *key_id), memory.refusal.clone(), memory.receipts.clone())
+        });
+        let subscriptions = context.webhooks.subscriptions(&token.namespace().unwrap_or_default());
+        let observed = Observed {
+            token: &token,
+            spec,
+            secret,
+            held,
+            refusal,
+            propagation: context.propagation,
+            subscriptions: &subscriptions,
+            receipts,
+            expiry_notice: context.expiry_notice,
+        };
         let now = Timestamp::now();
         let step = next_step(&observed, now);
         if let Step::Wait(until) = step {
@@ -122,6 +141,7 @@ async fn steps(mut token: ApiToken, context: &Context) -> Result<Action, Error> 
             Applied::Status(after) => token = *after,
             Applied::Secret(after) => written = Some(after),
             Applied::LookAgain => {}
+            Applied::Gone => return Ok(Action::await_change()),
         }
     }
     debug!(token = token.name_any(), "still moving after many steps; looking again soon");
@@ -227,9 +247,10 @@ pub(super) fn after_failure(token: &Arc<Token>, error: &Error, context: &Context
         .saturating_mul(2u32.saturating_pow(failures.min(9)))
         .min(Duration::from_secs(10));
     let cause = match error {
-        Error::ReadSecret { source, .. } | Error::WriteSecret { source, .. } | Error::WriteStatus(source) => {
-            message(source)
-        }
+        Error::ReadSecret { source, .. }
+        | Error::WriteSecret { source, .. }
+        | Error::WriteStatus(source)
+        | Error::WriteFinalizer(source) => message(source),
         other => other.to_string(),
     };
     warn!(

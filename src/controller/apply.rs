@@ -1,4 +1,4 @@
-//! The only file that writes ApiToken statuses and Secrets.
+//! The only file that writes ApiTokens and their Secrets.
 //!
 //! Every write carries what it was decided on: the status its object's resourceVersion, a new Secret the demand
 //! that there is none, a changed or deleted one the version that was read. A write that lost a race changes
@@ -6,11 +6,12 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
 use rand::TryRng;
 use rand::rngs::SysRng;
-use tracing::info;
+use serde_json::json;
+use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use super::Context;
@@ -20,8 +21,8 @@ use crate::cluster::error::{Remedy, is_already_exists, is_not_found, message, re
 use crate::crd::{ApiToken, ApiTokenStatus};
 use crate::failpoint;
 use crate::lifecycle::{
-    Announcement, Content, Event, Filling, Material, Observed, Refusal, RefusalKind, SecretState, Spec, Step,
-    Wardrobe, announce, compose, inspect, previous_version, wipe,
+    Announcement, Content, Event, FINALIZER, Filling, Material, Observed, Refusal, RefusalKind, Release,
+    SecretState, Spec, Step, Wardrobe, announce, compose, inspect, previous_version, wipe,
 };
 use crate::token::{KeyId, Peppers, Plaintext, format};
 
@@ -36,6 +37,8 @@ pub(super) enum Applied {
     Secret(SecretState),
     /// Something that has to be looked at.
     LookAgain,
+    /// Nothing: the object goes.
+    Gone,
 }
 
 /// Makes one step.
@@ -55,6 +58,11 @@ pub(super) async fn apply(
             write_secret(&key_id, content, spec, observed, peppers, context, now).await
         }
         (Step::DeleteSecret, Ok(spec)) => delete_secret(spec, observed, context).await,
+        (Step::Hold, _) => write_finalizer(true, observed, context).await,
+        (Step::Release(release), _) => {
+            keep_undelivered(&release, observed, context).await?;
+            write_finalizer(false, observed, context).await
+        }
         // A spec that can't be acted on asks for none of these; waiting is not a write.
         (Step::Announce(_) | Step::WriteSecret { .. } | Step::DeleteSecret | Step::Wait(_), _) => {
             Ok(Applied::LookAgain)
@@ -110,6 +118,7 @@ async fn record(
     context.metrics.status_writes.inc();
     context.memories.with(&uid(observed), |memory| {
         memory.written = written.resource_version().and_then(|version| version.parse().ok());
+        memory.receipts.retain(written.status.as_ref().and_then(|status| status.outbox.as_ref()));
     });
     for event in events {
         info!(
@@ -119,7 +128,7 @@ async fn record(
             "{}",
             event.message
         );
-        context.events.send(token, event);
+        context.events.send(token, event.into());
     }
     Ok(Applied::Status(Box::new(written)))
 }
@@ -230,6 +239,56 @@ async fn delete_secret(spec: &Spec, observed: &Observed<'_>, context: &Context) 
         }
         Err(error) if is_not_found(&error) => Ok(Applied::Secret(SecretState::Absent)),
         Err(source) => Err(Error::WriteSecret { name: spec.secret_name.clone(), source }),
+    }
+}
+
+/// Puts the finalizer on or takes it off, and touches no other.
+async fn write_finalizer(wanted: bool, observed: &Observed<'_>, context: &Context) -> Result<Applied, Error> {
+    let token = observed.token;
+    let api = Api::<ApiToken>::namespaced(context.client.clone(), &token.namespace().unwrap_or_default());
+    let mut finalizers = token.metadata.finalizers.clone().unwrap_or_default();
+    finalizers.retain(|finalizer| finalizer != FINALIZER);
+    finalizers.extend(wanted.then(|| FINALIZER.to_owned()));
+    // The resourceVersion that was read makes this lose against anybody who changed the list meanwhile.
+    let patch = json!({
+        "metadata": {"finalizers": finalizers, "resourceVersion": token.metadata.resource_version},
+    });
+    let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..Default::default() };
+    let point = if wanted { "hold" } else { "release" };
+    failpoint::before(point);
+    let written = api.patch(&token.name_any(), &params, &Patch::Merge(patch)).await;
+    failpoint::after(point);
+    match written.map_err(Error::WriteFinalizer)? {
+        gone if gone.metadata.deletion_timestamp.is_some() && !wanted => Ok(Applied::Gone),
+        written => {
+            context.memories.with(&uid(observed), |memory| {
+                memory.written = written.resource_version().and_then(|version| version.parse().ok());
+            });
+            Ok(Applied::Status(Box::new(written)))
+        }
+    }
+}
+
+/// Moves what a deleted token leaves undelivered to the TokenWebhooks that want it.
+async fn keep_undelivered(
+    release: &Release,
+    observed: &Observed<'_>,
+    context: &Context,
+) -> Result<(), Error> {
+    if release.undelivered.is_empty() {
+        return Ok(());
+    }
+    let (namespace, name) = (observed.token.namespace().unwrap_or_default(), observed.token.name_any());
+    match context.webhooks.keep(observed.token, &release.undelivered).await {
+        Ok(()) => Ok(()),
+        Err(webhook) if release.at_any_cost => {
+            warn!(
+                namespace,
+                name, webhook, "a deleted token's undelivered events are given up: they can't be kept"
+            );
+            Ok(())
+        }
+        Err(webhook) => Err(Error::KeepEvents(webhook)),
     }
 }
 

@@ -9,7 +9,6 @@ use tokio::sync::mpsc;
 use tracing::warn;
 
 use crate::cluster::error::message;
-use crate::crd::ApiToken;
 use crate::lifecycle::Event;
 
 /// How many Events may wait. What comes on top is dropped: the log has it, and conditions are the contract.
@@ -18,6 +17,22 @@ const WAITING: usize = 4096;
 const AT_ONCE: usize = 4;
 /// The API's bound of a note, in bytes.
 const NOTE: usize = 1024;
+
+/// What is told.
+pub(super) struct Told {
+    /// One CamelCase word.
+    pub(super) reason: &'static str,
+    /// Whether it asks for attention.
+    pub(super) warning: bool,
+    /// A sentence for people. Never holds a secret.
+    pub(super) message: String,
+}
+
+impl From<Event> for Told {
+    fn from(event: Event) -> Self {
+        Self { reason: event.kind.as_str(), warning: event.kind.is_warning(), message: event.message }
+    }
+}
 
 /// Where Events are handed in.
 #[derive(Clone)]
@@ -45,10 +60,10 @@ pub(super) fn channel(client: Client, instance: String) -> (Sender, impl Future<
 }
 
 impl Sender {
-    /// Hands in an Event about a token.
+    /// Hands in an Event about an object.
     // kube's Recorder would fold a later Event into an earlier one of the same reason and keep the earlier text,
     // which names another version.
-    pub(super) fn send(&self, token: &ApiToken, event: Event) {
+    pub(super) fn send(&self, about: &impl Resource<DynamicType = ()>, event: Told) {
         let mut note = event.message;
         if note.len() > NOTE {
             let end = (0..=NOTE - 3).rev().find(|at| note.is_char_boundary(*at)).unwrap_or(0);
@@ -59,18 +74,18 @@ impl Sender {
         let event = ApiEvent {
             metadata: ObjectMeta {
                 // As client-go names them.
-                name: Some(format!("{}.{:x}", token.name_any(), now.as_nanosecond())),
-                namespace: token.namespace(),
+                name: Some(format!("{}.{:x}", about.name_any(), now.as_nanosecond())),
+                namespace: about.namespace(),
                 ..Default::default()
             },
             event_time: Some(MicroTime(now)),
             reporting_controller: Some("tokenward.dev/controller".to_owned()),
             reporting_instance: Some(self.instance.clone()),
-            action: Some(event.kind.as_str().to_owned()),
-            reason: Some(event.kind.as_str().to_owned()),
-            regarding: Some(token.object_ref(&())),
+            action: Some(event.reason.to_owned()),
+            reason: Some(event.reason.to_owned()),
+            regarding: Some(about.object_ref(&())),
             note: Some(note),
-            type_: Some(if event.kind.is_warning() { "Warning" } else { "Normal" }.to_owned()),
+            type_: Some(if event.warning { "Warning" } else { "Normal" }.to_owned()),
             ..Default::default()
         };
         if self.queue.try_send(event).is_err() {

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::crd::ApiToken;
 use crate::lifecycle::{OwnSecret, Refusal, SecretState, Spec};
 use crate::token::{KeyId, Plaintext};
+use crate::webhook::outbox::Receipts;
 
 /// The memories of all tokens, by uid.
 #[derive(Default)]
@@ -27,6 +28,8 @@ pub(super) struct Memory {
     pub(super) failures: u32,
     /// A Secret is known to be in the way that the watch, which sees labelled ones only, does not show.
     pub(super) look: bool,
+    /// What TokenWebhooks have accepted and the status does not say yet.
+    pub(super) receipts: Receipts,
 }
 
 /// What a Secret was found to hold, as long as nothing that was looked at has changed.

@@ -28,6 +28,24 @@ pub(super) struct Metrics {
     pub(super) secret_writes: Counter,
     pub(super) secret_reads: Counter,
     pub(super) leader: Gauge,
+    pub(super) webhooks: WebhookMetrics,
+}
+
+/// What came of deliveries.
+#[derive(Clone)]
+pub(super) struct WebhookMetrics {
+    attempts: Family<Outcome, Counter>,
+    dead: Family<Reason, Counter>,
+    attempt_duration: Histogram,
+    delivery_duration: Histogram,
+    pub(super) status_writes: Counter,
+    pub(super) pending: Gauge,
+}
+
+/// What came of an attempt, in one word.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
 }
 
 impl Metrics {
@@ -42,6 +60,7 @@ impl Metrics {
             secret_writes: Counter::default(),
             secret_reads: Counter::default(),
             leader: Gauge::default(),
+            webhooks: WebhookMetrics::register(registry),
         };
         registry.register("minted", "Secrets minted, by reason", metrics.minted.clone());
         registry.register(
@@ -77,5 +96,53 @@ impl Metrics {
 
     pub(super) fn reconciled(&self, took: Duration) {
         self.reconciled.observe(took.as_secs_f64());
+    }
+}
+
+impl WebhookMetrics {
+    fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            attempts: Family::default(),
+            dead: Family::default(),
+            attempt_duration: Histogram::new(exponential_buckets(0.001, 4.0, 8)),
+            delivery_duration: Histogram::new(exponential_buckets(0.01, 4.0, 12)),
+            status_writes: Counter::default(),
+            pending: Gauge::default(),
+        };
+        let registry = registry.sub_registry_with_prefix("webhook");
+        registry.register("attempts", "Requests to webhook endpoints, by outcome", metrics.attempts.clone());
+        registry.register("dead_letters", "Events that were given up, by reason", metrics.dead.clone());
+        registry.register_with_unit(
+            "attempt_duration",
+            "How long a request to an endpoint took",
+            Unit::Seconds,
+            metrics.attempt_duration.clone(),
+        );
+        registry.register_with_unit(
+            "delivery_duration",
+            "How long after it happened an event was accepted",
+            Unit::Seconds,
+            metrics.delivery_duration.clone(),
+        );
+        registry.register(
+            "status_writes",
+            "Statuses of TokenWebhooks written",
+            metrics.status_writes.clone(),
+        );
+        registry.register("pending", "Events that wait for an endpoint", metrics.pending.clone());
+        metrics
+    }
+
+    pub(super) fn attempted(&self, outcome: &'static str, took: Duration) {
+        self.attempts.get_or_create(&Outcome { outcome }).inc();
+        self.attempt_duration.observe(took.as_secs_f64());
+    }
+
+    pub(super) fn delivered(&self, after: Duration) {
+        self.delivery_duration.observe(after.as_secs_f64());
+    }
+
+    pub(super) fn dead(&self, reason: &str) {
+        self.dead.get_or_create(&Reason { reason: reason.to_owned() }).inc();
     }
 }

@@ -10,6 +10,7 @@ mod events;
 mod memory;
 mod metrics;
 mod pepper;
+mod webhooks;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +27,7 @@ use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use prometheus_client::registry::Registry;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -44,6 +45,9 @@ use crate::telemetry::probes::{self, Readiness};
 
 use self::memory::Memories;
 use self::metrics::Metrics;
+use self::webhooks::Webhooks;
+use crate::webhook::address::AddressPolicy;
+use crate::webhook::schedule::Schedule;
 
 /// How many tokens are worked on at once. Each waits for the API server most of the time.
 const CONCURRENCY: u16 = 64;
@@ -59,10 +63,12 @@ struct Context {
     skipped: AtomicBool,
     peppers: watch::Receiver<PepperState>,
     secrets: Store<SecretMeta>,
-    memories: Memories,
+    memories: Arc<Memories>,
     events: events::Sender,
     metrics: Metrics,
     propagation: SignedDuration,
+    expiry_notice: SignedDuration,
+    webhooks: Webhooks,
 }
 
 impl Context {
@@ -117,22 +123,41 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
         // The lease outlives the controllers, so that what they still write at the end they may write.
         let done = CancellationToken::new();
 
+        let policy = Arc::new(AddressPolicy {
+            allow_private: args.webhooks.webhook_allow_private,
+            allow: args.webhooks.webhook_allow_cidrs.clone(),
+        });
         let (controllers, stores): (Vec<_>, Vec<_>) = scopes
             .iter()
             .map(|scope| {
                 let (store, writer) = reflector::store();
+                let memories = Arc::<Memories>::default();
+                let (nudge, nudged) = mpsc::unbounded_channel();
+                let shared = webhooks::Shared {
+                    client: client.clone(),
+                    claim: claim.clone(),
+                    events: events.clone(),
+                    metrics: metrics.webhooks.clone(),
+                    memories: memories.clone(),
+                    schedule: Schedule::faster(args.webhooks.webhook_time_scale),
+                    policy: policy.clone(),
+                    nudge,
+                    registry: Default::default(),
+                };
                 let context = Arc::new(Context {
                     client: client.clone(),
                     claim: claim.clone(),
                     skipped: AtomicBool::new(false),
                     peppers: peppers.clone(),
                     secrets: store,
-                    memories: Memories::default(),
+                    memories,
                     events: events.clone(),
                     metrics: metrics.clone(),
                     propagation: args.propagation,
+                    expiry_notice: args.expiry_notice,
+                    webhooks: Webhooks::new(Arc::new(shared), stop.clone()),
                 });
-                watch_and_reconcile(scope.as_deref(), context, writer, &stop)
+                watch_and_reconcile(scope.as_deref(), context, writer, nudged, &stop)
             })
             .unzip();
         let controllers = async {
@@ -156,7 +181,7 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
         };
         let work = future::join(controllers, election.run(done.cancelled()));
         let tokens = stores.iter().map(|(tokens, _)| tokens.clone()).collect();
-        let admission = admit(admission, client.clone(), claim, tokens, stop.clone());
+        let admission = admit(admission, client.clone(), claim, tokens, policy, stop.clone());
         tokio::select! {
             _ = work => Ok(()),
             () = ready => Ok(()),
@@ -183,10 +208,11 @@ async fn admit(
     client: Client,
     claim: watch::Receiver<Claim>,
     tokens: Vec<Store<Token>>,
+    addresses: Arc<AddressPolicy>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     if let Some(admission) = admission {
-        admission.run(client, claim, tokens, stop).await?;
+        admission.run(client, claim, tokens, addresses, stop).await?;
     }
     future::pending().await
 }
@@ -246,10 +272,11 @@ fn watch_and_reconcile(
     namespace: Option<&str>,
     context: Arc<Context>,
     secrets_writer: reflector::store::Writer<SecretMeta>,
+    nudged: mpsc::UnboundedReceiver<ObjectRef<Token>>,
     stop: &CancellationToken,
 ) -> (impl Future<Output = ()> + use<>, (Store<Token>, Store<SecretMeta>)) {
     let (tokens_store, tokens_writer) = reflector::store();
-    let forgetful = context.clone();
+    let (forgetful, noting) = (context.clone(), context.clone());
     let tokens = watcher(api::<Token>(&context.client, namespace), watcher::Config::default())
         .inspect_err(|error| warn!(error = watch_message(error), "ApiTokens can't be watched; trying again"))
         .inspect_ok(move |event| {
@@ -260,6 +287,7 @@ fn watch_and_reconcile(
         .modify(|token| token.meta_mut().managed_fields = None)
         .backoff(WatchBackoff::default())
         .reflect(tokens_writer)
+        .inspect_ok(move |event| noting.webhooks.saw(event))
         .applied_objects()
         .filter(is_ok);
     let labelled =
@@ -272,17 +300,34 @@ fn watch_and_reconcile(
         .touched_objects()
         .filter(is_ok);
     let stores = (tokens_store.clone(), context.secrets.clone());
+    let hooks = api(&context.client, namespace);
+    let (following, known, tokens_of_hooks) = (context.clone(), context.clone(), tokens_store.clone());
+    let nudged = stream::unfold(nudged, async |mut nudged| Some((nudged.recv().await?, nudged)));
     let controller = Controller::for_stream(tokens, tokens_store)
         .watches_stream(secrets, |secret: SecretMeta| {
             let token = secret.labels().get(TOKEN_LABEL).cloned();
             token.map(|name| ObjectRef::new(&name).within(&secret.namespace().unwrap_or_default()))
         })
+        .reconcile_on(nudged)
         .reconcile_all_on(becomes_leader(context.clone()))
         .with_config(controller::Config::default().concurrency(CONCURRENCY))
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(timed, |token, error, context| apitoken::after_failure(&token, error, &context), context)
         .for_each(|_| future::ready(()));
-    (controller, stores)
+    let stopped = stop.clone();
+    let work = async move {
+        let controller = async {
+            tokio::select! {
+                () = known.webhooks.listed() => controller.await,
+                () = stopped.cancelled() => {}
+            }
+        };
+        tokio::select! {
+            () = following.webhooks.follow(hooks, tokens_of_hooks) => {}
+            () = controller => {}
+        }
+    };
+    (work, stores)
 }
 
 /// Keeps errors from the controller, which would hold up all its watches for one's sake, and for long. They are

@@ -6,7 +6,7 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-/// The types of condition that an ApiToken carries.
+/// The types of condition that ApiTokens and TokenWebhooks carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConditionType {
     /// The spec at `observedGeneration` is realised.
@@ -23,6 +23,10 @@ pub enum ConditionType {
     Reconciling,
     /// Work can't go on until somebody acts (kstatus).
     Stalled,
+    /// The endpoint of a TokenWebhook accepts events.
+    Healthy,
+    /// The endpoint of a TokenWebhook has answered that it is gone.
+    Disabled,
 }
 
 impl ConditionType {
@@ -36,6 +40,8 @@ impl ConditionType {
             Self::Delivered => "Delivered",
             Self::Reconciling => "Reconciling",
             Self::Stalled => "Stalled",
+            Self::Healthy => "Healthy",
+            Self::Disabled => "Disabled",
         }
     }
 }

@@ -22,12 +22,12 @@ pub use apitoken::{
 pub use conditions::{ConditionType, Conditions, Outcome, find as find_condition};
 pub use duration::{DurationError, DurationString};
 pub use status::{
-    ApiTokenStatus, Phase, RevocationSource, RevocationStatus, RotationReason, RotationStatus, SecretRef,
-    TokenVersion, VersionState,
+    ApiTokenStatus, Outbox, OutboxEvent, Phase, RevocationSource, RevocationStatus, RotationReason,
+    RotationStatus, SecretRef, TokenVersion, VersionState,
 };
 pub use tokenwebhook::{
-    Delivery, SecretKeyRef, Signing, SigningRotation, TokenWebhook, TokenWebhookSpec, TokenWebhookStatus,
-    UrlFrom,
+    DeadLetter, Delivery, HeldEvent, SecretKeyRef, Signing, SigningAlgorithm, SigningRotation, TokenHandle,
+    TokenWebhook, TokenWebhookSpec, TokenWebhookStatus, UrlFrom,
 };
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{

@@ -1,5 +1,7 @@
 //! `ApiToken.status`: what the controller recorded. Only the controller writes it.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use schemars::JsonSchema;
@@ -41,6 +43,14 @@ pub struct ApiTokenStatus {
     /// The Secret that holds the token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SecretRef>,
+
+    /// The `expiresAt` that was told to be near, so that each is told once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expiry_told: Option<Timestamp>,
+
+    /// Events that TokenWebhooks have not accepted yet. Unset while there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outbox: Option<Outbox>,
 
     /// Ready, Active, Revoked, Rotating, Delivered, Reconciling and Stalled.
     ///
@@ -192,6 +202,45 @@ pub enum RevocationSource {
     Bulk,
     /// The anomaly detection.
     Anomaly,
+}
+
+/// Events that TokenWebhooks have not accepted yet.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Outbox {
+    /// In the order in which they happened, at most 32.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub events: Vec<OutboxEvent>,
+    /// How many events each TokenWebhook never got because this list was full; the oldest give way.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 256))]
+    pub lost: BTreeMap<String, i64>,
+}
+
+/// Something that happened to the token, as TokenWebhooks are told of it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OutboxEvent {
+    /// The `webhook-id` of every delivery of this event.
+    #[schemars(length(max = 64))]
+    pub id: String,
+    /// Its name, such as `token.revoked`.
+    #[serde(rename = "type")]
+    #[schemars(length(max = 64))]
+    pub type_: String,
+    /// When it happened.
+    pub time: Timestamp,
+    /// The version that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<i64>,
+    /// Why it happened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub reason: Option<String>,
+    /// The TokenWebhooks that have not accepted it yet.
+    #[schemars(length(max = 256), inner(length(max = 63)))]
+    pub webhooks: Vec<String>,
 }
 
 /// The Secret that holds a token.

@@ -14,6 +14,7 @@ mod secret;
 mod spec;
 mod status;
 mod step;
+mod telling;
 #[cfg(test)]
 mod tests;
 mod versions;
@@ -23,3 +24,4 @@ pub use secret::{Filling, MANAGED_BY, MANAGED_BY_VALUE, TOKEN_LABEL, Wardrobe, c
 pub use spec::{InvalidSpec, Spec};
 pub use status::{Event, EventKind};
 pub use step::{Announcement, Content, Material, Step, announce, next_step, previous_version};
+pub use telling::{FINALIZER, Release};

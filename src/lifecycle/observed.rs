@@ -6,6 +6,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::{InvalidSpec, Spec};
 use crate::crd::{ApiToken, ApiTokenStatus, TokenVersion};
 use crate::token::{Hash, KeyId};
+use crate::webhook::outbox::Receipts;
+use crate::webhook::subscription::Subscription;
 
 /// How long until a Secret that could not be read or written is tried again. A foreign Secret carries no label by
 /// which its end would be noticed.
@@ -26,6 +28,12 @@ pub struct Observed<'a> {
     pub refusal: Option<Refusal>,
     /// How long verifiers are given to learn of a new version before it is put into the Secret.
     pub propagation: SignedDuration,
+    /// What the TokenWebhooks of the namespace want to be told of.
+    pub subscriptions: &'a [Subscription],
+    /// What they have accepted since the status was written.
+    pub receipts: Receipts,
+    /// How long before its expiry a token is told to expire.
+    pub expiry_notice: SignedDuration,
 }
 
 impl<'a> Observed<'a> {
@@ -52,6 +60,18 @@ impl<'a> Observed<'a> {
     /// Whether the object is being deleted: there is nothing to do for it any more.
     pub fn deleting(&self) -> bool {
         self.token.metadata.deletion_timestamp.is_some()
+    }
+
+    /// The `expiresAt` that is near, but not past.
+    pub fn expires_soon(&self, now: Timestamp) -> Option<Timestamp> {
+        let at = self.token.spec.expires_at.filter(|at| now < *at)?;
+        self.told_to_expire_at().filter(|from| now >= *from).map(|_| at)
+    }
+
+    /// From when the token is told to expire.
+    pub fn told_to_expire_at(&self) -> Option<Timestamp> {
+        let at = self.token.spec.expires_at?;
+        Some(at.checked_sub(self.expiry_notice).unwrap_or(Timestamp::MIN))
     }
 
     /// Whether `rotation.notBefore` has put an end to a version.

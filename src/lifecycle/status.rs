@@ -17,6 +17,8 @@ pub struct Event {
     pub kind: EventKind,
     /// A sentence for people. Never holds a secret.
     pub message: String,
+    /// The version that it is about, where that is not the current one.
+    pub version: Option<i64>,
 }
 
 /// What can happen to a token.
@@ -34,8 +36,12 @@ pub enum EventKind {
     Suspended,
     /// It is no longer suspended, or its expiry was moved.
     Resumed,
+    /// It expires soon.
+    Expiring,
     /// It is past its expiry.
     Expired,
+    /// TokenWebhooks were not told of something, for want of room in the status.
+    EventLost,
     /// Its lost status was read back.
     Rebuilt,
     /// Somebody has to act.
@@ -52,7 +58,9 @@ impl EventKind {
             Self::Revoked => "Revoked",
             Self::Suspended => "Suspended",
             Self::Resumed => "Resumed",
+            Self::Expiring => "Expiring",
             Self::Expired => "Expired",
+            Self::EventLost => "EventLost",
             Self::Rebuilt => "Rebuilt",
             Self::Stalled => "Stalled",
         }
@@ -61,7 +69,7 @@ impl EventKind {
     /// Whether it asks for attention.
     pub fn is_warning(self) -> bool {
         match self {
-            Self::Expired | Self::Stalled | Self::Rebuilt => true,
+            Self::Expiring | Self::Expired | Self::EventLost | Self::Stalled | Self::Rebuilt => true,
             Self::Minted
             | Self::Rotated
             | Self::KeyRetired
@@ -74,7 +82,12 @@ impl EventKind {
 
 impl Event {
     pub(super) fn new(kind: EventKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), version: None }
+    }
+
+    /// About a version that is not the current one.
+    pub(super) fn about(self, version: i64) -> Self {
+        Self { version: Some(version), ..self }
     }
 
     /// A version has reached the Secret.
@@ -230,6 +243,7 @@ pub(super) fn describe(
     };
 
     tell(status, &active_now, stuck.as_ref(), events);
+    tell_of_expiry(status, observed, events, now);
 
     let before = std::mem::take(&mut status.conditions);
     let mut conditions = Conditions::after(&before, status.observed_generation, now);
@@ -324,5 +338,22 @@ fn tell(
         stuck.filter(|(reason, _)| reason_of(ConditionType::Stalled) != Some(*reason))
     {
         events.push(Event::new(EventKind::Stalled, format!("{reason}: {message}")));
+    }
+}
+
+/// Tells that the expiry is near, once for each `expiresAt`.
+fn tell_of_expiry(
+    status: &mut ApiTokenStatus,
+    observed: &Observed<'_>,
+    events: &mut Vec<Event>,
+    now: Timestamp,
+) {
+    let Some(at) = observed.expires_soon(now) else { return };
+    if status.revocation.is_none() && active(status).is_some() && status.expiry_told != Some(at) {
+        status.expiry_told = Some(at);
+        events.push(Event::new(
+            EventKind::Expiring,
+            format!("expires at {at}; to keep it, set a later expiresAt"),
+        ));
     }
 }

@@ -6,6 +6,7 @@ use super::observed::RETRY;
 use super::rotate::{Due, due, is_repair, remember};
 use super::secret::{Wardrobe, to_millisecond};
 use super::status::{Event, EventKind, describe};
+use super::telling::{self, Release};
 use super::versions::{
     active, normalise, pending, promote, prune, rebuild, retire_due, retiring, secret_ref,
 };
@@ -30,6 +31,10 @@ pub enum Step {
     },
     /// Delete our Secret.
     DeleteSecret,
+    /// Put our finalizer on, so that a deletion is not missed.
+    Hold,
+    /// Take it off.
+    Release(Release),
     /// Nothing to do, until something changes or this instant.
     Wait(Option<Timestamp>),
 }
@@ -67,7 +72,10 @@ pub struct Material {
 pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
     let now = to_millisecond(now);
     if observed.deleting() {
-        return Step::Wait(None);
+        return telling::depart(observed, now);
+    }
+    if let Some(step) = telling::finalizer(observed) {
+        return step;
     }
     let mut events = Vec::new();
     let mut status = settle(observed, &mut events, now);
@@ -79,15 +87,23 @@ pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
         return Step::Announce(Box::new(prepare(observed, status, events, spec, reason, now)));
     }
     describe(&mut status, observed, due, &mut events, now);
+    telling::record(&mut status, observed, &mut events, now);
+    let settle_at = telling::settle_at(observed);
+    if observed.status() != Some(&status) || settle_at.is_some_and(|at| now >= at) {
+        telling::settle(&mut status, observed);
+    }
     if observed.status() != Some(&status) {
         return Step::Record(Box::new(status), events);
     }
+    let settle_at = settle_at.filter(|at| *at > now);
     let Ok(spec) = &observed.spec else {
-        return Step::Wait(observed.token.spec.expires_at.filter(|at| *at > now));
+        let expiry = observed.token.spec.expires_at.filter(|at| *at > now);
+        return Step::Wait([expiry, settle_at].into_iter().flatten().min());
     };
     match secret_step(observed, &status, spec, now) {
         Step::Wait(until) => {
-            Step::Wait([until, wake(observed, &status, due, now)].into_iter().flatten().min())
+            let wake = wake(observed, &status, due, now);
+            Step::Wait([until, wake, settle_at].into_iter().flatten().min())
         }
         write => write,
     }
@@ -97,6 +113,7 @@ pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
 fn settle(observed: &Observed<'_>, events: &mut Vec<Event>, now: Timestamp) -> ApiTokenStatus {
     let mut status = observed.status().cloned().unwrap_or_default();
     status.observed_generation = observed.token.metadata.generation;
+    telling::forget_gone(&mut status, observed);
     normalise(&mut status.versions);
     if revoke::latch(&mut status, observed, now) {
         events.push(Event::new(
@@ -122,10 +139,13 @@ fn settle(observed: &Observed<'_>, events: &mut Vec<Event>, now: Timestamp) -> A
         status.secret_ref = secret_ref(observed, &status, spec).or(status.secret_ref);
     }
     if let Some(version) = retire_due(&mut status.versions, now) {
-        events.push(Event::new(
-            EventKind::KeyRetired,
-            format!("version {version} is refused from now on: its overlap has ended"),
-        ));
+        events.push(
+            Event::new(
+                EventKind::KeyRetired,
+                format!("version {version} is refused from now on: its overlap has ended"),
+            )
+            .about(version),
+        );
     }
     revoke::enforce(&mut status, observed, now);
     prune(&mut status.versions);
@@ -159,10 +179,13 @@ fn prepare(
             } else {
                 "it made room for a repair of the Secret"
             };
-            events.push(Event::new(
-                EventKind::KeyRetired,
-                format!("version {} is refused from now on: {why}", version.version),
-            ));
+            events.push(
+                Event::new(
+                    EventKind::KeyRetired,
+                    format!("version {} is refused from now on: {why}", version.version),
+                )
+                .about(version.version),
+            );
         }
     }
     let newest = status.versions.iter().map(|version| version.version).max().unwrap_or(0);
@@ -202,6 +225,8 @@ pub fn announce(
     );
     prune(&mut status.versions);
     describe(&mut status, observed, Due::Nothing(None), &mut events, now);
+    telling::record(&mut status, observed, &mut events, now);
+    telling::settle(&mut status, observed);
     (status, events)
 }
 
@@ -272,5 +297,6 @@ fn wake(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timesta
     };
     let retirement = retiring(status).and_then(|version| version.retire_at);
     let expiry = observed.token.spec.expires_at.filter(|_| status.revocation.is_none());
-    [retry, due, retirement, expiry].into_iter().flatten().filter(|at| *at > now).min()
+    let notice = observed.told_to_expire_at().filter(|_| status.revocation.is_none());
+    [retry, due, retirement, expiry, notice].into_iter().flatten().filter(|at| *at > now).min()
 }

@@ -12,10 +12,12 @@ use super::*;
 use crate::check::{Code, Decision, Entry, Request, ScopePool, decide};
 use crate::crd::{
     ApiToken, ApiTokenSpec, ApiTokenStatus, OnDelete, OnRevoke, OnSpecChange, Rotation, SecretSpec,
-    VersionState, find_condition,
+    TokenWebhook, TokenWebhookSpec, VersionState, find_condition,
 };
 use crate::token::format::{self, KeyId, Prefix};
 use crate::token::{Peppers, Plaintext, Token};
+use crate::webhook::outbox::{Receipt, Receipts};
+use crate::webhook::subscription::Subscription;
 
 const START: i64 = 1_800_000_000_000;
 
@@ -33,6 +35,11 @@ struct World {
     /// Until when a replaced token was promised to work.
     promised: BTreeMap<String, Timestamp>,
     events: Vec<EventKind>,
+    subscriptions: Vec<Subscription>,
+    /// What the TokenWebhooks have accepted since the last status write.
+    receipts: Receipts,
+    /// The id and type of every event that was ever in the outbox.
+    told: Vec<(String, String)>,
     /// Somebody has put an older Secret in place, whose token the status may have forgotten.
     restored: bool,
 }
@@ -64,6 +71,31 @@ enum Happening {
     /// An older Secret is put back.
     RestoreSecret,
     WipeStatus,
+    /// A TokenWebhook comes or goes.
+    Subscribe(bool),
+    /// All that waits is accepted.
+    Accept,
+}
+
+/// What TokenWebhooks are told of an event, by the documentation.
+fn wire_name(kind: EventKind) -> Option<&'static str> {
+    match kind {
+        EventKind::Minted => Some("token.created"),
+        EventKind::Rotated => Some("token.rotated"),
+        EventKind::KeyRetired => Some("token.key_retired"),
+        EventKind::Revoked => Some("token.revoked"),
+        EventKind::Suspended => Some("token.suspended"),
+        EventKind::Resumed => Some("token.resumed"),
+        EventKind::Expiring => Some("token.expiring"),
+        EventKind::Expired => Some("token.expired"),
+        EventKind::EventLost | EventKind::Rebuilt | EventKind::Stalled => None,
+    }
+}
+
+fn webhook(events: &[&str]) -> Subscription {
+    let events = events.iter().map(|event| (*event).to_owned()).collect();
+    let spec = TokenWebhookSpec { events, ..Default::default() };
+    Subscription::of(&TokenWebhook::new("hook", spec)).expect("a subscription")
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -88,6 +120,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => Just(EditSecret),
         1 => Just(StripSecret),
         1 => Just(RestoreSecret),
+        2 => any::<bool>().prop_map(Subscribe),
+        3 => Just(Accept),
     ]
 }
 
@@ -109,6 +143,9 @@ impl World {
             delivered: BTreeMap::new(),
             promised: BTreeMap::new(),
             events: Vec::new(),
+            subscriptions: Vec::new(),
+            receipts: Receipts::default(),
+            told: Vec::new(),
             restored: false,
         }
     }
@@ -126,6 +163,9 @@ impl World {
             held: self.held.as_ref().map(|(key_id, _)| *key_id),
             refusal: None,
             propagation: SignedDuration::from_secs(1),
+            subscriptions: &self.subscriptions,
+            receipts: self.receipts.clone(),
+            expiry_notice: SignedDuration::from_secs(500),
         }
     }
 
@@ -179,6 +219,8 @@ impl World {
                 }
             }
             Step::DeleteSecret => self.secret = None,
+            Step::Hold => self.token.metadata.finalizers = Some(vec![FINALIZER.to_owned()]),
+            Step::Release(_) => self.token.metadata.finalizers = None,
         }
         self.judge_change(before.as_ref());
         true
@@ -186,6 +228,21 @@ impl World {
 
     fn record(&mut self, status: ApiTokenStatus, events: Vec<Event>) {
         self.events.extend(events.iter().map(|event| event.kind));
+        // Whoever wants to be told has each of them in the very same write.
+        let before = self.told.len();
+        for event in status.outbox.iter().flat_map(|outbox| &outbox.events) {
+            if !self.told.iter().any(|(id, _)| *id == event.id) {
+                self.told.push((event.id.clone(), event.type_.clone()));
+            }
+        }
+        // A deletion is no Event: the object that it would be about goes.
+        let told = self.told[before..].iter().map(|(_, type_)| &**type_);
+        let told: Vec<&str> = told.filter(|type_| *type_ != "token.deleted").collect();
+        let wanted: Vec<&str> = events.iter().filter_map(|event| wire_name(event.kind)).collect();
+        if !self.subscriptions.is_empty() {
+            assert_eq!(told, wanted, "what is told and what happens differ");
+        }
+        self.receipts.retain(status.outbox.as_ref());
         // As the API server would hand it back.
         let status = serde_json::to_value(status).expect("json");
         self.token.status = Some(serde_json::from_value(status).expect("a status"));
@@ -341,9 +398,22 @@ impl World {
                 self.restored = true;
             }
             Happening::WipeStatus => self.token.status = None,
+            Happening::Subscribe(wanted) => {
+                self.subscriptions = if *wanted { vec![webhook(&["*"])] } else { Vec::new() };
+            }
+            Happening::Accept => self.accept(),
         }
         if older.is_none() {
             older.clone_from(&self.secret);
+        }
+    }
+
+    fn accept(&mut self) {
+        let outbox = self.status().outbox.unwrap_or_default();
+        for event in outbox.events {
+            for webhook in event.webhooks {
+                self.receipts.take(Receipt { id: event.id.clone(), webhook }, self.now);
+            }
         }
     }
 
@@ -401,8 +471,14 @@ proptest! {
                 }
             }
         }
-        // At rest, the Secret's content works if the spec wants it to.
+        // What is accepted leaves the status, and nothing else does.
         world.settle();
+        world.accept();
+        world.now += SignedDuration::from_secs(1);
+        world.settle();
+        prop_assert!(world.status().outbox.is_none_or(|outbox| outbox.events.is_empty()));
+        prop_assert_eq!(world.token.metadata.finalizers.is_some(), !world.subscriptions.is_empty());
+        // At rest, the Secret's content works if the spec wants it to.
         let stalled = find_condition(&world.status().conditions, crate::crd::ConditionType::Stalled).is_some();
         let throttled = matches!(world.secret.as_ref().and_then(|_| world.current()), Some(text) if Token::parse(&text).is_none())
             || world.secret.is_none();
@@ -535,4 +611,73 @@ fn repairs_back_off_then_stall_and_a_trigger_overrides() {
     world.now += SignedDuration::from_hours(1);
     world.settle();
     assert!(world.secret.is_some(), "the hour is over");
+}
+
+#[test]
+fn the_removal_from_the_outbox_costs_one_write_for_all() {
+    let mut world = World::new();
+    world.subscriptions = vec![webhook(&["token.*"])];
+    world.settle();
+    world.happen(&Happening::Suspend(true), &mut None);
+    world.settle();
+    assert_eq!(world.status().outbox.expect("an outbox").events.len(), 2);
+    world.accept();
+    assert!(!world.step(), "receipts are collected for a second");
+    world.now += SignedDuration::from_secs(1);
+    assert!(world.step());
+    assert_eq!(world.status().outbox, None);
+    assert!(!world.step());
+    // With a write that is made anyway, they go at once.
+    world.happen(&Happening::Suspend(false), &mut None);
+    world.settle();
+    world.accept();
+    world.happen(&Happening::Revoke, &mut None);
+    assert!(world.step());
+    let types: Vec<_> =
+        world.status().outbox.expect("an outbox").events.into_iter().map(|e| e.type_).collect();
+    assert_eq!(types, ["token.revoked"]);
+}
+
+#[test]
+fn each_expiry_is_told_once_and_a_nearer_one_again() {
+    let mut world = World::new();
+    world.happen(&Happening::Expire(Some(600)), &mut None);
+    world.settle();
+    let told = |world: &World| world.events.iter().filter(|kind| **kind == EventKind::Expiring).count();
+    assert_eq!(told(&world), 0);
+    let Step::Wait(Some(until)) = next_step(&world.observed(), world.now) else { panic!("no wake") };
+    assert!(until <= world.now + SignedDuration::from_secs(100));
+    world.now = until;
+    world.settle();
+    world.settle();
+    assert_eq!(told(&world), 1);
+    world.happen(&Happening::Expire(Some(100)), &mut None);
+    world.settle();
+    assert_eq!(told(&world), 2);
+}
+
+/// A deletion is told before the object goes; and it goes, whatever becomes of that.
+#[test]
+fn a_deletion_waits_for_its_event_and_not_for_ever() {
+    let mut world = World::new();
+    world.subscriptions = vec![webhook(&["*"])];
+    world.settle();
+    world.accept();
+    world.now += SignedDuration::from_secs(1);
+    world.settle();
+    assert!(world.token.metadata.finalizers.is_some());
+    world.token.metadata.deletion_timestamp =
+        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(world.now));
+    assert!(world.step(), "it is recorded");
+    assert!(!world.step(), "and waited for");
+    let step =
+        |world: &World, seconds| next_step(&world.observed(), world.now + SignedDuration::from_secs(seconds));
+    let Step::Release(late) = step(&world, 10) else { panic!("it waits too long") };
+    assert_eq!((late.undelivered.len(), late.at_any_cost), (1, false));
+    let Step::Release(last) = step(&world, 30) else { panic!("it waits for ever") };
+    assert!(last.at_any_cost);
+    let gone = World { subscriptions: Vec::new(), token: world.token.clone(), ..World::new() };
+    assert_eq!(step(&gone, 0), Step::Release(Release::default()), "nobody wants it any more");
+    world.accept();
+    assert_eq!(step(&world, 0), Step::Release(Release::default()));
 }

@@ -72,13 +72,18 @@ impl fmt::Debug for KeyId {
 /// Derived, not drawn, so that it survives a lost status, and a token created anew under the same name has another.
 pub fn token_id(uid: &str) -> String {
     let digits = uid.bytes().filter_map(|b| char::from(b).to_digit(16));
-    let mut number = digits.take(32).fold(0u128, |number, digit| number << 4 | u128::from(digit));
+    let number = digits.take(32).fold(0u128, |number, digit| number << 4 | u128::from(digit));
+    format!("tok_{}", base62_of(number))
+}
+
+/// 128 bits as 22 letters and digits.
+pub fn base62_of(mut number: u128) -> String {
     let mut text = [b'0'; 22];
     for digit in text.iter_mut().rev() {
         *digit = BASE62[(number % 62) as usize];
         number /= 62;
     }
-    format!("tok_{}", String::from_utf8_lossy(&text))
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// The first part of a token: a lower-case letter, then 1 to 15 lower-case letters, digits or underscores.

@@ -15,7 +15,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
 use serde_json::{Value, json};
-use tokenward::crd::ConditionType;
+use tokenward::crd::{ConditionType, TokenWebhook};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::Shared;
@@ -32,23 +32,25 @@ pub async fn ask_at(client: &Client, namespace: &str, name: &str, port: u16, lab
         "spec": {"type": "ExternalName", "externalName": "localhost"},
     });
     create(client, &format!("/api/v1/namespaces/{namespace}/services"), service).await;
-    let configuration = json!({
-        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
-        "metadata": {"name": name},
-        "webhooks": [{
-            "name": "apitokens.tokenward.dev",
+    let webhook = |kind: &str| {
+        json!({
+            "name": format!("{kind}s.tokenward.dev"),
             "admissionReviewVersions": ["v1"],
             "sideEffects": "None",
             "failurePolicy": "Fail",
             "clientConfig": {"service": {
-                "namespace": namespace, "name": SECRET, "path": "/validate/apitoken", "port": port,
+                "namespace": namespace, "name": SECRET, "path": format!("/validate/{kind}"), "port": port,
             }},
             "namespaceSelector": {"matchLabels": {label: "asked"}},
             "rules": [{
-                "apiGroups": ["tokenward.dev"], "apiVersions": ["*"], "resources": ["apitokens"],
+                "apiGroups": ["tokenward.dev"], "apiVersions": ["*"], "resources": [format!("{kind}s")],
                 "operations": ["CREATE", "UPDATE"],
             }],
-        }],
+        })
+    };
+    let configuration = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": name}, "webhooks": [webhook("apitoken"), webhook("tokenwebhook")],
     });
     create(client, "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations", configuration)
         .await;
@@ -186,6 +188,24 @@ pub async fn a_token_from_before_can_be_edited(shared: &Shared) {
     is_asked(&space).await;
     space.patch("second", json!({"spec": {"displayName": "the second"}})).await;
     space.patch("second", json!({"spec": {"revoked": true}})).await;
+}
+
+pub async fn a_webhook_that_points_inside_is_refused(shared: &Shared) {
+    let space = asked(shared, "inside").await;
+    let webhooks = Api::<TokenWebhook>::namespaced(space.client.clone(), &space.name);
+    let webhook = |name: &str, url: &str| {
+        let spec = serde_json::from_value(json!({"url": url, "events": ["token.*"], "suspend": true}));
+        TokenWebhook::new(name, spec.expect("a spec"))
+    };
+    for url in
+        ["http://169.254.169.254/latest", "http://localhost:6443/", "https://[::1]/", "http://10.96.0.1/"]
+    {
+        let refused = webhooks.create(&PostParams::default(), &webhook("inside", url)).await;
+        let refusal = message(&refused.expect_err("a refusal"));
+        assert!(refusal.contains("spec.url"), "{refusal}");
+    }
+    let outside = webhook("outside", "https://audit.example.com/");
+    webhooks.create(&PostParams::default(), &outside).await.expect("a webhook");
 }
 
 /// Two replicas behind one address, as behind a Service: whoever still takes connections has the next one.
@@ -354,9 +374,11 @@ fn issue(folder: &Path, host: &str) -> String {
 async fn trust(site: &Site, bundle: &str) {
     use base64::Engine;
     let bundle = base64::engine::general_purpose::STANDARD.encode(bundle);
-    let patch = json!([{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": bundle}]);
+    let patch: Vec<_> = (0..2)
+        .map(|at| json!({"op": "add", "path": format!("/webhooks/{at}/clientConfig/caBundle"), "value": bundle}))
+        .collect();
     let path = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/cert-manager";
     let request = http::Request::patch(path).header("content-type", "application/json-patch+json");
-    let request = request.body(patch.to_string().into_bytes()).expect("a request");
+    let request = request.body(json!(patch).to_string().into_bytes()).expect("a request");
     site.client.request::<Value>(request).await.expect("a patch");
 }

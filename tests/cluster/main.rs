@@ -29,6 +29,7 @@ mod rotation;
 mod secret;
 mod sockets;
 mod spec;
+mod webhook;
 
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
@@ -84,12 +85,13 @@ impl Shared {
 
 /// Adds tests that use something that is started with the first of them.
 macro_rules! tests {
-    ($suite:expr, $runtime:expr, $stage:expr, $start:expr, $($module:ident :: $test:ident),+ $(,)?) => {
+    ($suite:expr, $runtime:expr, $stage:expr, $start:expr, $($module:ident $(:: $path:ident)+),+ $(,)?) => {
         $({
             let (stage, runtime) = ($stage.clone(), $runtime.clone());
-            $suite.push(Trial::test(concat!(stringify!($module), "::", stringify!($test)), move || {
+            let name = concat!(stringify!($module) $(, "::", stringify!($path))+);
+            $suite.push(Trial::test(name, move || {
                 let stage = stage.get_or_init(|| runtime.block_on($start));
-                runtime.block_on($module::$test(stage));
+                runtime.block_on($module$(::$path)+(stage));
                 Ok(())
             }));
         })+
@@ -104,11 +106,13 @@ fn main() -> ExitCode {
     let shared = Arc::<OnceLock<Shared>>::default();
     let breakable = Arc::<OnceLock<Site>>::default();
     let alone = Arc::<OnceLock<Site>>::default();
+    let away = Arc::<OnceLock<Site>>::default();
     let trusting = Arc::<OnceLock<Trusting>>::default();
     let oldest = Arc::<OnceLock<Shared>>::default();
     let mut suite = Vec::new();
     // The longest first.
     tests!(suite, runtime, breakable, Site::start(), crash::no_crash_loses_or_revives_a_token);
+    tests!(suite, runtime, breakable, Site::start(), webhook::faults::no_crash_loses_an_event);
     tests!(suite, runtime, alone, Site::start(), faults::an_api_server_that_fails_is_endured);
     let version = Options { version: Some(Version::V1_33), ..Options::default() };
     tests!(suite, runtime, oldest, Shared::start_with(version), oldest::the_oldest_kubernetes_does_as_well);
@@ -147,6 +151,20 @@ fn main() -> ExitCode {
         faults::a_namespace_goes_with_its_tokens,
         faults::a_missing_pepper_stops_the_controller,
         sockets::a_verifier_says_what_its_transport_lacks,
+        webhook::events_arrive_signed_and_in_order,
+        webhook::filters_choose_tokens_and_events,
+        webhook::what_an_endpoint_answers_is_heeded,
+        webhook::the_signing_key_is_replaced_without_a_gap,
+        webhook::faults::a_new_leader_goes_on,
+        webhook::faults::an_endpoint_away_for_an_hour_misses_nothing,
+        webhook::faults::a_bad_endpoint_holds_up_no_other,
+        webhook::faults::a_deleted_token_leaves_its_events,
+        webhook::faults::a_namespace_goes_whatever_its_endpoint_does,
+        webhook::faults::what_is_given_up_is_counted_and_can_be_replayed,
+        webhook::faults::a_full_outbox_says_so,
+        webhook::faults::what_is_wrong_is_said_and_mended_by_the_user,
+        webhook::faults::addresses_inside_are_not_asked,
+        webhook::faults::a_hundred_webhooks_are_all_told,
     );
     tests!(
         suite,
@@ -156,6 +174,7 @@ fn main() -> ExitCode {
         admission::a_secret_has_one_token,
         admission::scopes_are_handed_out_by_who_may,
         admission::a_token_from_before_can_be_edited,
+        admission::a_webhook_that_points_inside_is_refused,
         install::every_example_becomes_active,
         install::columns_and_explanations_read_well,
         install::the_verifier_can_read_no_token,
@@ -189,8 +208,16 @@ fn main() -> ExitCode {
         ext_authz::a_verifier_without_a_pepper_denies_and_is_not_healthy,
     );
     // Minutes of waiting: only with `--ignored`, as `.ci/run` does.
-    tests!(suite, runtime, breakable, Site::start(), faults::a_quiet_cluster_is_heard);
-    let waits = suite.pop().into_iter().map(|trial| trial.with_ignored_flag(true));
+    let mut waits = Vec::new();
+    tests!(waits, runtime, breakable, Site::start(), faults::a_quiet_cluster_is_heard);
+    tests!(
+        waits,
+        runtime,
+        away,
+        Site::start(),
+        webhook::faults::an_api_server_away_for_a_minute_loses_nothing,
+    );
+    let waits = waits.into_iter().map(|trial| trial.with_ignored_flag(true));
     let suite = suite.into_iter().chain(waits).collect();
     let conclusion = libtest_mimic::run(&arguments, suite);
     let told = [&shared, &oldest].iter().any(|shared| shared.get().is_some_and(Shared::tells_a_token));
@@ -200,6 +227,7 @@ fn main() -> ExitCode {
         Arc::into_inner(shared),
         Arc::into_inner(breakable),
         Arc::into_inner(alone),
+        Arc::into_inner(away),
         Arc::into_inner(trusting),
         Arc::into_inner(oldest),
     ));

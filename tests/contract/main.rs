@@ -1,7 +1,8 @@
-//! Clients that are not ours at the doors that speak JSON and forms, against a verifier on a real API server.
+//! Clients that are not ours at the doors that speak JSON and forms, against a verifier on a real API server; and the
+//! published libraries of Standard Webhooks at the other end of the controller's events.
 //!
 //! schemathesis holds the verifier to the document that it serves; Authlib and curl ask as users' services would, by
-//! the files of `examples/clients` as they stand. Needs Python and curl, so it runs by name only:
+//! the files of `examples/clients` as they stand. Needs Python, Node.js with npm and curl, so it runs by name only:
 //! `cargo test --test contract`.
 
 #![allow(
@@ -20,6 +21,7 @@ mod clients;
 mod document;
 mod python;
 mod stage;
+mod webhooks;
 
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
@@ -54,6 +56,9 @@ fn main() -> ExitCode {
         clients::curl_introspects_as_a_bearer,
         clients::curl_verifies,
         document::the_verifier_keeps_to_its_document,
+        webhooks::go_verifies,
+        webhooks::javascript_verifies,
+        webhooks::python_verifies,
     );
     let conclusion = libtest_mimic::run(&arguments, suite);
     // What was started ends here.

@@ -14,7 +14,7 @@ pub struct Stage {
     // In the order in which they end.
     pub verifier: Process,
     _controller: Process,
-    _site: Site,
+    site: Site,
     pub runtime: Runtime,
     pub space: Space,
     pub python: Python,
@@ -31,7 +31,7 @@ impl Stage {
         let runtime = Runtime::new().expect("a runtime");
         let set = async {
             let site = Site::start().await;
-            let controller = site.controller(&[]).ready().await;
+            let controller = site.controller(&["--webhook-allow-cidrs", "127.0.0.0/8"]).ready().await;
             let verifier = site.verifier(&[]).ready().await;
             let space = site.namespace("contract").await;
             let caller = space.active("caller", json!({"scopes": ["tokens:verify"]})).await;
@@ -42,7 +42,12 @@ impl Stage {
             (site, controller, verifier, space, caller, token)
         };
         let (site, controller, verifier, space, caller, token) = runtime.block_on(set);
-        Self { verifier, _controller: controller, _site: site, runtime, space, python, caller, token }
+        Self { verifier, _controller: controller, site, runtime, space, python, caller, token }
+    }
+
+    /// Runs kubectl, which must succeed; answers what it printed.
+    pub fn kubectl(&self, args: &[&str]) -> String {
+        self.site.kubectl(args)
     }
 
     /// The address of a door.

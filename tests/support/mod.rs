@@ -139,12 +139,17 @@ impl<'s> Tenant<'s> {
 
     /// Starts its controller.
     pub fn controller(&self, args: &[&str]) -> Process {
-        self.process("controller", &["--telemetry-listen"], args)
+        self.controller_with(args, &[])
+    }
+
+    /// Starts its controller with variables in its environment.
+    pub fn controller_with(&self, args: &[&str], env: &[(&str, &str)]) -> Process {
+        self.process("controller", &["--telemetry-listen"], args, env)
     }
 
     /// Starts its verifier.
     pub fn verifier(&self) -> Process {
-        self.process("verifier", &["--telemetry-listen", "--listen"], &["--plain-http"])
+        self.process("verifier", &["--telemetry-listen", "--listen"], &["--plain-http"], &[])
     }
 
     /// The Secrets of its operator's namespace.
@@ -157,9 +162,9 @@ impl<'s> Tenant<'s> {
         &self.operator.name
     }
 
-    fn process(&self, role: &str, ports: &[&str], args: &[&str]) -> Process {
+    fn process(&self, role: &str, ports: &[&str], args: &[&str], env: &[(&str, &str)]) -> Process {
         let own = ["--namespace", &self.operator.name, "--watch-namespaces", &self.space.name];
-        Process::start(role, self.site.cluster.kubeconfig(), ports, &[&own, args].concat(), &[])
+        Process::start(role, self.site.cluster.kubeconfig(), ports, &[&own, args].concat(), env)
     }
 }
 

@@ -1,0 +1,164 @@
+//! An endpoint that counts.
+
+use std::collections::HashSet;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+
+use super::PATIENCE;
+
+/// How it behaves.
+#[derive(Clone, Copy)]
+pub enum Manner {
+    Accepts,
+    Hangs,
+    FailsHalf,
+}
+
+struct Arrival {
+    at: Instant,
+    id: String,
+    body: Bytes,
+    accepted: bool,
+}
+
+struct State {
+    manner: Manner,
+    arrivals: Vec<Arrival>,
+}
+
+/// What has arrived of one type of event.
+pub struct Seen {
+    pub requests: usize,
+    pub accepted: usize,
+    pub duplicates: usize,
+}
+
+#[derive(Clone)]
+pub struct Receiver {
+    pub address: SocketAddr,
+    state: Arc<Mutex<State>>,
+}
+
+impl Receiver {
+    /// Opens one that accepts everything.
+    pub async fn open() -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let state = Arc::new(Mutex::new(State { manner: Manner::Accepts, arrivals: Vec::new() }));
+        let receiver = Self { address: listener.local_addr()?, state };
+        let serving = receiver.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let _ = stream.set_nodelay(true);
+                let receiver = serving.clone();
+                let service = service_fn(move |request| receiver.clone().receive(request));
+                let connection = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service);
+                tokio::spawn(connection);
+            }
+        });
+        Ok(receiver)
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}/", self.address)
+    }
+
+    pub fn behave(&self, manner: Manner) {
+        self.with(|state| state.manner = manner);
+    }
+
+    pub fn forget(&self) {
+        self.with(|state| state.arrivals.clear());
+    }
+
+    /// Waits until so many events of a type were accepted; answers when the last of them was.
+    pub async fn until(&self, count: usize, type_: &str) -> anyhow::Result<Instant> {
+        let start = Instant::now();
+        let mut told = 0;
+        loop {
+            let seen = self.seen(type_);
+            if seen.accepted >= count {
+                let last = self.with(|state| state.arrivals.iter().map(|arrival| arrival.at).max());
+                return Ok(last.unwrap_or(start));
+            }
+            if start.elapsed() > PATIENCE {
+                bail!("{} of {count} {type_} within {PATIENCE:?}", seen.accepted);
+            }
+            if start.elapsed().as_secs() / 10 > told {
+                told = start.elapsed().as_secs() / 10;
+                eprintln!("{} of {count} {type_}", seen.accepted);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Accepted requests a second, from the first to the last.
+    pub fn rate(&self) -> f64 {
+        self.with(|state| {
+            let times = || state.arrivals.iter().map(|arrival| arrival.at);
+            match (times().min(), times().max()) {
+                (Some(first), Some(last)) => state.arrivals.len() as f64 / (last - first).as_secs_f64(),
+                _ => f64::NAN,
+            }
+        })
+    }
+
+    pub fn seen(&self, type_: &str) -> Seen {
+        let wanted = format!("\"type\":\"{type_}\"");
+        self.with(|state| {
+            let of_type = |arrival: &&Arrival| memchr(&arrival.body, wanted.as_bytes());
+            let requests = state.arrivals.iter().filter(of_type).count();
+            let accepted: Vec<&str> =
+                state.arrivals.iter().filter(|a| a.accepted).filter(of_type).map(|a| &*a.id).collect();
+            let distinct = accepted.iter().collect::<HashSet<_>>().len();
+            Seen { requests, accepted: distinct, duplicates: accepted.len() - distinct }
+        })
+    }
+
+    /// Writes the bodies that have arrived, a line each.
+    pub fn write_bodies(&self, path: &Path) -> anyhow::Result<()> {
+        let lines: Vec<Bytes> = self.with(|state| state.arrivals.iter().map(|a| a.body.clone()).collect());
+        Ok(std::fs::write(path, lines.join(&b'\n'))?)
+    }
+
+    async fn receive(self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+        let id = request.headers().get("webhook-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
+        let id = id.to_owned();
+        let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let status = self.with(|state| {
+            let status = match state.manner {
+                Manner::Accepts => Some(StatusCode::NO_CONTENT),
+                Manner::FailsHalf if state.arrivals.len() % 2 == 0 => Some(StatusCode::INTERNAL_SERVER_ERROR),
+                Manner::FailsHalf => Some(StatusCode::NO_CONTENT),
+                Manner::Hangs => None,
+            };
+            let accepted = status.is_some_and(|status| status.is_success());
+            state.arrivals.push(Arrival { at: Instant::now(), id, body, accepted });
+            status
+        });
+        let Some(status) = status else { return std::future::pending().await };
+        let mut answer = Response::new(Full::default());
+        *answer.status_mut() = status;
+        Ok(answer)
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
+        f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Whether some bytes stand in others.
+fn memchr(text: &[u8], wanted: &[u8]) -> bool {
+    text.windows(wanted.len()).any(|window| window == wanted)
+}

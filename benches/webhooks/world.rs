@@ -1,0 +1,289 @@
+//! The cluster, the controller, and what happens to its tokens.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use devcluster::process::Guarded;
+use devcluster::{Cluster, Options};
+use futures::{StreamExt, TryStreamExt, stream};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tokenward::crd::{ApiToken, TokenWebhook};
+
+use super::PATIENCE;
+
+/// How many requests are under way while tokens are made and revoked.
+const AT_ONCE: usize = 32;
+
+/// What the controller has counted.
+#[derive(Clone, Copy)]
+pub struct Counts {
+    /// ApiToken statuses written.
+    pub statuses: u64,
+    /// TokenWebhook statuses written.
+    pub hooks: u64,
+}
+
+/// How a revocation went.
+pub struct Revocation {
+    pub start: Instant,
+    /// Until every patch was acknowledged.
+    pub patched: Duration,
+    /// Until every status said so.
+    pub enforced: Duration,
+    pub before: Counts,
+    pub after: Counts,
+}
+
+pub struct World {
+    // In the order in which they end.
+    controller: Guarded,
+    telemetry: String,
+    client: Client,
+    followed: Mutex<HashMap<String, Store<ApiToken>>>,
+    _cluster: Cluster,
+}
+
+impl World {
+    /// Starts a control plane with what users install, and a controller with its own rights.
+    pub async fn start() -> anyhow::Result<Self> {
+        let cluster = tokio::task::spawn_blocking(|| Cluster::start(Options::default())).await??;
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        for file in ["crds", "deploy/namespace.yaml", "deploy"] {
+            kubectl(&cluster, &["apply", "--server-side", "-f", &root.join(file).display().to_string()])?;
+        }
+        kubectl(&cluster, &["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])?;
+        let config = Kubeconfig::read_from(cluster.kubeconfig())?;
+        let config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
+        let client = Client::try_from(config)?;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        let telemetry = listener.local_addr()?.to_string();
+        drop(listener);
+        let rights = cluster.kubeconfig_for_service_account("tokenward", "tokenward-controller")?;
+        let log = std::fs::File::create(Path::new(env!("CARGO_TARGET_TMPDIR")).join("webhooks-bench.log"))?;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tokenward"));
+        command
+            .args(["controller", "--telemetry-listen", &telemetry, "--webhook-allow-cidrs", "127.0.0.0/8"])
+            .args(["--log", "warn"])
+            .env("KUBECONFIG", rights)
+            .env("TOKENWARD_NAMESPACE", "tokenward")
+            .stdin(Stdio::null())
+            .stderr(log);
+        let controller = Guarded::spawn(command)?;
+        let world = Self { controller, telemetry, client, followed: Mutex::default(), _cluster: cluster };
+        let url = format!("http://{}/readyz", world.telemetry);
+        world
+            .until("a ready controller", async || {
+                Ok(reqwest::get(&url).await.is_ok_and(|answer| answer.status().is_success()))
+            })
+            .await?;
+        Ok(world)
+    }
+
+    /// Makes a namespace, and follows its tokens.
+    pub async fn namespace(&self, name: &str) -> anyhow::Result<()> {
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        self.create_object("/api/v1/namespaces", &namespace).await?;
+        // A watch, since lists of all would be what is measured.
+        let (store, writer) = reflector::store();
+        let tokens: Api<ApiToken> = Api::namespaced(self.client.clone(), name);
+        let follow =
+            reflector::reflector(writer, watcher(tokens, watcher::Config::default()).default_backoff());
+        tokio::spawn(follow.for_each(|_| std::future::ready(())));
+        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        followed.insert(name.to_owned(), store);
+        Ok(())
+    }
+
+    /// Makes a TokenWebhook and waits until it counts.
+    pub async fn webhook(&self, namespace: &str, name: &str, url: &str, events: Value) -> anyhow::Result<()> {
+        let object = json!({
+            "apiVersion": "tokenward.dev/v1alpha1", "kind": "TokenWebhook", "metadata": {"name": name},
+            "spec": {"url": url, "events": events},
+        });
+        let object = serde_json::from_value(object)?;
+        self.hooks(namespace).create(&PostParams::default(), &object).await?;
+        self.until("a ready webhook", async || {
+            let status = self.hooks(namespace).get(name).await?.status.unwrap_or_default();
+            Ok(status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+        })
+        .await
+    }
+
+    pub async fn delete_webhook(&self, namespace: &str, name: &str) -> anyhow::Result<()> {
+        self.hooks(namespace).delete(name, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
+    pub async fn suspend(&self, namespace: &str, name: &str, suspend: bool) -> anyhow::Result<()> {
+        let patch = Patch::Merge(json!({"spec": {"suspend": suspend}}));
+        let hook = self.hooks(namespace).patch(name, &PatchParams::default(), &patch).await?;
+        if !suspend {
+            return Ok(());
+        }
+        self.until("the webhook to be suspended", async || {
+            let status = self.hooks(namespace).get(name).await?.status.unwrap_or_default();
+            Ok(status.observed_generation == hook.metadata.generation)
+        })
+        .await
+    }
+
+    pub async fn pending(&self, namespace: &str, name: &str, count: usize) -> anyhow::Result<()> {
+        self.until("all events pending", async || {
+            let status = self.hooks(namespace).get(name).await?.status.unwrap_or_default();
+            Ok(status.pending == i64::try_from(count).ok())
+        })
+        .await
+    }
+
+    /// Makes tokens, and waits until all are active.
+    pub async fn create(&self, namespace: &str, count: usize) -> anyhow::Result<()> {
+        let path = format!("/apis/tokenward.dev/v1alpha1/namespaces/{namespace}/apitokens");
+        let path = &path;
+        stream::iter(0..count)
+            .map(|n| async move {
+                let object = json!({
+                    "apiVersion": "tokenward.dev/v1alpha1", "kind": "ApiToken",
+                    "metadata": {"name": format!("t{n}")}, "spec": {"scopes": ["a:b"]},
+                });
+                self.create_object(path, &object).await
+            })
+            .buffer_unordered(AT_ONCE)
+            .try_collect::<()>()
+            .await?;
+        self.all(namespace, count, "active", |token| {
+            let conditions = token.status.as_ref().map(|status| &status.conditions);
+            conditions.is_some_and(|list| list.iter().any(|c| c.type_ == "Active" && c.status == "True"))
+        })
+        .await
+    }
+
+    /// Revokes all, and waits until all statuses say so.
+    pub async fn revoke(&self, namespace: &str, count: usize) -> anyhow::Result<Revocation> {
+        self.quiet().await?;
+        let before = self.counts().await?;
+        let tokens: Api<ApiToken> = Api::namespaced(self.client.clone(), namespace);
+        let tokens = &tokens;
+        let start = Instant::now();
+        stream::iter(0..count)
+            .map(|n| async move {
+                let patch = Patch::Merge(json!({"spec": {"revoked": true}}));
+                tokens.patch(&format!("t{n}"), &PatchParams::default(), &patch).await.map(drop)
+            })
+            .buffer_unordered(AT_ONCE)
+            .try_collect::<()>()
+            .await?;
+        let patched = start.elapsed();
+        self.all(namespace, count, "enforced", |token| {
+            let revocation = token.status.as_ref().and_then(|status| status.revocation.as_ref());
+            revocation.is_some_and(|revocation| revocation.enforced_at.is_some())
+        })
+        .await?;
+        let enforced = start.elapsed();
+        Ok(Revocation { start, patched, enforced, before, after: self.counts().await? })
+    }
+
+    /// Waits until nothing waits in any token.
+    pub async fn settled(&self, namespace: &str) -> anyhow::Result<()> {
+        self.until("empty outboxes", async || {
+            Ok(self.count(namespace, |token| {
+                token.status.as_ref().is_some_and(|status| status.outbox.is_some())
+            })? == 0)
+        })
+        .await
+    }
+
+    /// Waits until the controller writes no status for two seconds.
+    pub async fn quiet(&self) -> anyhow::Result<()> {
+        let mut before = u64::MAX;
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            let now = self.counts().await?.statuses;
+            if now == before {
+                return Ok(());
+            }
+            before = now;
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+        bail!("the controller never rests")
+    }
+
+    pub async fn counts(&self) -> anyhow::Result<Counts> {
+        let text = reqwest::get(format!("http://{}/metrics", self.telemetry)).await?.text().await?;
+        let value = |name: &str| -> anyhow::Result<u64> {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line.with_context(|| format!("no {name}"))?.parse().context("a number")
+        };
+        Ok(Counts {
+            statuses: value("tokenward_status_writes_total")?,
+            hooks: value("tokenward_webhook_status_writes_total")?,
+        })
+    }
+
+    /// The controller's greatest memory so far, in MiB.
+    pub fn memory(&self) -> anyhow::Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.controller.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+        let kib: f64 = line.trim().trim_end_matches(" kB").trim().parse()?;
+        Ok(kib / 1024.0)
+    }
+
+    async fn all(
+        &self,
+        namespace: &str,
+        count: usize,
+        what: &str,
+        wanted: impl Fn(&ApiToken) -> bool,
+    ) -> anyhow::Result<()> {
+        self.until(what, async || Ok(self.count(namespace, &wanted)? == count)).await
+    }
+
+    fn count(&self, namespace: &str, wanted: impl Fn(&ApiToken) -> bool) -> anyhow::Result<usize> {
+        let followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        let store = followed.get(namespace).context("a namespace that is followed")?;
+        Ok(store.state().iter().filter(|token| wanted(token)).count())
+    }
+
+    async fn until(
+        &self,
+        what: &str,
+        mut holds: impl AsyncFnMut() -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
+        let start = Instant::now();
+        let mut told = Instant::now();
+        while !holds().await? {
+            ensure!(start.elapsed() < PATIENCE, "no {what} within {PATIENCE:?}");
+            if told.elapsed() > Duration::from_secs(10) {
+                eprintln!("waiting for {what}, {} s", start.elapsed().as_secs());
+                told = Instant::now();
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        Ok(())
+    }
+
+    async fn create_object(&self, path: &str, object: &Value) -> anyhow::Result<()> {
+        let request = http::Request::post(path).header("content-type", "application/json");
+        self.client.request::<Value>(request.body(object.to_string().into_bytes())?).await?;
+        Ok(())
+    }
+
+    fn hooks(&self, namespace: &str) -> Api<TokenWebhook> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+}
+
+fn kubectl(cluster: &Cluster, args: &[&str]) -> anyhow::Result<()> {
+    let output = cluster.kubectl().args(args).output()?;
+    ensure!(output.status.success(), "kubectl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}

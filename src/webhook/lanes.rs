@@ -1,0 +1,395 @@
+//! Which event of one endpoint is next, and when.
+//!
+//! Each token has a lane: its events go out one after the other, in their order, so an event that is not accepted
+//! holds up those behind it, and no other token's. What a lane holds comes from the watch, which lags; so what was
+//! accepted is remembered until the watch has seen it go.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::payload::Message;
+
+/// What identifies a lane: a token's uid, or another text for events that wait in the TokenWebhook.
+pub type Key = Arc<str>;
+
+/// The events of one token as its status has them, and who waits for them.
+#[derive(Clone, Debug)]
+pub struct Waiting {
+    /// The lane.
+    pub key: Key,
+    /// The events in their order, each with the TokenWebhooks that have not accepted it.
+    pub events: Vec<(Message, Vec<String>)>,
+    /// How many events were lost, by TokenWebhook.
+    pub lost: BTreeMap<String, i64>,
+}
+
+/// An event whose turn it is.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Its lane.
+    pub key: Key,
+    /// The event.
+    pub message: Message,
+    /// How often it was tried before.
+    pub attempts: u32,
+}
+
+/// The lanes of one endpoint.
+#[derive(Debug)]
+pub struct Lanes {
+    webhook: String,
+    lanes: HashMap<Key, Lane>,
+    due: BTreeSet<(Instant, Key)>,
+    pending: usize,
+}
+
+#[derive(Debug)]
+struct Lane {
+    waiting: Arc<Waiting>,
+    /// Ids of events that need nothing more, although `waiting` still has them.
+    done: Vec<String>,
+    /// How often the first event was tried.
+    attempts: u32,
+    state: State,
+    /// How many events are open.
+    open: usize,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    Idle,
+    Due(Instant),
+    UnderWay,
+}
+
+impl Waiting {
+    fn concerns(&self, webhook: &str) -> bool {
+        let waits = |(_, webhooks): &(Message, Vec<String>)| webhooks.iter().any(|name| name == webhook);
+        self.lost.contains_key(webhook) || self.events.iter().any(waits)
+    }
+}
+
+impl Lanes {
+    /// The lanes of a TokenWebhook, empty.
+    pub fn of(webhook: &str) -> Self {
+        Self { webhook: webhook.to_owned(), lanes: HashMap::new(), due: BTreeSet::new(), pending: 0 }
+    }
+
+    /// Takes note of what waits in a token.
+    pub fn see(&mut self, waiting: Arc<Waiting>, now: Instant) {
+        let key = waiting.key.clone();
+        if !waiting.concerns(&self.webhook) && !self.lanes.contains_key(&key) {
+            return;
+        }
+        let lane = self.lanes.entry(key.clone()).or_insert_with(|| Lane {
+            waiting: waiting.clone(),
+            done: Vec::new(),
+            attempts: 0,
+            state: State::Idle,
+            open: 0,
+        });
+        let first = lane.head(&self.webhook).map(|message| message.id.clone());
+        lane.waiting = waiting;
+        let Lane { waiting, done, .. } = lane;
+        done.retain(|id| {
+            waiting.events.iter().any(|(message, w)| message.id == *id && w.contains(&self.webhook))
+        });
+        if lane.head(&self.webhook).map(|message| &message.id) != first.as_ref()
+            && lane.state != State::UnderWay
+        {
+            lane.attempts = 0;
+            self.due_at(&key, None);
+        }
+        self.settle(&key, now);
+    }
+
+    /// Forgets a token that is gone; answers what it leaves behind.
+    pub fn gone(&mut self, key: &Key) -> Vec<Message> {
+        let Some(lane) = self.lanes.get(key) else { return Vec::new() };
+        let left = lane.open_events(&self.webhook).cloned().collect();
+        self.forget(key);
+        left
+    }
+
+    /// The event whose turn it is, which is then under way.
+    pub fn next(&mut self, now: Instant) -> Option<Job> {
+        let (at, key) = self.due.first()?;
+        if *at > now {
+            return None;
+        }
+        let key = key.clone();
+        self.due.pop_first();
+        let lane = self.lanes.get_mut(&key)?;
+        lane.state = State::UnderWay;
+        let message = lane.head(&self.webhook)?.clone();
+        Some(Job { key, message, attempts: lane.attempts })
+    }
+
+    /// When the next turn comes.
+    pub fn next_at(&self) -> Option<Instant> {
+        self.due.first().map(|(at, _)| *at)
+    }
+
+    /// The event needs nothing more: it was accepted, or is kept elsewhere.
+    pub fn done(&mut self, key: &Key, id: &str, now: Instant) {
+        if let Some(lane) = self.lanes.get_mut(key) {
+            lane.done.push(id.to_owned());
+            lane.attempts = 0;
+            lane.state = State::Idle;
+            self.settle(key, now);
+        }
+    }
+
+    /// The attempt failed: again at that time.
+    pub fn failed(&mut self, key: &Key, id: &str, again: Instant) {
+        let Some(lane) = self.lanes.get_mut(key) else { return };
+        lane.state = State::Idle;
+        let same = lane.head(&self.webhook).is_some_and(|message| message.id == id);
+        lane.attempts = if same { lane.attempts.saturating_add(1) } else { 0 };
+        self.settle(key, again);
+    }
+
+    /// Nobody knows what came of the attempt: again at that time, as if it had not been made.
+    pub fn undecided(&mut self, key: &Key, again: Instant) {
+        if let Some(lane) = self.lanes.get_mut(key) {
+            lane.state = State::Idle;
+            self.settle(key, again);
+        }
+    }
+
+    /// Brings every lane's turn forward to now, where something has changed for the better.
+    pub fn hurry(&mut self, now: Instant) {
+        let waiting: Vec<Key> = self.due.iter().map(|(_, key)| key.clone()).collect();
+        for key in waiting {
+            self.due_at(&key, Some(now));
+        }
+    }
+
+    /// How many events wait.
+    pub fn pending(&self) -> usize {
+        self.pending
+    }
+
+    /// How many events were lost for want of room.
+    pub fn lost(&self) -> i64 {
+        self.lanes.values().filter_map(|lane| lane.waiting.lost.get(&self.webhook)).sum()
+    }
+
+    /// Events that have waited for longer than this, of lanes that are not under way.
+    pub fn older(&self, than: Duration, now: Timestamp) -> Vec<Job> {
+        let idle = self.lanes.iter().filter(|(_, lane)| lane.state != State::UnderWay);
+        idle.flat_map(|(key, lane)| {
+            let events = lane.open_events(&self.webhook).enumerate();
+            events.filter(|(_, message)| age(message, now) >= than).map(|(at, message)| Job {
+                key: key.clone(),
+                message: message.clone(),
+                attempts: if at == 0 { lane.attempts } else { 0 },
+            })
+        })
+        .collect()
+    }
+
+    /// Counts a lane anew, gives its first event a turn if it has none, and forgets it if there is nothing left.
+    fn settle(&mut self, key: &Key, at: Instant) {
+        let Some(lane) = self.lanes.get_mut(key) else { return };
+        let open = lane.open_events(&self.webhook).count();
+        self.pending = self.pending + open - lane.open;
+        lane.open = open;
+        match (&lane.state, open) {
+            (State::Idle, 1..) => self.due_at(key, Some(at)),
+            (State::Due(_), 0) => self.due_at(key, None),
+            _ => {}
+        }
+        let is_over = |lane: &Lane| lane.state == State::Idle && !lane.waiting.concerns(&self.webhook);
+        if self.lanes.get(key).is_some_and(is_over) {
+            self.forget(key);
+        }
+    }
+
+    fn due_at(&mut self, key: &Key, at: Option<Instant>) {
+        let Some(lane) = self.lanes.get_mut(key) else { return };
+        if let State::Due(before) = lane.state {
+            self.due.remove(&(before, key.clone()));
+        }
+        lane.state = at.map_or(State::Idle, State::Due);
+        self.due.extend(at.map(|at| (at, key.clone())));
+    }
+
+    fn forget(&mut self, key: &Key) {
+        self.due_at(key, None);
+        if let Some(lane) = self.lanes.remove(key) {
+            self.pending -= lane.open;
+        }
+    }
+}
+
+impl Lane {
+    fn open_events<'a>(&'a self, webhook: &'a str) -> impl Iterator<Item = &'a Message> {
+        let wanted = move |(message, webhooks): &&(Message, Vec<String>)| {
+            webhooks.iter().any(|name| name == webhook) && !self.done.contains(&message.id)
+        };
+        self.waiting.events.iter().filter(wanted).map(|(message, _)| message)
+    }
+
+    fn head<'a>(&'a self, webhook: &'a str) -> Option<&'a Message> {
+        self.open_events(webhook).next()
+    }
+}
+
+/// How long an event has waited.
+pub fn age(message: &Message, now: Timestamp) -> Duration {
+    now.duration_since(message.since).max(jiff::SignedDuration::ZERO).unsigned_abs()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message(id: &str) -> Message {
+        let time = Timestamp::UNIX_EPOCH;
+        Message {
+            id: id.to_owned(),
+            type_: "token.revoked".to_owned(),
+            time,
+            since: time,
+            token_id: None,
+            name: None,
+            version: None,
+            reason: None,
+            scopes: None,
+        }
+    }
+
+    fn waiting(key: &str, ids: &[String]) -> Arc<Waiting> {
+        let events = ids.iter().map(|id| (message(id), vec!["hook".to_owned()])).collect();
+        Arc::new(Waiting { key: key.into(), events, lost: BTreeMap::new() })
+    }
+
+    fn ids(ids: &[&str]) -> Vec<String> {
+        ids.iter().map(|id| (*id).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_failure_holds_up_its_own_token_only() {
+        let (mut lanes, start) = (Lanes::of("hook"), Instant::now());
+        lanes.see(waiting("a", &ids(&["a1", "a2"])), start);
+        lanes.see(waiting("b", &ids(&["b1"])), start);
+        let first = lanes.next(start).expect("a job");
+        assert_eq!((&*first.key, &*first.message.id), ("a", "a1"));
+        assert_eq!(lanes.next(start).expect("a job").message.id, "b1");
+        assert!(lanes.next(start).is_none(), "a's second waits for its first");
+        let later = start + Duration::from_secs(5);
+        lanes.failed(&first.key, "a1", later);
+        lanes.done(&"b".into(), "b1", start);
+        assert!(lanes.next(start).is_none());
+        assert_eq!(lanes.next_at(), Some(later));
+        let again = lanes.next(later).expect("a job");
+        assert_eq!((&*again.message.id, again.attempts), ("a1", 1));
+        lanes.done(&again.key, "a1", later);
+        let second = lanes.next(later).expect("a job");
+        assert_eq!((&*second.message.id, second.attempts), ("a2", 0));
+    }
+
+    #[test]
+    fn what_the_watch_still_shows_is_not_sent_twice() {
+        let (mut lanes, now) = (Lanes::of("hook"), Instant::now());
+        lanes.see(waiting("a", &ids(&["a1"])), now);
+        let job = lanes.next(now).expect("a job");
+        lanes.done(&job.key, "a1", now);
+        lanes.see(waiting("a", &ids(&["a1"])), now);
+        assert!(lanes.next(now).is_none());
+        assert_eq!(lanes.pending(), 0);
+        lanes.see(waiting("a", &[]), now);
+        assert!(lanes.lanes.is_empty());
+    }
+
+    #[test]
+    fn a_token_that_goes_leaves_what_is_open() {
+        let (mut lanes, now) = (Lanes::of("hook"), Instant::now());
+        lanes.see(waiting("a", &ids(&["a1", "a2"])), now);
+        let job = lanes.next(now).expect("a job");
+        lanes.done(&job.key, "a1", now);
+        let left: Vec<_> = lanes.gone(&"a".into()).into_iter().map(|message| message.id).collect();
+        assert_eq!(left, ["a2"]);
+        assert_eq!((lanes.pending(), lanes.next(now).is_none()), (0, true));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Act {
+        Record(u8),
+        Run,
+        Finish(bool),
+        /// The watch catches up with what was settled.
+        Settle(u8),
+        Pass(u8),
+        Hurry,
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        prop_oneof![
+            3 => (0u8..3).prop_map(Act::Record),
+            4 => Just(Act::Run),
+            4 => any::<bool>().prop_map(Act::Finish),
+            2 => (0u8..3).prop_map(Act::Settle),
+            2 => (0u8..20).prop_map(Act::Pass),
+            1 => Just(Act::Hurry),
+        ]
+    }
+
+    proptest! {
+        /// Each event is accepted once, in its token's order, one at a time of each token; and once nothing fails
+        /// any more, all of them are.
+        #[test]
+        fn order_is_kept_and_nothing_is_forgotten(acts in proptest::collection::vec(act(), 0..200)) {
+            let (mut lanes, mut now) = (Lanes::of("hook"), Instant::now());
+            let mut stored: [Vec<String>; 3] = Default::default();
+            let mut recorded: [Vec<String>; 3] = Default::default();
+            let mut accepted: [Vec<String>; 3] = Default::default();
+            let mut running: Vec<Job> = Vec::new();
+            let index = |key: &Key| key.parse::<usize>().expect("a number");
+            let rest = (0..200).flat_map(|_| [Act::Pass(10), Act::Run, Act::Finish(true)]);
+            for act in acts.into_iter().chain(rest) {
+                match act {
+                    Act::Record(token) => {
+                        let token = usize::from(token);
+                        let id = format!("{token}-{}", recorded[token].len());
+                        recorded[token].push(id.clone());
+                        stored[token].push(id);
+                        lanes.see(waiting(&token.to_string(), &stored[token]), now);
+                    }
+                    Act::Run => {
+                        if let Some(job) = lanes.next(now) {
+                            prop_assert!(running.iter().all(|other| other.key != job.key), "two at once");
+                            running.push(job);
+                        }
+                    }
+                    Act::Finish(well) => {
+                        if let Some(job) = running.pop() {
+                            if well {
+                                accepted[index(&job.key)].push(job.message.id.clone());
+                                lanes.done(&job.key, &job.message.id, now);
+                            } else {
+                                lanes.failed(&job.key, &job.message.id, now + Duration::from_secs(5));
+                            }
+                        }
+                    }
+                    Act::Settle(token) => {
+                        let token = usize::from(token);
+                        stored[token].retain(|id| !accepted[token].contains(id));
+                        lanes.see(waiting(&token.to_string(), &stored[token]), now);
+                    }
+                    Act::Pass(seconds) => now += Duration::from_secs(seconds.into()),
+                    Act::Hurry => lanes.hurry(now),
+                }
+                let open: usize = (0..3).map(|token| recorded[token].len() - accepted[token].len()).sum();
+                prop_assert_eq!(lanes.pending(), open);
+            }
+            prop_assert_eq!(&accepted, &recorded);
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! When an event is tried again, and what an answer means: the rules of Standard Webhooks 1.0.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+/// How long after one attempt the next is made. After the last of these, every 24 h, until the event is too old.
+const WAITS: [Duration; 9] = [
+    Duration::from_secs(5),
+    Duration::from_secs(5 * 60),
+    Duration::from_secs(30 * 60),
+    Duration::from_secs(2 * 3600),
+    Duration::from_secs(5 * 3600),
+    Duration::from_secs(10 * 3600),
+    Duration::from_secs(14 * 3600),
+    Duration::from_secs(20 * 3600),
+    Duration::from_secs(24 * 3600),
+];
+/// What an endpoint may ask for at most by Retry-After.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// A wait is up to this part shorter or longer, so that events which failed together do not return together.
+const JITTER: f64 = 0.1;
+
+/// The waits, and by how much they are divided in a test.
+#[derive(Clone, Copy, Debug)]
+pub struct Schedule {
+    scale: f64,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self::faster(1.0)
+    }
+}
+
+impl Schedule {
+    /// All waits are divided by this, if it is a number above 0.
+    pub fn faster(scale: f64) -> Self {
+        Self { scale: if scale.is_finite() && scale > 0.0 { scale } else { 1.0 } }
+    }
+
+    /// How long to wait after the `attempts`-th attempt has failed. `random` is from 0 to 1; `asked` is the
+    /// endpoint's own wish, which is never undercut.
+    pub fn wait(&self, attempts: u32, random: f64, asked: Option<Duration>) -> Duration {
+        let at = usize::try_from(attempts.saturating_sub(1)).unwrap_or(usize::MAX).min(WAITS.len() - 1);
+        let jitter = 1.0 + JITTER * (2.0 * random.clamp(0.0, 1.0) - 1.0);
+        let wait = self.scaled(WAITS[at].mul_f64(jitter));
+        let asked = asked.map(|asked| self.scaled(asked.min(LONGEST_RETRY_AFTER)));
+        asked.map_or(wait, |asked| wait.max(asked))
+    }
+
+    /// Time as the schedule counts it.
+    pub fn scaled(&self, time: Duration) -> Duration {
+        time.div_f64(self.scale)
+    }
+}
+
+/// What came of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The endpoint has accepted the event.
+    Accepted,
+    /// It may accept it later. With one word for it, a sentence, and the endpoint's own wish.
+    Failed(Failure),
+    /// It never will: 410.
+    Gone,
+}
+
+/// Why an attempt failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// One CamelCase word.
+    pub cause: &'static str,
+    /// A sentence. Holds nothing of the answer's body, and nothing of a URL.
+    pub message: String,
+    /// What the endpoint asked for by Retry-After.
+    pub retry_after: Option<Duration>,
+}
+
+impl Failure {
+    /// A failure about which the endpoint said nothing.
+    pub fn new(cause: &'static str, message: impl Into<String>) -> Self {
+        Self { cause, message: message.into(), retry_after: None }
+    }
+}
+
+/// What a status code means.
+pub fn judge(status: u16, retry_after: Option<&str>, now: Timestamp) -> Outcome {
+    let cause = match status {
+        200..=299 => return Outcome::Accepted,
+        410 => return Outcome::Gone,
+        300..=399 => "Redirect",
+        429 => "TooManyRequests",
+        400..=499 => "ClientError",
+        _ => "ServerError",
+    };
+    let message = match status {
+        300..=399 => format!("HTTP {status}: redirects are not followed; name the final URL"),
+        _ => format!("HTTP {status}"),
+    };
+    let retry_after = retry_after.and_then(|value| parse_retry_after(value, now));
+    Outcome::Failed(Failure { cause, message, retry_after })
+}
+
+/// RFC 9110, section 10.2.3: seconds, or an HTTP date.
+fn parse_retry_after(value: &str, now: Timestamp) -> Option<Duration> {
+    let value = value.trim();
+    if let Ok(seconds) = value.parse::<u64>() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let at = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(value).ok()?;
+    Some(at.duration_since(now).max(jiff::SignedDuration::ZERO).unsigned_abs())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_schedule_is_that_of_the_specification() {
+        let schedule = Schedule::default();
+        let waits: Vec<u64> = (1..=11).map(|n| schedule.wait(n, 0.5, None).as_secs()).collect();
+        let hours = |h: u64| h * 3600;
+        let last = hours(24);
+        let expected = [5, 300, 1800, hours(2), hours(5), hours(10), hours(14), hours(20), last, last, last];
+        assert_eq!(waits, expected);
+    }
+
+    #[test]
+    fn retry_after_is_honoured_and_bounded() {
+        let now: Timestamp = "2026-11-21T12:00:00Z".parse().expect("an instant");
+        let asked = |status, value| match judge(status, Some(value), now) {
+            Outcome::Failed(failure) => failure.retry_after.map(|wait| wait.as_secs()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(asked(503, "120"), Some(120));
+        assert_eq!(asked(429, "Sat, 21 Nov 2026 12:01:00 GMT"), Some(60));
+        assert_eq!(asked(503, "Sat, 21 Nov 2026 11:00:00 GMT"), Some(0));
+        for junk in ["", "soon", "-1", "1.5", "99999999999999999999999"] {
+            assert_eq!(asked(503, junk), None, "{junk}");
+        }
+        let schedule = Schedule::default();
+        let bounded = schedule.wait(1, 0.5, Some(Duration::from_secs(u64::MAX)));
+        assert_eq!(bounded, LONGEST_RETRY_AFTER);
+        assert_eq!(schedule.wait(2, 0.5, Some(Duration::ZERO)).as_secs(), 300);
+    }
+
+    #[test]
+    fn answers_are_told_apart() {
+        let now = Timestamp::UNIX_EPOCH;
+        for status in [200, 202, 204, 299] {
+            assert_eq!(judge(status, None, now), Outcome::Accepted, "{status}");
+        }
+        assert_eq!(judge(410, None, now), Outcome::Gone);
+        let cases = [(301, "Redirect"), (404, "ClientError"), (429, "TooManyRequests"), (500, "ServerError")];
+        for (status, cause) in cases {
+            assert!(matches!(judge(status, None, now), Outcome::Failed(f) if f.cause == cause), "{status}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn waits_are_within_the_jitter_and_scale(
+            attempts in 0u32..2000, random in 0.0f64..1.0, scale in 0.5f64..10_000.0,
+            asked in proptest::option::of(any::<u64>().prop_map(Duration::from_secs)),
+        ) {
+            let exact = Schedule::default().wait(attempts, 0.5, None).as_secs_f64();
+            let plain = Schedule::default().wait(attempts, random, None).as_secs_f64();
+            prop_assert!((plain - exact).abs() <= exact * 0.1 + 1e-6);
+            let scaled = Schedule::faster(scale).wait(attempts, random, None).as_secs_f64();
+            prop_assert!((scaled * scale - plain).abs() < plain * 1e-3 + 1e-3);
+            let wished = Schedule::default().wait(attempts, random, asked);
+            prop_assert!(wished >= asked.unwrap_or_default().min(LONGEST_RETRY_AFTER));
+        }
+
+        #[test]
+        fn no_scale_panics(scale: f64, attempts: u32) {
+            let _ = Schedule::faster(scale.abs().clamp(1e-3, 1e9)).wait(attempts, 0.0, None);
+        }
+    }
+}

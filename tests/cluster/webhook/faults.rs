@@ -1,0 +1,468 @@
+//! What goes wrong between a transition and its delivery. The receiver's log is the judge: no event is missing, and
+//! one that came twice came with the same id.
+
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt, stream};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::Api;
+use kube::api::DeleteParams;
+use serde_json::json;
+use tokenward::crd::ConditionType;
+
+use super::receiver::{Answer, Receiver};
+use super::{Hooks, assert_sound};
+use crate::support::{PATIENCE, Process, Site, eventually};
+
+/// How many cases of the crash test run at once.
+const AT_ONCE: usize = 4;
+
+/// What happens, and at which of its writes and requests the controller is killed.
+const CRASHES: [(&str, &[&str]); 4] = [
+    ("revoke", &["record", "record@2", "send", "ledger"]),
+    ("create", &["hold", "announce", "deliver", "record", "send"]),
+    ("delete", &["record", "send", "release"]),
+    ("subscribe", &["sign", "ledger", "send"]),
+];
+
+pub async fn no_crash_loses_an_event(site: &Site) {
+    let mut cases = Vec::new();
+    for when in ["before", "after"] {
+        for (what, points) in CRASHES {
+            cases.extend(points.iter().map(|point| (what, format!("{when}:{point}"))));
+        }
+    }
+    stream::iter(cases)
+        .map(|(what, point)| crash(site, what, point))
+        .buffer_unordered(AT_ONCE)
+        .collect::<()>()
+        .await;
+}
+
+async fn crash(site: &Site, what: &str, point: String) {
+    let hooks = Hooks::new(site, &format!("hook-{what}")).await;
+    let space = hooks.space();
+    let receiver = Receiver::open().await;
+    let mut controller = hooks.controller(&[]).await;
+    hooks.hook("hook", &receiver).await;
+    space.active("t", json!({"scopes": ["a:b"]})).await;
+    receiver.until_told("t", &["token.created"]).await;
+    hooks.settled().await;
+    controller.kill();
+    let mut doomed = hooks.controller_with(&[], &[("TOKENWARD_FAILPOINT", &point)]);
+    match what {
+        "revoke" => drop(space.patch("t", json!({"spec": {"revoked": true}})).await),
+        "create" => drop(space.create("n", json!({"scopes": ["a:b"]})).await),
+        "delete" => space.delete("t").await,
+        _ => drop(hooks.make("second", json!({"url": receiver.url(), "events": ["*"]})).await),
+    }
+    assert_eq!(doomed.ended().await, None, "{what} {point}: not killed: {}", doomed.log());
+    let _controller = hooks.controller(&[]).await;
+    match what {
+        "revoke" => receiver.until_told("t", &["token.created", "token.revoked"]).await,
+        "create" => receiver.until_told("n", &["token.created"]).await,
+        "delete" => {
+            receiver.until_told("t", &["token.created", "token.deleted"]).await;
+            until_gone(&hooks, "t").await;
+        }
+        _ => {
+            hooks.reason("second", ConditionType::Ready, "Ready").await;
+            let pings = |d: &super::receiver::Delivery| d.type_() == "webhook.ping" && d.status == 204;
+            receiver
+                .until("two pings", |log| {
+                    let ids: std::collections::BTreeSet<_> =
+                        log.iter().filter(|d| pings(d)).map(|d| &d.id).collect();
+                    ids.len() == 2
+                })
+                .await;
+        }
+    }
+    hooks.settled().await;
+    if what != "subscribe" {
+        assert_sound(&receiver, &hooks.key("hook").await);
+    }
+}
+
+async fn until_gone(hooks: &Hooks<'_>, name: &str) {
+    eventually(&format!("{name} gone"), async || {
+        match hooks.space().tokens().get_opt(name).await.expect("an answer") {
+            None => Ok(()),
+            Some(token) => Err(format!("{:?} {:?}", token.metadata, token.status.and_then(|s| s.outbox))),
+        }
+    })
+    .await;
+}
+
+/// Makes tokens `t0` to `t{n-1}` and waits until they are active and told of.
+async fn tokens(hooks: &Hooks<'_>, receiver: &Receiver, n: usize) -> Vec<String> {
+    let names: Vec<String> = (0..n).map(|i| format!("t{i}")).collect();
+    for name in &names {
+        hooks.space().create(name, json!({"scopes": ["a:b"]})).await;
+    }
+    for name in &names {
+        hooks.space().condition(name, ConditionType::Active, "True").await;
+        receiver.until_told(name, &["token.created"]).await;
+    }
+    names
+}
+
+async fn revoke(hooks: &Hooks<'_>, names: &[String]) {
+    for name in names {
+        hooks.space().patch(name, json!({"spec": {"revoked": true}})).await;
+    }
+}
+
+pub async fn a_new_leader_goes_on(site: &Site) {
+    let hooks = Hooks::new(site, "hook-leader").await;
+    let receiver = Receiver::open().await;
+    let args = |name| ["--lease-duration", "3s", "--webhook-time-scale", "600", "--identity", name];
+    let start = async |name| {
+        hooks.tenant.controller_with(&[&super::LOOPBACK, &args(name)[..]].concat(), &[]).ready().await
+    };
+    let mut one = start("one").await;
+    hooks.hook("hook", &receiver).await;
+    let names = tokens(&hooks, &receiver, 20).await;
+    let _two = start("two").await;
+    // Every second request fails, and every third is not answered at all.
+    receiver.behave(|_, n| match n % 6 {
+        0 | 2 | 4 => Answer::Status(500),
+        3 => Answer::Hang,
+        _ => Answer::Status(204),
+    });
+    let count = receiver.accepted().len();
+    revoke(&hooks, &names).await;
+    receiver.until("some accepted", |_| receiver.accepted().len() > count + 3).await;
+    one.kill();
+    receiver.behave(|_, n| if n % 2 == 0 { Answer::Status(500) } else { Answer::Status(204) });
+    for name in &names {
+        receiver.until_told(name, &["token.created", "token.revoked"]).await;
+    }
+    hooks.settled().await;
+    assert_sound(&receiver, &hooks.key("hook").await);
+}
+
+/// An hour is six seconds here.
+pub async fn an_endpoint_away_for_an_hour_misses_nothing(site: &Site) {
+    let hooks = Hooks::new(site, "hook-hour").await;
+    let receiver = Receiver::open().await;
+    let _controller = hooks.controller(&["--webhook-time-scale", "600"]).await;
+    hooks.hook("hook", &receiver).await;
+    let names = tokens(&hooks, &receiver, 10).await;
+    receiver.shut().await;
+    for (suspend, reason) in [(true, "Suspended"), (false, "Active")] {
+        for name in &names {
+            hooks.space().patch(name, json!({"spec": {"suspend": suspend}})).await;
+        }
+        for name in &names {
+            hooks.space().reason(name, ConditionType::Active, reason).await;
+        }
+    }
+    revoke(&hooks, &names).await;
+    hooks.reason("hook", ConditionType::Healthy, "ConnectionFailed").await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    receiver.reopen().await;
+    for name in &names {
+        let told = ["token.created", "token.suspended", "token.resumed", "token.revoked"];
+        receiver.until_told(name, &told).await;
+    }
+    hooks.reason("hook", ConditionType::Healthy, "Delivering").await;
+    hooks.settled().await;
+    assert_sound(&receiver, &hooks.key("hook").await);
+}
+
+/// One endpoint hangs, one has a full disk half of the time: neither holds up the third, or its own other tokens.
+pub async fn a_bad_endpoint_holds_up_no_other(site: &Site) {
+    let hooks = Hooks::new(site, "hook-bad").await;
+    let [good, hanging, failing] = [Receiver::open().await, Receiver::open().await, Receiver::open().await];
+    let _controller = hooks.controller(&["--webhook-time-scale", "600"]).await;
+    for (name, receiver) in [("good", &good), ("hanging", &hanging), ("failing", &failing)] {
+        hooks.hook(name, receiver).await;
+    }
+    let names = tokens(&hooks, &good, 30).await;
+    for name in &names {
+        failing.until_told(name, &["token.created"]).await;
+        hanging.until_told(name, &["token.created"]).await;
+    }
+    hooks.settled().await;
+    hanging.behave(|_, _| Answer::Hang);
+    failing.behave(|_, n| if n % 2 == 0 { Answer::Status(500) } else { Answer::Status(200) });
+    for name in &names {
+        hooks.space().patch(name, json!({"spec": {"suspend": true}})).await;
+        hooks.space().patch(name, json!({"spec": {"revoked": true}})).await;
+    }
+    for receiver in [&good, &failing] {
+        for name in &names {
+            // A revocation that comes before the suspension was seen swallows it.
+            let last = format!("token.revoked of {name}");
+            receiver.until(&last, |_| receiver.told(name).last().is_some_and(|t| t == "token.revoked")).await;
+        }
+    }
+    for (name, receiver) in [("good", &good), ("failing", &failing)] {
+        assert_sound(receiver, &hooks.key(name).await);
+    }
+    for name in &names {
+        assert_eq!(good.told(name), failing.told(name), "{name}: another order");
+    }
+    hooks.reason("hanging", ConditionType::Healthy, "Timeout").await;
+    // What is delivered elsewhere waits for the hanging one alone.
+    let waiting = |token: &tokenward::crd::ApiToken| {
+        let outbox = token.status.as_ref().and_then(|status| status.outbox.clone()).unwrap_or_default();
+        outbox.events.iter().all(|event| event.webhooks == ["hanging"]) && !outbox.events.is_empty()
+    };
+    for name in &names {
+        hooks.space().until(name, "an outbox for the hanging one alone", waiting).await;
+    }
+    // With the TokenWebhook goes what waits for it.
+    hooks.api().delete("hanging", &DeleteParams::default()).await.expect("a deletion");
+    hooks.settled().await;
+}
+
+pub async fn a_deleted_token_leaves_its_events(site: &Site) {
+    let hooks = Hooks::new(site, "hook-deleted").await;
+    let receiver = Receiver::open().await;
+    let mut controller = hooks.controller(&["--webhook-time-scale", "20"]).await;
+    hooks.hook("hook", &receiver).await;
+    let names = tokens(&hooks, &receiver, 3).await;
+    hooks.settled().await;
+    receiver.answer(500);
+    revoke(&hooks, &names[..2]).await;
+    for name in &names[..2] {
+        receiver.until("an attempt", |log| log.iter().any(|d| d.token() == *name && d.status == 500)).await;
+    }
+    for name in &names {
+        hooks.space().delete(name).await;
+    }
+    let start = Instant::now();
+    for name in &names {
+        until_gone(&hooks, name).await;
+    }
+    assert!(start.elapsed() < PATIENCE);
+    let kept =
+        hooks.until("hook", "five events kept", |w| w.status.as_ref().is_some_and(|s| s.outbox.len() == 5));
+    drop(kept.await);
+    // They outlive the controller too.
+    controller.kill();
+    receiver.answer(200);
+    let _controller = hooks.controller(&["--webhook-time-scale", "20"]).await;
+    for name in &names[..2] {
+        receiver.until_told(name, &["token.created", "token.revoked", "token.deleted"]).await;
+    }
+    receiver.until_told(&names[2], &["token.created", "token.deleted"]).await;
+    hooks.until("hook", "nothing kept", |w| w.status.as_ref().is_some_and(|s| s.outbox.is_empty())).await;
+}
+
+pub async fn a_namespace_goes_whatever_its_endpoint_does(site: &Site) {
+    let hooks = Hooks::new(site, "hook-namespace").await;
+    let receiver = Receiver::open().await;
+    let _controller = hooks.controller(&[]).await;
+    hooks.hook("hook", &receiver).await;
+    let names = tokens(&hooks, &receiver, 10).await;
+    receiver.behave(|_, _| Answer::Hang);
+    revoke(&hooks, &names).await;
+    receiver.until("an attempt", |log| log.iter().any(|d| d.status == 0)).await;
+    let namespaces: Api<Namespace> = Api::all(site.client.clone());
+    namespaces.delete(&hooks.space().name, &DeleteParams::default()).await.expect("a deletion");
+    eventually("namespace gone", async || {
+        let namespace = namespaces.get_opt(&hooks.space().name).await.expect("an answer");
+        namespace.map_or(Ok(()), |n| Err(format!("{:?}", n.status)))
+    })
+    .await;
+}
+
+pub async fn what_is_given_up_is_counted_and_can_be_replayed(site: &Site) {
+    let hooks = Hooks::new(site, "hook-dead").await;
+    let receiver = Receiver::open().await;
+    let controller = hooks.controller(&["--webhook-time-scale", "3600"]).await;
+    let delivery = json!({"maxAge": "1h"});
+    hooks.make("hook", json!({"url": receiver.url(), "events": ["token.*"], "delivery": delivery})).await;
+    hooks.reason("hook", ConditionType::Ready, "Ready").await;
+    let names = tokens(&hooks, &receiver, 3).await;
+    receiver.answer(500);
+    revoke(&hooks, &names).await;
+    let dead = hooks
+        .until("hook", "three dead", |w| w.status.as_ref().and_then(|s| s.dead_lettered) == Some(3))
+        .await;
+    let letters = dead.status.expect("a status").dead_letters;
+    assert_eq!(letters.len(), 3);
+    assert!(
+        letters
+            .iter()
+            .all(|l| l.cause == "ServerError" && l.attempts > 1 && l.event.type_ == "token.revoked"),
+        "{letters:?}"
+    );
+    hooks.settled().await;
+    let log = controller.log();
+    assert!(log.contains("3 events were given up") || log.contains("EventsGivenUp"), "{log}");
+    receiver.answer(200);
+    hooks.annotate("hook", "tokenward.dev/replay", "2026-11-21").await;
+    for name in &names {
+        receiver.until_told(name, &["token.created", "token.revoked"]).await;
+    }
+    hooks
+        .until("hook", "none dead", |w| {
+            w.status.as_ref().is_some_and(|s| {
+                s.dead_lettered == Some(0) && s.dead_letters.is_empty() && s.outbox.is_empty()
+            })
+        })
+        .await;
+    assert_sound(&receiver, &hooks.key("hook").await);
+}
+
+pub async fn a_full_outbox_says_so(site: &Site) {
+    let hooks = Hooks::new(site, "hook-full").await;
+    let receiver = Receiver::open().await;
+    let _controller = hooks.controller(&[]).await;
+    hooks.hook("hook", &receiver).await;
+    let names = tokens(&hooks, &receiver, 1).await;
+    let name = &names[0];
+    receiver.answer(500);
+    for _ in 0..18 {
+        for (suspend, reason) in [(true, "Suspended"), (false, "Active")] {
+            hooks.space().patch(name, json!({"spec": {"suspend": suspend}})).await;
+            hooks.space().reason(name, ConditionType::Active, reason).await;
+        }
+    }
+    let status = hooks.space().get(name).await.status.expect("a status");
+    let outbox = status.outbox.expect("an outbox");
+    assert_eq!((outbox.events.len(), outbox.lost.get("hook")), (32, Some(&4)));
+    hooks.space().told(name, &["EventLost"]).await;
+    hooks.until("hook", "the loss", |w| w.status.as_ref().and_then(|s| s.lost) == Some(4)).await;
+}
+
+pub async fn what_is_wrong_is_said_and_mended_by_the_user(site: &Site) {
+    let hooks = Hooks::new(site, "hook-wrong").await;
+    let space = hooks.space();
+    let receiver = Receiver::open().await;
+    let controller = hooks.controller(&[]).await;
+    let refused = [
+        (json!({"url": "ftp://x.example/", "events": ["*"]}), "absolute http or https URL"),
+        (json!({"url": "http://u:p@x.example/", "events": ["*"]}), "without user name or password"),
+        (json!({"url": "hunter2!", "events": ["*"]}), "url"),
+        (json!({"events": ["*"]}), "exactly one of url and urlFrom"),
+        (json!({"url": "http://x.example/", "events": ["Token Revoked"]}), "token.revoked"),
+        (json!({"url": "http://x.example/", "events": []}), "events"),
+    ];
+    for (spec, words) in refused {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let object = json!({"apiVersion": "tokenward.dev/v1alpha1", "kind": "TokenWebhook", "metadata": {"name": "bad"}, "spec": spec});
+        std::fs::write(file.path(), object.to_string()).expect("a file");
+        let (ok, said) =
+            site.try_kubectl(&["apply", "-n", &space.name, "-f", &file.path().display().to_string()]);
+        assert!(!ok && said.contains(words), "{object}: {said}");
+    }
+    let secret = |url: &str, key: &str| {
+        let object = json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "theirs"},
+            "stringData": {"url": url, "key": key},
+        });
+        let secret: k8s_openapi::api::core::v1::Secret = serde_json::from_value(object).expect("a Secret");
+        let api = space.secrets();
+        async move {
+            if api.get_opt("theirs").await.expect("an answer").is_some() {
+                api.delete("theirs", &DeleteParams::default()).await.expect("a deletion");
+            }
+            api.create(&Default::default(), &secret).await.expect("a Secret");
+        }
+    };
+    let reference = |key: &str| json!({"name": "theirs", "key": key});
+    hooks
+        .make(
+            "hook",
+            json!({
+                "urlFrom": {"secretKeyRef": reference("url")}, "events": ["*"],
+                "signing": {"secretRef": reference("key")},
+            }),
+        )
+        .await;
+    let ready = async |reason: &str| hooks.reason("hook", ConditionType::Ready, reason).await;
+    assert!(ready("SecretMissing").await.contains("Secret theirs does not exist"));
+    secret("hunter2", "hunter2").await;
+    assert!(ready("InvalidUrl").await.contains("absolute http or https"));
+    secret(&receiver.url(), "hunter2").await;
+    assert!(ready("SigningKeyInvalid").await.contains("whsec_"));
+    let key = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    secret(&receiver.url(), key).await;
+    ready("Ready").await;
+    receiver.until("a ping", |log| !log.is_empty()).await;
+    assert_sound(&receiver, key);
+    let told =
+        controller.log() + &site.kubectl(&["get", "tokenwebhooks,events", "-n", &space.name, "-o", "yaml"]);
+    for secret in ["hunter2", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", &receiver.url()] {
+        assert!(!told.contains(secret), "{secret} is told");
+    }
+}
+
+pub async fn addresses_inside_are_not_asked(site: &Site) {
+    let hooks = Hooks::new(site, "hook-inside").await;
+    let receiver = Receiver::open().await;
+    let _controller = hooks.tenant.controller(&["--webhook-allow-private"]).ready().await;
+    let port = receiver.address.port();
+    for (name, host) in [
+        ("plain", "127.0.0.1"),
+        ("name", "localhost"),
+        ("mapped", "[::ffff:127.0.0.1]"),
+        ("link", "169.254.169.254"),
+    ] {
+        let url = format!("http://{host}:{port}/");
+        hooks.make(name, json!({"url": url, "events": ["*"]})).await;
+    }
+    for name in ["plain", "name", "mapped", "link"] {
+        let advice = hooks.reason(name, ConditionType::Healthy, "AddressRefused").await;
+        assert!(advice.contains("--webhook-allow-cidrs"), "{advice}");
+    }
+    assert!(receiver.log().is_empty());
+}
+
+pub async fn a_hundred_webhooks_are_all_told(site: &Site) {
+    let hooks = Hooks::new(site, "hook-hundred").await;
+    let receiver = Receiver::open().await;
+    let _controller = hooks.controller(&[]).await;
+    let paths: Vec<String> = (0..100).map(|n| format!("/h{n}")).collect();
+    for (n, path) in paths.iter().enumerate() {
+        let url = format!("http://{}{path}", receiver.address);
+        hooks.make(&format!("h{n}"), json!({"url": url, "events": ["token.revoked"]})).await;
+    }
+    for n in 0..100 {
+        hooks.reason(&format!("h{n}"), ConditionType::Ready, "Ready").await;
+    }
+    for name in ["a", "b", "c"] {
+        hooks.space().active(name, json!({"scopes": ["a:b"]})).await;
+        hooks.space().patch(name, json!({"spec": {"revoked": true}})).await;
+    }
+    receiver
+        .until("each path told of each token", |log| {
+            paths.iter().all(|path| {
+                ["a", "b", "c"].iter().all(|name| log.iter().any(|d| d.path == *path && d.token() == *name))
+            })
+        })
+        .await;
+    hooks.settled().await;
+}
+
+/// Minutes: the API server is away for one of them, with events waiting and transitions due.
+pub async fn an_api_server_away_for_a_minute_loses_nothing(site: &Site) {
+    let hooks = Hooks::new(site, "hook-away").await;
+    let receiver = Receiver::open().await;
+    let controller: Process = hooks.controller(&["--webhook-time-scale", "20"]).await;
+    hooks.hook("hook", &receiver).await;
+    let names = tokens(&hooks, &receiver, 10).await;
+    let expires = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(20);
+    hooks.space().patch("t9", json!({"spec": {"expiresAt": expires.to_string()}})).await;
+    receiver
+        .until("token.expiring", |log| log.iter().any(|d| d.type_() == "token.expiring" && d.status == 204))
+        .await;
+    receiver.answer(500);
+    revoke(&hooks, &names[..9]).await;
+    receiver.until("attempts", |log| log.iter().filter(|d| d.status == 500).count() >= 9).await;
+    site.cluster.stop_apiserver().expect("a stop");
+    receiver.answer(200);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    site.cluster.start_apiserver().expect("a start");
+    for name in &names[..9] {
+        receiver.until_told(name, &["token.created", "token.revoked"]).await;
+    }
+    receiver.until_told("t9", &["token.created", "token.expiring", "token.expired"]).await;
+    hooks.settled().await;
+    assert_sound(&receiver, &hooks.key("hook").await);
+    drop(controller);
+}
