@@ -1,7 +1,11 @@
 {{/* What the controller may do in each namespace that it looks after. */}}
 {{- define "tokenward.controllerRules" -}}
 - apiGroups: [tokenward.dev]
-  resources: [apitokens, tokenwebhooks]
+  resources: [apitokens]
+  # patch: its own finalizer, on tokens whose deletion a TokenWebhook wants to be told of.
+  verbs: [get, list, watch, patch]
+- apiGroups: [tokenward.dev]
+  resources: [tokenwebhooks]
   verbs: [get, list, watch]
 - apiGroups: [tokenward.dev]
   resources: [apitokens/status, tokenwebhooks/status]
