@@ -21,9 +21,11 @@ const RIGHTS: &[Right] = &[
     (CONTROLLER, &["update", "leases.coordination.k8s.io/tokenward-controller", "-n", "tokenward"], true),
     (CONTROLLER, &["patch", "validatingwebhookconfigurations/tokenward"], true),
     (CONTROLLER, &["create", "subjectaccessreviews.authorization.k8s.io"], true),
-    // It never writes a spec, nor anything that is not its own.
+    // For its finalizer.
+    (CONTROLLER, &["patch", "apitokens.tokenward.dev", "-A"], true),
+    // Nothing that is not its own.
     (CONTROLLER, &["update", "apitokens.tokenward.dev", "-A"], false),
-    (CONTROLLER, &["patch", "apitokens.tokenward.dev", "-A"], false),
+    (CONTROLLER, &["patch", "tokenwebhooks.tokenward.dev", "-A"], false),
     (CONTROLLER, &["delete", "apitokens.tokenward.dev", "-A"], false),
     (CONTROLLER, &["update", "leases.coordination.k8s.io/another", "-n", "tokenward"], false),
     (CONTROLLER, &["create", "leases.coordination.k8s.io", "-n", "default"], false),

@@ -2,6 +2,7 @@
 
 use devcluster::Options;
 use serde_json::Value;
+use tokio::sync::Mutex;
 
 use crate::helm::{arguments, chart, helm};
 use crate::support::{Process, Site};
@@ -11,6 +12,13 @@ const CONTROLLERS: &str = "--controllers=garbage-collector-controller,namespace-
     serviceaccount-controller,serviceaccount-token-controller,root-ca-certificate-publisher-controller,\
     clusterrole-aggregation-controller,validatingadmissionpolicy-status-controller,\
     deployment-controller,replicaset-controller";
+
+/// Starts a bare cluster. One at a time: several that start at once on a busy machine are late for each other.
+pub async fn cluster(options: Options) -> Site {
+    static STARTING: Mutex<()> = Mutex::const_new(());
+    let _alone = STARTING.lock().await;
+    Site::bare(options).await
+}
 
 /// An installed chart.
 pub struct Stage {
@@ -24,7 +32,7 @@ impl Stage {
     pub async fn set() -> Self {
         let options =
             Options { extra_controller_manager_args: vec![CONTROLLERS.to_owned()], ..Options::default() };
-        let site = Site::bare(options).await;
+        let site = cluster(options).await;
         site.kubectl(&["create", "namespace", "tokenward"]);
         site.kubectl(&["label", "namespace", "tokenward", "pod-security.kubernetes.io/enforce=restricted"]);
         let installed =

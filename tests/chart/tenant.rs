@@ -4,11 +4,11 @@ use devcluster::Options;
 use serde_json::{Value, json};
 
 use crate::helm::{arguments, chart, helm, root};
-use crate::stage::{own_ports, ports};
-use crate::support::{Process, Site};
+use crate::stage::{cluster, own_ports, ports};
+use crate::support::Process;
 
 pub async fn a_tenant_installs_with_rights_in_its_namespaces_alone() {
-    let site = Site::bare(Options::default()).await;
+    let site = cluster(Options::default()).await;
     site.kubectl(&["apply", "--server-side", "-f", &root().join("crds").display().to_string()]);
     site.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"]);
     let [operator, shop, billing, foreign] =
