@@ -15,6 +15,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod admission;
 mod client;
 mod delivery;
 mod release;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         runtime,
         stage,
         release::the_chart_s_own_test_passes,
+        admission::the_api_server_asks_through_the_service,
         delivery::the_example_pod_reads_its_token,
         delivery::a_rotation_reaches_pods_and_no_check_fails,
         delivery::a_revocation_is_seen_by_a_running_pod,

@@ -42,8 +42,12 @@ pub async fn an_image_that_can_t_be_pulled_stops_nothing(stage: &Stage) {
     let upgrade = "helm upgrade tokenward charts/tokenward -n tokenward --reuse-values --wait --timeout 20s";
     let (ok, said) = stage.try_sh(&format!("{upgrade} --set image.tag=absent"));
     assert!(!ok, "{said}");
-    let pods = stage.sh("kubectl get pods -n tokenward");
-    assert!(pods.contains("ErrImagePull") || pods.contains("ImagePullBackOff"), "{pods}");
+    eventually("a pod without its image", async || {
+        let pods = stage.sh("kubectl get pods -n tokenward");
+        let told = pods.contains("ErrImagePull") || pods.contains("ImagePullBackOff");
+        if told { Ok(()) } else { Err(pods) }
+    })
+    .await;
     answered(&client, 20).await;
     space.active("u", json!({"scopes": ["orders:read"]})).await;
 

@@ -25,7 +25,6 @@ impl Stage {
     pub async fn set() -> Self {
         let image = tokio::task::block_in_place(image);
         let helm = tokio::task::block_in_place(programs::helm).expect("Helm");
-        eprintln!("starting a node");
         let site = Site::bare(Options { node: true, ..Options::default() }).await;
         let programs = site.cluster.dir().join("programs");
         fs::create_dir(&programs).expect("a folder");

@@ -11,6 +11,12 @@ mount -t tmpfs tmpfs /run
 mount --bind "$1/lib" /var/lib
 mount --bind "$1/log" /var/log
 
+# Beyond this machine the node reaches nothing. Whoever looks for a name there is told so at once.
+if [ -e /etc/resolv.conf ]; then
+    : >"$1/resolv.conf"
+    mount --bind "$1/resolv.conf" /etc/resolv.conf
+fi
+
 # The kubelet wants to set these for the whole machine. It may write to copies.
 for name in vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops \
     kernel/keys/root_maxkeys kernel/keys/root_maxbytes; do

@@ -12,12 +12,14 @@ mod sandbox;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::control_plane::{ControlPlane, flag, probe, write_private};
 use crate::image::Image;
 use crate::kubeconfig::Credentials;
 use crate::network::{Network, NodeNetwork};
 use crate::process::DROP_GRACE;
+use crate::progress::Step;
 use crate::service::{Launcher, Service, connects};
 use crate::{Error, Options, Version};
 
@@ -71,12 +73,15 @@ impl Node {
 
     /// Starts everything on the control plane, and waits until the node is ready.
     pub(crate) fn start(&mut self, control_plane: &ControlPlane) -> Result<(), Error> {
+        let step = Step::start("starting the node".to_owned(), Duration::from_secs(15));
         self.write_files(control_plane)?;
         let launcher = control_plane.launcher();
         self.start_containerd(launcher)?;
         self.start_kubernetes(launcher, control_plane)?;
         self.start_dns(launcher, control_plane)?;
-        self.wait_until_ready(launcher, control_plane)
+        self.wait_until_ready(launcher, control_plane)?;
+        step.end("done");
+        Ok(())
     }
 
     /// Name and process id of each process, the one that ends all others first.
