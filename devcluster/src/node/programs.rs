@@ -22,7 +22,7 @@ const CONTAINERD_PROGRAMS: [&Program; 3] = [
     &Program {
         name: "containerd",
         package: "github.com/containerd/containerd/v2/cmd/containerd",
-        usual: Duration::from_secs(60),
+        usual: Duration::from_secs(80),
     },
     &Program {
         name: "containerd-shim-runc-v2",
@@ -45,7 +45,7 @@ const RUNC: Module = Module {
 /// Without seccomp it refuses the profile that every container gets.
 const RUNC_RECIPE: Recipe = Recipe { tags: "seccomp", cgo: true, main: None };
 const RUNC_PROGRAM: Program =
-    Program { name: "runc", package: "github.com/opencontainers/runc", usual: Duration::from_secs(10) };
+    Program { name: "runc", package: "github.com/opencontainers/runc", usual: Duration::from_secs(16) };
 
 const COREDNS: Module = Module {
     cache: CACHE,
@@ -55,7 +55,7 @@ const COREDNS: Module = Module {
 };
 const COREDNS_RECIPE: Recipe =
     Recipe { tags: "", cgo: false, main: Some(include_str!("../../go/coredns/main.go")) };
-const COREDNS_PROGRAM: Program = Program { name: "coredns", package: ".", usual: Duration::from_secs(20) };
+const COREDNS_PROGRAM: Program = Program { name: "coredns", package: ".", usual: Duration::from_secs(100) };
 
 const PAUSE: Module =
     Module { cache: CACHE, go_mod: include_str!("../../go/pause/go.mod"), go_sum: "", ldflags: "-s -w" };
