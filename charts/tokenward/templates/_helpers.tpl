@@ -143,10 +143,13 @@ affinity: {{- toYaml . | nindent 2 }}
 livenessProbe:
   httpGet: {path: /livez, port: telemetry}
   periodSeconds: 10
+  # A busy node must not end what works.
+  timeoutSeconds: 5
   failureThreshold: 3
 readinessProbe:
   httpGet: {path: /readyz, port: telemetry}
   periodSeconds: 3
+  timeoutSeconds: 3
   failureThreshold: 1
 {{- end -}}
 
