@@ -1,9 +1,9 @@
 //! Admission: what the API server asks before it stores an ApiToken or a TokenWebhook.
 //!
 //! The rules that an object can be judged by alone are CEL in the CRDs, and hold with every process down. Here is what
-//! takes a look around: whether another token names the same Secret, whether the Secret is somebody else's, whether
-//! a webhook points inside, and whether who asks may hand out these scopes (`--enforce-scope-grants`). Everything but the last is judged again by
-//! the controller, since a webhook can be bypassed; who asked is known here only.
+//! takes a look around: whether another token names the same Secret, whether the Secret is somebody else's, whether a
+//! webhook points inside, and whether who asks may hand out these scopes (`--enforce-scope-grants`). Everything but the
+//! last is judged again by the controller, since a webhook can be bypassed; who asked is known here only.
 //!
 //! [`judge`] and [`grants`] decide, [`reviewer`] gathers what they need, [`server`] speaks HTTPS with the API server
 //! (<https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/>). [`certificate`] says
