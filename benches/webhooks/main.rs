@@ -114,7 +114,7 @@ async fn revocations(world: &World, args: &Args, report: &mut Report) -> anyhow:
     let last = told.duration_since(with.start);
     world.quiet().await?;
     let after = world.counts().await?;
-    let memory = world.memory()?;
+    let (memory, terms) = (world.memory()?, world.terms()?);
 
     let row = |what: &str, revocation: &Revocation, writes: u64, hook_writes: String| {
         vec![
@@ -162,7 +162,7 @@ async fn revocations(world: &World, args: &Args, report: &mut Report) -> anyhow:
         .collect();
     report.table(&["endpoint", "requests", "events accepted", "accepted twice"], &rows);
     report.note(&format!(
-        "The healthy endpoint had the last of {} events {:.1} s after the first patch. The controller's memory was at most {:.0} MiB.",
+        "The healthy endpoint had the last of {} events {:.1} s after the first patch. The controller's memory was at most {:.0} MiB. It has taken the lease {terms} times: more than once says that the API server did not keep up with its renewals.",
         args.tokens,
         last.as_secs_f64(),
         memory

@@ -24,6 +24,9 @@ use super::PATIENCE;
 /// How many requests are under way while tokens are made and revoked.
 const AT_ONCE: usize = 32;
 
+/// The controller's log.
+const LOG: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/webhooks-bench.log");
+
 /// What the controller has counted.
 #[derive(Clone, Copy)]
 pub struct Counts {
@@ -69,11 +72,10 @@ impl World {
         let telemetry = listener.local_addr()?.to_string();
         drop(listener);
         let rights = cluster.kubeconfig_for_service_account("tokenward", "tokenward-controller")?;
-        let log = std::fs::File::create(Path::new(env!("CARGO_TARGET_TMPDIR")).join("webhooks-bench.log"))?;
+        let log = std::fs::File::create(LOG)?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_tokenward"));
         command
             .args(["controller", "--telemetry-listen", &telemetry, "--webhook-allow-cidrs", "127.0.0.0/8"])
-            .args(["--log", "warn"])
             .env("KUBECONFIG", rights)
             .env("TOKENWARD_NAMESPACE", "tokenward")
             .stdin(Stdio::null())
@@ -227,6 +229,11 @@ impl World {
             statuses: value("tokenward_status_writes_total")?,
             hooks: value("tokenward_webhook_status_writes_total")?,
         })
+    }
+
+    /// How often the controller has taken the lease.
+    pub fn terms(&self) -> anyhow::Result<usize> {
+        Ok(std::fs::read_to_string(LOG)?.matches("leading: this replica writes").count())
     }
 
     /// The controller's greatest memory so far, in MiB.

@@ -20,21 +20,16 @@ use tracing::{debug, info, warn};
 
 use super::Shared;
 use super::problem::Problem;
-use super::signing::{self, Signing};
 use super::status::{self, Health, View};
+use super::target::{self, DEFAULT_MAX_AGE, Target};
 use crate::cluster::error::{Remedy, message, remedy};
 use crate::controller::events::Told;
-use crate::crd::{
-    ConditionType, DeadLetter, HeldEvent, SecretKeyRef, TokenWebhook, TokenWebhookStatus, find_condition,
-};
+use crate::crd::{ConditionType, DeadLetter, HeldEvent, TokenWebhook, TokenWebhookStatus, find_condition};
 use crate::failpoint;
-use crate::webhook::connect;
-use crate::webhook::deliver;
 use crate::webhook::lanes::{Job, Key, Lanes, Waiting, age};
 use crate::webhook::ledger;
 use crate::webhook::payload::Message;
 use crate::webhook::schedule::{Failure, Outcome};
-use crate::webhook::sign::SigningKeys;
 
 /// How many events of one endpoint are under way at once. While nothing succeeds, one.
 const CONCURRENCY: usize = 16;
@@ -49,14 +44,12 @@ const LOOK: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How often events that wait for a person are held against their greatest age.
 const SWEEP: Duration = Duration::from_secs(1);
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
-const DEFAULT_MAX_AGE: Duration = Duration::from_secs(75 * 3600);
-/// Whatever a spec says, an attempt takes no longer.
-const LONGEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The annotations by which a person asks for something. Any change of the text asks once.
 const PING: &str = "tokenward.dev/ping";
 const REPLAY: &str = "tokenward.dev/replay";
+/// So many characters of it count.
+const ANNOTATION: usize = 256;
 
 /// The lane of events that wait in the TokenWebhook starts so; all others are uids.
 const HELD: &str = "held:";
@@ -87,17 +80,6 @@ enum Pledge {
     Word(oneshot::Sender<()>),
     /// A receipt to a token: its event was given up, and that is on record.
     Receipt(Key, Message),
-}
-
-/// Where and how events are sent.
-struct Target {
-    endpoint: Arc<deliver::Endpoint>,
-    keys: Arc<SigningKeys>,
-    secret: SecretKeyRef,
-    public_key: Option<String>,
-    max_age: Duration,
-    until: Option<Timestamp>,
-    done: Option<(&'static str, String)>,
 }
 
 /// The task.
@@ -203,15 +185,15 @@ impl Endpoint {
         }
     }
 
-    /// Another process goes on from what is stored. If it is this one again, so does this.
+    /// Another process goes on from what is stored, or this one later. What was not stored has not been: events that
+    /// were given up off the record are open again. What was delivered is remembered, stored or not.
     fn forget(&mut self) {
-        self.pledges.clear();
-        self.held.clear();
-        self.buried = 0;
-        self.lanes = Lanes::of(&self.object.name_any());
-        for waiting in self.shared.waiting(&self.object.namespace().unwrap_or_default()) {
-            self.lanes.see(waiting, Instant::now());
+        for pledge in std::mem::take(&mut self.pledges) {
+            if let Pledge::Receipt(key, message) = pledge {
+                self.lanes.reopen(&key, &message.id, Instant::now());
+            }
         }
+        self.buried = 0;
     }
 
     fn start_what_is_due(&mut self) {
@@ -326,7 +308,7 @@ impl Endpoint {
         }
         let now = Timestamp::now();
         let uid = self.object.uid().unwrap_or_default();
-        let annotation = |name: &str| self.object.annotations().get(name).map(String::as_str);
+        let annotation = |name: &str| self.object.annotations().get(name).map(|text| bounded(text));
         let (ping, replay) = (annotation(PING), annotation(REPLAY));
         let pinged = ledger::answer_ping(&mut self.status, &uid, ping, now);
         let replayed = ledger::answer_replay(&mut self.status, replay, now);
@@ -503,7 +485,8 @@ impl Endpoint {
     fn look(&mut self) {
         self.looking = true;
         let (shared, object) = (self.shared.clone(), self.object.clone());
-        self.beside.push(async move { Done::Looked(look(&shared, &object).await.map(Box::new)) }.boxed());
+        self.beside
+            .push(async move { Done::Looked(target::look(&shared, &object).await.map(Box::new)) }.boxed());
     }
 
     fn looked(&mut self, looked: Result<Box<Target>, Problem>) {
@@ -633,6 +616,10 @@ impl Endpoint {
             }
             Err(error) => {
                 self.pledges.splice(0..0, pledges);
+                if !self.loaded {
+                    self.forget();
+                    return;
+                }
                 self.write_failures = self.write_failures.saturating_add(1);
                 let wait = Duration::from_millis(100) * 2u32.saturating_pow(self.write_failures.min(7));
                 self.touch(wait);
@@ -713,43 +700,7 @@ fn is_held(key: &Key) -> bool {
     key.starts_with(HELD)
 }
 
-/// Reads what the spec refers to.
-async fn look(shared: &Shared, webhook: &TokenWebhook) -> Result<Target, Problem> {
-    let invalid = |message: String| Problem::new("InvalidSpec", message);
-    let delivery = webhook.spec.delivery.clone().unwrap_or_default();
-    let duration = |text: Option<crate::crd::DurationString>, default: Duration| match text {
-        Some(text) => {
-            text.parse().map(|d| d.unsigned_abs()).map_err(|e| invalid(format!("spec.delivery: {e}")))
-        }
-        None => Ok(default),
-    };
-    let timeout = duration(delivery.timeout, DEFAULT_TIMEOUT)?.clamp(Duration::from_secs(1), LONGEST_TIMEOUT);
-    let max_age = duration(delivery.max_age, DEFAULT_MAX_AGE)?;
-    let url = match (&webhook.spec.url, &webhook.spec.url_from) {
-        (Some(url), None) => zeroize::Zeroizing::new(url.clone()),
-        (None, Some(from)) => signing::read_key(&shared.client, webhook, &from.secret_key_ref).await?,
-        _ => return Err(invalid("set exactly one of spec.url and spec.urlFrom".to_owned())),
-    };
-    let endpoint = deliver::Endpoint::new(
-        &url,
-        delivery.ca_bundle.as_deref(),
-        timeout,
-        shared.policy.clone(),
-        connect::system(),
-    );
-    let endpoint = endpoint.map_err(|error| match error {
-        deliver::EndpointError::Url => Problem::new("InvalidUrl", error.to_string()),
-        other => invalid(other.to_string()),
-    })?;
-    let Signing { keys, secret, until, done } =
-        signing::provide(&shared.client, webhook, Timestamp::now()).await?;
-    Ok(Target {
-        endpoint: Arc::new(endpoint),
-        public_key: keys.public_key(),
-        keys: Arc::new(keys),
-        secret,
-        max_age,
-        until,
-        done,
-    })
+/// As much of an annotation as a status has room for.
+fn bounded(text: &str) -> &str {
+    text.char_indices().nth(ANNOTATION).map_or(text, |(at, _)| &text[..at])
 }

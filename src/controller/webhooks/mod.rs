@@ -8,6 +8,7 @@ mod endpoint;
 mod problem;
 mod signing;
 mod status;
+mod target;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -272,13 +273,6 @@ impl Webhooks {
 }
 
 impl Shared {
-    /// What waits in the tokens of a namespace.
-    fn waiting(&self, namespace: &str) -> Vec<Arc<Waiting>> {
-        let registry = self.registry();
-        let here = registry.waiting.values().filter(|(at, _)| at == namespace);
-        here.map(|(_, waiting)| waiting.clone()).collect()
-    }
-
     fn registry(&self) -> MutexGuard<'_, Registry> {
         // A panic elsewhere leaves plain data behind.
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)

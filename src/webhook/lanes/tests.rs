@@ -1,0 +1,159 @@
+//! One event after the other, of each token, whatever comes in between.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn message(id: &str) -> Message {
+    let time = Timestamp::UNIX_EPOCH;
+    Message {
+        id: id.to_owned(),
+        type_: "token.revoked".to_owned(),
+        time,
+        since: time,
+        token_id: None,
+        name: None,
+        version: None,
+        reason: None,
+        scopes: None,
+    }
+}
+
+fn waiting(key: &str, ids: &[String]) -> Arc<Waiting> {
+    let events = ids.iter().map(|id| (message(id), vec!["hook".to_owned()])).collect();
+    Arc::new(Waiting { key: key.into(), events, lost: BTreeMap::new() })
+}
+
+fn ids(ids: &[&str]) -> Vec<String> {
+    ids.iter().map(|id| (*id).to_owned()).collect()
+}
+
+#[test]
+fn a_failure_holds_up_its_own_token_only() {
+    let (mut lanes, start) = (Lanes::of("hook"), Instant::now());
+    lanes.see(waiting("a", &ids(&["a1", "a2"])), start);
+    lanes.see(waiting("b", &ids(&["b1"])), start);
+    let first = lanes.next(start).expect("a job");
+    assert_eq!((&*first.key, &*first.message.id), ("a", "a1"));
+    assert_eq!(lanes.next(start).expect("a job").message.id, "b1");
+    assert!(lanes.next(start).is_none(), "a's second waits for its first");
+    let later = start + Duration::from_secs(5);
+    lanes.failed(&first.key, "a1", later);
+    lanes.done(&"b".into(), "b1", start);
+    assert!(lanes.next(start).is_none());
+    assert_eq!(lanes.next_at(), Some(later));
+    let again = lanes.next(later).expect("a job");
+    assert_eq!((&*again.message.id, again.attempts), ("a1", 1));
+    lanes.done(&again.key, "a1", later);
+    let second = lanes.next(later).expect("a job");
+    assert_eq!((&*second.message.id, second.attempts), ("a2", 0));
+}
+
+#[test]
+fn what_the_watch_still_shows_is_not_sent_twice() {
+    let (mut lanes, now) = (Lanes::of("hook"), Instant::now());
+    lanes.see(waiting("a", &ids(&["a1"])), now);
+    let job = lanes.next(now).expect("a job");
+    lanes.done(&job.key, "a1", now);
+    lanes.see(waiting("a", &ids(&["a1"])), now);
+    assert!(lanes.next(now).is_none());
+    assert_eq!(lanes.pending(), 0);
+    lanes.see(waiting("a", &[]), now);
+    assert!(lanes.lanes.is_empty());
+}
+
+#[test]
+fn what_is_reopened_has_its_turn_again_and_before_what_follows() {
+    let (mut lanes, now) = (Lanes::of("hook"), Instant::now());
+    lanes.see(waiting("a", &ids(&["a1", "a2"])), now);
+    let first = lanes.next(now).expect("a job");
+    lanes.done(&first.key, "a1", now);
+    lanes.reopen(&first.key, "a1", now);
+    assert_eq!(lanes.pending(), 2);
+    assert_eq!(lanes.next(now).expect("a job").message.id, "a1");
+}
+
+#[test]
+fn a_token_that_goes_leaves_what_is_open() {
+    let (mut lanes, now) = (Lanes::of("hook"), Instant::now());
+    lanes.see(waiting("a", &ids(&["a1", "a2"])), now);
+    let job = lanes.next(now).expect("a job");
+    lanes.done(&job.key, "a1", now);
+    let left: Vec<_> = lanes.gone(&"a".into()).into_iter().map(|message| message.id).collect();
+    assert_eq!(left, ["a2"]);
+    assert_eq!((lanes.pending(), lanes.next(now).is_none()), (0, true));
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Record(u8),
+    Run,
+    Finish(bool),
+    /// The watch catches up with what was settled.
+    Settle(u8),
+    Pass(u8),
+    Hurry,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        3 => (0u8..3).prop_map(Act::Record),
+        4 => Just(Act::Run),
+        4 => any::<bool>().prop_map(Act::Finish),
+        2 => (0u8..3).prop_map(Act::Settle),
+        2 => (0u8..20).prop_map(Act::Pass),
+        1 => Just(Act::Hurry),
+    ]
+}
+
+proptest! {
+    /// Each event is accepted once, in its token's order, one at a time of each token; and once nothing fails
+    /// any more, all of them are.
+    #[test]
+    fn order_is_kept_and_nothing_is_forgotten(acts in proptest::collection::vec(act(), 0..200)) {
+        let (mut lanes, mut now) = (Lanes::of("hook"), Instant::now());
+        let mut stored: [Vec<String>; 3] = Default::default();
+        let mut recorded: [Vec<String>; 3] = Default::default();
+        let mut accepted: [Vec<String>; 3] = Default::default();
+        let mut running: Vec<Job> = Vec::new();
+        let index = |key: &Key| key.parse::<usize>().expect("a number");
+        let rest = (0..200).flat_map(|_| [Act::Pass(10), Act::Run, Act::Finish(true)]);
+        for act in acts.into_iter().chain(rest) {
+            match act {
+                Act::Record(token) => {
+                    let token = usize::from(token);
+                    let id = format!("{token}-{}", recorded[token].len());
+                    recorded[token].push(id.clone());
+                    stored[token].push(id);
+                    lanes.see(waiting(&token.to_string(), &stored[token]), now);
+                }
+                Act::Run => {
+                    if let Some(job) = lanes.next(now) {
+                        prop_assert!(running.iter().all(|other| other.key != job.key), "two at once");
+                        running.push(job);
+                    }
+                }
+                Act::Finish(well) => {
+                    if let Some(job) = running.pop() {
+                        if well {
+                            accepted[index(&job.key)].push(job.message.id.clone());
+                            lanes.done(&job.key, &job.message.id, now);
+                        } else {
+                            lanes.failed(&job.key, &job.message.id, now + Duration::from_secs(5));
+                        }
+                    }
+                }
+                Act::Settle(token) => {
+                    let token = usize::from(token);
+                    stored[token].retain(|id| !accepted[token].contains(id));
+                    lanes.see(waiting(&token.to_string(), &stored[token]), now);
+                }
+                Act::Pass(seconds) => now += Duration::from_secs(seconds.into()),
+                Act::Hurry => lanes.hurry(now),
+            }
+            let open: usize = (0..3).map(|token| recorded[token].len() - accepted[token].len()).sum();
+            prop_assert_eq!(lanes.pending(), open);
+        }
+        prop_assert_eq!(&accepted, &recorded);
+    }
+}
