@@ -84,6 +84,8 @@ pub struct ApiTokenSpec {
     #[schemars(length(min = 1, max = 64), inner(length(min = 3, max = 128)), extend("x-kubernetes-list-type" = "atomic"))]
     #[x_kube(validation = Rule::new("self.all(s, s.matches('^[A-Za-z0-9][A-Za-z0-9._/-]*(:[A-Za-z0-9._/-]+)*:([A-Za-z0-9._/-]+|[*])$'))")
         .message("each scope must be resource:action, such as tokens:read or orders:*, of letters, digits and . _ / -"))]
+    // Not a set, whose items would belong to whoever added them: what is added by hand is for GitOps to take away.
+    #[x_kube(validation = Rule::new("self.all(s, self.exists_one(t, t == s))").message("name each scope once"))]
     pub scopes: Vec<String>,
 
     /// The services for which the token is meant. A check that names an audience passes only if it is listed.

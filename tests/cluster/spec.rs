@@ -28,7 +28,7 @@ pub async fn bad_specs_are_refused_with_a_sentence(shared: &Shared) {
         (json!({"scopes": ["tokens:read write"]}), "each scope must be resource:action"),
         (json!({"scopes": ["töken:read"]}), "each scope must be resource:action"),
         (json!({"scopes": ["tokens:*:read"]}), "each scope must be resource:action"),
-        (json!({"scopes": ["tokens:read", "tokens:read"]}), "Duplicate value"),
+        (json!({"scopes": ["tokens:read", "tokens:read"]}), "name each scope once"),
         (json!({"scopes": [long]}), "Too long"),
         (rotation(json!({"interval": "30d"})), "there is no unit for days: 30 days are 720h"),
         (rotation(json!({"overlap": "1.5h"})), "must be numbers with the unit h, m or s"),
