@@ -61,7 +61,7 @@ impl World {
     pub async fn start() -> anyhow::Result<Self> {
         let cluster = tokio::task::spawn_blocking(|| Cluster::start(Options::default())).await??;
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        for file in ["crds", "deploy/namespace.yaml", "deploy"] {
+        for file in ["crds", "deploy/namespace.yaml", "deploy/rbac.yaml"] {
             kubectl(&cluster, &["apply", "--server-side", "-f", &root.join(file).display().to_string()])?;
         }
         kubectl(&cluster, &["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])?;
