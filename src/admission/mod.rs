@@ -5,9 +5,9 @@
 //! webhook points inside, and whether who asks may hand out these scopes (`--enforce-scope-grants`). Everything but the
 //! last is judged again by the controller, since a webhook can be bypassed; who asked is known here only.
 //!
-//! [`judge`] and [`grants`] decide, [`reviewer`] gathers what they need, [`server`] speaks HTTPS with the API server
+//! [`judge`] and [`grants`] decide, `reviewer` gathers what they need, `server` speaks HTTPS with the API server
 //! (<https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/>). [`certificate`] says
-//! when the serving certificate is to be replaced, [`keeper`] does it.
+//! when the serving certificate is to be replaced, `keeper` does it.
 
 pub mod certificate;
 pub mod grants;
