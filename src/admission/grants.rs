@@ -4,8 +4,7 @@
 //! RBAC compares names as a whole, so a scope is asked for by each name that covers it: a Role that lists `orders:*`
 //! lets its holders grant `orders:read`, too. A Role without resource names lets them grant everything.
 
-use k8s_openapi::api::authentication::v1::UserInfo;
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use k8s_openapi::api::authorization::v1::ResourceAttributes;
 
 /// The verb.
 pub const VERB: &str = "grant";
@@ -21,26 +20,14 @@ pub fn names(scope: &str) -> impl Iterator<Item = String> {
     std::iter::once(scope.to_owned()).chain(wildcards)
 }
 
-/// The question whether a user may grant what has this name; without a name, everything.
-pub fn review(user: &UserInfo, namespace: &str, name: Option<String>) -> SubjectAccessReview {
-    let attributes = ResourceAttributes {
+/// The right to grant what has this name; without a name, everything.
+pub fn right(namespace: &str, name: Option<String>) -> ResourceAttributes {
+    ResourceAttributes {
         namespace: Some(namespace.to_owned()),
         verb: Some(VERB.to_owned()),
         group: Some(GROUP.to_owned()),
         resource: Some(RESOURCE.to_owned()),
         name,
-        ..Default::default()
-    };
-    let UserInfo { username, uid, groups, extra } = user.clone();
-    SubjectAccessReview {
-        spec: SubjectAccessReviewSpec {
-            user: username,
-            uid,
-            groups,
-            extra,
-            resource_attributes: Some(attributes),
-            ..Default::default()
-        },
         ..Default::default()
     }
 }

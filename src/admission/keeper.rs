@@ -5,14 +5,12 @@
 
 use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt, future};
+use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{ValidatingWebhook, ValidatingWebhookConfiguration};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, watch_object};
 use kube::{Api, Client};
 use serde_json::json;
 use tokio::sync::watch;
@@ -20,9 +18,9 @@ use tracing::{error, info, warn};
 
 use super::certificate::{Kept, Names, Pair, SECRET, Step};
 use super::metrics::Metrics;
-use crate::cluster::backoff::WatchBackoff;
-use crate::cluster::error::{Remedy, message, remedy, watch_message};
+use crate::cluster::error::{Remedy, message, remedy};
 use crate::cluster::lease::Claim;
+use crate::cluster::watch::follow;
 use crate::telemetry::probes::Part;
 use crate::tls::Presented;
 
@@ -60,8 +58,9 @@ impl Keeper {
     pub(super) async fn keep(mut self) {
         let secrets = Api::<Secret>::namespaced(self.client.clone(), &self.namespace);
         let configurations = Api::<ValidatingWebhookConfiguration>::all(self.client.clone());
-        let mut secret_events = std::pin::pin!(follow(secrets.clone(), SECRET));
-        let mut configuration_events = std::pin::pin!(follow(configurations.clone(), &self.configuration));
+        let mut secret_events = std::pin::pin!(follow(secrets.clone(), SECRET, SECRET));
+        let mut configuration_events =
+            std::pin::pin!(follow(configurations.clone(), &self.configuration, &self.configuration));
         let (mut seen, mut configuration) = (None, None);
         let mut presenting = None;
         loop {
@@ -216,18 +215,4 @@ impl Seen {
             resource_version: secret.metadata.resource_version,
         }
     }
-}
-
-/// An object by its name, each time that it changes. `None`: it is not there.
-fn follow<K>(api: Api<K>, name: &str) -> impl futures::Stream<Item = Option<K>> + use<K>
-where
-    K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
-{
-    let name_in_log = name.to_owned();
-    watch_object(api, name)
-        .backoff(WatchBackoff::default())
-        .inspect_err(move |failure: &watcher::Error| {
-            warn!(error = watch_message(failure), "{name_in_log} can't be watched; trying again");
-        })
-        .filter_map(|found| future::ready(found.ok()))
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::authentication::v1::UserInfo;
+use k8s_openapi::api::authorization::v1::SubjectAccessReviewSpec;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::PostParams;
 use kube::core::DeserializeGuard;
 use kube::core::admission::{AdmissionRequest, AdmissionResponse};
 use kube::runtime::reflector::Store;
@@ -15,6 +15,7 @@ use tracing::warn;
 use super::grants;
 use super::judge::{Questions, Refusal, destination, questions};
 use super::metrics::{Metrics, Verdict};
+use crate::cluster::access;
 use crate::cluster::error::message;
 use crate::crd::{ApiToken, TokenWebhook};
 use crate::lifecycle::{MANAGED_BY, MANAGED_BY_VALUE, TOKEN_LABEL};
@@ -162,9 +163,9 @@ impl Reviewer {
     }
 
     async fn is_allowed(&self, user: &UserInfo, namespace: &str, name: Option<String>) -> kube::Result<bool> {
-        let review = grants::review(user, namespace, name);
-        let review = Api::all(self.client.clone()).create(&PostParams::default(), &review).await?;
-        Ok(review.status.is_some_and(|status| status.allowed && status.denied != Some(true)))
+        let right = Some(grants::right(namespace, name));
+        let question = SubjectAccessReviewSpec { resource_attributes: right, ..access::about(user.clone()) };
+        access::is_allowed(&self.client, question).await
     }
 
     /// Whether nobody else has a Secret of this name. What can't be found out is left to the controller, which never

@@ -5,17 +5,13 @@
 
 use std::sync::Arc;
 
-use futures::{StreamExt, TryStreamExt, future};
+use futures::{StreamExt, future};
 use k8s_openapi::api::core::v1::Secret;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::watch_object;
 use kube::{Api, Client};
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 use zeroize::Zeroizing;
 
-use super::backoff::WatchBackoff;
-use super::error::watch_message;
 use crate::token::{PepperError, Peppers};
 
 /// The name of the pepper's Secret, in the operator's namespace.
@@ -42,21 +38,21 @@ pub fn follow(
 ) -> (watch::Receiver<PepperState>, impl Future<Output = ()> + use<>) {
     let (sender, receiver) = watch::channel(PepperState::Unknown);
     let namespace = namespace.to_owned();
-    let stream = watch_object(Api::<Secret>::namespaced(client, &namespace), PEPPER_SECRET)
-        .backoff(WatchBackoff::default());
-    let follow = stream
-        .inspect_err(|failure| warn!(error = watch_message(failure), "the pepper can't be watched; trying again"))
-        .filter_map(|result| future::ready(result.ok()))
-        .for_each(move |secret| {
-            let state = secret.map_or(PepperState::Missing, |secret| read(secret).into());
-            match &state {
-                PepperState::Missing => info!("waiting for Secret {namespace}/{PEPPER_SECRET}: the controller makes it on its first start"),
-                PepperState::Damaged(damage) => error!("Secret {namespace}/{PEPPER_SECRET} can't be used: {damage}; restore it from a backup"),
-                PepperState::Present(_) | PepperState::Unknown => {}
+    let secrets = Api::<Secret>::namespaced(client, &namespace);
+    let follow = super::watch::follow(secrets, PEPPER_SECRET, "the pepper").for_each(move |secret| {
+        let state = secret.map_or(PepperState::Missing, |secret| read(secret).into());
+        match &state {
+            PepperState::Missing => info!(
+                "waiting for Secret {namespace}/{PEPPER_SECRET}: the controller makes it on its first start"
+            ),
+            PepperState::Damaged(damage) => {
+                error!("Secret {namespace}/{PEPPER_SECRET} can't be used: {damage}; restore it from a backup")
             }
-            sender.send_replace(state);
-            future::ready(())
-        });
+            PepperState::Present(_) | PepperState::Unknown => {}
+        }
+        sender.send_replace(state);
+        future::ready(())
+    });
     (receiver, follow)
 }
 

@@ -15,9 +15,7 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
-use k8s_openapi::api::authorization::v1::{
-    NonResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
-};
+use k8s_openapi::api::authorization::v1::{NonResourceAttributes, SubjectAccessReviewSpec};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use moka::Expiry;
@@ -30,7 +28,7 @@ use zeroize::Zeroizing;
 
 use super::view::{Question, View};
 use crate::check::{Code, Decision};
-use crate::cluster::error;
+use crate::cluster::{access, error};
 use crate::token::Token;
 
 /// The audience that a caller's ServiceAccount token must have.
@@ -203,17 +201,9 @@ impl Reviewer {
 
     async fn may_post(&self, user: UserInfo, path: &str) -> kube::Result<bool> {
         let attributes = NonResourceAttributes { path: Some(path.to_owned()), verb: Some("post".to_owned()) };
-        let spec = SubjectAccessReviewSpec {
-            user: user.username,
-            uid: user.uid,
-            groups: user.groups,
-            extra: user.extra,
-            non_resource_attributes: Some(attributes),
-            ..Default::default()
-        };
-        let review = SubjectAccessReview { spec, ..Default::default() };
-        let review = Api::all(self.client.clone()).create(&PostParams::default(), &review).await?;
-        Ok(review.status.is_some_and(|status| status.allowed && status.denied != Some(true)))
+        let question =
+            SubjectAccessReviewSpec { non_resource_attributes: Some(attributes), ..access::about(user) };
+        access::is_allowed(&self.client, question).await
     }
 }
 

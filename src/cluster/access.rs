@@ -1,0 +1,20 @@
+//! Whether a user may do something, as the API server's authorizers say: a SubjectAccessReview
+//! (<https://kubernetes.io/docs/reference/access-authn-authz/authorization/#checking-api-access>).
+
+use k8s_openapi::api::authentication::v1::UserInfo;
+use k8s_openapi::api::authorization::v1::{SubjectAccessReview, SubjectAccessReviewSpec};
+use kube::api::PostParams;
+use kube::{Api, Client};
+
+/// A question about this user, whose attributes are still to be set.
+pub fn about(user: UserInfo) -> SubjectAccessReviewSpec {
+    let UserInfo { username, uid, groups, extra } = user;
+    SubjectAccessReviewSpec { user: username, uid, groups, extra, ..Default::default() }
+}
+
+/// Asks. What is neither allowed nor denied is not allowed.
+pub async fn is_allowed(client: &Client, question: SubjectAccessReviewSpec) -> kube::Result<bool> {
+    let review = SubjectAccessReview { spec: question, ..Default::default() };
+    let review = Api::all(client.clone()).create(&PostParams::default(), &review).await?;
+    Ok(review.status.is_some_and(|status| status.allowed && status.denied != Some(true)))
+}
