@@ -5,6 +5,7 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
 
+#[macro_use]
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -34,20 +35,6 @@ macro_rules! offline {
     };
 }
 
-/// Adds tests on a stage that is set with the first of them.
-macro_rules! tests {
-    ($suite:expr, $runtime:expr, $stage:expr, $($module:ident :: $test:ident),+ $(,)?) => {
-        $({
-            let (stage, runtime) = ($stage.clone(), $runtime.clone());
-            $suite.push(Trial::test(concat!(stringify!($module), "::", stringify!($test)), move || {
-                let stage = stage.get_or_init(|| runtime.block_on(Stage::set()));
-                runtime.block_on($module::$test(stage));
-                Ok(())
-            }));
-        })+
-    };
-}
-
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(8);
@@ -55,7 +42,7 @@ fn main() -> ExitCode {
     let shared = Arc::<OnceLock<Stage>>::default();
     let breakable = Arc::<OnceLock<Stage>>::default();
     let mut suite = Vec::new();
-    tests!(suite, runtime, breakable, install::an_uninstall_keeps_what_can_t_be_made_again);
+    tests!(suite, runtime, breakable, Stage::set(), install::an_uninstall_keeps_what_can_t_be_made_again);
     let alone = runtime.clone();
     suite.push(Trial::test("tenant::a_tenant_installs_with_rights_in_its_namespaces_alone", move || {
         alone.block_on(tenant::a_tenant_installs_with_rights_in_its_namespaces_alone());
@@ -76,6 +63,7 @@ fn main() -> ExitCode {
         suite,
         runtime,
         shared,
+        Stage::set(),
         install::an_upgrade_keeps_the_ca_bundle_and_mints_nothing,
         install::pods_are_admitted_where_restricted_is_enforced,
         install::the_installed_processes_mint_and_check,

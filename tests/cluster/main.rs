@@ -13,6 +13,7 @@
     reason = "a test fails by a panic"
 )]
 
+#[macro_use]
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -36,7 +37,7 @@ use std::sync::{Arc, OnceLock};
 
 use devcluster::{Options, Version};
 use kubernetes::Trusting;
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::Arguments;
 use support::{Process, Site};
 use tokenward::token::Token;
 use tokio::runtime::Runtime;
@@ -81,21 +82,6 @@ impl Shared {
             told.inspect(|token| eprintln!("FAILED: {place} holds a token: {token:?}")).is_some()
         })
     }
-}
-
-/// Adds tests that use something that is started with the first of them.
-macro_rules! tests {
-    ($suite:expr, $runtime:expr, $stage:expr, $start:expr, $($module:ident $(:: $path:ident)+),+ $(,)?) => {
-        $({
-            let (stage, runtime) = ($stage.clone(), $runtime.clone());
-            let name = concat!(stringify!($module) $(, "::", stringify!($path))+);
-            $suite.push(Trial::test(name, move || {
-                let stage = stage.get_or_init(|| runtime.block_on($start));
-                runtime.block_on($module$(::$path)+(stage));
-                Ok(())
-            }));
-        })+
-    };
 }
 
 fn main() -> ExitCode {

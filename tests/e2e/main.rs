@@ -12,6 +12,7 @@
     reason = "a test fails by a panic, and what it measures is printed"
 )]
 
+#[macro_use]
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -25,32 +26,21 @@ mod stage;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::Arguments;
 use stage::Stage;
 use tokio::runtime::Runtime;
-
-/// Adds tests on the one stage, which is set with the first of them.
-macro_rules! tests {
-    ($runtime:expr, $stage:expr, $($module:ident :: $test:ident),+ $(,)?) => {
-        vec![$({
-            let (stage, runtime) = ($stage.clone(), $runtime.clone());
-            Trial::test(concat!(stringify!($module), "::", stringify!($test)), move || {
-                let stage = stage.get_or_init(|| runtime.block_on(Stage::set()));
-                runtime.block_on($module::$test(stage));
-                Ok(())
-            })
-        }),+]
-    };
-}
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     let runtime = Arc::new(Runtime::new().expect("a runtime"));
     let stage = Arc::<OnceLock<Stage>>::default();
-    let suite = tests!(
+    let mut suite = Vec::new();
+    tests!(
+        suite,
         runtime,
         stage,
+        Stage::set(),
         release::the_chart_s_own_test_passes,
         admission::the_api_server_asks_through_the_service,
         delivery::the_example_pod_reads_its_token,

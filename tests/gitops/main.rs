@@ -5,6 +5,7 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
 
+#[macro_use]
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -16,7 +17,7 @@ mod tool;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::Arguments;
 use support::{Process, Site};
 use tokio::runtime::Runtime;
 
@@ -34,20 +35,6 @@ impl Stage {
     }
 }
 
-/// Adds tests on a stage that is set with the first of them.
-macro_rules! tests {
-    ($suite:expr, $runtime:expr, $stage:expr, $($module:ident :: $test:ident),+ $(,)?) => {
-        $({
-            let (stage, runtime) = ($stage.clone(), $runtime.clone());
-            $suite.push(Trial::test(concat!(stringify!($module), "::", stringify!($test)), move || {
-                let stage = stage.get_or_init(|| runtime.block_on(Stage::set()));
-                runtime.block_on($module::$test(stage));
-                Ok(())
-            }));
-        })+
-    };
-}
-
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(8);
@@ -58,6 +45,7 @@ fn main() -> ExitCode {
         suite,
         runtime,
         stage,
+        Stage::set(),
         flux::waiting_ends_in_every_state,
         flux::what_leaves_git_is_pruned,
         flux::a_new_trigger_rotates_once_and_only_once,

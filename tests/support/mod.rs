@@ -17,6 +17,22 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokenward::crd::{ApiToken, ConditionType, find_condition};
 
+/// Adds tests that use something that is started with the first of them.
+#[allow(unused_macros, reason = "not every test binary uses all of it")]
+macro_rules! tests {
+    ($suite:expr, $runtime:expr, $stage:expr, $start:expr, $($module:ident $(:: $path:ident)+),+ $(,)?) => {
+        $({
+            let (stage, runtime) = ($stage.clone(), $runtime.clone());
+            let name = concat!(stringify!($module) $(, "::", stringify!($path))+);
+            $suite.push(libtest_mimic::Trial::test(name, move || {
+                let stage = stage.get_or_init(|| runtime.block_on($start));
+                runtime.block_on($module$(::$path)+(stage));
+                Ok(())
+            }));
+        })+
+    };
+}
+
 /// How long something that must happen may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
