@@ -18,6 +18,7 @@ mod open_loop;
 mod peers;
 mod rates;
 mod ready;
+#[path = "../report.rs"]
 mod report;
 mod revocation;
 mod server;
@@ -120,14 +121,9 @@ fn measure(args: &Args) -> anyhow::Result<()> {
         time: Duration::from_secs(args.seconds),
     };
     let wanted = |part| args.parts.is_empty() || args.parts.contains(&part);
-    let mut report = Report::default();
-    report.note(&format!(
-        "{}; tokenward {}. `cargo bench --bench checks`: medians of {} rounds of {} s.",
-        report::machine(),
-        env!("CARGO_PKG_VERSION"),
-        args.rounds,
-        args.seconds
-    ));
+    let how =
+        format!("`cargo bench --bench checks`: medians of {} rounds of {} s.", args.rounds, args.seconds);
+    let mut report = Report::new("Checks", &how);
     if wanted(Part::Rates) {
         rates::measure(&bench, &mut report)?;
     }
@@ -141,7 +137,7 @@ fn measure(args: &Args) -> anyhow::Result<()> {
         ready::measure(&bench, args.objects, &mut report)?;
     }
     if args.write {
-        report.write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/RESULTS.md"))?;
+        report.keep()?;
     }
     Ok(())
 }

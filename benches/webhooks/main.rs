@@ -10,7 +10,7 @@
 
 mod post;
 mod receiver;
-#[path = "../checks/report.rs"]
+#[path = "../report.rs"]
 mod report;
 mod world;
 
@@ -18,8 +18,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
-use clap::{Parser, Subcommand};
+use anyhow::ensure;
+use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::json;
 
 use self::receiver::{Manner, Receiver};
@@ -32,6 +32,9 @@ struct Args {
     /// How many tokens are revoked at once
     #[arg(long, default_value_t = 10_000)]
     tokens: usize,
+    /// Run these only [default: all]
+    #[arg(value_enum)]
+    parts: Vec<Part>,
     /// How many rounds the deliveries beside the bare client have; medians count
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -41,6 +44,21 @@ struct Args {
     /// What cargo passes to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+/// A part of the benchmark.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Deliveries beside a bare client
+    Deliveries,
+    /// A mass revocation with and without webhooks
+    Revocations,
+}
+
+impl Args {
+    fn wants(&self, part: Part) -> bool {
+        self.parts.is_empty() || self.parts.contains(&part)
+    }
 }
 
 /// What this executable is when it runs itself.
@@ -64,21 +82,20 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn measure(args: &Args) -> anyhow::Result<()> {
-    let mut report = Report::default();
-    let world = World::start().await?;
-    report.section(
-        "Webhooks",
-        &format!(
-            "{}; tokenward {}. `cargo bench --bench webhooks`: {} tokens. API server, controller, receivers and load share the machine.",
-            report::machine(),
-            env!("CARGO_PKG_VERSION"),
-            args.tokens
-        ),
+    let how = format!(
+        "`cargo bench --bench webhooks`: {} tokens. API server, controller, receivers and load share the machine.",
+        args.tokens
     );
-    revocations(&world, args, &mut report).await?;
-    deliveries(&world, args, &mut report).await?;
+    let mut report = Report::new("Webhooks", &how);
+    let world = World::start().await?;
+    if args.wants(Part::Deliveries) {
+        deliveries(&world, args, &mut report).await?;
+    }
+    if args.wants(Part::Revocations) {
+        revocations(&world, args, &mut report).await?;
+    }
     if args.write {
-        keep(&report, &Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/RESULTS.md"))?;
+        report.keep()?;
     }
     Ok(())
 }
@@ -116,6 +133,10 @@ async fn revocations(world: &World, args: &Args, report: &mut Report) -> anyhow:
     let after = world.counts().await?;
     let (memory, terms) = (world.memory()?, world.terms()?);
 
+    report.section(
+        "A mass revocation",
+        "All tokens of a namespace are revoked at once, and the controller enforces it: without a TokenWebhook, and with three that want each event, one healthy, one that hangs, one that answers 500 half of the time.",
+    );
     let row = |what: &str, revocation: &Revocation, writes: u64, hook_writes: String| {
         vec![
             what.to_owned(),
@@ -178,65 +199,51 @@ async fn revocations(world: &World, args: &Args, report: &mut Report) -> anyhow:
 }
 
 /// Events that have been held back go out at once, beside a bare client with as many connections and the same bodies.
+/// Every round has a TokenWebhook of its own, for which the same tokens' events have waited.
 async fn deliveries(world: &World, args: &Args, report: &mut Report) -> anyhow::Result<()> {
-    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    let namespace = "rates";
+    world.namespace(namespace).await?;
+    let mut rounds = Vec::new();
     for round in 0..args.rounds {
-        let namespace = format!("rate-{round}");
-        world.namespace(&namespace).await?;
-        let receiver = Receiver::open().await?;
-        world.webhook(&namespace, "hook", &receiver.url(), json!(["token.revoked"])).await?;
-        world.create(&namespace, args.tokens).await?;
-        world.suspend(&namespace, "hook", true).await?;
-        world.revoke(&namespace, args.tokens).await?;
-        world.pending(&namespace, "hook", args.tokens).await?;
+        let (name, receiver) = (format!("round-{round}"), Receiver::open().await?);
+        world.webhook(namespace, &name, &receiver.url(), json!(["token.created"])).await?;
+        world.suspend(namespace, &name, true).await?;
+        rounds.push((name, receiver));
+    }
+    world.create(namespace, args.tokens).await?;
+    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    for (name, receiver) in rounds {
+        world.pending(namespace, &name, args.tokens).await?;
         world.quiet().await?;
         receiver.forget();
-        world.suspend(&namespace, "hook", false).await?;
-        receiver.until(args.tokens, "token.revoked").await?;
-        ours.push(receiver.rate());
+        world.suspend(namespace, &name, false).await?;
+        receiver.until(args.tokens, "token.created").await?;
+        let rate = receiver.rate();
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("webhooks-bench");
         std::fs::create_dir_all(&folder)?;
         let bodies = folder.join("bodies");
         receiver.write_bodies(&bodies)?;
-        world.settled(&namespace).await?;
         world.quiet().await?;
         receiver.forget();
         post::run(receiver.address, &bodies)?;
-        receiver.until(args.tokens, "token.revoked").await?;
+        receiver.until(args.tokens, "token.created").await?;
+        eprintln!("{name}: {rate:.0} beside {:.0} a second", receiver.rate());
+        ours.push(rate);
         bare.push(receiver.rate());
-        eprintln!("round {}: {:.0} beside {:.0} a second", round + 1, ours[round], bare[round]);
     }
+    world.settled(namespace).await?;
+    report.section(
+        "Deliveries",
+        "One event of each token waits for a TokenWebhook that is suspended, and goes out when it no longer is. The bare client posts the same bodies to the same endpoint over as many connections, unsigned. From the first to the last arrival; medians.",
+    );
     let (ours, bare) = (report::median(ours), report::median(bare));
+    let row =
+        |who: &str, rate: f64| vec![who.to_owned(), format!("{rate:.0}"), format!("{:.2}", rate / bare)];
     report.table(
-        &["deliveries of held back events", "a second", "of the bare client"],
-        &[
-            vec![
-                "tokenward, signed, 16 at once".to_owned(),
-                format!("{ours:.0}"),
-                format!("{:.2}", ours / bare),
-            ],
-            vec![
-                "bare hyper client, 16 connections, same bodies".to_owned(),
-                format!("{bare:.0}"),
-                "1".to_owned(),
-            ],
-        ],
+        &["client", "events a second", "to bare"],
+        &[row("tokenward, 16 at once, signed", ours), row("bare hyper, 16 connections", bare)],
     );
     Ok(())
-}
-
-/// Puts our section in the place of the one that is there.
-fn keep(report: &Report, path: &Path) -> anyhow::Result<()> {
-    let stored = std::fs::read_to_string(path).unwrap_or_else(|_| "# Measured\n".to_owned());
-    let kept = match stored.split_once("\n## Webhooks\n") {
-        Some((before, rest)) => {
-            let after = rest.find("\n## ").map_or("", |at| &rest[at..]);
-            format!("{before}{after}")
-        }
-        None => stored,
-    };
-    let text = format!("{}\n{}", kept.trim_end(), report.text());
-    std::fs::write(path, text).with_context(|| format!("{} can't be written", path.display()))
 }
 
 /// How long anything here may take.

@@ -118,7 +118,8 @@ async fn record(
     context.metrics.status_writes.inc();
     context.memories.with(&uid(observed), |memory| {
         memory.written = written.resource_version().and_then(|version| version.parse().ok());
-        memory.receipts.retain(written.status.as_ref().and_then(|status| status.outbox.as_ref()));
+        let outbox = written.status.as_ref().and_then(|status| status.outbox.as_ref());
+        memory.receipts.retain(outbox, Timestamp::now());
     });
     for event in events {
         info!(

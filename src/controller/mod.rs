@@ -9,6 +9,7 @@ mod apply;
 mod events;
 mod memory;
 mod metrics;
+mod nudge;
 mod pepper;
 mod webhooks;
 
@@ -17,7 +18,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use futures::{Stream, StreamExt, TryStreamExt, future, stream};
+use futures::stream::{self, BoxStream};
+use futures::{Stream, StreamExt, TryStreamExt, future};
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Secret;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
@@ -27,7 +29,7 @@ use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use prometheus_client::registry::Registry;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -132,7 +134,7 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
             .map(|scope| {
                 let (store, writer) = reflector::store();
                 let memories = Arc::<Memories>::default();
-                let (nudge, nudged) = mpsc::unbounded_channel();
+                let (nudges, nudged) = nudge::channel();
                 let shared = webhooks::Shared {
                     client: client.clone(),
                     claim: claim.clone(),
@@ -141,7 +143,7 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
                     memories: memories.clone(),
                     schedule: Schedule::faster(args.webhooks.webhook_time_scale),
                     policy: policy.clone(),
-                    nudge,
+                    nudges,
                     registry: Default::default(),
                 };
                 let context = Arc::new(Context {
@@ -272,7 +274,7 @@ fn watch_and_reconcile(
     namespace: Option<&str>,
     context: Arc<Context>,
     secrets_writer: reflector::store::Writer<SecretMeta>,
-    nudged: mpsc::UnboundedReceiver<ObjectRef<Token>>,
+    nudged: BoxStream<'static, ObjectRef<Token>>,
     stop: &CancellationToken,
 ) -> (impl Future<Output = ()> + use<>, (Store<Token>, Store<SecretMeta>)) {
     let (tokens_store, tokens_writer) = reflector::store();
@@ -302,7 +304,6 @@ fn watch_and_reconcile(
     let stores = (tokens_store.clone(), context.secrets.clone());
     let hooks = api(&context.client, namespace);
     let (following, known, tokens_of_hooks) = (context.clone(), context.clone(), tokens_store.clone());
-    let nudged = stream::unfold(nudged, async |mut nudged| Some((nudged.recv().await?, nudged)));
     let controller = Controller::for_stream(tokens, tokens_store)
         .watches_stream(secrets, |secret: SecretMeta| {
             let token = secret.labels().get(TOKEN_LABEL).cloned();

@@ -211,10 +211,12 @@ pub(super) fn describe(
             Some(_) => Outcome::no("Rotating", "a new secret is on its way into the Secret"),
             None => Outcome::no("Minting", "the first secret is on its way into the Secret"),
         },
-        (Cause::Queued(reason, until), _) => Outcome::no(
+        // The token works and nobody can hasten it, so whoever waits for Ready need not wait for weeks of overlap.
+        (Cause::Queued(reason, until), _) => Outcome::yes(
             "RotationQueued",
             format!(
-                "a rotation ({reason:?}) waits until {until}, when the open overlap ends: only two secrets work at once"
+                "Secret {secret} holds version {}; the next rotation ({reason:?}) waits until {until}, when the open overlap ends: only two secrets work at once",
+                current.unwrap_or_default()
             ),
         ),
         (Cause::Suspended, _) => Outcome::yes("Suspended", "suspended, as the spec says"),

@@ -17,12 +17,10 @@ use super::versions::active;
 use super::{Observed, Step};
 use crate::crd::{ApiTokenStatus, OutboxEvent};
 use crate::webhook::EventType;
-use crate::webhook::outbox::{self, Happened, Owner};
+use crate::webhook::outbox::{self, COLLECT, Happened, Owner};
 
 /// Our finalizer.
 pub const FINALIZER: &str = "tokenward.dev/webhooks";
-/// How long receipts are collected before a status is written for them alone.
-const COLLECT: SignedDuration = SignedDuration::from_secs(1);
 /// How long a deletion waits for its delivery.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(10);
 /// How long it waits for what is undelivered to be kept elsewhere.

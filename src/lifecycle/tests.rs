@@ -242,7 +242,7 @@ impl World {
         if !self.subscriptions.is_empty() {
             assert_eq!(told, wanted, "what is told and what happens differ");
         }
-        self.receipts.retain(status.outbox.as_ref());
+        self.receipts.retain(status.outbox.as_ref(), self.now);
         // As the API server would hand it back.
         let status = serde_json::to_value(status).expect("json");
         self.token.status = Some(serde_json::from_value(status).expect("a status"));

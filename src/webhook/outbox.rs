@@ -6,6 +6,7 @@
 //! nothing is recorded.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
@@ -18,6 +19,9 @@ use crate::token::format::base62_of;
 /// How many events wait at most. A token has few transitions, so this many wait only where an endpoint was away for
 /// long; then the oldest gives way, since the newest says what is true now.
 pub const MAX_EVENTS: usize = 32;
+
+/// How long receipts are collected before a status is written for them alone.
+pub const COLLECT: Duration = Duration::from_secs(1);
 
 /// That a TokenWebhook needs an event no longer: it has accepted it, or it was set aside elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,27 +37,25 @@ pub struct Receipt {
 pub struct Receipts {
     /// Who needs which event no longer.
     pub accepted: BTreeSet<Receipt>,
-    /// When the first of them came.
+    /// Since when they are collected.
     pub since: Option<Timestamp>,
 }
 
 impl Receipts {
-    /// Takes a receipt.
-    pub fn take(&mut self, receipt: Receipt, now: Timestamp) {
+    /// Takes a receipt. Answers whether it is the first of those that are collected.
+    pub fn take(&mut self, receipt: Receipt, now: Timestamp) -> bool {
         self.accepted.insert(receipt);
-        self.since.get_or_insert(now);
+        self.since.replace(self.since.unwrap_or(now)).is_none()
     }
 
-    /// Keeps those that a status which was written does not reflect yet.
-    pub fn retain(&mut self, written: Option<&Outbox>) {
+    /// Keeps those that the status which was written now does not reflect yet.
+    pub fn retain(&mut self, written: Option<&Outbox>, now: Timestamp) {
         let waits = |receipt: &Receipt| {
             let event = written.and_then(|o| o.events.iter().find(|event| event.id == receipt.id));
             event.is_some_and(|event| event.webhooks.contains(&receipt.webhook))
         };
         self.accepted.retain(waits);
-        if self.accepted.is_empty() {
-            self.since = None;
-        }
+        self.since = (!self.accepted.is_empty()).then_some(now);
     }
 }
 

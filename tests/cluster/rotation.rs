@@ -8,7 +8,7 @@ use serde_json::json;
 use tokenward::crd::{ConditionType, Phase, RotationReason, VersionState};
 
 use crate::Shared;
-use crate::support::{condition, data};
+use crate::support::{condition, data, has};
 
 pub async fn an_edit_rotates_with_an_overlap(shared: &Shared) {
     let space = shared.site.namespace("edit").await;
@@ -139,6 +139,7 @@ pub async fn a_second_rotation_waits_for_the_overlap(shared: &Shared) {
     let second = space.version("t", 2).await;
     space.patch("t", json!({"spec": {"scopes": ["a:b"]}})).await;
     let token = space.reason("t", ConditionType::Ready, "RotationQueued").await;
+    assert!(has(&token, ConditionType::Ready, "True"), "it works, and nobody can hasten the rotation");
     let (_, message) = condition(&token, ConditionType::Ready).expect("Ready");
     assert!(message.contains("(SpecChange) waits until"), "{message}");
     // What was taken away stopped at once for both, and both go on working for the rest.

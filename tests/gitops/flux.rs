@@ -73,6 +73,22 @@ pub async fn a_new_trigger_rotates_once_and_only_once(stage: &Stage) {
     assert_eq!(space.version("orders", 2).await, second);
 }
 
+pub async fn a_rotation_that_waits_for_an_overlap_holds_nobody_up(stage: &Stage) {
+    let space = stage.site.namespace("flux-queue").await;
+    let repository = Repository::of_examples(&stage.site, &space.name).await;
+    repository.reconcile();
+    space.version("orders", 1).await;
+    repository.edit("orders.yaml", "\"2026-11-21\"", "INC-4712");
+    repository.commit("an overlap of hours");
+    repository.reconcile();
+    space.version("orders", 2).await;
+    repository.edit("orders.yaml", "orders:write]", "orders:write, orders:export]");
+    repository.commit("one scope more, before the overlap has ended");
+    repository.reconcile();
+    space.reason("orders", ConditionType::Ready, "RotationQueued").await;
+    assert!(repository.drift().is_empty());
+}
+
 pub async fn a_revocation_by_commit_ends_ready(stage: &Stage) {
     let space = stage.site.namespace("flux-revoke").await;
     let repository = Repository::of_examples(&stage.site, &space.name).await;

@@ -49,6 +49,7 @@ fn main() -> ExitCode {
         flux::waiting_ends_in_every_state,
         flux::what_leaves_git_is_pruned,
         flux::a_new_trigger_rotates_once_and_only_once,
+        flux::a_rotation_that_waits_for_an_overlap_holds_nobody_up,
         flux::a_revocation_by_commit_ends_ready,
         flux::a_bad_commit_shows_the_api_server_s_message,
         flux::nothing_drifts_once_the_controller_has_worked,

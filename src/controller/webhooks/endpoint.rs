@@ -1,10 +1,10 @@
-//! One endpoint: a task that owns its lanes, its key, its connections and the TokenWebhook's status.
+//! One endpoint: a task that owns its lanes, its key, its connections and the TokenWebhook's record.
 //!
-//! It takes notes (what waits, what has changed), starts what is due, and writes down what has come of it. Only the
+//! It takes notes (what waits, what has changed), starts what is due, and puts on record what has come of it. Only the
 //! holder of the lease does more than take notes. Nothing here waits for anything but its own loop: requests, reads
 //! and writes are futures beside it, so that a slow endpoint or API server holds up no note.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,19 +12,17 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
-use kube::api::PostParams;
-use kube::{Api, ResourceExt};
+use kube::ResourceExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use super::Shared;
 use super::problem::Problem;
-use super::status::{self, Health, View};
+use super::record::{Answer, LATER, Pledge, Record, SOON, Trouble};
+use super::status::{Health, View};
 use super::target::{self, DEFAULT_MAX_AGE, Target};
-use crate::cluster::error::{Remedy, message, remedy};
-use crate::controller::events::Told;
-use crate::crd::{ConditionType, DeadLetter, HeldEvent, TokenWebhook, TokenWebhookStatus, find_condition};
+use crate::crd::{ConditionType, DeadLetter, HeldEvent, TokenWebhook, find_condition};
 use crate::failpoint;
 use crate::webhook::lanes::{Job, Key, Lanes, Waiting, age};
 use crate::webhook::ledger;
@@ -35,9 +33,6 @@ use crate::webhook::schedule::{Failure, Outcome};
 const CONCURRENCY: usize = 16;
 /// So many failures in a row, and an endpoint is asked one event at a time until it accepts one.
 const PROBE_AFTER: u32 = 32;
-/// How soon a status is written after something that counts, and after something that is a figure only.
-const SOON: Duration = Duration::from_secs(1);
-const LATER: Duration = Duration::from_secs(5);
 /// How often Secrets are read again: nobody tells of changes in those that are not ours.
 const LOOK: Duration = Duration::from_secs(60);
 /// The same while something is wrong.
@@ -70,28 +65,17 @@ pub(super) enum Note {
 enum Done {
     Sent { job: Job, outcome: Outcome, took: Duration },
     Looked(Result<Box<Target>, Problem>),
-    Loaded(Result<TokenWebhook, kube::Error>),
-    Written { result: Result<TokenWebhook, kube::Error>, pledges: Vec<Pledge> },
-}
-
-/// What is owed once the status is stored.
-enum Pledge {
-    /// A word to who waits for it.
-    Word(oneshot::Sender<()>),
-    /// A receipt to a token: its event was given up, and that is on record.
-    Receipt(Key, Message),
+    Read(Answer),
+    Seen(Answer),
+    Written(Answer, Vec<Pledge>),
 }
 
 /// The task.
 pub(super) struct Endpoint {
     shared: Arc<Shared>,
     notes: mpsc::UnboundedReceiver<Note>,
-    /// The object as last heard of or written.
-    object: Arc<TokenWebhook>,
+    record: Record,
     unserved: Option<Problem>,
-    /// The status as this process would have it. Its own, while it leads.
-    status: TokenWebhookStatus,
-    loaded: bool,
     lanes: Lanes,
     held: BTreeSet<Key>,
     target: Option<Box<Target>>,
@@ -104,13 +88,8 @@ pub(super) struct Endpoint {
     looking: bool,
     look_at: Instant,
     sweep_at: Instant,
-    writing: bool,
-    write_at: Option<Instant>,
-    write_failures: u32,
-    pledges: Vec<Pledge>,
     /// How many of the pending are in the metric.
     counted: usize,
-    buried: u64,
 }
 
 impl Endpoint {
@@ -121,13 +100,11 @@ impl Endpoint {
         unserved: Option<Problem>,
     ) -> Self {
         Self {
+            lanes: Lanes::of(&object.name_any()),
+            record: Record::new(shared.clone(), object),
             shared,
             notes,
-            lanes: Lanes::of(&object.name_any()),
-            object,
             unserved,
-            status: TokenWebhookStatus::default(),
-            loaded: false,
             held: BTreeSet::new(),
             target: None,
             problem: None,
@@ -138,12 +115,7 @@ impl Endpoint {
             looking: false,
             look_at: Instant::now(),
             sweep_at: Instant::now(),
-            writing: false,
-            write_at: None,
-            write_failures: 0,
-            pledges: Vec::new(),
             counted: 0,
-            buried: 0,
         }
     }
 
@@ -169,42 +141,33 @@ impl Endpoint {
         self.shared.metrics.pending.dec_by(i64::try_from(self.counted).unwrap_or_default());
     }
 
-    /// Takes up the status when the lease is ours, and lets it go when it no longer is.
+    /// Takes up the record when the lease is ours, and leaves it when it no longer is.
     fn lead(&mut self) {
-        let leads = self.shared.claim.borrow().holds();
-        if !leads {
-            if std::mem::take(&mut self.loaded) {
-                self.forget();
-            }
-            return;
-        }
-        if !self.loaded && !self.looking {
-            self.looking = true;
-            let (api, name) = (self.api(), self.object.name_any());
-            self.beside.push(async move { Done::Loaded(api.get(&name).await) }.boxed());
+        if self.shared.claim.borrow().holds() {
+            let read = self.record.read();
+            self.beside.extend(read.map(|read| read.map(Done::Read).boxed()));
+        } else if self.record.is_known() {
+            self.leave();
         }
     }
 
     /// Another process goes on from what is stored, or this one later. What was not stored has not been: events that
     /// were given up off the record are open again. What was delivered is remembered, stored or not.
-    fn forget(&mut self) {
-        for pledge in std::mem::take(&mut self.pledges) {
-            if let Pledge::Receipt(key, message) = pledge {
-                self.lanes.reopen(&key, &message.id, Instant::now());
-            }
+    fn leave(&mut self) {
+        for (key, message) in self.record.leave() {
+            self.lanes.reopen(&key, &message.id, Instant::now());
         }
-        self.buried = 0;
     }
 
     fn start_what_is_due(&mut self) {
-        if !self.loaded {
+        if !self.record.is_known() {
             return;
         }
         let now = Instant::now();
         if !self.looking && now >= self.look_at {
             self.look();
         }
-        if !self.writing && self.write_at.is_some_and(|at| now >= at) {
+        if self.write_at().is_some_and(|at| now >= at) {
             self.write();
         }
         if self.is_deliverable() {
@@ -221,7 +184,7 @@ impl Endpoint {
 
     /// Whether events wait for a person.
     fn is_held_back(&self) -> bool {
-        let suspended = self.object.spec.suspend == Some(true);
+        let suspended = self.record.object().spec.suspend == Some(true);
         self.unserved.is_some() || self.problem.is_some() || self.disabled.is_some() || suspended
     }
 
@@ -231,7 +194,7 @@ impl Endpoint {
 
     fn send_due(&mut self, now: Instant) {
         let Some(target) = &self.target else { return };
-        let namespace: Arc<str> = self.object.namespace().unwrap_or_default().into();
+        let namespace: Arc<str> = self.record.object().namespace().unwrap_or_default().into();
         while self.sending < self.limit() {
             let Some(job) = self.lanes.next(now) else { return };
             let (endpoint, keys, namespace) =
@@ -250,14 +213,13 @@ impl Endpoint {
 
     fn wake_at(&self) -> Instant {
         let far = Instant::now() + LOOK;
-        if !self.loaded {
+        if !self.record.is_known() {
             return far;
         }
         let look = (!self.looking).then_some(self.look_at);
-        let write = self.write_at.filter(|_| !self.writing);
         let turn = self.lanes.next_at().filter(|_| self.is_deliverable() && self.sending < self.limit());
         let sweep = self.is_held_back().then_some(self.sweep_at);
-        [look, write, turn, sweep].into_iter().flatten().min().unwrap_or(far).min(far)
+        [look, self.write_at(), turn, sweep].into_iter().flatten().min().unwrap_or(far).min(far)
     }
 
     // Notes
@@ -268,7 +230,7 @@ impl Endpoint {
             Note::Webhook(object, unserved) => self.see(object, unserved),
             Note::Token(waiting) => {
                 self.lanes.see(waiting, now);
-                self.touch(LATER);
+                self.record.touch(LATER);
             }
             Note::Gone(key) => {
                 for message in self.lanes.gone(&key) {
@@ -276,69 +238,62 @@ impl Endpoint {
                 }
             }
             // Without an answer it is asked again.
-            Note::Keep(..) if !self.loaded => {}
+            Note::Keep(..) if !self.record.is_known() => {}
             Note::Keep(events, stored) => {
                 events.into_iter().for_each(|event| self.hold(event));
-                self.pledges.push(Pledge::Word(stored));
-                self.touch(Duration::ZERO);
+                self.record.promise(Pledge::Word(stored));
+                self.record.touch(Duration::ZERO);
             }
         }
     }
 
     fn see(&mut self, object: Arc<TokenWebhook>, unserved: Option<Problem>) {
-        let version = |object: &TokenWebhook| object.resource_version().and_then(|v| v.parse::<u64>().ok());
-        if version(&object) < version(&self.object) {
+        let before = self.record.object().metadata.generation;
+        if !self.record.see(object) {
             return;
         }
-        let changed =
-            object.metadata.generation != self.object.metadata.generation || unserved != self.unserved;
-        self.object = object;
-        self.unserved = unserved;
-        if changed {
+        if self.record.object().metadata.generation != before || unserved != self.unserved {
+            self.unserved = unserved;
             self.look_at = Instant::now();
-            self.touch(SOON);
+            self.record.touch(SOON);
         }
         self.answer_annotations();
     }
 
     /// Pings and replays, as they are asked for.
     fn answer_annotations(&mut self) {
-        if !self.loaded {
+        if !self.record.is_known() {
             return;
         }
-        let now = Timestamp::now();
-        let uid = self.object.uid().unwrap_or_default();
-        let annotation = |name: &str| self.object.annotations().get(name).map(|text| bounded(text));
-        let (ping, replay) = (annotation(PING), annotation(REPLAY));
-        let pinged = ledger::answer_ping(&mut self.status, &uid, ping, now);
-        let replayed = ledger::answer_replay(&mut self.status, replay, now);
-        if self
-            .disabled
-            .is_some_and(|generation| pinged || self.object.metadata.generation != Some(generation))
-        {
+        let (object, now) = (self.record.object().clone(), Timestamp::now());
+        let uid = object.uid().unwrap_or_default();
+        let annotation = |name: &str| object.annotations().get(name).map(|text| bounded(text));
+        let pinged = ledger::answer_ping(&mut self.record.status, &uid, annotation(PING), now);
+        let replayed = ledger::answer_replay(&mut self.record.status, annotation(REPLAY), now);
+        let is_edited = |generation| object.metadata.generation != Some(generation);
+        if self.disabled.is_some_and(|generation| pinged || is_edited(generation)) {
             self.disabled = None;
         }
         if pinged || replayed {
-            self.touch(Duration::ZERO);
+            self.record.touch(Duration::ZERO);
         }
     }
 
     /// Keeps an event in the status.
     fn hold(&mut self, event: HeldEvent) {
-        if self.loaded {
-            ledger::hold(&mut self.status, event);
-            self.touch(Duration::ZERO);
+        if self.record.is_known() {
+            ledger::hold(&mut self.record.status, event);
+            self.record.touch(Duration::ZERO);
         }
     }
 
     /// Makes lanes of what waits in the status, one a token. What is not stored yet waits for that: sent before, it
     /// would be sent again under another id if this process died.
     fn see_held(&mut self) {
-        let me = self.object.name_any();
-        let stored: HashSet<&str> =
-            self.object.status.iter().flat_map(|status| &status.outbox).map(|event| &*event.id).collect();
+        let me = self.record.object().name_any();
+        let stored = self.record.stored();
         let mut lanes: BTreeMap<Key, Vec<(Message, Vec<String>)>> = BTreeMap::new();
-        for event in self.status.outbox.iter().filter(|event| stored.contains(&*event.id)) {
+        for event in self.record.status.outbox.iter().filter(|event| stored.contains(&*event.id)) {
             let token = event.token.as_ref().map_or("", |token| &token.token_id);
             let events = lanes.entry(format!("{HELD}{token}").into()).or_default();
             events.push((Message::of_held(event), vec![me.clone()]));
@@ -358,8 +313,11 @@ impl Endpoint {
         match done {
             Done::Sent { job, outcome, took } => self.sent(job, outcome, took),
             Done::Looked(looked) => self.looked(looked),
-            Done::Loaded(loaded) => self.load(loaded),
-            Done::Written { result, pledges } => self.written(result, pledges),
+            Done::Read(answer) => self.read(answer),
+            // Unanswered, the watch will show it.
+            Done::Seen(Err(_)) => {}
+            Done::Seen(Ok(object)) => self.see(Arc::new(object), self.unserved.clone()),
+            Done::Written(answer, pledges) => self.written(answer, pledges),
         }
     }
 
@@ -373,7 +331,7 @@ impl Endpoint {
                 metrics.delivered(now.duration_since(job.message.time).unsigned_abs());
                 let was_probing = self.limit() == 1;
                 if self.health.succeeded(now) {
-                    self.touch(SOON);
+                    self.record.touch(SOON);
                 }
                 self.lanes.done(&job.key, &job.message.id, clock);
                 if was_probing {
@@ -381,12 +339,12 @@ impl Endpoint {
                     self.lanes.hurry(clock);
                 }
                 self.accepted(&job);
-                self.touch(LATER);
+                self.record.touch(LATER);
             }
             Outcome::Failed(failure) => {
                 metrics.attempted(failure.cause, took);
                 debug!(
-                    webhook = self.object.name_any(),
+                    webhook = self.record.object().name_any(),
                     id = job.message.id,
                     cause = failure.cause,
                     "not accepted"
@@ -403,11 +361,11 @@ impl Endpoint {
 
     fn accepted(&mut self, job: &Job) {
         if is_held(&job.key) {
-            ledger::accept(&mut self.status, &job.message.id);
+            ledger::accept(&mut self.record.status, &job.message.id);
             self.see_held();
-            self.touch(SOON);
+            self.record.touch(SOON);
         } else {
-            self.shared.receipt(&job.key, &self.object, &job.message);
+            self.shared.receipt(&job.key, self.record.object(), &job.message);
         }
     }
 
@@ -423,9 +381,9 @@ impl Endpoint {
             self.lanes.failed(&job.key, &job.message.id, clock + wait.min(left));
         }
         if self.health.failed(failure, now) {
-            self.touch(SOON);
+            self.record.touch(SOON);
         }
-        self.touch(LATER);
+        self.record.touch(LATER);
     }
 
     /// Gives an event up. Its token is told once that is on record.
@@ -439,17 +397,17 @@ impl Endpoint {
         now: Timestamp,
     ) {
         self.shared.metrics.dead(cause);
-        self.buried += 1;
+        self.record.buried += 1;
         let event = HeldEvent { since: message.since, ..ledger::held(&message, now) };
         let letter = DeadLetter { event, at: now, attempts: attempts.into(), cause: cause.to_owned() };
-        ledger::bury(&mut self.status, letter);
+        ledger::bury(&mut self.record.status, letter);
         self.lanes.done(key, &message.id, clock);
         if is_held(key) {
             self.see_held();
         } else {
-            self.pledges.push(Pledge::Receipt(key.clone(), message));
+            self.record.promise(Pledge::Receipt(key.clone(), message));
         }
-        self.touch(SOON);
+        self.record.touch(SOON);
     }
 
     /// Gives up what has waited too long for a person.
@@ -466,7 +424,8 @@ impl Endpoint {
     }
 
     fn max_age(&self) -> Duration {
-        let asked = self.object.spec.delivery.as_ref().and_then(|delivery| delivery.max_age.as_ref());
+        let asked =
+            self.record.object().spec.delivery.as_ref().and_then(|delivery| delivery.max_age.as_ref());
         let asked = asked.and_then(|age| age.parse().ok()).map_or(DEFAULT_MAX_AGE, |age| age.unsigned_abs());
         let max_age = self.target.as_ref().map_or(asked, |target| target.max_age);
         self.shared.schedule.scaled(max_age)
@@ -474,9 +433,9 @@ impl Endpoint {
 
     fn disable(&mut self) {
         if self.disabled.is_none() {
-            self.disabled = Some(self.object.metadata.generation.unwrap_or_default());
-            self.tell("EndpointGone", true, "the endpoint has answered 410 Gone; nothing is sent until the spec or the annotation tokenward.dev/ping changes");
-            self.touch(SOON);
+            self.disabled = Some(self.record.object().metadata.generation.unwrap_or_default());
+            self.record.tell("EndpointGone", true, "the endpoint has answered 410 Gone; nothing is sent until the spec or the annotation tokenward.dev/ping changes");
+            self.record.touch(SOON);
         }
     }
 
@@ -484,7 +443,7 @@ impl Endpoint {
 
     fn look(&mut self) {
         self.looking = true;
-        let (shared, object) = (self.shared.clone(), self.object.clone());
+        let (shared, object) = (self.shared.clone(), self.record.object().clone());
         self.beside
             .push(async move { Done::Looked(target::look(&shared, &object).await.map(Box::new)) }.boxed());
     }
@@ -498,25 +457,26 @@ impl Endpoint {
                     target.until.map(|until| until.duration_since(now).max(jiff::SignedDuration::ZERO));
                 self.look_at = Instant::now() + until.map_or(LOOK, |until| until.unsigned_abs().min(LOOK));
                 if let Some((reason, sentence)) = target.done.take() {
-                    self.tell(reason, false, &sentence);
+                    self.record.tell(reason, false, &sentence);
                 }
+                let status = &self.record.status;
                 let told = (Some(&target.secret), target.public_key.as_ref());
                 if self.problem.take().is_some()
-                    || (self.status.signing_secret_ref.as_ref(), self.status.public_key.as_ref()) != told
+                    || (status.signing_secret_ref.as_ref(), status.public_key.as_ref()) != told
                     || self.target.is_none()
                 {
-                    self.touch(Duration::ZERO);
+                    self.record.touch(Duration::ZERO);
                 }
-                self.status.signing_secret_ref = Some(target.secret.clone());
-                self.status.public_key.clone_from(&target.public_key);
+                self.record.status.signing_secret_ref = Some(target.secret.clone());
+                self.record.status.public_key.clone_from(&target.public_key);
                 self.keep_connections(&mut target);
                 self.target = Some(target);
             }
             Err(problem) => {
                 self.look_at = Instant::now() + LOOK_AGAIN;
                 if self.problem.as_ref() != Some(&problem) {
-                    self.tell(problem.reason, true, &problem.message);
-                    self.touch(SOON);
+                    self.record.tell(problem.reason, true, &problem.message);
+                    self.record.touch(SOON);
                 }
                 self.problem = Some(problem);
             }
@@ -531,156 +491,49 @@ impl Endpoint {
         }
     }
 
-    // Its status
+    // Its record
 
-    fn load(&mut self, loaded: Result<TokenWebhook, kube::Error>) {
-        self.looking = false;
-        match loaded {
-            Ok(object) => {
-                self.status = object.status.clone().unwrap_or_default();
-                let generation = object.metadata.generation;
-                self.disabled = find_condition(&self.status.conditions, ConditionType::Disabled)
-                    .filter(|c| c.status == "True" && c.observed_generation == generation)
-                    .and(generation);
-                self.object = Arc::new(object);
-                self.loaded = true;
-                self.write_failures = 0;
-                self.look_at = Instant::now();
-                self.see_held();
-                self.answer_annotations();
-                self.touch(SOON);
-            }
-            Err(error) => {
-                // Asked again with the next renewal of the lease, which wakes this task.
-                debug!(
-                    webhook = self.object.name_any(),
-                    error = message(&error),
-                    "the status can't be read yet"
-                );
-            }
+    fn read(&mut self, answer: Answer) {
+        if self.record.have_read(answer) {
+            let generation = self.record.object().metadata.generation;
+            self.disabled = find_condition(&self.record.status.conditions, ConditionType::Disabled)
+                .filter(|c| c.status == "True" && c.observed_generation == generation)
+                .and(generation);
+            self.look_at = Instant::now();
+            self.see_held();
+            self.answer_annotations();
+            self.record.touch(SOON);
         }
     }
 
-    /// Has the status written after a while at the latest.
-    fn touch(&mut self, after: Duration) {
-        let at = Instant::now() + after;
-        self.write_at = Some(self.write_at.map_or(at, |before| before.min(at)));
+    /// When the status is to be written: there is nothing to say before the first look.
+    fn write_at(&self) -> Option<Instant> {
+        let may_tell = self.target.is_some() || self.problem.is_some() || self.record.owes();
+        self.record.write_at().filter(|_| may_tell)
     }
 
     fn write(&mut self) {
-        self.write_at = None;
-        if self.target.is_none() && self.problem.is_none() && self.pledges.is_empty() {
-            // There is nothing to say before the first look.
-            return;
-        }
         let view = View {
-            generation: self.object.metadata.generation,
+            generation: self.record.object().metadata.generation,
             problem: self.unserved.as_ref().or(self.problem.as_ref()),
-            suspended: self.object.spec.suspend == Some(true),
+            suspended: self.record.object().spec.suspend == Some(true),
             disabled: self.disabled.is_some(),
             health: &self.health,
             pending: self.lanes.pending(),
             lost: self.lanes.lost(),
         };
-        status::describe(&mut self.status, &view, Timestamp::now());
-        if self.object.status.as_ref() == Some(&self.status) {
-            let pledges = std::mem::take(&mut self.pledges);
-            self.fulfil(pledges);
-            return;
-        }
-        if !self.shared.claim.borrow().holds() {
-            return;
-        }
-        self.writing = true;
-        let object = TokenWebhook { status: Some(self.status.clone()), ..(*self.object).clone() };
-        let (api, pledges) = (self.api(), std::mem::take(&mut self.pledges));
-        let write = async move {
-            failpoint::before("ledger");
-            let result = api.replace_status(&object.name_any(), &PostParams::default(), &object).await;
-            failpoint::after("ledger");
-            Done::Written { result, pledges }
-        };
-        self.beside.push(write.boxed());
+        let write = self.record.write(&view);
+        self.beside
+            .extend(write.map(|write| write.map(|(answer, pledges)| Done::Written(answer, pledges)).boxed()));
     }
 
-    fn written(&mut self, result: Result<TokenWebhook, kube::Error>, pledges: Vec<Pledge>) {
-        self.writing = false;
-        match result {
-            Ok(object) => {
-                self.shared.metrics.status_writes.inc();
-                self.write_failures = 0;
-                self.tell_of_change(&object);
-                self.object = Arc::new(object);
-                self.see_held();
-                self.fulfil(pledges);
-            }
-            Err(error) => {
-                self.pledges.splice(0..0, pledges);
-                if !self.loaded {
-                    self.forget();
-                    return;
-                }
-                self.write_failures = self.write_failures.saturating_add(1);
-                let wait = Duration::from_millis(100) * 2u32.saturating_pow(self.write_failures.min(7));
-                self.touch(wait);
-                if remedy(&error) == Remedy::ReadAgain {
-                    // The object was edited. The watch may lag, so it is asked for; the status stays ours.
-                    let (api, name) = (self.api(), self.object.name_any());
-                    let shared = self.shared.clone();
-                    let unserved = self.unserved.clone();
-                    tokio::spawn(async move {
-                        if let Ok(object) = api.get(&name).await {
-                            shared.note(&object, unserved);
-                        }
-                    });
-                } else if remedy(&error) != Remedy::Drop {
-                    warn!(
-                        webhook = self.object.name_any(),
-                        error = message(&error),
-                        "the status was not written; trying again"
-                    );
-                }
-            }
+    fn written(&mut self, answer: Answer, pledges: Vec<Pledge>) {
+        match self.record.have_written(answer, pledges) {
+            Ok(()) => self.see_held(),
+            Err(Trouble::Left) => self.leave(),
+            Err(Trouble::Edited) => self.beside.push(self.record.look().map(Done::Seen).boxed()),
+            Err(Trouble::Again) => {}
         }
-    }
-
-    fn fulfil(&mut self, pledges: Vec<Pledge>) {
-        for pledge in pledges {
-            match pledge {
-                // Who no longer waits has given up.
-                Pledge::Word(stored) => drop(stored.send(())),
-                Pledge::Receipt(key, message) => self.shared.receipt(&key, &self.object, &message),
-            }
-        }
-    }
-
-    /// Events for what a person should see.
-    fn tell_of_change(&mut self, written: &TokenWebhook) {
-        let reason = |status: Option<&TokenWebhookStatus>| {
-            let healthy = find_condition(&status?.conditions, ConditionType::Healthy)?;
-            Some((healthy.status.clone(), healthy.reason.clone(), healthy.message.clone()))
-        };
-        let before = reason(self.object.status.as_ref());
-        let was_failing = before.is_some_and(|(status, ..)| status == "False");
-        match reason(written.status.as_ref()) {
-            Some((status, ..)) if status == "True" && was_failing => {
-                self.tell("EndpointRecovered", false, "the endpoint accepts events again");
-            }
-            Some((status, reason, message)) if status == "False" && !was_failing => {
-                self.tell("EndpointFailing", true, &format!("{reason}: {message}"));
-            }
-            _ => {}
-        }
-        if self.buried > 0 {
-            let buried = std::mem::take(&mut self.buried);
-            self.tell("EventsGivenUp", true, &format!("{buried} events were given up; status.deadLetters has the last of them. To send them again, change the annotation tokenward.dev/replay"));
-        }
-    }
-
-    fn tell(&self, reason: &'static str, warning: bool, sentence: &str) {
-        let (namespace, name) = (self.object.namespace(), self.object.name_any());
-        info!(namespace, webhook = name, event = reason, "{sentence}");
-        self.shared.events.send(&*self.object, Told { reason, warning, message: sentence.to_owned() });
     }
 
     fn count(&mut self) {
@@ -689,10 +542,6 @@ impl Endpoint {
             i64::try_from(pending).unwrap_or_default() - i64::try_from(self.counted).unwrap_or_default();
         self.shared.metrics.pending.inc_by(delta);
         self.counted = pending;
-    }
-
-    fn api(&self) -> Api<TokenWebhook> {
-        Api::namespaced(self.shared.client.clone(), &self.object.namespace().unwrap_or_default())
     }
 }
 

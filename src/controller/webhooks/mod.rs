@@ -1,11 +1,13 @@
 //! TokenWebhooks: who is told of what, and the tasks that tell them.
 //!
 //! This file knows all TokenWebhooks and all ApiTokens that have something waiting, as the watches show them, and
-//! passes each endpoint's task what concerns it. `endpoint` is such a task; `signing` provides its keys; `status` says
-//! how it does. A TokenWebhook counts from the moment at which it is known here, which its condition Ready tells.
+//! passes each endpoint's task what concerns it. `endpoint` is such a task; `target` and `signing` say where and with
+//! what keys it sends; `record` keeps the TokenWebhook's status, and `status` says in it how the endpoint does. A
+//! TokenWebhook counts from the moment at which it is known here, which its condition Ready tells.
 
 mod endpoint;
 mod problem;
+mod record;
 mod signing;
 mod status;
 mod target;
@@ -29,11 +31,13 @@ use self::endpoint::{Endpoint, Note};
 use self::problem::Problem;
 use super::memory::Memories;
 use super::metrics::WebhookMetrics;
+use super::nudge::Nudges;
 use super::{Token, events};
 use crate::cluster::backoff::WatchBackoff;
 use crate::cluster::error::watch_message;
 use crate::cluster::lease::Claim;
 use crate::crd::{ApiToken, OutboxEvent, TokenWebhook};
+use crate::webhook::EventType;
 use crate::webhook::address::AddressPolicy;
 use crate::webhook::lanes::{Key, Waiting};
 use crate::webhook::ledger;
@@ -56,8 +60,7 @@ pub(super) struct Shared {
     pub(super) memories: Arc<Memories>,
     pub(super) schedule: Schedule,
     pub(super) policy: Arc<AddressPolicy>,
-    /// Tokens that are to be looked at.
-    pub(super) nudge: mpsc::UnboundedSender<ObjectRef<Token>>,
+    pub(super) nudges: Nudges,
     pub(super) registry: Mutex<Registry>,
 }
 
@@ -207,7 +210,7 @@ impl Webhooks {
         for token in
             tokens.state().iter().filter(|token| token.meta().namespace.as_deref() == Some(namespace))
         {
-            let _ = self.shared.nudge.send(ObjectRef::from_obj(&**token));
+            self.shared.nudges.now(ObjectRef::from_obj(&**token));
         }
     }
 
@@ -281,18 +284,14 @@ impl Shared {
     /// A token's event needs nothing more from a TokenWebhook.
     fn receipt(&self, key: &Key, webhook: &TokenWebhook, message: &Message) {
         let receipt = Receipt { id: message.id.clone(), webhook: webhook.name_any() };
-        self.memories.with(key, |memory| memory.receipts.take(receipt, Timestamp::now()));
+        let is_first = self.memories.with(key, |memory| memory.receipts.take(receipt, Timestamp::now()));
         let token = ObjectRef::new(message.name.as_deref().unwrap_or_default());
-        let _ = self.nudge.send(token.within(&webhook.namespace().unwrap_or_default()));
-    }
-
-    /// Passes on an object that was read because the watch might lag.
-    fn note(&self, object: &TokenWebhook, problem: Option<Problem>) {
-        let registry = self.registry();
-        let found = registry.namespaces.get(&object.namespace().unwrap_or_default());
-        let entry = found.and_then(|found| found.hooks.get(&object.name_any()));
-        if let Some(entry) = entry.filter(|entry| entry.object.uid() == object.uid()) {
-            let _ = entry.notes.send(Note::Webhook(Arc::new(object.clone()), problem));
+        let token = token.within(&webhook.namespace().unwrap_or_default());
+        if message.type_ == EventType::Deleted.as_str() {
+            // The object waits for nothing else.
+            self.nudges.now(token);
+        } else if is_first {
+            self.nudges.when_collected(token);
         }
     }
 }

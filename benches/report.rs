@@ -5,20 +5,24 @@ use std::path::Path;
 
 use anyhow::Context;
 
-/// What is reported: printed at once, kept for the file.
-#[derive(Default)]
-pub struct Report(String);
+/// What one benchmark reports: printed at once, kept for the file.
+pub struct Report {
+    heading: String,
+    text: String,
+}
 
-#[allow(dead_code, reason = "each benchmark has a report of its own shape")]
 impl Report {
-    /// All of it.
-    pub fn text(&self) -> &str {
-        &self.0
+    /// Begins with the machine and how it was measured.
+    pub fn new(title: &str, how: &str) -> Self {
+        let mut report = Self { heading: format!("\n## {title}\n"), text: String::new() };
+        report.add(&report.heading.clone());
+        report.note(&format!("{}; tokenward {}. {how}", machine(), env!("CARGO_PKG_VERSION")));
+        report
     }
 
     /// Adds a heading and what it means.
     pub fn section(&mut self, title: &str, text: &str) {
-        self.add(&format!("\n## {title}\n\n{text}\n"));
+        self.add(&format!("\n### {title}\n\n{text}\n"));
     }
 
     /// Adds a table.
@@ -48,20 +52,28 @@ impl Report {
         self.add(&format!("\n{text}\n"));
     }
 
-    /// Writes all of it into a file.
-    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
-        let text = format!("# Measured\n{}", self.0);
-        std::fs::write(path, text).with_context(|| format!("{} can't be written", path.display()))
+    /// Writes it into `benches/RESULTS.md`, in the place of what this benchmark reported before.
+    pub fn keep(&self) -> anyhow::Result<()> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/RESULTS.md");
+        let stored = std::fs::read_to_string(&path).unwrap_or_else(|_| "# Measured\n".to_owned());
+        let text = match stored.split_once(&self.heading) {
+            Some((before, rest)) => {
+                let after = rest.find("\n## ").map_or("", |at| &rest[at..]);
+                format!("{before}{}{after}", self.text)
+            }
+            None => format!("{stored}{}", self.text),
+        };
+        std::fs::write(&path, text).with_context(|| format!("{} can't be written", path.display()))
     }
 
     fn add(&mut self, text: &str) {
         print!("{text}");
-        self.0.push_str(text);
+        self.text.push_str(text);
     }
 }
 
 /// The machine: processor, cores, kernel.
-pub fn machine() -> String {
+fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpuinfo = read("/proc/cpuinfo");
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
