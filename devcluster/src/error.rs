@@ -99,7 +99,9 @@ pub enum Error {
     NoNode,
 
     /// Packages of the distribution are missing.
-    #[error("install these packages (Debian's names), which a node needs: {packages}{reason}")]
+    #[error(
+        "something of the distribution is missing; install it, on Debian by `apt-get install --no-install-recommends {packages}`{reason}"
+    )]
     Packages {
         /// Their names.
         packages: String,

@@ -16,7 +16,7 @@ use tar::{Builder, EntryType, Header};
 use crate::Error;
 use crate::packages::{self, Need};
 
-const BUSYBOX: Need = Need { any_of: &["busybox"], package: "busybox-static" };
+const BUSYBOX: Need = Need { any_of: &["busybox"], package: "busybox-static", service: None };
 /// What of busybox pods are likely to use.
 const APPLETS: [&str; 24] = [
     "sh", "cat", "date", "echo", "env", "grep", "head", "httpd", "id", "ls", "mkdir", "nc", "nslookup", "ps",

@@ -28,7 +28,7 @@ mod image;
 mod kubeconfig;
 mod network;
 mod node;
-mod packages;
+pub mod packages;
 mod pki;
 pub mod process;
 pub mod progress;

@@ -1,5 +1,8 @@
 //! What the machine must have itself, from its distribution. On a Debian system root installs what is missing;
 //! anybody else is told how.
+//!
+//! A package that brings a service starts it, and again at each boot. That is not what a test is for, so the service
+//! of a package that was installed here is stopped and disabled.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -13,16 +16,18 @@ use crate::progress::Step;
 
 /// Something that a package brings.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Need {
+pub struct Need {
     /// A program's name, or where a file may be: any of these will do.
-    pub(crate) any_of: &'static [&'static str],
+    pub any_of: &'static [&'static str],
     /// Debian's name for the package.
-    pub(crate) package: &'static str,
+    pub package: &'static str,
+    /// The service that it would start.
+    pub service: Option<&'static str>,
 }
 
 impl Need {
     /// Where it is, if it is there.
-    pub(crate) fn find(&self) -> Option<PathBuf> {
+    pub fn find(&self) -> Option<PathBuf> {
         self.any_of.iter().find_map(|name| {
             if name.starts_with('/') {
                 Some(PathBuf::from(name)).filter(|path| path.exists())
@@ -31,56 +36,74 @@ impl Need {
             }
         })
     }
+
+    /// Where it is; installed first, if it is missing and that is possible.
+    pub fn provide(&self) -> Result<PathBuf, Error> {
+        provide(&[*self])?;
+        self.find()
+            .ok_or_else(|| Error::Packages { packages: self.package.to_owned(), reason: String::new() })
+    }
 }
 
 /// Sees to it that all is there, and installs it if that is possible.
-pub(crate) fn provide(needs: &[Need]) -> Result<(), Error> {
+pub fn provide(needs: &[Need]) -> Result<(), Error> {
     if missing(needs).is_empty() {
         return Ok(());
     }
     if !Path::new("/etc/debian_version").exists() || !rustix::process::geteuid().is_root() {
-        return Err(Error::Packages { packages: missing(needs).join(" "), reason: String::new() });
+        return Err(Error::Packages { packages: names(&missing(needs)), reason: String::new() });
     }
     // One at a time, as the package manager wants it.
     let cache = Cache::open("tokenward-devcluster", &["debian"])?;
     let _lock = cache.lock()?;
-    let packages = missing(needs);
-    if packages.is_empty() {
+    // Read again: who held the lock has installed them.
+    let wanted = missing(needs);
+    if wanted.is_empty() {
         return Ok(());
     }
-    install(&packages, &cache.path().join("log"))?;
+    install(&wanted, &cache.path().join("log"))?;
     match missing(needs) {
         left if left.is_empty() => Ok(()),
         left => {
             let reason = " (they are installed, and lack what is needed)".to_owned();
-            Err(Error::Packages { packages: left.join(" "), reason })
+            Err(Error::Packages { packages: names(&left), reason })
         }
     }
 }
 
-fn missing(needs: &[Need]) -> Vec<&'static str> {
-    needs.iter().filter(|need| need.find().is_none()).map(|need| need.package).collect()
+fn missing(needs: &[Need]) -> Vec<Need> {
+    needs.iter().filter(|need| need.find().is_none()).copied().collect()
 }
 
-fn install(packages: &[&str], log: &Path) -> Result<(), Error> {
-    let mut step = Step::start(format!("installing {}", packages.join(", ")), Duration::from_secs(20));
+fn names(needs: &[Need]) -> String {
+    needs.iter().map(|need| need.package).collect::<Vec<_>>().join(" ")
+}
+
+fn install(needs: &[Need], log: &Path) -> Result<(), Error> {
+    let mut step = Step::start(format!("installing {}", names(needs)), Duration::from_secs(20));
     // Somebody else may be installing too.
     let mut install = vec!["-o", "DPkg::Lock::Timeout=120", "install", "-y", "--no-install-recommends"];
-    install.extend(packages);
-    let result = apt_get(&install, log, &mut step).or_else(|_| {
+    install.extend(needs.iter().map(|need| need.package));
+    let result = run("apt-get", &install, log, &mut step).or_else(|_| {
         // The list of packages may be missing or old.
-        apt_get(&["update"], log, &mut step)?;
-        apt_get(&install, log, &mut step)
+        run("apt-get", &["update"], log, &mut step)?;
+        run("apt-get", &install, log, &mut step)
+    });
+    let result = result.and_then(|()| {
+        needs.iter().filter_map(|need| need.service).try_for_each(|service| {
+            run("service", &[service, "stop"], log, &mut step)?;
+            run("update-rc.d", &[service, "disable"], log, &mut step)
+        })
     });
     step.end(if result.is_ok() { "done" } else { "failed" });
-    result.map_err(|reason| Error::Packages { packages: packages.join(" "), reason: format!(": {reason}") })
+    result.map_err(|reason| Error::Packages { packages: names(needs), reason: format!(": {reason}") })
 }
 
 /// Runs to its end, without a guard: a package manager that is killed leaves half a package.
-fn apt_get(arguments: &[&str], log: &Path, step: &mut Step) -> Result<(), String> {
+fn run(program: &str, arguments: &[&str], log: &Path, step: &mut Step) -> Result<(), String> {
     let spawn = || {
         let output = File::create(log)?;
-        Command::new("apt-get")
+        Command::new(program)
             .args(arguments)
             .env("DEBIAN_FRONTEND", "noninteractive")
             .stdin(Stdio::null())
@@ -116,9 +139,9 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_told_by_its_package() {
-        let sh = Need { any_of: &["/nowhere/sh", "sh"], package: "dash" };
-        let absent = Need { any_of: &["/nowhere", "no-such-program"], package: "absent" };
+        let sh = Need { any_of: &["/nowhere/sh", "sh"], package: "dash", service: None };
+        let absent = Need { any_of: &["/nowhere", "no-such-program"], package: "absent", service: None };
         assert!(sh.find().unwrap().ends_with("sh"));
-        assert_eq!(missing(&[sh, absent]), ["absent"]);
+        assert_eq!(names(&missing(&[sh, absent])), "absent");
     }
 }

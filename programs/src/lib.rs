@@ -6,31 +6,38 @@
 //! ```
 //!
 //! Each function answers the path of a program that is ready to run, and gets it first if it has to, which it
-//! shows on stderr. `cargo programs` gets them all. nginx, HAProxy and wrk are the distribution's, whatever its
-//! version: what users have. The others are pinned by hash and kept in the user's cache folder: Caddy, Helm and
+//! shows on stderr. `cargo programs` gets them all. nginx, HAProxy, wrk, promtool and libfaketime are the
+//! distribution's, whatever its version: what users have. The others are pinned by hash and kept in the user's cache folder: Caddy, Helm and
 //! kubeconform are built from their Go modules, Envoy and Traefik come in Python wheels.
 
-mod debian;
 mod error;
 mod wheel;
 
-use std::env;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use devcluster::go::{Module, Program};
+use devcluster::packages::Need;
 
 pub use error::Error;
 
-use crate::debian::Package;
 use crate::wheel::Wheel;
 
 /// The name of our folder in the user's cache.
 const CACHE: &str = "tokenward-programs";
 
-const NGINX: Package = Package { program: "nginx", package: "nginx-light", service: Some("nginx") };
-const HAPROXY: Package = Package { program: "haproxy", package: "haproxy", service: Some("haproxy") };
-const WRK: Package = Package { program: "wrk", package: "wrk", service: None };
+const NGINX: Need = Need { any_of: &["nginx"], package: "nginx-light", service: Some("nginx") };
+const HAPROXY: Need = Need { any_of: &["haproxy"], package: "haproxy", service: Some("haproxy") };
+const WRK: Need = Need { any_of: &["wrk"], package: "wrk", service: None };
+const PROMTOOL: Need = Need { any_of: &["promtool"], package: "prometheus", service: Some("prometheus") };
+const FAKETIME: Need = Need {
+    any_of: &[
+        "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
+        "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
+    ],
+    package: "libfaketime",
+    service: None,
+};
 
 const CADDY: Module = Module {
     cache: CACHE,
@@ -91,17 +98,27 @@ const TRAEFIK: Wheel = Wheel {
 
 /// nginx, of the package `nginx-light`.
 pub fn nginx() -> Result<PathBuf, Error> {
-    NGINX.provide()
+    Ok(NGINX.provide()?)
 }
 
 /// HAProxy.
 pub fn haproxy() -> Result<PathBuf, Error> {
-    HAPROXY.provide()
+    Ok(HAPROXY.provide()?)
 }
 
 /// wrk, which makes HTTP load.
 pub fn wrk() -> Result<PathBuf, Error> {
-    WRK.provide()
+    Ok(WRK.provide()?)
+}
+
+/// promtool, which judges the rules and alerts of Prometheus.
+pub fn promtool() -> Result<PathBuf, Error> {
+    Ok(PROMTOOL.provide()?)
+}
+
+/// A library that gives a process another clock, when it is loaded before all others.
+pub fn faketime() -> Result<PathBuf, Error> {
+    Ok(FAKETIME.provide()?)
 }
 
 /// Caddy, without plugins.
@@ -127,14 +144,6 @@ pub fn envoy() -> Result<PathBuf, Error> {
 /// Traefik.
 pub fn traefik() -> Result<PathBuf, Error> {
     TRAEFIK.provide()
-}
-
-/// Looks for a program where shells do, and where servers are, which not every user's PATH has.
-fn on_path(program: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let servers = ["/usr/local/sbin", "/usr/sbin"].map(PathBuf::from);
-    let folders = env::split_paths(&path).chain(servers);
-    folders.map(|folder| folder.join(program)).find(|path| path.is_file())
 }
 
 #[cfg(test)]
@@ -166,20 +175,5 @@ mod tests {
                 |hash: &&str| hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
             assert!(!wheel.hashes.is_empty() && wheel.hashes.iter().all(is_sha256), "{requirements}");
         }
-    }
-
-    #[test]
-    fn programs_are_found_on_path() {
-        assert!(on_path("sh").is_some());
-        assert!(on_path("no-such-program").is_none());
-    }
-
-    #[test]
-    fn a_missing_program_says_what_to_do() {
-        let message = NGINX.missing(None).to_string();
-        assert_eq!(
-            message,
-            "`nginx` was not found: install it, for example by `apt-get install --no-install-recommends nginx-light`"
-        );
     }
 }

@@ -9,7 +9,7 @@ use programs::Error;
 
 type Provide = fn() -> Result<PathBuf, Error>;
 
-const ALL: [(&str, Provide); 8] = [
+const ALL: [(&str, Provide); 10] = [
     ("nginx", programs::nginx),
     ("haproxy", programs::haproxy),
     ("caddy", programs::caddy),
@@ -18,6 +18,8 @@ const ALL: [(&str, Provide); 8] = [
     ("helm", programs::helm),
     ("kubeconform", programs::kubeconform),
     ("wrk", programs::wrk),
+    ("promtool", programs::promtool),
+    ("libfaketime", programs::faketime),
 ];
 
 fn main() -> ExitCode {

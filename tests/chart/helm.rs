@@ -70,6 +70,14 @@ pub fn object<'o>(objects: &'o [Value], kind: &str, name: &str) -> &'o Value {
     found.unwrap_or_else(|| panic!("no {kind} {name}"))
 }
 
+/// The variables of a Deployment's container whose values stand in it.
+pub fn variables(deployment: &Value) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().map(ToOwned::to_owned);
+    let variables = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array();
+    let variables = variables.into_iter().flatten();
+    variables.filter_map(|variable| Some((text(&variable["name"])?, text(&variable["value"])?))).collect()
+}
+
 /// The arguments of a Deployment's container, as a process would get them in a pod of this name.
 pub fn arguments(deployment: &Value) -> Vec<String> {
     let namespace = deployment["metadata"]["namespace"].as_str().expect("a namespace");

@@ -3,12 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use base64::Engine;
 use serde_json::{Value, json};
 
 use crate::helm::chart;
 use crate::stage::{Stage, deployment};
-use crate::support::eventually;
+use crate::support::{Site, eventually};
 
 pub async fn the_installed_processes_mint_and_check(stage: &Stage) {
     let space = stage.site.namespace("installed").await;
@@ -52,28 +51,20 @@ pub async fn an_upgrade_keeps_the_ca_bundle_and_mints_nothing(stage: &Stage) {
     let space = site.namespace("upgraded").await;
     let token = space.active("t", json!({"scopes": ["a:b"]})).await;
     let before = space.get("t").await;
-    let authority = rcgen::generate_simple_self_signed(["tokenward".to_owned()]).expect("a certificate");
-    let bundle = base64::engine::general_purpose::STANDARD.encode(authority.cert.pem());
-    let put = json!([
-        {"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": bundle},
-        {"op": "add", "path": "/webhooks/1/clientConfig/caBundle", "value": bundle},
-    ]);
-    // As the controller puts it in, with its own rights.
-    let output = site
-        .cluster
-        .kubectl_as(&site.rights_of("tokenward-controller"))
-        .args(["patch", "validatingwebhookconfiguration", "tokenward", "--type=json", "-p", &put.to_string()])
-        .output()
-        .expect("kubectl");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // The controller has made a certificate and put it in, with its own rights.
+    let bundle = eventually("a bundle in each webhook", async || {
+        let bundles: Vec<_> =
+            webhooks(site).iter().map(|webhook| webhook["clientConfig"]["caBundle"].clone()).collect();
+        let are_in = bundles.len() == 2 && bundles[0].is_string() && bundles[0] == bundles[1];
+        if are_in { Ok(bundles[0].clone()) } else { Err(format!("{bundles:?}")) }
+    })
+    .await;
     for side in ["--server-side=true", "--server-side=false"] {
         let timeout = format!("admission.timeoutSeconds={}", if side.ends_with("true") { 7 } else { 8 });
         // A release that was applied by the server is changed so only on demand.
         let force = if side.ends_with("true") { "--force-conflicts=true" } else { "--force-conflicts=false" };
         stage.helm(&["upgrade", "tokenward", &chart(), "-n", "tokenward", "--set", &timeout, side, force]);
-        let stored = site.kubectl(&["get", "validatingwebhookconfiguration", "tokenward", "-o", "json"]);
-        let stored: Value = serde_json::from_str(&stored).expect("JSON");
-        for webhook in stored["webhooks"].as_array().expect("webhooks") {
+        for webhook in webhooks(site) {
             assert_eq!(webhook["clientConfig"]["caBundle"], bundle, "{side}: {webhook}");
             assert!(timeout.ends_with(&webhook["timeoutSeconds"].to_string()), "{side}: {webhook}");
         }
@@ -83,6 +74,12 @@ pub async fn an_upgrade_keeps_the_ca_bundle_and_mints_nothing(stage: &Stage) {
     assert_eq!(space.secret_of("t").await, token);
     // A Deployment that is applied once more starts no pods anew.
     assert_eq!(deployment(site, "verifier")["metadata"]["generation"], 1);
+}
+
+fn webhooks(site: &Site) -> Vec<Value> {
+    let stored = site.kubectl(&["get", "validatingwebhookconfiguration", "tokenward", "-o", "json"]);
+    let stored: Value = serde_json::from_str(&stored).expect("JSON");
+    stored["webhooks"].as_array().cloned().expect("webhooks")
 }
 
 pub async fn an_uninstall_keeps_what_can_t_be_made_again(stage: &Stage) {

@@ -54,6 +54,7 @@ fn main() -> ExitCode {
         manifests::plain_manifests_are_what_the_chart_renders,
         manifests::the_chart_has_the_crds_that_the_code_prints,
         monitoring::alerts_and_the_dashboard_are_sound,
+        monitoring::alerts_say_what_they_should,
         values::every_flag_is_understood,
         values::every_variable_is_read,
         values::the_linter_finds_nothing,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::process::Command;
 
 use promql_parser::label::MatchOp;
 use promql_parser::parser::{self, Expr};
@@ -90,6 +91,29 @@ pub fn alerts_and_the_dashboard_are_sound() {
     let stored = object(&objects, "ConfigMap", "keys-tokenward-dashboard")["data"]["tokenward.json"].clone();
     let stored: Value = serde_json::from_str(stored.as_str().expect("a text")).expect("JSON");
     assert_eq!(stored, dashboard());
+}
+
+/// Prometheus' own tool evaluates them on samples: those of `alerts.yaml`.
+pub fn alerts_say_what_they_should() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let rules = root().join("charts/tokenward/files/monitoring/rules.yaml");
+    let samples = root().join("tests/chart/alerts.yaml");
+    for file in [&rules, &samples] {
+        fs::copy(file, folder.path().join(file.file_name().expect("a name"))).expect("a copy");
+    }
+    for args in [["check", "rules", "rules.yaml"], ["test", "rules", "alerts.yaml"]] {
+        let mut promtool = Command::new(programs::promtool().expect("promtool"));
+        let output = promtool.args(args).current_dir(folder.path()).output().expect("promtool runs");
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success(), "{said}");
+    }
+    let samples = fs::read_to_string(samples).expect("a text");
+    for line in fs::read_to_string(rules).expect("a text").lines() {
+        if let Some((_, alert)) = line.split_once("- alert: ") {
+            let told = format!("alertname: {alert}\n        exp_alerts");
+            assert!(samples.contains(&told), "{alert} is never raised in alerts.yaml");
+        }
+    }
 }
 
 /// Families show up with their first sample, so something of each kind is made to happen.

@@ -1,11 +1,13 @@
 //! A cluster on which Helm has installed the chart, and our processes as its Deployments describe them.
 
+use std::path::Path;
+
 use devcluster::Options;
 use serde_json::Value;
 use tokio::sync::Mutex;
 
-use crate::helm::{arguments, chart, helm};
-use crate::support::{Process, Site};
+use crate::helm::{arguments, chart, helm, variables};
+use crate::support::{Process, Site, free_port};
 
 /// The controllers of Kubernetes that make pods of Deployments, beside those that clusters for tests have.
 const CONTROLLERS: &str = "--controllers=garbage-collector-controller,namespace-controller,\
@@ -46,10 +48,7 @@ impl Stage {
 
     /// Starts a role as its Deployment says, with the rights of its service account, on ports of its own.
     pub fn start(site: &Site, role: &str) -> Process {
-        let arguments = own_ports(arguments(&deployment(site, role)));
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let account = site.rights_of(&format!("tokenward-{role}"));
-        Process::start(role, &account, ports(role), &arguments, &[])
+        start(&deployment(site, role), role, &site.rights_of(&format!("tokenward-{role}")))
     }
 
     /// Runs Helm against this cluster, with all rights.
@@ -65,8 +64,20 @@ pub fn deployment(site: &Site, role: &str) -> Value {
     serde_json::from_str(&stored).expect("JSON")
 }
 
+/// Starts a role as a Deployment says, with these rights, on ports of its own.
+pub fn start(deployment: &Value, role: &str, account: &Path) -> Process {
+    let arguments = own_ports(arguments(deployment));
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut variables = variables(deployment);
+    for (_, value) in variables.iter_mut().filter(|(name, _)| name.ends_with("_LISTEN")) {
+        *value = free_port().to_string();
+    }
+    let variables: Vec<_> = variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    Process::start(role, account, ports(role), &arguments, &variables)
+}
+
 /// The flags that name a port of a role.
-pub fn ports(role: &str) -> &'static [&'static str] {
+fn ports(role: &str) -> &'static [&'static str] {
     if role == "verifier" {
         &["--telemetry-listen", "--listen", "--grpc-listen"]
     } else {
@@ -75,7 +86,7 @@ pub fn ports(role: &str) -> &'static [&'static str] {
 }
 
 /// What a role is started with, without its name and the ports, of which a test takes free ones.
-pub fn own_ports(arguments: Vec<String>) -> Vec<String> {
+fn own_ports(arguments: Vec<String>) -> Vec<String> {
     let listens = |argument: &String| argument.split('=').next().is_some_and(|flag| flag.ends_with("listen"));
     arguments.into_iter().skip(1).filter(|argument| !listens(argument)).collect()
 }

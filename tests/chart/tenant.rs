@@ -3,9 +3,8 @@
 use devcluster::Options;
 use serde_json::{Value, json};
 
-use crate::helm::{arguments, chart, helm, root};
-use crate::stage::{cluster, own_ports, ports};
-use crate::support::Process;
+use crate::helm::{chart, helm, root};
+use crate::stage::{self, cluster};
 
 pub async fn a_tenant_installs_with_rights_in_its_namespaces_alone() {
     let site = cluster(Options::default()).await;
@@ -33,10 +32,8 @@ pub async fn a_tenant_installs_with_rights_in_its_namespaces_alone() {
         let name = format!("tenant-tokenward-{role}");
         let deployments = stored["items"].as_array().expect("Deployments");
         let deployment = deployments.iter().find(|item| item["metadata"]["name"] == name.as_str());
-        let arguments = own_ports(arguments(deployment.expect("its Deployment")));
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let account = site.cluster.kubeconfig_for_service_account(&operator.name, &name).expect("an account");
-        Process::start(role, &account, ports(role), &arguments, &[])
+        stage::start(deployment.expect("its Deployment"), role, &account)
     };
     let _controller = start("controller").ready().await;
     let verifier = start("verifier").ready().await;

@@ -312,6 +312,8 @@ pub async fn certificates_are_replaced_under_load(site: &Site) {
     replicas[survivor].kill();
     let refusal = tenant.space.try_create("held-up", spec(&["a:b"])).await.expect_err("a refusal");
     assert!(refusal.contains("failed calling webhook"), "{refusal}");
+    // All that is kept ends meanwhile.
+    tokio::time::sleep(Duration::from_secs(12)).await;
     replicas[survivor] = start(&ports[survivor]);
     eventually("admission", async || tenant.space.try_create("held-up", spec(&["a:b"])).await).await;
     relay.abort();

@@ -26,6 +26,39 @@ async fn leads(process: &Process) -> bool {
     process.metrics().await.lines().any(|line| line == "tokenward_leader 1")
 }
 
+/// One replica is ten minutes ahead, the other ten behind; the API server and the verifier know the time.
+pub async fn clocks_that_are_off_harm_nothing(site: &Site) {
+    let tenant = Tenant::new(site, "clocks").await;
+    let space = &tenant.space;
+    let library = programs::faketime().expect("libfaketime").display().to_string();
+    let start = |name: &str, offset: &str| {
+        // As the kernel has it: only the time of day is off.
+        let clock =
+            [("LD_PRELOAD", library.as_str()), ("FAKETIME", offset), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
+        tenant.controller_with(&["--lease-duration", "3s", "--identity", name], &clock)
+    };
+    let mut replicas = vec![start("ahead", "+600").ready().await, start("behind", "-600").ready().await];
+    let verifier = tenant.verifier().ready().await;
+    for name in ["t", "u"] {
+        let old = space.active(name, json!({"scopes": ["a:b"], "rotation": {"overlap": "1h"}})).await;
+        verifier.answers(&old, "scope=a:b", 200).await;
+        space.patch(name, json!({"spec": {"rotation": {"trigger": "1"}}})).await;
+        let new = space.version(name, 2).await;
+        for secret in [&old, &new] {
+            verifier.answers(secret, "scope=a:b", 200).await;
+        }
+        space.patch(name, json!({"spec": {"revoked": true}})).await;
+        verifier.answers(&new, "scope=a:b", 401).await;
+        space.condition(name, ConditionType::Ready, "True").await;
+        let mut leaders = Vec::new();
+        for (place, replica) in replicas.iter().enumerate() {
+            leaders.extend(leads(replica).await.then_some(place));
+        }
+        assert_eq!(leaders.len(), 1, "{leaders:?}");
+        drop(replicas.remove(leaders[0]));
+    }
+}
+
 pub async fn two_controllers_take_turns(site: &Site) {
     let tenant = Tenant::new(site, "turns").await;
     let space = &tenant.space;

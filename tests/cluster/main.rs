@@ -134,6 +134,7 @@ fn main() -> ExitCode {
         admission::the_certificate_of_others_is_served,
         faults::a_forbidden_secret_is_told,
         faults::two_controllers_take_turns,
+        faults::clocks_that_are_off_harm_nothing,
         faults::a_namespace_goes_with_its_tokens,
         faults::a_missing_pepper_stops_the_controller,
         sockets::a_verifier_says_what_its_transport_lacks,

@@ -67,16 +67,17 @@ const PAUSE_PROGRAM: Program = Program { name: "pause", package: ".", usual: Dur
 const CNI: Need = Need {
     any_of: &["/usr/lib/cni/ptp", "/opt/cni/bin/ptp", "/usr/libexec/cni/ptp"],
     package: "containernetworking-plugins",
+    service: None,
 };
-const NFT: Need = Need { any_of: &["nft"], package: "nftables" };
-const IP: Need = Need { any_of: &["ip"], package: "iproute2" };
-const UNSHARE: Need = Need { any_of: &["unshare"], package: "util-linux" };
-const NSENTER: Need = Need { any_of: &["nsenter"], package: "util-linux" };
-const MOUNT: Need = Need { any_of: &["mount"], package: "mount" };
+const NFT: Need = Need { any_of: &["nft"], package: "nftables", service: None };
+const IP: Need = Need { any_of: &["ip"], package: "iproute2", service: None };
+const UNSHARE: Need = Need { any_of: &["unshare"], package: "util-linux", service: None };
+const NSENTER: Need = Need { any_of: &["nsenter"], package: "util-linux", service: None };
+const MOUNT: Need = Need { any_of: &["mount"], package: "mount", service: None };
 /// To build runc.
-const SECCOMP: Need = Need { any_of: &["/usr/include/seccomp.h"], package: "libseccomp-dev" };
-const PKG_CONFIG: Need = Need { any_of: &["pkg-config"], package: "pkg-config" };
-const CC: Need = Need { any_of: &["cc", "gcc", "clang"], package: "gcc" };
+const SECCOMP: Need = Need { any_of: &["/usr/include/seccomp.h"], package: "libseccomp-dev", service: None };
+const PKG_CONFIG: Need = Need { any_of: &["pkg-config"], package: "pkg-config", service: None };
+const CC: Need = Need { any_of: &["cc", "gcc", "clang"], package: "gcc", service: None };
 
 /// All that runs on a node, ready to run.
 #[derive(Clone, Debug)]
