@@ -87,17 +87,21 @@ impl Receiver {
         let start = Instant::now();
         let mut told = 0;
         loop {
-            let seen = self.seen(type_);
-            if seen.accepted >= count {
+            // While fewer have come there is nothing to look through, which would hold up those that come.
+            let accepted = match self.with(|state| state.arrivals.len()) {
+                enough if enough >= count => self.seen(type_).accepted,
+                fewer => fewer,
+            };
+            if accepted >= count {
                 let last = self.with(|state| state.arrivals.iter().map(|arrival| arrival.at).max());
                 return Ok(last.unwrap_or(start));
             }
             if start.elapsed() > PATIENCE {
-                bail!("{} of {count} {type_} within {PATIENCE:?}", seen.accepted);
+                bail!("{accepted} of {count} {type_} within {PATIENCE:?}");
             }
             if start.elapsed().as_secs() / 10 > told {
                 told = start.elapsed().as_secs() / 10;
-                eprintln!("{} of {count} {type_}", seen.accepted);
+                eprintln!("{accepted} of {count} {type_}");
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

@@ -44,7 +44,10 @@ impl Memories {
     pub(super) fn with<T>(&self, uid: &str, f: impl FnOnce(&mut Memory) -> T) -> T {
         // A panic elsewhere leaves plain data behind.
         let mut memories = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        f(memories.entry(uid.to_owned()).or_default())
+        match memories.get_mut(uid) {
+            Some(memory) => f(memory),
+            None => f(memories.entry(uid.to_owned()).or_default()),
+        }
     }
 
     /// Forgets a token that is gone.

@@ -11,7 +11,6 @@ use std::task::{Context, Poll};
 use futures::future::BoxFuture;
 use http::Uri;
 use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -19,7 +18,6 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tower::Service;
 
 use super::address::{AddressError, AddressPolicy};
 
@@ -32,7 +30,6 @@ pub fn system() -> Resolve {
 }
 
 /// Opens connections.
-#[derive(Clone)]
 pub struct Connector {
     policy: Arc<AddressPolicy>,
     tls: Arc<ClientConfig>,
@@ -65,7 +62,8 @@ impl Connector {
         Self { policy, tls, resolve }
     }
 
-    async fn connect(self, uri: Uri) -> Result<Stream, ConnectError> {
+    /// Opens a stream to the host that a URL names.
+    pub async fn connect(&self, uri: &Uri) -> Result<Stream, ConnectError> {
         let host = uri.host().ok_or(ConnectError::Url)?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let encrypted = match uri.scheme_str() {
@@ -79,7 +77,8 @@ impl Connector {
             return Ok(Stream::Plain(TokioIo::new(stream)));
         }
         let name = ServerName::try_from(host).map_err(|_| ConnectError::Url)?;
-        let stream = TlsConnector::from(self.tls).connect(name, stream).await.map_err(ConnectError::Tls)?;
+        let stream =
+            TlsConnector::from(self.tls.clone()).connect(name, stream).await.map_err(ConnectError::Tls)?;
         Ok(Stream::Tls(Box::new(TokioIo::new(stream))))
     }
 
@@ -113,32 +112,12 @@ async fn open(addresses: &[SocketAddr]) -> Result<TcpStream, ConnectError> {
     Err(ConnectError::Connect(last))
 }
 
-impl Service<Uri> for Connector {
-    type Response = Stream;
-    type Error = ConnectError;
-    type Future = BoxFuture<'static, Result<Stream, ConnectError>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        Box::pin(self.clone().connect(uri))
-    }
-}
-
-/// A connection, encrypted or not.
+/// A stream of bytes, encrypted or not.
 pub enum Stream {
     /// Not.
     Plain(TokioIo<TcpStream>),
     /// Encrypted.
     Tls(Box<TokioIo<TlsStream<TcpStream>>>),
-}
-
-impl Connection for Stream {
-    fn connected(&self) -> Connected {
-        Connected::new()
-    }
 }
 
 impl Read for Stream {

@@ -4,17 +4,15 @@
 //! neither kept nor logged: what an endpoint says is not ours to repeat. A redirect is not followed, because it would
 //! lead to an address that nobody has named.
 
-use std::error::Error as _;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
-use http::{HeaderValue, Request, Response, Uri};
-use http_body_util::{BodyExt, Full};
+use http::header::{CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper_util::client::legacy::{Client, Error};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use jiff::Timestamp;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -23,23 +21,30 @@ use thiserror::Error as ThisError;
 
 use super::address::AddressPolicy;
 use super::connect::{ConnectError, Connector, Resolve};
+use super::connection::Connection;
 use super::payload::Message;
 use super::schedule::{Failure, Outcome, judge};
 use super::sign::SigningKeys;
 
 /// How much of an answer's body is read.
 const BODY_BOUND: usize = 64 * 1024;
-/// How much of an answer's head is read.
-const HEAD_BOUND: usize = 32 * 1024;
 /// How long a connection is kept for the next event.
 const IDLE: Duration = Duration::from_secs(30);
+const ID: HeaderName = HeaderName::from_static("webhook-id");
+const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("tokenward/", env!("CARGO_PKG_VERSION")));
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Where events are sent. Its Debug shows no URL, which may be a secret.
 pub struct Endpoint {
-    client: Client<Connector, Full<Bytes>>,
+    connector: Connector,
+    /// Connections that wait for the next event, the one that was used last at the end.
+    idle: Mutex<Vec<Connection>>,
     uri: Uri,
+    /// What a request names of it.
+    path: Uri,
+    host: HeaderValue,
     timeout: Duration,
     ca_bundle: Option<String>,
 }
@@ -73,13 +78,26 @@ impl Endpoint {
         if !plain || authority.host().is_empty() {
             return Err(EndpointError::Url);
         }
-        let connector = Connector::new(policy, tls(ca_bundle)?, resolve);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE)
-            .http1_max_buf_size(HEAD_BOUND)
-            .build(connector);
-        Ok(Self { client, uri, timeout, ca_bundle: ca_bundle.map(str::to_owned) })
+        let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let is_default = matches!(
+            (uri.scheme_str(), uri.port_u16()),
+            (Some("http"), Some(80)) | (Some("https"), Some(443))
+        );
+        let host = if is_default { authority.host() } else { authority.as_str() };
+        Ok(Self {
+            connector: Connector::new(policy, tls(ca_bundle)?, resolve),
+            idle: Mutex::default(),
+            path: path.into(),
+            host: HeaderValue::from_str(host).map_err(|_| EndpointError::Url)?,
+            uri,
+            timeout,
+            ca_bundle: ca_bundle.map(str::to_owned),
+        })
+    }
+
+    /// Closes connections that nothing has used for a while.
+    pub fn rest(&self) {
+        self.idle().retain(|connection| connection.idle() < IDLE);
     }
 
     /// Whether this is asked just like another.
@@ -109,25 +127,61 @@ impl Endpoint {
     ) -> Option<Request<Full<Bytes>>> {
         let body = message.body(namespace);
         let timestamp = Timestamp::now().as_second();
-        Request::post(self.uri.clone())
-            .header(CONTENT_TYPE, JSON)
-            .header(USER_AGENT, AGENT)
-            .header("webhook-id", &message.id)
-            .header("webhook-timestamp", timestamp)
-            .header("webhook-signature", keys.sign(&message.id, timestamp, &body))
-            .body(Full::new(body.into()))
-            .ok()
+        let signature = keys.sign(&message.id, timestamp, &body);
+        let mut request = Request::new(Full::new(body.into()));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.path.clone();
+        *request.headers_mut() = HeaderMap::from_iter([
+            (HOST, self.host.clone()),
+            (CONTENT_TYPE, JSON),
+            (USER_AGENT, AGENT),
+            (ID, HeaderValue::from_str(&message.id).ok()?),
+            (TIMESTAMP, timestamp.into()),
+            (SIGNATURE, signature.try_into().ok()?),
+        ]);
+        Some(request)
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Outcome {
-        let answer = match self.client.request(request).await {
-            Ok(answer) => answer,
-            Err(error) => return Outcome::Failed(failure(&error)),
+        let (mut connection, answer) = match self.ask(request).await {
+            Ok(answered) => answered,
+            Err(failure) => return Outcome::Failed(failure),
         };
         let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
         let outcome = judge(answer.status().as_u16(), retry_after, Timestamp::now());
-        drain(answer).await;
+        if connection.finish(answer, BODY_BOUND).await {
+            self.idle().push(connection);
+        }
         outcome
+    }
+
+    /// Makes the request over a connection that is there, or else over a new one.
+    async fn ask(
+        &self,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<(Connection, Response<Incoming>), Failure> {
+        while let Some(mut connection) = self.take_idle() {
+            match connection.request(request).await {
+                Ok(answer) => return Ok((connection, answer)),
+                // It was closed before it took the request.
+                Err(mut error) => request = error.take_message().ok_or_else(no_answer)?,
+            }
+        }
+        let stream = self.connector.connect(&self.uri).await.map_err(|error| no_connection(&error))?;
+        let mut connection = Connection::over(stream).await.map_err(|_| no_answer())?;
+        let answer = connection.request(request).await.map_err(|_| no_answer())?;
+        Ok((connection, answer))
+    }
+
+    fn take_idle(&self) -> Option<Connection> {
+        let mut idle = self.idle();
+        std::iter::from_fn(|| idle.pop()).find_map(|mut connection| {
+            (connection.idle() < IDLE && connection.is_open()).then_some(connection)
+        })
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -137,34 +191,19 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// Reads the body to its end, or to the bound, beyond which the connection is closed.
-async fn drain(answer: Response<Incoming>) {
-    let mut body = answer.into_body();
-    let mut read = 0;
-    while let Some(Ok(frame)) = body.frame().await {
-        read += frame.data_ref().map_or(0, Bytes::len);
-        if read > BODY_BOUND {
-            return;
-        }
-    }
+/// Why there is no connection, without a word of what the other end has said.
+fn no_connection(error: &ConnectError) -> Failure {
+    let word = match error {
+        ConnectError::Url => "InvalidUrl",
+        ConnectError::Resolve(_) => "NameNotResolved",
+        ConnectError::Address(_) => "AddressRefused",
+        ConnectError::Connect(_) => "ConnectionFailed",
+        ConnectError::Tls(_) => "TlsFailed",
+    };
+    Failure::new(word, error.to_string())
 }
 
-/// Why there was no answer, without a word of what was or was not answered.
-fn failure(error: &Error) -> Failure {
-    let mut source = error.source();
-    while let Some(cause) = source {
-        if let Some(connect) = cause.downcast_ref::<ConnectError>() {
-            let word = match connect {
-                ConnectError::Url => "InvalidUrl",
-                ConnectError::Resolve(_) => "NameNotResolved",
-                ConnectError::Address(_) => "AddressRefused",
-                ConnectError::Connect(_) => "ConnectionFailed",
-                ConnectError::Tls(_) => "TlsFailed",
-            };
-            return Failure::new(word, connect.to_string());
-        }
-        source = cause.source();
-    }
+fn no_answer() -> Failure {
     Failure::new("NoAnswer", "the connection ended without an answer that is HTTP")
 }
 

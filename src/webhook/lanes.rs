@@ -21,7 +21,7 @@ pub struct Waiting {
     /// The lane.
     pub key: Key,
     /// The events in their order, each with the TokenWebhooks that have not accepted it.
-    pub events: Vec<(Message, Vec<String>)>,
+    pub events: Vec<(Arc<Message>, Vec<String>)>,
     /// How many events were lost, by TokenWebhook.
     pub lost: BTreeMap<String, i64>,
 }
@@ -32,7 +32,7 @@ pub struct Job {
     /// Its lane.
     pub key: Key,
     /// The event.
-    pub message: Message,
+    pub message: Arc<Message>,
     /// How often it was tried before.
     pub attempts: u32,
 }
@@ -67,7 +67,7 @@ enum State {
 
 impl Waiting {
     fn concerns(&self, webhook: &str) -> bool {
-        let waits = |(_, webhooks): &(Message, Vec<String>)| webhooks.iter().any(|name| name == webhook);
+        let waits = |(_, webhooks): &(Arc<Message>, Vec<String>)| webhooks.iter().any(|name| name == webhook);
         self.lost.contains_key(webhook) || self.events.iter().any(waits)
     }
 }
@@ -107,7 +107,7 @@ impl Lanes {
     }
 
     /// Forgets a token that is gone; answers what it leaves behind.
-    pub fn gone(&mut self, key: &Key) -> Vec<Message> {
+    pub fn gone(&mut self, key: &Key) -> Vec<Arc<Message>> {
         let Some(lane) = self.lanes.get(key) else { return Vec::new() };
         let left = lane.open_events(&self.webhook).cloned().collect();
         self.forget(key);
@@ -235,14 +235,14 @@ impl Lanes {
 }
 
 impl Lane {
-    fn open_events<'a>(&'a self, webhook: &'a str) -> impl Iterator<Item = &'a Message> {
-        let wanted = move |(message, webhooks): &&(Message, Vec<String>)| {
+    fn open_events<'a>(&'a self, webhook: &'a str) -> impl Iterator<Item = &'a Arc<Message>> {
+        let wanted = move |(message, webhooks): &&(Arc<Message>, Vec<String>)| {
             webhooks.iter().any(|name| name == webhook) && !self.done.contains(&message.id)
         };
         self.waiting.events.iter().filter(wanted).map(|(message, _)| message)
     }
 
-    fn head<'a>(&'a self, webhook: &'a str) -> Option<&'a Message> {
+    fn head<'a>(&'a self, webhook: &'a str) -> Option<&'a Arc<Message>> {
         self.open_events(webhook).next()
     }
 }

@@ -4,10 +4,11 @@
 //! status). Pure, and asked by the controller: `lanes` (which event is next, and when), `ledger` (what waits in a
 //! TokenWebhook's status, and what was given up), `schedule` (when to try again, and what an answer means),
 //! `payload`, `sign`, `address` (where requests may go). Effects: `connect` (a socket to an address that was
-//! checked) and `deliver` (one request). The tasks that tie them together are in `controller::webhooks`.
+//! checked), `connection` (HTTP over it) and `deliver` (one request). The tasks that tie them together are in `controller::webhooks`.
 
 pub mod address;
 pub mod connect;
+mod connection;
 pub mod deliver;
 mod event;
 pub mod lanes;

@@ -107,8 +107,10 @@ impl Message {
                 scopes: self.scopes.as_deref(),
             },
         };
+        let mut bytes = Vec::with_capacity(384);
         // Texts and numbers always serialize.
-        serde_json::to_vec(&body).unwrap_or_default()
+        let _ = serde_json::to_writer(&mut bytes, &body);
+        bytes
     }
 }
 

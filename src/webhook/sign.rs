@@ -70,8 +70,14 @@ impl SigningKeys {
     /// The header `webhook-signature`: one signature for each key.
     pub fn sign(&self, id: &str, timestamp: i64, body: &[u8]) -> String {
         let head = format!("{id}.{timestamp}.");
-        let signatures: Vec<String> = self.0.iter().map(|key| key.sign(head.as_bytes(), body)).collect();
-        signatures.join(" ")
+        let mut signatures = String::with_capacity(96 * self.0.len());
+        for key in &self.0 {
+            if !signatures.is_empty() {
+                signatures.push(' ');
+            }
+            key.sign(head.as_bytes(), body, &mut signatures);
+        }
+        signatures
     }
 
     /// The newest key's public part, if it has one.
@@ -109,16 +115,18 @@ impl SigningKey {
         Ok(Self::Asymmetric(Box::new(pair.map_err(|_| KeyError::Ed25519)?)))
     }
 
-    fn sign(&self, head: &[u8], body: &[u8]) -> String {
+    fn sign(&self, head: &[u8], body: &[u8], signatures: &mut String) {
         match self {
             Self::Symmetric(keyed) => {
                 let mut mac = (**keyed).clone();
                 mac.update(head);
                 mac.update(body);
-                format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes()))
+                signatures.push_str("v1,");
+                STANDARD.encode_string(mac.finalize().into_bytes(), signatures);
             }
             Self::Asymmetric(pair) => {
-                format!("v1a,{}", STANDARD.encode(pair.sign(&[head, body].concat())))
+                signatures.push_str("v1a,");
+                STANDARD.encode_string(pair.sign(&[head, body].concat()), signatures);
             }
         }
     }

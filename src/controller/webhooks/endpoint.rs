@@ -1,8 +1,9 @@
 //! One endpoint: a task that owns its lanes, its key, its connections and the TokenWebhook's record.
 //!
 //! It takes notes (what waits, what has changed), starts what is due, and puts on record what has come of it. Only the
-//! holder of the lease does more than take notes. Nothing here waits for anything but its own loop: requests, reads
-//! and writes are futures beside it, so that a slow endpoint or API server holds up no note.
+//! holder of the lease does more than take notes. Nothing here waits for anything but its own loop: reads and writes
+//! are futures beside it, and requests are tasks, which the cores share; so a slow endpoint or API server holds up no
+//! note.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use kube::ResourceExt;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -61,9 +63,15 @@ pub(super) enum Note {
     Keep(Vec<HeldEvent>, oneshot::Sender<()>),
 }
 
-/// What was going on beside the loop.
+/// A request that has come to an end.
+struct Sent {
+    job: Job,
+    outcome: Outcome,
+    took: Duration,
+}
+
+/// What else was going on beside the loop.
 enum Done {
-    Sent { job: Job, outcome: Outcome, took: Duration },
     Looked(Result<Box<Target>, Problem>),
     Read(Answer),
     Seen(Answer),
@@ -83,8 +91,8 @@ pub(super) struct Endpoint {
     health: Health,
     /// The generation that has answered 410.
     disabled: Option<i64>,
+    sending: JoinSet<Sent>,
     beside: FuturesUnordered<BoxFuture<'static, Done>>,
-    sending: usize,
     looking: bool,
     look_at: Instant,
     sweep_at: Instant,
@@ -110,8 +118,8 @@ impl Endpoint {
             problem: None,
             health: Health::default(),
             disabled: None,
+            sending: JoinSet::new(),
             beside: FuturesUnordered::new(),
-            sending: 0,
             looking: false,
             look_at: Instant::now(),
             sweep_at: Instant::now(),
@@ -133,6 +141,7 @@ impl Endpoint {
                     Some(note) => self.note(note),
                     None => break,
                 },
+                Some(sent) = self.sending.join_next(), if !self.sending.is_empty() => self.take_sent(sent),
                 Some(done) = self.beside.next(), if !self.beside.is_empty() => self.finish(done),
                 changed = claim.changed() => if changed.is_err() { break },
                 () = tokio::time::sleep_until(wake.into()) => {}
@@ -165,6 +174,9 @@ impl Endpoint {
         }
         let now = Instant::now();
         if !self.looking && now >= self.look_at {
+            if let Some(target) = &self.target {
+                target.endpoint.rest();
+            }
             self.look();
         }
         if self.write_at().is_some_and(|at| now >= at) {
@@ -195,19 +207,17 @@ impl Endpoint {
     fn send_due(&mut self, now: Instant) {
         let Some(target) = &self.target else { return };
         let namespace: Arc<str> = self.record.object().namespace().unwrap_or_default().into();
-        while self.sending < self.limit() {
+        while self.sending.len() < self.limit() {
             let Some(job) = self.lanes.next(now) else { return };
             let (endpoint, keys, namespace) =
                 (target.endpoint.clone(), target.keys.clone(), namespace.clone());
-            self.sending += 1;
-            let send = async move {
+            self.sending.spawn(async move {
                 let start = Instant::now();
                 failpoint::before("send");
                 let outcome = endpoint.send(&job.message, &namespace, &keys).await;
                 failpoint::after("send");
-                Done::Sent { job, outcome, took: start.elapsed() }
-            };
-            self.beside.push(send.boxed());
+                Sent { job, outcome, took: start.elapsed() }
+            });
         }
     }
 
@@ -217,7 +227,8 @@ impl Endpoint {
             return far;
         }
         let look = (!self.looking).then_some(self.look_at);
-        let turn = self.lanes.next_at().filter(|_| self.is_deliverable() && self.sending < self.limit());
+        let turn =
+            self.lanes.next_at().filter(|_| self.is_deliverable() && self.sending.len() < self.limit());
         let sweep = self.is_held_back().then_some(self.sweep_at);
         [look, self.write_at(), turn, sweep].into_iter().flatten().min().unwrap_or(far).min(far)
     }
@@ -292,11 +303,11 @@ impl Endpoint {
     fn see_held(&mut self) {
         let me = self.record.object().name_any();
         let stored = self.record.stored();
-        let mut lanes: BTreeMap<Key, Vec<(Message, Vec<String>)>> = BTreeMap::new();
+        let mut lanes: BTreeMap<Key, Vec<(Arc<Message>, Vec<String>)>> = BTreeMap::new();
         for event in self.record.status.outbox.iter().filter(|event| stored.contains(&*event.id)) {
             let token = event.token.as_ref().map_or("", |token| &token.token_id);
             let events = lanes.entry(format!("{HELD}{token}").into()).or_default();
-            events.push((Message::of_held(event), vec![me.clone()]));
+            events.push((Message::of_held(event).into(), vec![me.clone()]));
         }
         let emptied = self.held.iter().filter(|key| !lanes.contains_key(*key)).cloned().collect::<Vec<_>>();
         self.held = lanes.keys().cloned().collect();
@@ -309,9 +320,21 @@ impl Endpoint {
 
     // What has come of what was started
 
+    /// Takes all requests that have come to an end, so that what is next is looked for once.
+    fn take_sent(&mut self, first: Result<Sent, JoinError>) {
+        let mut ended = Some(first);
+        while let Some(sent) = ended {
+            match sent {
+                Ok(sent) => self.sent(sent),
+                // The defect is to be seen, not a lane that stands still.
+                Err(error) => error.try_into_panic().map_or((), |panic| std::panic::resume_unwind(panic)),
+            }
+            ended = self.sending.try_join_next();
+        }
+    }
+
     fn finish(&mut self, done: Done) {
         match done {
-            Done::Sent { job, outcome, took } => self.sent(job, outcome, took),
             Done::Looked(looked) => self.looked(looked),
             Done::Read(answer) => self.read(answer),
             // Unanswered, the watch will show it.
@@ -321,8 +344,8 @@ impl Endpoint {
         }
     }
 
-    fn sent(&mut self, job: Job, outcome: Outcome, took: Duration) {
-        self.sending -= 1;
+    fn sent(&mut self, sent: Sent) {
+        let Sent { job, outcome, took } = sent;
         let (clock, now) = (Instant::now(), Timestamp::now());
         let metrics = &self.shared.metrics;
         match outcome {
@@ -390,7 +413,7 @@ impl Endpoint {
     fn bury(
         &mut self,
         key: &Key,
-        message: Message,
+        message: Arc<Message>,
         attempts: u32,
         cause: &str,
         clock: Instant,

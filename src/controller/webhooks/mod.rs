@@ -370,7 +370,7 @@ impl Namespace {
 
 fn waiting(key: Key, token: &ApiToken) -> Waiting {
     let outbox = token.status.as_ref().and_then(|status| status.outbox.clone()).unwrap_or_default();
-    let events = outbox.events.into_iter().map(|event| (message_of(token, &event), event.webhooks));
+    let events = outbox.events.into_iter().map(|event| (message_of(token, &event).into(), event.webhooks));
     Waiting { key, events: events.collect(), lost: outbox.lost }
 }
 

@@ -33,7 +33,7 @@ pub(super) enum Pledge {
     /// A word to who waits for it.
     Word(oneshot::Sender<()>),
     /// A receipt to a token: its event was given up, and that is on record.
-    Receipt(Key, Message),
+    Receipt(Key, Arc<Message>),
 }
 
 /// Why a status was not written. It is written again in any case but the first.
@@ -147,7 +147,7 @@ impl Record {
     }
 
     /// Leaves the status to the process that leads now. Answers the events that were given up off the record.
-    pub(super) fn leave(&mut self) -> Vec<(Key, Message)> {
+    pub(super) fn leave(&mut self) -> Vec<(Key, Arc<Message>)> {
         self.known = false;
         self.buried = 0;
         let owed = std::mem::take(&mut self.pledges).into_iter();

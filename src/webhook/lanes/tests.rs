@@ -20,7 +20,7 @@ fn message(id: &str) -> Message {
 }
 
 fn waiting(key: &str, ids: &[String]) -> Arc<Waiting> {
-    let events = ids.iter().map(|id| (message(id), vec!["hook".to_owned()])).collect();
+    let events = ids.iter().map(|id| (message(id).into(), vec!["hook".to_owned()])).collect();
     Arc::new(Waiting { key: key.into(), events, lost: BTreeMap::new() })
 }
 
@@ -79,7 +79,7 @@ fn a_token_that_goes_leaves_what_is_open() {
     lanes.see(waiting("a", &ids(&["a1", "a2"])), now);
     let job = lanes.next(now).expect("a job");
     lanes.done(&job.key, "a1", now);
-    let left: Vec<_> = lanes.gone(&"a".into()).into_iter().map(|message| message.id).collect();
+    let left: Vec<_> = lanes.gone(&"a".into()).into_iter().map(|message| message.id.clone()).collect();
     assert_eq!(left, ["a2"]);
     assert_eq!((lanes.pending(), lanes.next(now).is_none()), (0, true));
 }
