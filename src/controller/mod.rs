@@ -144,6 +144,7 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
                     schedule: Schedule::faster(args.webhooks.webhook_time_scale),
                     policy: policy.clone(),
                     nudges,
+                    pace: Default::default(),
                     registry: Default::default(),
                 };
                 let context = Arc::new(Context {

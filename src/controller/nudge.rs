@@ -2,13 +2,14 @@
 //! TokenWebhook has come or gone.
 
 use futures::StreamExt;
+use std::time::Duration;
+
 use futures::stream::{self, BoxStream};
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Token;
-use crate::webhook::outbox::COLLECT;
 
 /// Asks for looks.
 #[derive(Clone)]
@@ -22,7 +23,7 @@ pub(super) fn channel() -> (Nudges, BoxStream<'static, ObjectRef<Token>>) {
     let (now, at_once) = mpsc::unbounded_channel();
     let (later, in_a_while) = mpsc::unbounded_channel();
     let at_once = stream::unfold(at_once, async |mut queue| Some((queue.recv().await?, queue)));
-    // All wait equally long, so the first that came is the first that is due.
+    // The first that came is the first that is due.
     let in_a_while = stream::unfold(in_a_while, async |mut queue: mpsc::UnboundedReceiver<(Instant, _)>| {
         let (at, token) = queue.recv().await?;
         tokio::time::sleep_until(at).await;
@@ -39,9 +40,9 @@ impl Nudges {
     }
 
     /// Has a token looked at when a write for its receipts alone is worth while: any earlier look would be for nothing,
-    /// and deliveries come in bursts.
-    pub(super) fn when_collected(&self, token: ObjectRef<Token>) {
-        let _ = self.later.send((Instant::now() + COLLECT, token));
+    /// and deliveries come in bursts. Who asks later must not be due earlier.
+    pub(super) fn after(&self, wait: Duration, token: ObjectRef<Token>) {
+        let _ = self.later.send((Instant::now() + wait, token));
     }
 }
 
@@ -52,11 +53,11 @@ mod tests {
     #[tokio::test]
     async fn a_look_waits_for_nobody_else_s_time() {
         let (nudges, mut looks) = channel();
-        let start = Instant::now();
-        nudges.when_collected(ObjectRef::new("collected"));
+        let (start, wait) = (Instant::now(), Duration::from_millis(300));
+        nudges.after(wait, ObjectRef::new("collected"));
         nudges.now(ObjectRef::new("now"));
         assert_eq!(looks.next().await.expect("a look").name, "now");
         assert_eq!(looks.next().await.expect("a look").name, "collected");
-        assert!(start.elapsed() >= COLLECT);
+        assert!(start.elapsed() >= wait);
     }
 }

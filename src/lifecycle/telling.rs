@@ -17,7 +17,7 @@ use super::versions::active;
 use super::{Observed, Step};
 use crate::crd::{ApiTokenStatus, OutboxEvent};
 use crate::webhook::EventType;
-use crate::webhook::outbox::{self, COLLECT, Happened, Owner};
+use crate::webhook::outbox::{self, Happened, Owner};
 
 /// Our finalizer.
 pub const FINALIZER: &str = "tokenward.dev/webhooks";
@@ -95,7 +95,7 @@ fn current(status: &ApiTokenStatus) -> Option<i64> {
 
 /// From when a write is worth while for the receipts alone.
 pub(super) fn settle_at(observed: &Observed<'_>) -> Option<Timestamp> {
-    observed.receipts.since.map(|since| since.checked_add(COLLECT).unwrap_or(since))
+    observed.receipts.write_at
 }
 
 /// Takes out what is delivered.

@@ -16,7 +16,7 @@ use crate::crd::{
 };
 use crate::token::format::{self, KeyId, Prefix};
 use crate::token::{Peppers, Plaintext, Token};
-use crate::webhook::outbox::{Receipt, Receipts};
+use crate::webhook::outbox::{COLLECT, Receipt, Receipts};
 use crate::webhook::subscription::Subscription;
 
 const START: i64 = 1_800_000_000_000;
@@ -412,7 +412,8 @@ impl World {
         let outbox = self.status().outbox.unwrap_or_default();
         for event in outbox.events {
             for webhook in event.webhooks {
-                self.receipts.take(Receipt { id: event.id.clone(), webhook }, self.now);
+                let until = self.now + COLLECT;
+                self.receipts.take(Receipt { id: event.id.clone(), webhook }, || until);
             }
         }
     }

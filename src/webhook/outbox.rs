@@ -22,6 +22,9 @@ pub const MAX_EVENTS: usize = 32;
 
 /// How long receipts are collected before a status is written for them alone.
 pub const COLLECT: Duration = Duration::from_secs(1);
+/// The time between two such writes, and the longest wait for one.
+const INTERVAL: Duration = Duration::from_millis(20);
+const LONGEST: Duration = Duration::from_secs(300);
 
 /// That a TokenWebhook needs an event no longer: it has accepted it, or it was set aside elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,15 +40,21 @@ pub struct Receipt {
 pub struct Receipts {
     /// Who needs which event no longer.
     pub accepted: BTreeSet<Receipt>,
-    /// Since when they are collected.
-    pub since: Option<Timestamp>,
+    /// From when a status is written for them alone.
+    pub write_at: Option<Timestamp>,
 }
 
 impl Receipts {
-    /// Takes a receipt. Answers whether it is the first of those that are collected.
-    pub fn take(&mut self, receipt: Receipt, now: Timestamp) -> bool {
+    /// Takes a receipt. If it is the first of those that are collected, answers until when they are.
+    pub fn take(&mut self, receipt: Receipt, until: impl FnOnce() -> Timestamp) -> Option<Timestamp> {
         self.accepted.insert(receipt);
-        self.since.replace(self.since.unwrap_or(now)).is_none()
+        match self.write_at {
+            Some(_) => None,
+            None => {
+                self.write_at = Some(until());
+                self.write_at
+            }
+        }
     }
 
     /// Keeps those that the status which was written now does not reflect yet.
@@ -55,8 +64,31 @@ impl Receipts {
             event.is_some_and(|event| event.webhooks.contains(&receipt.webhook))
         };
         self.accepted.retain(waits);
-        self.since = (!self.accepted.is_empty()).then_some(now);
+        self.write_at = (!self.accepted.is_empty()).then(|| after(now, COLLECT));
     }
+}
+
+/// Spreads the writes for receipts over time, 50 a second at most: when all tokens are revoked at once, what is
+/// delivered must not keep the API server from what is still to be enforced. A crash before such a write has events
+/// delivered once more.
+#[derive(Debug, Default)]
+pub struct Pace {
+    last: Option<Timestamp>,
+}
+
+impl Pace {
+    /// When the next token's receipts are written.
+    pub fn next(&mut self, now: Timestamp) -> Timestamp {
+        let paced = self.last.map_or(now, |last| after(last, INTERVAL));
+        // The bound is for clocks that are set back, too.
+        let at = paced.clamp(after(now, COLLECT), after(now, LONGEST));
+        self.last = Some(at);
+        at
+    }
+}
+
+fn after(instant: Timestamp, wait: Duration) -> Timestamp {
+    instant.checked_add(wait).unwrap_or(instant)
 }
 
 /// Something that has happened, before it is known who wants it.
@@ -231,6 +263,18 @@ mod tests {
         assert_eq!(outbox.events.len(), MAX_EVENTS);
         assert_eq!(outbox.events[0].version, Some(3));
         assert_eq!(outbox.lost, [("a".to_owned(), 3)].into());
+    }
+
+    #[test]
+    fn writes_for_receipts_are_spread() {
+        let mut pace = Pace::default();
+        let waits: Vec<_> =
+            (0..3).map(|_| pace.next(at(0)).as_millisecond() - at(0).as_millisecond()).collect();
+        assert_eq!(waits, [1000, 1020, 1040]);
+        assert_eq!(pace.next(at(60_000)), at(61_000), "nobody waits for those who are long through");
+        assert_eq!(pace.next(at(-3_600_000)), at(-3_300_000), "a clock was set back");
+        let last = (0..20_000).map(|_| pace.next(at(0))).max();
+        assert_eq!(last, Some(at(300_000)));
     }
 
     #[derive(Clone, Debug)]

@@ -41,7 +41,7 @@ use crate::webhook::EventType;
 use crate::webhook::address::AddressPolicy;
 use crate::webhook::lanes::{Key, Waiting};
 use crate::webhook::ledger;
-use crate::webhook::outbox::Receipt;
+use crate::webhook::outbox::{Pace, Receipt};
 use crate::webhook::payload::Message;
 use crate::webhook::schedule::Schedule;
 use crate::webhook::subscription::{MAX_SUBSCRIPTIONS, Subscription};
@@ -61,6 +61,7 @@ pub(super) struct Shared {
     pub(super) schedule: Schedule,
     pub(super) policy: Arc<AddressPolicy>,
     pub(super) nudges: Nudges,
+    pub(super) pace: Mutex<Pace>,
     pub(super) registry: Mutex<Registry>,
 }
 
@@ -284,14 +285,16 @@ impl Shared {
     /// A token's event needs nothing more from a TokenWebhook.
     fn receipt(&self, key: &Key, webhook: &TokenWebhook, message: &Message) {
         let receipt = Receipt { id: message.id.clone(), webhook: webhook.name_any() };
-        let is_first = self.memories.with(key, |memory| memory.receipts.take(receipt, Timestamp::now()));
+        let now = Timestamp::now();
+        let until = || self.pace.lock().unwrap_or_else(PoisonError::into_inner).next(now);
+        let until = self.memories.with(key, |memory| memory.receipts.take(receipt, until));
         let token = ObjectRef::new(message.name.as_deref().unwrap_or_default());
         let token = token.within(&webhook.namespace().unwrap_or_default());
         if message.type_ == EventType::Deleted.as_str() {
             // The object waits for nothing else.
             self.nudges.now(token);
-        } else if is_first {
-            self.nudges.when_collected(token);
+        } else if let Some(until) = until {
+            self.nudges.after(until.duration_since(now).unsigned_abs(), token);
         }
     }
 }
