@@ -18,7 +18,7 @@ mod open_loop;
 mod peers;
 mod rates;
 mod ready;
-#[path = "../report.rs"]
+#[path = "../support/report.rs"]
 mod report;
 mod revocation;
 mod server;

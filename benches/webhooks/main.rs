@@ -10,7 +10,7 @@
 
 mod post;
 mod receiver;
-#[path = "../report.rs"]
+#[path = "../support/report.rs"]
 mod report;
 mod world;
 

@@ -15,13 +15,16 @@ use super::payload::Message;
 /// What identifies a lane: a token's uid, or another text for events that wait in the TokenWebhook.
 pub type Key = Arc<str>;
 
+/// An event, and the TokenWebhooks that have not accepted it.
+pub type Awaited = (Arc<Message>, Vec<String>);
+
 /// The events of one token as its status has them, and who waits for them.
 #[derive(Clone, Debug)]
 pub struct Waiting {
     /// The lane.
     pub key: Key,
-    /// The events in their order, each with the TokenWebhooks that have not accepted it.
-    pub events: Vec<(Arc<Message>, Vec<String>)>,
+    /// The events in their order.
+    pub events: Vec<Awaited>,
     /// How many events were lost, by TokenWebhook.
     pub lost: BTreeMap<String, i64>,
 }
@@ -67,7 +70,7 @@ enum State {
 
 impl Waiting {
     fn concerns(&self, webhook: &str) -> bool {
-        let waits = |(_, webhooks): &(Arc<Message>, Vec<String>)| webhooks.iter().any(|name| name == webhook);
+        let waits = |(_, webhooks): &Awaited| webhooks.iter().any(|name| name == webhook);
         self.lost.contains_key(webhook) || self.events.iter().any(waits)
     }
 }
@@ -236,7 +239,7 @@ impl Lanes {
 
 impl Lane {
     fn open_events<'a>(&'a self, webhook: &'a str) -> impl Iterator<Item = &'a Arc<Message>> {
-        let wanted = move |(message, webhooks): &&(Arc<Message>, Vec<String>)| {
+        let wanted = move |(message, webhooks): &&Awaited| {
             webhooks.iter().any(|name| name == webhook) && !self.done.contains(&message.id)
         };
         self.waiting.events.iter().filter(wanted).map(|(message, _)| message)

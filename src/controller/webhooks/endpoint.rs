@@ -26,7 +26,7 @@ use super::status::{Health, View};
 use super::target::{self, DEFAULT_MAX_AGE, Target};
 use crate::crd::{ConditionType, DeadLetter, HeldEvent, TokenWebhook, find_condition};
 use crate::failpoint;
-use crate::webhook::lanes::{Job, Key, Lanes, Waiting, age};
+use crate::webhook::lanes::{Awaited, Job, Key, Lanes, Waiting, age};
 use crate::webhook::ledger;
 use crate::webhook::payload::Message;
 use crate::webhook::schedule::{Failure, Outcome};
@@ -303,7 +303,7 @@ impl Endpoint {
     fn see_held(&mut self) {
         let me = self.record.object().name_any();
         let stored = self.record.stored();
-        let mut lanes: BTreeMap<Key, Vec<(Arc<Message>, Vec<String>)>> = BTreeMap::new();
+        let mut lanes: BTreeMap<Key, Vec<Awaited>> = BTreeMap::new();
         for event in self.record.status.outbox.iter().filter(|event| stored.contains(&*event.id)) {
             let token = event.token.as_ref().map_or("", |token| &token.token_id);
             let events = lanes.entry(format!("{HELD}{token}").into()).or_default();
