@@ -160,6 +160,25 @@ async fn one_connection_serves_many_events() {
     assert_eq!(connections.load(Ordering::SeqCst), 1);
 }
 
+/// It promises to keep the connection and closes it all the same: at once, or in a moment, when it is idle here.
+#[tokio::test]
+async fn a_connection_that_was_closed_costs_no_event() {
+    for pause in [Duration::ZERO, Duration::from_millis(30)] {
+        let (address, connections) = listen(move |mut stream: TcpStream| async move {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+            tokio::time::sleep(pause).await;
+        })
+        .await;
+        let endpoint = endpoint(address, Duration::from_secs(20));
+        for _ in 0..10 {
+            assert_eq!(send(&endpoint).await, Outcome::Accepted);
+            // Closed by now, and nobody has looked.
+            tokio::time::sleep(Duration::from_millis(60)).await;
+        }
+        assert_eq!(connections.load(Ordering::SeqCst), 10);
+    }
+}
+
 /// The name points to an allowed address first and to a forbidden one from then on. The connection goes where the
 /// judged answer said, and the name is asked for once for each.
 #[tokio::test]
