@@ -18,10 +18,12 @@ fn hit(_: &str, _: &str) {}
 /// for its third time. SIGKILL, not an abort: nothing is flushed, released or said, as with a lost machine.
 #[cfg(feature = "failpoints")]
 fn hit(when: &str, point: &str) {
+    use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU32, Ordering};
     static HITS: AtomicU32 = AtomicU32::new(0);
-    let Ok(wanted) = std::env::var("TOKENWARD_FAILPOINT") else { return };
-    let (place, nth) = wanted.split_once('@').unwrap_or((&wanted, "1"));
+    static WANTED: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("TOKENWARD_FAILPOINT").ok());
+    let Some(wanted) = &*WANTED else { return };
+    let (place, nth) = wanted.split_once('@').unwrap_or((wanted, "1"));
     if place == format!("{when}:{point}")
         && nth.parse() == Ok(HITS.fetch_add(1, Ordering::SeqCst) + 1)
         && rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).is_ok()

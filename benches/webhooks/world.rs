@@ -47,6 +47,13 @@ pub struct Revocation {
     pub after: Counts,
 }
 
+impl Revocation {
+    /// ApiToken statuses written until all was enforced.
+    pub fn writes(&self) -> u64 {
+        self.after.statuses - self.before.statuses
+    }
+}
+
 pub struct World {
     // In the order in which they end.
     controller: Guarded,

@@ -116,11 +116,14 @@ async fn record(
         api.replace_status(&token.name_any(), &params(), &object).await.map_err(Error::WriteStatus)?;
     failpoint::after(point);
     context.metrics.status_writes.inc();
-    context.memories.with(&uid(observed), |memory| {
+    let some_wait = context.memories.with(&uid(observed), |memory| {
         memory.written = written.resource_version().and_then(|version| version.parse().ok());
         let outbox = written.status.as_ref().and_then(|status| status.outbox.as_ref());
-        memory.receipts.retain(outbox, Timestamp::now());
+        memory.receipts.retain(outbox)
     });
+    if some_wait {
+        context.webhooks.collect_receipts(token);
+    }
     for event in events {
         info!(
             namespace = token.namespace(),

@@ -50,6 +50,11 @@ impl Memories {
         }
     }
 
+    /// The same for a token of which something is remembered.
+    pub(super) fn with_known<T>(&self, uid: &str, f: impl FnOnce(&mut Memory) -> T) -> Option<T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(uid).map(f)
+    }
+
     /// Forgets a token that is gone.
     pub(super) fn forget(&self, uid: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);

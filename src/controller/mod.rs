@@ -47,6 +47,7 @@ use crate::telemetry::probes::{self, Readiness};
 
 use self::memory::Memories;
 use self::metrics::Metrics;
+use self::nudge::Looks;
 use self::webhooks::Webhooks;
 use crate::webhook::address::AddressPolicy;
 use crate::webhook::schedule::Schedule;
@@ -71,6 +72,7 @@ struct Context {
     propagation: SignedDuration,
     expiry_notice: SignedDuration,
     webhooks: Webhooks,
+    looks: Looks,
 }
 
 impl Context {
@@ -134,7 +136,8 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
             .map(|scope| {
                 let (store, writer) = reflector::store();
                 let memories = Arc::<Memories>::default();
-                let (nudges, nudged) = nudge::channel();
+                let looks = Looks::default();
+                let (nudges, nudged) = nudge::channel(memories.clone(), looks.clone());
                 let shared = webhooks::Shared {
                     client: client.clone(),
                     claim: claim.clone(),
@@ -144,7 +147,6 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
                     schedule: Schedule::faster(args.webhooks.webhook_time_scale),
                     policy: policy.clone(),
                     nudges,
-                    pace: Default::default(),
                     registry: Default::default(),
                 };
                 let context = Arc::new(Context {
@@ -159,6 +161,7 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
                     propagation: args.propagation,
                     expiry_notice: args.expiry_notice,
                     webhooks: Webhooks::new(Arc::new(shared), stop.clone()),
+                    looks,
                 });
                 watch_and_reconcile(scope.as_deref(), context, writer, nudged, &stop)
             })
@@ -354,7 +357,7 @@ fn becomes_leader(context: Arc<Context>) -> impl Stream<Item = ()> {
 }
 
 async fn timed(token: Arc<Token>, context: Arc<Context>) -> Result<controller::Action, apitoken::Error> {
-    let start = Instant::now();
+    let (start, _look) = (Instant::now(), context.looks.begin());
     let result = apitoken::reconcile(token, context.clone()).await;
     context.metrics.reconciled(start.elapsed());
     result

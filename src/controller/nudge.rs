@@ -1,35 +1,76 @@
-//! Tokens that are to be looked at though nothing has changed in the cluster: what an endpoint has accepted, or that a
-//! TokenWebhook has come or gone.
+//! Tokens that are to be looked at though nothing has changed in the cluster: a TokenWebhook has come or gone, or what
+//! endpoints have accepted is to be put on record.
 
-use futures::StreamExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Token;
+use super::memory::Memories;
+use crate::webhook::lanes::Key;
+
+/// How long a token's receipts are collected before a status may be written for them alone: most go along with
+/// another write before.
+const COLLECT: Duration = Duration::from_secs(1);
+/// The time between two such writes, 100 a second: what is delivered must not keep the API server from others' work.
+const PACE: Duration = Duration::from_millis(10);
+/// The same while this process has other work for it: when all tokens are revoked at once, enforcing that comes first.
+const PACE_WHEN_BUSY: Duration = Duration::from_millis(200);
+/// From so many looks at once there is other work.
+const BUSY: usize = 4;
+
+/// How many tokens are being looked at.
+#[derive(Clone, Default)]
+pub(super) struct Looks(Arc<AtomicUsize>);
+
+/// A look, until it is dropped.
+pub(super) struct Look(Looks);
+
+/// A token whose receipts are collected.
+struct Collecting {
+    until: Instant,
+    uid: Key,
+    token: ObjectRef<Token>,
+}
 
 /// Asks for looks.
 #[derive(Clone)]
 pub(super) struct Nudges {
     now: mpsc::UnboundedSender<ObjectRef<Token>>,
-    later: mpsc::UnboundedSender<(Instant, ObjectRef<Token>)>,
+    receipts: mpsc::UnboundedSender<Collecting>,
 }
 
 /// A new queue, and the tokens in it, each when its time comes.
-pub(super) fn channel() -> (Nudges, BoxStream<'static, ObjectRef<Token>>) {
+pub(super) fn channel(
+    memories: Arc<Memories>,
+    looks: Looks,
+) -> (Nudges, BoxStream<'static, ObjectRef<Token>>) {
     let (now, at_once) = mpsc::unbounded_channel();
-    let (later, in_a_while) = mpsc::unbounded_channel();
+    let (receipts, collecting) = mpsc::unbounded_channel();
     let at_once = stream::unfold(at_once, async |mut queue| Some((queue.recv().await?, queue)));
+    let start = (collecting, Instant::now());
     // The first that came is the first that is due.
-    let in_a_while = stream::unfold(in_a_while, async |mut queue: mpsc::UnboundedReceiver<(Instant, _)>| {
-        let (at, token) = queue.recv().await?;
-        tokio::time::sleep_until(at).await;
-        Some((token, queue))
-    });
-    (Nudges { now, later }, stream::select(at_once, in_a_while.boxed()).boxed())
+    let collected =
+        stream::unfold(start, move |(mut queue, last): (mpsc::UnboundedReceiver<Collecting>, _)| {
+            let (memories, looks) = (memories.clone(), looks.clone());
+            async move {
+                let Collecting { until, uid, token } = queue.recv().await?;
+                sleep_until(until).await;
+                while !looks.allow_a_write_since(last) {
+                    sleep(PACE).await;
+                }
+                memories
+                    .with_known(&uid, |memory| memory.receipts.due = !memory.receipts.accepted.is_empty());
+                Some((token, (queue, Instant::now())))
+            }
+        });
+    (Nudges { now, receipts }, stream::select(at_once, collected).boxed())
 }
 
 impl Nudges {
@@ -39,25 +80,81 @@ impl Nudges {
         let _ = self.now.send(token);
     }
 
-    /// Has a token looked at when a write for its receipts alone is worth while: any earlier look would be for nothing,
-    /// and deliveries come in bursts. Who asks later must not be due earlier.
-    pub(super) fn after(&self, wait: Duration, token: ObjectRef<Token>) {
-        let _ = self.later.send((Instant::now() + wait, token));
+    /// Has a token's receipts collected, and then a status written for them alone if they still wait.
+    pub(super) fn collect(&self, uid: Key, token: ObjectRef<Token>) {
+        let _ = self.receipts.send(Collecting { until: Instant::now() + COLLECT, uid, token });
+    }
+}
+
+impl Looks {
+    pub(super) fn begin(&self) -> Look {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Look(self.clone())
+    }
+
+    fn allow_a_write_since(&self, last: Instant) -> bool {
+        let pace = if self.0.load(Ordering::Relaxed) < BUSY { PACE } else { PACE_WHEN_BUSY };
+        last.elapsed() >= pace
+    }
+}
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::webhook::outbox::Receipt;
 
-    #[tokio::test]
-    async fn a_look_waits_for_nobody_else_s_time() {
-        let (nudges, mut looks) = channel();
-        let (start, wait) = (Instant::now(), Duration::from_millis(300));
-        nudges.after(wait, ObjectRef::new("collected"));
+    fn due(memories: &Memories, uid: &str) -> Option<bool> {
+        memories.with_known(uid, |memory| memory.receipts.due)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn receipts_are_collected_and_hold_up_nobody() {
+        let memories = Arc::<Memories>::default();
+        let (nudges, mut looks) = channel(memories.clone(), Looks::default());
+        let start = Instant::now();
+        let receipt = Receipt { id: "evt".to_owned(), webhook: "hook".to_owned() };
+        memories.with("waits", |memory| memory.receipts.take(receipt));
+        memories.with("written", |_| ());
+        for uid in ["waits", "written", "gone"] {
+            nudges.collect(uid.into(), ObjectRef::new(uid));
+        }
         nudges.now(ObjectRef::new("now"));
         assert_eq!(looks.next().await.expect("a look").name, "now");
-        assert_eq!(looks.next().await.expect("a look").name, "collected");
-        assert!(start.elapsed() >= wait);
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        assert_eq!(due(&memories, "waits"), Some(false));
+        let mut at = Vec::new();
+        for uid in ["waits", "written", "gone"] {
+            assert_eq!(looks.next().await.expect("a look").name, uid);
+            at.push(start.elapsed());
+        }
+        assert_eq!(at, [COLLECT, COLLECT + PACE, COLLECT + 2 * PACE]);
+        assert_eq!(
+            ["waits", "written", "gone"].map(|uid| due(&memories, uid)),
+            [Some(true), Some(false), None]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn receipts_give_way_to_other_work_and_still_get_through() {
+        let under_way = Looks::default();
+        let (nudges, mut looks) = channel(Arc::default(), under_way.clone());
+        let start = Instant::now();
+        for n in 0..4 {
+            nudges.collect("uid".into(), ObjectRef::new(&n.to_string()));
+        }
+        let busy: Vec<_> = (0..BUSY).map(|_| under_way.begin()).collect();
+        for n in 0..3 {
+            looks.next().await.expect("a look");
+            assert_eq!(start.elapsed(), COLLECT + n * PACE_WHEN_BUSY);
+        }
+        drop(busy);
+        looks.next().await.expect("a look");
+        assert_eq!(start.elapsed(), COLLECT + 2 * PACE_WHEN_BUSY + PACE);
     }
 }

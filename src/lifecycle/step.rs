@@ -88,22 +88,19 @@ pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
     }
     describe(&mut status, observed, due, &mut events, now);
     telling::record(&mut status, observed, &mut events, now);
-    let settle_at = observed.receipts.write_at;
-    if observed.status() != Some(&status) || settle_at.is_some_and(|at| now >= at) {
+    if observed.status() != Some(&status) || observed.receipts.due {
         telling::settle(&mut status, observed);
     }
     if observed.status() != Some(&status) {
         return Step::Record(Box::new(status), events);
     }
-    let settle_at = settle_at.filter(|at| *at > now);
     let Ok(spec) = &observed.spec else {
-        let expiry = observed.token.spec.expires_at.filter(|at| *at > now);
-        return Step::Wait([expiry, settle_at].into_iter().flatten().min());
+        return Step::Wait(observed.token.spec.expires_at.filter(|at| *at > now));
     };
     match secret_step(observed, &status, spec, now) {
         Step::Wait(until) => {
             let wake = wake(observed, &status, due, now);
-            Step::Wait([until, wake, settle_at].into_iter().flatten().min())
+            Step::Wait([until, wake].into_iter().flatten().min())
         }
         write => write,
     }

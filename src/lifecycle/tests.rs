@@ -16,7 +16,7 @@ use crate::crd::{
 };
 use crate::token::format::{self, KeyId, Prefix};
 use crate::token::{Peppers, Plaintext, Token};
-use crate::webhook::outbox::{COLLECT, Receipt, Receipts};
+use crate::webhook::outbox::{Receipt, Receipts};
 use crate::webhook::subscription::Subscription;
 
 const START: i64 = 1_800_000_000_000;
@@ -75,6 +75,7 @@ enum Happening {
     Subscribe(bool),
     /// All that waits is accepted.
     Accept,
+    Collect,
 }
 
 /// What TokenWebhooks are told of an event, by the documentation.
@@ -122,6 +123,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => Just(RestoreSecret),
         2 => any::<bool>().prop_map(Subscribe),
         3 => Just(Accept),
+        1 => Just(Collect),
     ]
 }
 
@@ -242,7 +244,7 @@ impl World {
         if !self.subscriptions.is_empty() {
             assert_eq!(told, wanted, "what is told and what happens differ");
         }
-        self.receipts.retain(status.outbox.as_ref(), self.now);
+        self.receipts.retain(status.outbox.as_ref());
         // As the API server would hand it back.
         let status = serde_json::to_value(status).expect("json");
         self.token.status = Some(serde_json::from_value(status).expect("a status"));
@@ -402,6 +404,7 @@ impl World {
                 self.subscriptions = if *wanted { vec![webhook(&["*"])] } else { Vec::new() };
             }
             Happening::Accept => self.accept(),
+            Happening::Collect => self.receipts.due = true,
         }
         if older.is_none() {
             older.clone_from(&self.secret);
@@ -412,8 +415,7 @@ impl World {
         let outbox = self.status().outbox.unwrap_or_default();
         for event in outbox.events {
             for webhook in event.webhooks {
-                let until = self.now + COLLECT;
-                self.receipts.take(Receipt { id: event.id.clone(), webhook }, || until);
+                self.receipts.take(Receipt { id: event.id.clone(), webhook });
             }
         }
     }
@@ -476,7 +478,7 @@ proptest! {
         world.settle();
         world.accept();
         let accepted = world.receipts.accepted.clone();
-        world.now += SignedDuration::from_secs(1);
+        world.receipts.due = true;
         world.settle();
         let waits = world.status().outbox.map(|outbox| outbox.events).unwrap_or_default();
         for event in &waits {
@@ -627,8 +629,8 @@ fn the_removal_from_the_outbox_costs_one_write_for_all() {
     world.settle();
     assert_eq!(world.status().outbox.expect("an outbox").events.len(), 2);
     world.accept();
-    assert!(!world.step(), "receipts are collected for a second");
-    world.now += SignedDuration::from_secs(1);
+    assert!(!world.step(), "receipts are collected");
+    world.receipts.due = true;
     assert!(world.step());
     assert_eq!(world.status().outbox, None);
     assert!(!world.step());
@@ -668,7 +670,7 @@ fn a_deletion_waits_for_its_event_and_not_for_ever() {
     world.subscriptions = vec![webhook(&["*"])];
     world.settle();
     world.accept();
-    world.now += SignedDuration::from_secs(1);
+    world.receipts.due = true;
     world.settle();
     assert!(world.token.metadata.finalizers.is_some());
     world.token.metadata.deletion_timestamp =

@@ -6,7 +6,6 @@
 //! nothing is recorded.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
@@ -19,12 +18,6 @@ use crate::token::format::base62_of;
 /// How many events wait at most. A token has few transitions, so this many wait only where an endpoint was away for
 /// long; then the oldest gives way, since the newest says what is true now.
 pub const MAX_EVENTS: usize = 32;
-
-/// How long receipts are collected before a status is written for them alone.
-pub const COLLECT: Duration = Duration::from_secs(1);
-/// The time between two such writes, and the longest wait for one.
-const INTERVAL: Duration = Duration::from_millis(20);
-const LONGEST: Duration = Duration::from_secs(300);
 
 /// That a TokenWebhook needs an event no longer: it has accepted it, or it was set aside elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,55 +33,26 @@ pub struct Receipt {
 pub struct Receipts {
     /// Who needs which event no longer.
     pub accepted: BTreeSet<Receipt>,
-    /// From when a status is written for them alone.
-    pub write_at: Option<Timestamp>,
+    /// Whether a status is to be written for them alone. Until then they wait for one that is written anyway.
+    pub due: bool,
 }
 
 impl Receipts {
-    /// Takes a receipt. If it is the first of those that are collected, answers until when they are.
-    pub fn take(&mut self, receipt: Receipt, until: impl FnOnce() -> Timestamp) -> Option<Timestamp> {
-        self.accepted.insert(receipt);
-        match self.write_at {
-            Some(_) => None,
-            None => {
-                self.write_at = Some(until());
-                self.write_at
-            }
-        }
+    /// Takes a receipt. Answers whether it is the first of those that wait.
+    pub fn take(&mut self, receipt: Receipt) -> bool {
+        self.accepted.insert(receipt) && self.accepted.len() == 1
     }
 
-    /// Keeps those that the status which was written now does not reflect yet.
-    pub fn retain(&mut self, written: Option<&Outbox>, now: Timestamp) {
+    /// Keeps those that the status which was written does not reflect yet. Answers whether there are any.
+    pub fn retain(&mut self, written: Option<&Outbox>) -> bool {
         let waits = |receipt: &Receipt| {
             let event = written.and_then(|o| o.events.iter().find(|event| event.id == receipt.id));
             event.is_some_and(|event| event.webhooks.contains(&receipt.webhook))
         };
         self.accepted.retain(waits);
-        self.write_at = (!self.accepted.is_empty()).then(|| after(now, COLLECT));
+        self.due = false;
+        !self.accepted.is_empty()
     }
-}
-
-/// Spreads the writes for receipts over time, 50 a second at most: when all tokens are revoked at once, what is
-/// delivered must not keep the API server from what is still to be enforced. A crash before such a write has events
-/// delivered once more.
-#[derive(Debug, Default)]
-pub struct Pace {
-    last: Option<Timestamp>,
-}
-
-impl Pace {
-    /// When the next token's receipts are written.
-    pub fn next(&mut self, now: Timestamp) -> Timestamp {
-        let paced = self.last.map_or(now, |last| after(last, INTERVAL));
-        // The bound is for clocks that are set back, too.
-        let at = paced.clamp(after(now, COLLECT), after(now, LONGEST));
-        self.last = Some(at);
-        at
-    }
-}
-
-fn after(instant: Timestamp, wait: Duration) -> Timestamp {
-    instant.checked_add(wait).unwrap_or(instant)
 }
 
 /// Something that has happened, before it is known who wants it.
@@ -266,15 +230,20 @@ mod tests {
     }
 
     #[test]
-    fn writes_for_receipts_are_spread() {
-        let mut pace = Pace::default();
-        let waits: Vec<_> =
-            (0..3).map(|_| pace.next(at(0)).as_millisecond() - at(0).as_millisecond()).collect();
-        assert_eq!(waits, [1000, 1020, 1040]);
-        assert_eq!(pace.next(at(60_000)), at(61_000), "nobody waits for those who are long through");
-        assert_eq!(pace.next(at(-3_600_000)), at(-3_300_000), "a clock was set back");
-        let last = (0..20_000).map(|_| pace.next(at(0))).max();
-        assert_eq!(last, Some(at(300_000)));
+    fn receipts_wait_until_a_status_reflects_them() {
+        let mut outbox = None;
+        record(&mut outbox, owner(), &[subscription("a", "*")], &[happened(EventType::Revoked, 1)], at(0));
+        let id = outbox.as_ref().expect("an outbox").events[0].id.clone();
+        let mut receipts = Receipts::default();
+        assert!(receipts.take(receipt(&id, "a")));
+        assert!(!receipts.take(receipt(&id, "a")), "the same once more");
+        assert!(!receipts.take(receipt(&id, "b")), "another");
+        receipts.due = true;
+        assert!(receipts.retain(outbox.as_ref()), "the write was decided on before");
+        assert_eq!(receipts, Receipts { accepted: [receipt(&id, "a")].into(), due: false });
+        settle(&mut outbox, &receipts.accepted);
+        assert!(!receipts.retain(outbox.as_ref()));
+        assert_eq!(receipts, Receipts::default());
     }
 
     #[derive(Clone, Debug)]

@@ -22,10 +22,10 @@ use tracing::debug;
 use super::Shared;
 use super::problem::Problem;
 use super::record::{Answer, LATER, Pledge, Record, SOON, Trouble};
+use super::run::{Queue, Run, Sent};
 use super::status::{Health, View};
 use super::target::{self, DEFAULT_MAX_AGE, Target};
 use crate::crd::{ConditionType, DeadLetter, HeldEvent, TokenWebhook, find_condition};
-use crate::failpoint;
 use crate::webhook::lanes::{Awaited, Job, Key, Lanes, Waiting, age};
 use crate::webhook::ledger;
 use crate::webhook::payload::Message;
@@ -33,6 +33,8 @@ use crate::webhook::schedule::{Failure, Outcome};
 
 /// How many events of one endpoint are under way at once. While nothing succeeds, one.
 const CONCURRENCY: usize = 16;
+/// How many are queued for each of them.
+const QUEUED: usize = 32;
 /// So many failures in a row, and an endpoint is asked one event at a time until it accepts one.
 const PROBE_AFTER: u32 = 32;
 /// How often Secrets are read again: nobody tells of changes in those that are not ours.
@@ -63,13 +65,6 @@ pub(super) enum Note {
     Keep(Vec<HeldEvent>, oneshot::Sender<()>),
 }
 
-/// A request that has come to an end.
-struct Sent {
-    job: Job,
-    outcome: Outcome,
-    took: Duration,
-}
-
 /// What else was going on beside the loop.
 enum Done {
     Looked(Result<Box<Target>, Problem>),
@@ -91,7 +86,8 @@ pub(super) struct Endpoint {
     health: Health,
     /// The generation that has answered 410.
     disabled: Option<i64>,
-    sending: JoinSet<Sent>,
+    queue: Arc<Queue>,
+    runs: JoinSet<Vec<Sent>>,
     beside: FuturesUnordered<BoxFuture<'static, Done>>,
     looking: bool,
     look_at: Instant,
@@ -118,7 +114,8 @@ impl Endpoint {
             problem: None,
             health: Health::default(),
             disabled: None,
-            sending: JoinSet::new(),
+            queue: Arc::default(),
+            runs: JoinSet::new(),
             beside: FuturesUnordered::new(),
             looking: false,
             look_at: Instant::now(),
@@ -141,7 +138,7 @@ impl Endpoint {
                     Some(note) => self.note(note),
                     None => break,
                 },
-                Some(sent) = self.sending.join_next(), if !self.sending.is_empty() => self.take_sent(sent),
+                Some(ran) = self.runs.join_next(), if !self.runs.is_empty() => self.take_runs(ran),
                 Some(done) = self.beside.next(), if !self.beside.is_empty() => self.finish(done),
                 changed = claim.changed() => if changed.is_err() { break },
                 () = tokio::time::sleep_until(wake.into()) => {}
@@ -163,6 +160,7 @@ impl Endpoint {
     /// Another process goes on from what is stored, or this one later. What was not stored has not been: events that
     /// were given up off the record are open again. What was delivered is remembered, stored or not.
     fn leave(&mut self) {
+        self.take_back();
         for (key, message) in self.record.leave() {
             self.lanes.reopen(&key, &message.id, Instant::now());
         }
@@ -184,9 +182,12 @@ impl Endpoint {
         }
         if self.is_deliverable() {
             self.send_due(now);
-        } else if self.is_held_back() && now >= self.sweep_at {
-            self.sweep_at = now + SWEEP;
-            self.give_up_old();
+        } else if self.is_held_back() {
+            self.take_back();
+            if now >= self.sweep_at {
+                self.sweep_at = now + SWEEP;
+                self.give_up_old();
+            }
         }
     }
 
@@ -205,19 +206,32 @@ impl Endpoint {
     }
 
     fn send_due(&mut self, now: Instant) {
-        let Some(target) = &self.target else { return };
+        let limit = self.limit();
+        let queued = if limit == 1 { 1 } else { limit * QUEUED };
+        if self.queue.len() > queued {
+            self.take_back();
+        }
+        let Some(target) = self.target.as_ref().filter(|_| self.runs.len() < limit) else { return };
+        let room = queued.saturating_sub(self.queue.len());
+        let lanes = &mut self.lanes;
+        self.queue.extend(std::iter::from_fn(|| lanes.next(now)).take(room));
         let namespace: Arc<str> = self.record.object().namespace().unwrap_or_default().into();
-        while self.sending.len() < self.limit() {
-            let Some(job) = self.lanes.next(now) else { return };
-            let (endpoint, keys, namespace) =
-                (target.endpoint.clone(), target.keys.clone(), namespace.clone());
-            self.sending.spawn(async move {
-                let start = Instant::now();
-                failpoint::before("send");
-                let outcome = endpoint.send(&job.message, &namespace, &keys).await;
-                failpoint::after("send");
-                Sent { job, outcome, took: start.elapsed() }
-            });
+        for _ in 0..self.queue.len().min(limit - self.runs.len()) {
+            let run = Run {
+                queue: self.queue.clone(),
+                endpoint: target.endpoint.clone(),
+                keys: target.keys.clone(),
+                namespace: namespace.clone(),
+            };
+            self.runs.spawn(run.send());
+        }
+    }
+
+    /// What is queued is not sent, or not now.
+    fn take_back(&mut self) {
+        let now = Instant::now();
+        for job in self.queue.take_all() {
+            self.lanes.undecided(&job.key, now);
         }
     }
 
@@ -227,8 +241,7 @@ impl Endpoint {
             return far;
         }
         let look = (!self.looking).then_some(self.look_at);
-        let turn =
-            self.lanes.next_at().filter(|_| self.is_deliverable() && self.sending.len() < self.limit());
+        let turn = self.lanes.next_at().filter(|_| self.is_deliverable() && self.runs.len() < self.limit());
         let sweep = self.is_held_back().then_some(self.sweep_at);
         [look, self.write_at(), turn, sweep].into_iter().flatten().min().unwrap_or(far).min(far)
     }
@@ -244,6 +257,7 @@ impl Endpoint {
                 self.record.touch(LATER);
             }
             Note::Gone(key) => {
+                self.queue.forget(&key);
                 for message in self.lanes.gone(&key) {
                     self.hold(ledger::held(&message, Timestamp::now()));
                 }
@@ -320,16 +334,16 @@ impl Endpoint {
 
     // What has come of what was started
 
-    /// Takes all requests that have come to an end, so that what is next is looked for once.
-    fn take_sent(&mut self, first: Result<Sent, JoinError>) {
+    /// Takes all runs that have come to an end, so that what is next is looked for once.
+    fn take_runs(&mut self, first: Result<Vec<Sent>, JoinError>) {
         let mut ended = Some(first);
-        while let Some(sent) = ended {
-            match sent {
-                Ok(sent) => self.sent(sent),
+        while let Some(ran) = ended {
+            match ran {
+                Ok(all_sent) => all_sent.into_iter().for_each(|sent| self.sent(sent)),
                 // The defect is to be seen, not a lane that stands still.
                 Err(error) => error.try_into_panic().map_or((), |panic| std::panic::resume_unwind(panic)),
             }
-            ended = self.sending.try_join_next();
+            ended = self.runs.try_join_next();
         }
     }
 

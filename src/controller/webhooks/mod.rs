@@ -1,13 +1,14 @@
 //! TokenWebhooks: who is told of what, and the tasks that tell them.
 //!
 //! This file knows all TokenWebhooks and all ApiTokens that have something waiting, as the watches show them, and
-//! passes each endpoint's task what concerns it. `endpoint` is such a task; `target` and `signing` say where and with
-//! what keys it sends; `record` keeps the TokenWebhook's status, and `status` says in it how the endpoint does. A
-//! TokenWebhook counts from the moment at which it is known here, which its condition Ready tells.
+//! passes each endpoint's task what concerns it. `endpoint` is such a task, and `run` sends for it; `target` and
+//! `signing` say where and with what keys; `record` keeps the TokenWebhook's status, and `status` says in it how the
+//! endpoint does. A TokenWebhook counts from the moment at which it is known here, which its condition Ready tells.
 
 mod endpoint;
 mod problem;
 mod record;
+mod run;
 mod signing;
 mod status;
 mod target;
@@ -41,7 +42,7 @@ use crate::webhook::EventType;
 use crate::webhook::address::AddressPolicy;
 use crate::webhook::lanes::{Key, Waiting};
 use crate::webhook::ledger;
-use crate::webhook::outbox::{Pace, Receipt};
+use crate::webhook::outbox::Receipt;
 use crate::webhook::payload::Message;
 use crate::webhook::schedule::Schedule;
 use crate::webhook::subscription::{MAX_SUBSCRIPTIONS, Subscription};
@@ -61,7 +62,6 @@ pub(super) struct Shared {
     pub(super) schedule: Schedule,
     pub(super) policy: Arc<AddressPolicy>,
     pub(super) nudges: Nudges,
-    pub(super) pace: Mutex<Pace>,
     pub(super) registry: Mutex<Registry>,
 }
 
@@ -105,6 +105,13 @@ impl Webhooks {
     pub(super) fn subscriptions(&self, namespace: &str) -> Arc<[Subscription]> {
         let registry = self.shared.registry();
         registry.namespaces.get(namespace).map(|found| found.subscriptions.clone()).unwrap_or_default()
+    }
+
+    /// Receipts of a token still wait after a status was written.
+    pub(super) fn collect_receipts(&self, token: &ApiToken) {
+        let uid = token.uid().unwrap_or_default();
+        let token = ObjectRef::new(&token.name_any()).within(&token.namespace().unwrap_or_default());
+        self.shared.nudges.collect(uid.into(), token);
     }
 
     /// Comes to an end when all TokenWebhooks are known. Before that nothing may be recorded, since it would not be
@@ -285,16 +292,14 @@ impl Shared {
     /// A token's event needs nothing more from a TokenWebhook.
     fn receipt(&self, key: &Key, webhook: &TokenWebhook, message: &Message) {
         let receipt = Receipt { id: message.id.clone(), webhook: webhook.name_any() };
-        let now = Timestamp::now();
-        let until = || self.pace.lock().unwrap_or_else(PoisonError::into_inner).next(now);
-        let until = self.memories.with(key, |memory| memory.receipts.take(receipt, until));
+        let is_first = self.memories.with(key, |memory| memory.receipts.take(receipt));
         let token = ObjectRef::new(message.name.as_deref().unwrap_or_default());
         let token = token.within(&webhook.namespace().unwrap_or_default());
         if message.type_ == EventType::Deleted.as_str() {
             // The object waits for nothing else.
             self.nudges.now(token);
-        } else if let Some(until) = until {
-            self.nudges.after(until.duration_since(now).unsigned_abs(), token);
+        } else if is_first {
+            self.nudges.collect(key.clone(), token);
         }
     }
 }

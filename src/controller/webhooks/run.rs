@@ -1,0 +1,87 @@
+//! A run: a task that sends one event after the other, from a queue which all runs of an endpoint share.
+//!
+//! Where many events wait and the endpoint is fast, nobody is woken for each of them. A run is short in time, so it is
+//! a single event where the endpoint is slow; and it ends at the first event that is not accepted, so what follows
+//! from failures follows as if each event were a run.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::failpoint;
+use crate::webhook::deliver::Endpoint;
+use crate::webhook::lanes::{Job, Key};
+use crate::webhook::schedule::Outcome;
+use crate::webhook::sign::SigningKeys;
+
+/// After so long a run begins no further event.
+const TIME: Duration = Duration::from_millis(10);
+
+/// Events whose turn it is, of different tokens.
+#[derive(Default)]
+pub(super) struct Queue(Mutex<VecDeque<Job>>);
+
+/// A task to come.
+pub(super) struct Run {
+    pub(super) queue: Arc<Queue>,
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) keys: Arc<SigningKeys>,
+    pub(super) namespace: Arc<str>,
+}
+
+/// A request that has come to an end.
+pub(super) struct Sent {
+    pub(super) job: Job,
+    pub(super) outcome: Outcome,
+    pub(super) took: Duration,
+}
+
+impl Queue {
+    pub(super) fn len(&self) -> usize {
+        self.jobs().len()
+    }
+
+    pub(super) fn extend(&self, jobs: impl Iterator<Item = Job>) {
+        self.jobs().extend(jobs);
+    }
+
+    /// Drops what a token has in it.
+    pub(super) fn forget(&self, key: &Key) {
+        self.jobs().retain(|job| job.key != *key);
+    }
+
+    /// Empties it.
+    pub(super) fn take_all(&self) -> VecDeque<Job> {
+        std::mem::take(&mut *self.jobs())
+    }
+
+    fn next(&self) -> Option<Job> {
+        self.jobs().pop_front()
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, VecDeque<Job>> {
+        // A panic elsewhere leaves plain data behind.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Run {
+    /// Sends events until none is left, one is not accepted, or the time is up.
+    pub(super) async fn send(self) -> Vec<Sent> {
+        let begun = Instant::now();
+        let mut all_sent = Vec::new();
+        while let Some(job) = self.queue.next() {
+            let start = Instant::now();
+            failpoint::before("send");
+            let outcome = self.endpoint.send(&job.message, &self.namespace, &self.keys).await;
+            failpoint::after("send");
+            let end = Instant::now();
+            let is_last = outcome != Outcome::Accepted || end - begun >= TIME;
+            all_sent.push(Sent { job, outcome, took: end - start });
+            if is_last {
+                break;
+            }
+        }
+        all_sent
+    }
+}
