@@ -58,6 +58,7 @@ fn main() -> ExitCode {
         values::every_flag_is_understood,
         values::every_variable_is_read,
         values::the_linter_finds_nothing,
+        values::what_users_bring_takes_the_place_of_ours,
         values::wrong_values_are_refused_by_name,
     );
     tests!(

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use clap::{CommandFactory, Parser};
+use serde_json::json;
 use tokenward::cli::Cli;
 
-use crate::helm::{arguments, chart, objects, render, try_helm, try_render};
+use crate::helm::{arguments, chart, object, objects, render, try_helm, try_render};
 
 /// Everything that is off by default, and everything that takes a list.
 pub const ALL_ON: &[&str] = &[
@@ -21,7 +22,16 @@ pub const ALL_ON: &[&str] = &[
     "--set=controller.nodeSelector.a=b,controller.priorityClassName=high,imagePullSecrets[0].name=pull",
     "--set=controller.tolerations[0].key=a,controller.tolerations[0].operator=Exists",
     "--set-json=controller.affinity={\"podAntiAffinity\":{}}",
+    "--set=podSecurityContext.runAsUser=null,podSecurityContext.runAsGroup=null,podSecurityContext.fsGroup=null",
+    r#"--set-json=verifier.topologySpreadConstraints=[{"maxSkew":2,"topologyKey":"rack","whenUnsatisfiable":"DoNotSchedule"}]"#,
+    EXTRA,
 ];
+
+/// One object as it is, and one that is a template.
+const EXTRA: &str = r#"--set-json=extraObjects=[
+    {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "plain"}},
+    "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: '{{ .Release.Name }}-templated'}"
+]"#;
 
 /// The forms in which the chart is installed.
 pub const FORMS: &[&[&str]] = &[
@@ -75,6 +85,24 @@ pub fn every_variable_is_read() {
     assert!(unread.is_empty(), "nothing reads {unread:?}");
 }
 
+pub fn what_users_bring_takes_the_place_of_ours() {
+    let rendered = objects(&render(ALL_ON));
+    object(&rendered, "ConfigMap", "plain");
+    object(&rendered, "ConfigMap", "tokenward-templated");
+    let pod = |role: &str| {
+        object(&rendered, "Deployment", &format!("tokenward-{role}"))["spec"]["template"]["spec"].clone()
+    };
+    let spread = |role: &str| {
+        let constraints = pod(role)["topologySpreadConstraints"].as_array().cloned().unwrap_or_default();
+        constraints.iter().map(|constraint| constraint["topologyKey"].to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(spread("verifier"), [r#""rack""#]);
+    assert_eq!(spread("controller"), [r#""kubernetes.io/hostname""#, r#""topology.kubernetes.io/zone""#]);
+    // As OpenShift wants it.
+    let security = &pod("verifier")["securityContext"];
+    assert_eq!(security, &json!({"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}}));
+}
+
 pub fn wrong_values_are_refused_by_name() {
     for (wrong, named) in [
         ("verifier.replica=3", "at '/verifier': additional properties 'replica' not allowed"),
@@ -87,6 +115,7 @@ pub fn wrong_values_are_refused_by_name() {
         ("watchNamespaces=shop", "at '/watchNamespaces': got string, want array"),
         ("image.digest=latest", "at '/image/digest'"),
         ("controller.extraArgs={verbose}", "at '/controller/extraArgs/0'"),
+        ("extraObjects={1}", "at '/extraObjects/0'"),
         ("tls.secretName=x", "additional properties 'tls' not allowed"),
         (
             "admission.enforceScopeGrants=true,admission.failurePolicy.apiTokens=Ignore",

@@ -66,7 +66,7 @@ Fail
 {{- $fullname := include "tokenward.fullname" . -}}
 {{- with .Values.admission -}}
 {{- if include "tokenward.admission" $ -}}
-- {name: TOKENWARD_ADMISSION_LISTEN, value: "0.0.0.0:9443"}
+- {name: TOKENWARD_ADMISSION_LISTEN, value: "[::]:9443"}
 - {name: TOKENWARD_ADMISSION_SERVICE, value: {{ $fullname }}-admission}
 {{- if .certificate.certManager.enabled }}
 - {name: TOKENWARD_ADMISSION_TLS_CERT, value: /run/secrets/admission/tls.crt}
@@ -85,22 +85,12 @@ Fail
 {{/* Flags of both roles, as list items. */}}
 {{- define "tokenward.commonArgs" -}}
 - --namespace=$(POD_NAMESPACE)
-- --telemetry-listen=0.0.0.0:9090
+- --telemetry-listen=[::]:9090
 - {{ printf "--log=%s" .Values.log.filter | quote }}
 - --log-format={{ .Values.log.format }}
 {{- with .Values.watchNamespaces }}
 - --watch-namespaces={{ join "," . }}
 {{- end }}
-{{- end -}}
-
-{{/* What the standard "restricted" asks of a pod, and an own user. */}}
-{{- define "tokenward.podSecurity" -}}
-runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-fsGroup: 65532
-seccompProfile:
-  type: RuntimeDefault
 {{- end -}}
 
 {{- define "tokenward.containerSecurity" -}}
@@ -112,6 +102,10 @@ capabilities:
 
 {{/* Replicas apart: a preference, so that a small cluster can run them too. Call: (list "controller" $). */}}
 {{- define "tokenward.spread" -}}
+{{- $component := index . 0 -}}{{- $root := index . 1 -}}
+{{- with (index $root.Values $component).topologySpreadConstraints }}
+{{- toYaml . }}
+{{- else }}
 {{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
 - maxSkew: 1
   topologyKey: {{ . }}
@@ -119,6 +113,7 @@ capabilities:
   matchLabelKeys: [pod-template-hash]
   labelSelector:
     matchLabels: {{- include "tokenward.selector" $ | nindent 6 }}
+{{- end }}
 {{- end }}
 {{- end -}}
 
