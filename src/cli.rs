@@ -40,7 +40,7 @@ pub struct CommonArgs {
     #[arg(long, env = "TOKENWARD_NAMESPACE")]
     pub namespace: Option<String>,
     /// Where /livez, /readyz and /metrics are served
-    #[arg(long, env = "TOKENWARD_TELEMETRY_LISTEN", default_value = "0.0.0.0:9090")]
+    #[arg(long, env = "TOKENWARD_TELEMETRY_LISTEN", default_value = "[::]:9090")]
     pub telemetry_listen: SocketAddr,
     /// The namespaces whose ApiTokens are looked after, separated by commas [default: all]
     #[arg(long, env = "TOKENWARD_WATCH_NAMESPACES", value_delimiter = ',')]
@@ -85,7 +85,7 @@ pub struct ControllerArgs {
 /// What admission takes.
 #[derive(Clone, Debug, Args)]
 pub struct AdmissionArgs {
-    /// Where the API server asks over HTTPS whether an object may be stored, such as 0.0.0.0:9443 [default: nowhere]
+    /// Where the API server asks over HTTPS whether an object may be stored, such as [::]:9443 [default: nowhere]
     #[arg(long, env = "TOKENWARD_ADMISSION_LISTEN")]
     pub admission_listen: Option<SocketAddr>,
     /// The Service by which the API server reaches that, in the operator's namespace: certificates are made for it
@@ -129,9 +129,9 @@ pub struct VerifierArgs {
     #[command(flatten)]
     pub common: CommonArgs,
     /// Where checks are answered
-    #[arg(long, env = "TOKENWARD_LISTEN", default_value = "0.0.0.0:8080")]
+    #[arg(long, env = "TOKENWARD_LISTEN", default_value = "[::]:8080")]
     pub listen: SocketAddr,
-    /// Where Envoy's ext_authz is answered over gRPC, such as 0.0.0.0:8081 [default: nowhere]
+    /// Where Envoy's ext_authz is answered over gRPC, such as [::]:8081 [default: nowhere]
     #[arg(long, env = "TOKENWARD_GRPC_LISTEN")]
     pub grpc_listen: Option<SocketAddr>,
     /// The networks of proxies that are believed when they say who the client is (X-Forwarded-For; the source that Envoy tells over gRPC), in CIDR notation, separated by commas [default: none]
@@ -265,8 +265,8 @@ mod tests {
         let Role::Verifier(verifier) = Cli::parse_from(["tokenward", "verifier"]).role else {
             panic!("verifier")
         };
-        assert_eq!(verifier.listen.to_string(), "0.0.0.0:8080");
-        assert_eq!(verifier.common.telemetry_listen.to_string(), "0.0.0.0:9090");
+        assert_eq!(verifier.listen.to_string(), "[::]:8080");
+        assert_eq!(verifier.common.telemetry_listen.to_string(), "[::]:9090");
         assert_eq!(verifier.grpc_listen, None);
         assert_eq!(verifier.common.namespaces(), None);
         assert_eq!(verifier.max_connections, 10_000);

@@ -8,6 +8,7 @@ pub mod controller;
 pub mod crd;
 mod failpoint;
 pub mod lifecycle;
+mod listen;
 mod shutdown;
 pub mod telemetry;
 pub mod tls;

@@ -77,7 +77,7 @@ impl Admission {
                 lifetime: args.admission_certificate_lifetime,
             },
         };
-        let listener = bind(listen).await?;
+        let listener = bind(listen)?;
         let ready = readiness.part("certificate of the admission webhook");
         let enforce_scope_grants = args.enforce_scope_grants;
         Ok(Some(Self { listener, certificate, enforce_scope_grants, metrics, ready }))
@@ -127,8 +127,7 @@ impl Admission {
     }
 }
 
-async fn bind(listen: SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {
-    tokio::net::TcpListener::bind(listen)
-        .await
+fn bind(listen: SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {
+    crate::listen::listen(listen)
         .with_context(|| format!("--admission-listen {listen} can't be had; choose another port"))
 }

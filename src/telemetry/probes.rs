@@ -12,7 +12,6 @@ use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::routing::get;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 /// Which parts of the process are ready.
@@ -63,8 +62,7 @@ pub async fn serve(
     registry: Registry,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<impl Future<Output = ()>> {
-    let listener = TcpListener::bind(listen)
-        .await
+    let listener = crate::listen::listen(listen)
         .with_context(|| format!("--telemetry-listen {listen} can't be had; choose another port"))?;
     let registry = Arc::new(registry);
     let router = Router::new()

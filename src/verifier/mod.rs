@@ -35,6 +35,7 @@ use self::view::View;
 use crate::cli::VerifierArgs;
 use crate::cluster::client::{Cluster, Heard};
 use crate::cluster::pepper::{self, PepperState};
+use crate::listen::listen;
 use crate::shutdown;
 use crate::telemetry::probes::{self, Part, Readiness};
 use crate::tls::files::Certificates;
@@ -100,8 +101,7 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
 }
 
 fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    server::listen(address)
-        .with_context(|| format!("{flag} {address} can't be had; choose another address or port"))
+    listen(address).with_context(|| format!("{flag} {address} can't be had; choose another address or port"))
 }
 
 /// Waits for a task, if there is one.

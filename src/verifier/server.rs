@@ -9,7 +9,7 @@ mod progress;
 mod socket;
 
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use self::connections::Connections;
@@ -44,10 +44,6 @@ const TLS_HANDSHAKE: u8 = 22;
 /// To who speaks HTTP where TLS is expected.
 const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
     Cache-Control: no-store\r\nConnection: close\r\n\r\nthis port speaks HTTPS; ask https:// instead\n";
-
-/// Connections that wait to be accepted. With the usual 128 a burst overflows it, and each client that falls out
-/// waits a second for its next try. The system's own limit (`net.core.somaxconn`) holds, too.
-const BACKLOG: u32 = 4096;
 
 /// How long connections may take over things.
 #[derive(Clone, Copy, Debug)]
@@ -115,15 +111,6 @@ impl Server {
             Some(acceptor) => tokio::spawn(https(socket, acceptor.clone(), service)),
         };
     }
-}
-
-/// Listens on an address.
-pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // A restart must not wait for connections of the process before.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
 }
 
 /// The next connection, and who it is from: an IPv4 client of a dual-stack socket has its IPv4 address.

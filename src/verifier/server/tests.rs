@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::listen::listen;
 use crate::verifier::doors::fixture::{known_door, plaintext};
 
 struct Running {

@@ -1,0 +1,64 @@
+//! Ports to listen on.
+
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use tokio::net::{TcpListener, TcpSocket};
+
+/// Connections that wait to be accepted. With the usual 128 a burst overflows it, and each client that falls out
+/// waits a second for its next try. The system's own limit (`net.core.somaxconn`) holds, too.
+const BACKLOG: u32 = 4096;
+
+/// Listens on an address. `[::]` stands for all addresses, IPv4 too: a client that comes by IPv4 is seen as
+/// `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2). Where the machine has no IPv6 it stands for all that there are, so that a
+/// manifest is right for every cluster.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let is_all = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    match bind(address) {
+        Err(error) if is_all && !is_final(&error) => bind((Ipv4Addr::UNSPECIFIED, address.port()).into()),
+        bound => bound,
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        let socket = TcpSocket::new_v6()?;
+        // The machine's own default may be otherwise.
+        rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
+        socket
+    };
+    // A restart must not wait for connections of the process before.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Whether IPv4 would fare no better.
+fn is_final(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::PermissionDenied)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn all_addresses_are_those_of_ipv4_too() {
+        let listener = listen("[::]:0".parse().expect("an address")).expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.expect("a connection by IPv4");
+        let taken = listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).expect_err("the port is taken");
+        assert_eq!(taken.kind(), ErrorKind::AddrInUse);
+    }
+
+    #[tokio::test]
+    async fn one_address_is_no_other() {
+        let listener = listen("127.0.0.1:0".parse().expect("an address")).expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        assert!(TcpStream::connect((Ipv4Addr::new(127, 0, 0, 2), port)).await.is_err());
+    }
+}
