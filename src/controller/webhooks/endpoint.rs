@@ -87,7 +87,8 @@ pub(super) struct Endpoint {
     /// The generation that has answered 410.
     disabled: Option<i64>,
     queue: Arc<Queue>,
-    runs: JoinSet<Vec<Sent>>,
+    runs: JoinSet<()>,
+    reports: (mpsc::UnboundedSender<Vec<Sent>>, mpsc::UnboundedReceiver<Vec<Sent>>),
     beside: FuturesUnordered<BoxFuture<'static, Done>>,
     looking: bool,
     look_at: Instant,
@@ -116,6 +117,7 @@ impl Endpoint {
             disabled: None,
             queue: Arc::default(),
             runs: JoinSet::new(),
+            reports: mpsc::unbounded_channel(),
             beside: FuturesUnordered::new(),
             looking: false,
             look_at: Instant::now(),
@@ -138,7 +140,8 @@ impl Endpoint {
                     Some(note) => self.note(note),
                     None => break,
                 },
-                Some(ran) = self.runs.join_next(), if !self.runs.is_empty() => self.take_runs(ran),
+                Some(report) = self.reports.1.recv() => report.into_iter().for_each(|sent| self.sent(sent)),
+                Some(ended) = self.runs.join_next(), if !self.runs.is_empty() => let_panic(ended),
                 Some(done) = self.beside.next(), if !self.beside.is_empty() => self.finish(done),
                 changed = claim.changed() => if changed.is_err() { break },
                 () = tokio::time::sleep_until(wake.into()) => {}
@@ -161,6 +164,8 @@ impl Endpoint {
     /// were given up off the record are open again. What was delivered is remembered, stored or not.
     fn leave(&mut self) {
         self.take_back();
+        // With its connections. Who leads looks anew.
+        self.target = None;
         for (key, message) in self.record.leave() {
             self.lanes.reopen(&key, &message.id, Instant::now());
         }
@@ -219,6 +224,7 @@ impl Endpoint {
         for _ in 0..self.queue.len().min(limit - self.runs.len()) {
             let run = Run {
                 queue: self.queue.clone(),
+                reports: self.reports.0.clone(),
                 endpoint: target.endpoint.clone(),
                 keys: target.keys.clone(),
                 namespace: namespace.clone(),
@@ -333,19 +339,6 @@ impl Endpoint {
     }
 
     // What has come of what was started
-
-    /// Takes all runs that have come to an end, so that what is next is looked for once.
-    fn take_runs(&mut self, first: Result<Vec<Sent>, JoinError>) {
-        let mut ended = Some(first);
-        while let Some(ran) = ended {
-            match ran {
-                Ok(all_sent) => all_sent.into_iter().for_each(|sent| self.sent(sent)),
-                // The defect is to be seen, not a lane that stands still.
-                Err(error) => error.try_into_panic().map_or((), |panic| std::panic::resume_unwind(panic)),
-            }
-            ended = self.runs.try_join_next();
-        }
-    }
 
     fn finish(&mut self, done: Done) {
         match done {
@@ -579,6 +572,13 @@ impl Endpoint {
             i64::try_from(pending).unwrap_or_default() - i64::try_from(self.counted).unwrap_or_default();
         self.shared.metrics.pending.inc_by(delta);
         self.counted = pending;
+    }
+}
+
+/// A defect in a run is to be seen, not a lane that stands still.
+fn let_panic(ended: Result<(), JoinError>) {
+    if let Some(panic) = ended.err().and_then(|error| error.try_into_panic().ok()) {
+        std::panic::resume_unwind(panic);
     }
 }
 

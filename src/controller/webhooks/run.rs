@@ -1,12 +1,14 @@
 //! A run: a task that sends one event after the other, from a queue which all runs of an endpoint share.
 //!
-//! Where many events wait and the endpoint is fast, nobody is woken for each of them. A run is short in time, so it is
-//! a single event where the endpoint is slow; and it ends at the first event that is not accepted, so what follows
-//! from failures follows as if each event were a run.
+//! Where many events wait and the endpoint is fast, nobody is woken for each of them: what has come of them is reported
+//! every few milliseconds, which is for each event where the endpoint is slow. A run ends at the first event that is
+//! not accepted, so what follows from failures follows as if each event were a run.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
 
 use crate::failpoint;
 use crate::webhook::deliver::Endpoint;
@@ -14,8 +16,8 @@ use crate::webhook::lanes::{Job, Key};
 use crate::webhook::schedule::Outcome;
 use crate::webhook::sign::SigningKeys;
 
-/// After so long a run begins no further event.
-const TIME: Duration = Duration::from_millis(10);
+/// How long a run goes on before it reports.
+const REPORT: Duration = Duration::from_millis(5);
 
 /// Events whose turn it is, of different tokens.
 #[derive(Default)]
@@ -24,6 +26,7 @@ pub(super) struct Queue(Mutex<VecDeque<Job>>);
 /// A task to come.
 pub(super) struct Run {
     pub(super) queue: Arc<Queue>,
+    pub(super) reports: mpsc::UnboundedSender<Vec<Sent>>,
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) keys: Arc<SigningKeys>,
     pub(super) namespace: Arc<str>,
@@ -66,22 +69,27 @@ impl Queue {
 }
 
 impl Run {
-    /// Sends events until none is left, one is not accepted, or the time is up.
-    pub(super) async fn send(self) -> Vec<Sent> {
-        let begun = Instant::now();
-        let mut all_sent = Vec::new();
+    /// Sends events until none is left, or one is not accepted.
+    pub(super) async fn send(self) {
+        let mut since = Instant::now();
+        let mut unreported = Vec::new();
         while let Some(job) = self.queue.next() {
             let start = Instant::now();
             failpoint::before("send");
             let outcome = self.endpoint.send(&job.message, &self.namespace, &self.keys).await;
             failpoint::after("send");
             let end = Instant::now();
-            let is_last = outcome != Outcome::Accepted || end - begun >= TIME;
-            all_sent.push(Sent { job, outcome, took: end - start });
-            if is_last {
+            let is_accepted = outcome == Outcome::Accepted;
+            unreported.push(Sent { job, outcome, took: end - start });
+            if !is_accepted {
                 break;
             }
+            if end - since >= REPORT {
+                // Nobody takes it once the TokenWebhook is gone.
+                let _ = self.reports.send(std::mem::take(&mut unreported));
+                since = end;
+            }
         }
-        all_sent
+        let _ = self.reports.send(unreported);
     }
 }
