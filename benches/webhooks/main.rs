@@ -70,13 +70,15 @@ struct Inner {
 
 #[derive(Subcommand)]
 enum Role {
-    Post { address: SocketAddr, bodies: PathBuf },
+    Post { address: SocketAddr, bodies: PathBuf, connections: usize },
 }
 
 fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     match Inner::try_parse() {
-        Ok(Inner { role: Role::Post { address, bodies } }) => runtime.block_on(post::main(address, &bodies)),
+        Ok(Inner { role: Role::Post { address, bodies, connections } }) => {
+            runtime.block_on(post::main(address, &bodies, connections))
+        }
         Err(_) => runtime.block_on(measure(&Args::parse())),
     }
 }
@@ -187,52 +189,78 @@ async fn revocation_without(world: &World, args: &Args, namespace: &str) -> anyh
 }
 
 /// Events that have been held back go out at once, beside a bare client with as many connections and the same bodies.
-/// Every round has a TokenWebhook of its own, for which the same tokens' events have waited.
+/// Every round has TokenWebhooks of its own, for which the same tokens' events have waited.
 async fn deliveries(world: &World, args: &Args, report: &mut Report) -> anyhow::Result<()> {
     let namespace = "rates";
     world.namespace(namespace).await?;
     let mut rounds = Vec::new();
     for round in 0..args.rounds {
-        let (name, receiver) = (format!("round-{round}"), Receiver::open().await?);
-        world.webhook(namespace, &name, &receiver.url(), json!(["token.created"])).await?;
-        world.suspend(namespace, &name, true).await?;
-        rounds.push((name, receiver));
+        let (mut names, receiver) = (Vec::new(), Receiver::open().await?);
+        for hook in 0..WEBHOOKS {
+            let name = format!("round-{round}-{hook}");
+            world.webhook(namespace, &name, &receiver.url(), json!(["token.created"])).await?;
+            world.suspend(namespace, &name, true).await?;
+            names.push(name);
+        }
+        rounds.push((names, receiver));
     }
     world.create(namespace, args.tokens).await?;
+    let events = args.tokens * WEBHOOKS;
+    let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / events as f64;
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
-    for (name, receiver) in rounds {
-        world.pending(namespace, &name, args.tokens).await?;
+    for (names, receiver) in rounds {
+        for name in &names {
+            world.pending(namespace, name, args.tokens).await?;
+        }
         world.quiet().await?;
         receiver.forget();
-        world.suspend(namespace, &name, false).await?;
-        receiver.until(args.tokens, "token.created").await?;
-        let rate = receiver.rate();
+        let before = world.cpu()?;
+        for name in &names {
+            world.suspend(namespace, name, false).await?;
+        }
+        receiver.until_requests(events).await?;
+        let (rate, cpu) = (receiver.rate(), each(world.cpu()? - before));
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("webhooks-bench");
         std::fs::create_dir_all(&folder)?;
         let bodies = folder.join("bodies");
         receiver.write_bodies(&bodies)?;
         world.quiet().await?;
         receiver.forget();
-        post::run(receiver.address, &bodies)?;
-        receiver.until(args.tokens, "token.created").await?;
-        eprintln!("{name}: {rate:.0} beside {:.0} a second", receiver.rate());
-        ours.push(rate);
-        bare.push(receiver.rate());
+        let bare_cpu = each(post::run(receiver.address, &bodies, WEBHOOKS * CONNECTIONS)?);
+        receiver.until_requests(events).await?;
+        let bare_rate = receiver.rate();
+        eprintln!(
+            "{rate:.0} beside {bare_rate:.0} events a second, {cpu:.1} beside {bare_cpu:.1} us of CPU each"
+        );
+        ours.push((rate, cpu));
+        bare.push((bare_rate, bare_cpu));
     }
     world.settled(namespace).await?;
     report.section(
         "Deliveries",
-        "One event of each token waits for a TokenWebhook that is suspended, and goes out when it no longer is. The bare client posts the same bodies to the same endpoint over as many connections, unsigned. From the first to the last arrival; medians.",
+        &format!(
+            "One event of each token waits for each of {WEBHOOKS} TokenWebhooks, which are suspended; {events} events go out when they no longer are. The bare client posts the same bodies to the same endpoint over as many connections, unsigned. From the first to the last arrival, and the sender's CPU time; medians."
+        ),
     );
-    let (ours, bare) = (report::median(ours), report::median(bare));
-    let row =
-        |who: &str, rate: f64| vec![who.to_owned(), format!("{rate:.0}"), format!("{:.2}", rate / bare)];
+    let median = |of: &[(f64, f64)]| {
+        let (rates, cpu): (Vec<_>, Vec<_>) = of.iter().copied().unzip();
+        (report::median(rates), report::median(cpu))
+    };
+    let (ours, bare) = (median(&ours), median(&bare));
+    let row = |who: &str, (rate, cpu): (f64, f64)| {
+        vec![who.to_owned(), format!("{rate:.0}"), format!("{:.2}", rate / bare.0), format!("{cpu:.1}")]
+    };
     report.table(
-        &["client", "events a second", "to bare"],
-        &[row("tokenward, 16 at once, signed", ours), row("bare hyper, 16 connections", bare)],
+        &["client", "events a second", "to bare", "CPU µs/event"],
+        &[row("tokenward, signed", ours), row("bare hyper", bare)],
     );
     Ok(())
 }
+
+/// How many TokenWebhooks deliver at once, so that it takes long enough to be told from noise.
+const WEBHOOKS: usize = 4;
+/// As many as an endpoint's events are under way at once.
+const CONNECTIONS: usize = 16;
 
 /// How long anything here may take.
 const PATIENCE: Duration = Duration::from_secs(600);

@@ -1,4 +1,4 @@
-//! The bare client: posts given bodies over 16 connections, and does nothing else. A process of its own, as the
+//! The bare client: posts given bodies over some connections, and does nothing else. A process of its own, as the
 //! controller is.
 
 use std::net::SocketAddr;
@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::ensure;
 use http::Request;
@@ -14,26 +15,28 @@ use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-/// As many as an endpoint's events are under way at once.
-const CONNECTIONS: usize = 16;
+use super::world::cpu;
 
-/// Runs it.
-pub fn run(address: SocketAddr, bodies: &Path) -> anyhow::Result<()> {
+/// Runs it; answers the CPU time that it took, its start not counted.
+pub fn run(address: SocketAddr, bodies: &Path, connections: usize) -> anyhow::Result<Duration> {
     let mut command = Command::new(std::env::current_exe()?);
-    let status = command.arg("post").arg(address.to_string()).arg(bodies).status()?;
-    ensure!(status.success(), "the bare client: {status}");
-    Ok(())
+    let output =
+        command.arg("post").arg(address.to_string()).arg(bodies).arg(connections.to_string()).output()?;
+    ensure!(output.status.success(), "the bare client: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(Duration::from_nanos(String::from_utf8(output.stdout)?.trim().parse()?))
 }
 
 /// Is it.
-pub async fn main(address: SocketAddr, bodies: &Path) -> anyhow::Result<()> {
+pub async fn main(address: SocketAddr, bodies: &Path, connections: usize) -> anyhow::Result<()> {
     let text = std::fs::read(bodies)?;
     let bodies: Arc<[Bytes]> = text.split(|byte| *byte == b'\n').map(Bytes::copy_from_slice).collect();
     let next = Arc::new(AtomicUsize::new(0));
-    let clients = (0..CONNECTIONS).map(|_| tokio::spawn(post(address, bodies.clone(), next.clone())));
+    let before = cpu("self")?;
+    let clients = (0..connections).map(|_| tokio::spawn(post(address, bodies.clone(), next.clone())));
     for client in futures::future::join_all(clients).await {
         client??;
     }
+    println!("{}", (cpu("self")? - before).as_nanos());
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -80,6 +80,16 @@ impl Receiver {
 
     pub fn forget(&self) {
         self.with(|state| state.arrivals.clear());
+    }
+
+    /// Waits until so many requests have come.
+    pub async fn until_requests(&self, count: usize) -> anyhow::Result<()> {
+        let start = Instant::now();
+        while self.with(|state| state.arrivals.len()) < count {
+            ensure!(start.elapsed() < PATIENCE, "fewer than {count} requests within {PATIENCE:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
     }
 
     /// Waits until so many events of a type were accepted; answers when the last of them was.

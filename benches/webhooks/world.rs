@@ -243,6 +243,11 @@ impl World {
         Ok(std::fs::read_to_string(LOG)?.matches("leading: this replica writes").count())
     }
 
+    /// The CPU time that the controller has used so far.
+    pub fn cpu(&self) -> anyhow::Result<Duration> {
+        cpu(&self.controller.pid().to_string())
+    }
+
     /// The controller's greatest memory so far, in MiB.
     pub fn memory(&self) -> anyhow::Result<f64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.controller.pid()))?;
@@ -294,6 +299,16 @@ impl World {
     fn hooks(&self, namespace: &str) -> Api<TokenWebhook> {
         Api::namespaced(self.client.clone(), namespace)
     }
+}
+
+/// The CPU time that the threads of a process have used so far.
+pub fn cpu(pid: &str) -> anyhow::Result<Duration> {
+    let mut nanoseconds = 0;
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let Ok(stat) = std::fs::read_to_string(thread?.path().join("schedstat")) else { continue };
+        nanoseconds += stat.split(' ').next().context("an empty schedstat")?.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(nanoseconds))
 }
 
 fn kubectl(cluster: &Cluster, args: &[&str]) -> anyhow::Result<()> {
