@@ -3,7 +3,10 @@
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use kube::api::ListParams;
+use futures::{StreamExt, stream};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
+use kube::api::{ListParams, ObjectMeta, PostParams};
 use serde_json::json;
 use tokenward::crd::ConditionType;
 
@@ -41,7 +44,32 @@ pub async fn a_namespace_of_a_thousand_tokens_goes(stage: &Stage) {
     }
     eprintln!("scale: all active {:.1?} after the first", start.elapsed());
 
+    let ours = gone_after(stage, namespace);
+    let others = as_many_others(stage).await;
+    eprintln!(
+        "scale: the namespace of {TOKENS} tokens was gone after {ours:.1?}, one of as many ConfigMaps after {others:.1?}"
+    );
+}
+
+/// Deletes a namespace.
+fn gone_after(stage: &Stage, namespace: &str) -> Duration {
     let start = Instant::now();
     stage.sh(&format!("kubectl delete namespace {namespace} --timeout=120s"));
-    eprintln!("scale: the namespace with {TOKENS} tokens and Secrets was gone after {:.1?}", start.elapsed());
+    start.elapsed()
+}
+
+/// The same for objects that nobody looks after, as many as the tokens with their Secrets and Events are: the API
+/// server takes its time for each.
+async fn as_many_others(stage: &Stage) -> Duration {
+    let space = stage.site.namespace("thousand-others").await;
+    let objects: Api<ConfigMap> = Api::namespaced(space.tokens().into_client(), &space.name);
+    let objects = &objects;
+    stream::iter(0..3 * TOKENS)
+        .for_each_concurrent(16, |number| async move {
+            let metadata = ObjectMeta { name: Some(format!("o{number}")), ..Default::default() };
+            let object = ConfigMap { metadata, ..Default::default() };
+            objects.create(&PostParams::default(), &object).await.expect("a ConfigMap");
+        })
+        .await;
+    gone_after(stage, &space.name)
 }
