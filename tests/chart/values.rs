@@ -98,6 +98,8 @@ pub fn what_users_bring_takes_the_place_of_ours() {
     };
     assert_eq!(spread("verifier"), [r#""rack""#]);
     assert_eq!(spread("controller"), [r#""kubernetes.io/hostname""#, r#""topology.kubernetes.io/zone""#]);
+    let about = &pod("verifier")["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"];
+    assert_eq!(about["app.kubernetes.io/component"], "verifier");
     // As OpenShift wants it.
     let security = &pod("verifier")["securityContext"];
     assert_eq!(security, &json!({"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}}));

@@ -103,8 +103,11 @@ capabilities:
 {{/* Replicas apart: a preference, so that a small cluster can run them too. Call: (list "controller" $). */}}
 {{- define "tokenward.spread" -}}
 {{- $component := index . 0 -}}{{- $root := index . 1 -}}
+{{- $ours := dict "labelSelector" (dict "matchLabels" (include "tokenward.selector" . | fromYaml)) -}}
 {{- with (index $root.Values $component).topologySpreadConstraints }}
-{{- toYaml . }}
+{{- range . }}
+{{ list (hasKey . "labelSelector" | ternary . (merge (deepCopy .) $ours)) | toYaml }}
+{{- end }}
 {{- else }}
 {{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
 - maxSkew: 1
