@@ -47,7 +47,7 @@ use crate::telemetry::probes::{self, Readiness};
 
 use self::memory::Memories;
 use self::metrics::Metrics;
-use self::nudge::Looks;
+use self::nudge::Load;
 use self::webhooks::Webhooks;
 use crate::webhook::address::AddressPolicy;
 use crate::webhook::schedule::Schedule;
@@ -72,7 +72,7 @@ struct Context {
     propagation: SignedDuration,
     expiry_notice: SignedDuration,
     webhooks: Webhooks,
-    looks: Looks,
+    load: Load,
 }
 
 impl Context {
@@ -136,8 +136,8 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
             .map(|scope| {
                 let (store, writer) = reflector::store();
                 let memories = Arc::<Memories>::default();
-                let looks = Looks::default();
-                let (nudges, nudged) = nudge::channel(memories.clone(), looks.clone());
+                let load = Load::default();
+                let (nudges, nudged) = nudge::channel(memories.clone(), load.clone());
                 let shared = webhooks::Shared {
                     client: client.clone(),
                     claim: claim.clone(),
@@ -147,6 +147,7 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
                     schedule: Schedule::faster(args.webhooks.webhook_time_scale),
                     policy: policy.clone(),
                     nudges,
+                    load: load.clone(),
                     registry: Default::default(),
                 };
                 let context = Arc::new(Context {
@@ -161,7 +162,7 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
                     propagation: args.propagation,
                     expiry_notice: args.expiry_notice,
                     webhooks: Webhooks::new(Arc::new(shared), stop.clone()),
-                    looks,
+                    load,
                 });
                 watch_and_reconcile(scope.as_deref(), context, writer, nudged, &stop)
             })
@@ -357,7 +358,7 @@ fn becomes_leader(context: Arc<Context>) -> impl Stream<Item = ()> {
 }
 
 async fn timed(token: Arc<Token>, context: Arc<Context>) -> Result<controller::Action, apitoken::Error> {
-    let (start, _look) = (Instant::now(), context.looks.begin());
+    let (start, _work) = (Instant::now(), context.load.begin());
     let result = apitoken::reconcile(token, context.clone()).await;
     context.metrics.reconciled(start.elapsed());
     result

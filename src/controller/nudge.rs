@@ -20,17 +20,18 @@ use crate::webhook::lanes::Key;
 const COLLECT: Duration = Duration::from_secs(1);
 /// The time between two such writes, 100 a second: what is delivered must not keep the API server from others' work.
 const PACE: Duration = Duration::from_millis(10);
-/// The same while this process has other work for it: when all tokens are revoked at once, enforcing that comes first.
+/// The same while there is other work: when all tokens are revoked at once, enforcing that comes first, and then that
+/// it is told.
 const PACE_WHEN_BUSY: Duration = Duration::from_millis(200);
-/// From so many looks at once there is other work.
+/// From so many pieces of it at once.
 const BUSY: usize = 4;
 
-/// How many tokens are being looked at.
+/// How much this process has to do: the tokens that it looks at, and the runs that send one event after the other.
 #[derive(Clone, Default)]
-pub(super) struct Looks(Arc<AtomicUsize>);
+pub(super) struct Load(Arc<AtomicUsize>);
 
-/// A look, until it is dropped.
-pub(super) struct Look(Looks);
+/// A piece of work, until it is dropped.
+pub(super) struct Work(Load);
 
 /// A token whose receipts are collected.
 struct Collecting {
@@ -47,10 +48,7 @@ pub(super) struct Nudges {
 }
 
 /// A new queue, and the tokens in it, each when its time comes.
-pub(super) fn channel(
-    memories: Arc<Memories>,
-    looks: Looks,
-) -> (Nudges, BoxStream<'static, ObjectRef<Token>>) {
+pub(super) fn channel(memories: Arc<Memories>, load: Load) -> (Nudges, BoxStream<'static, ObjectRef<Token>>) {
     let (now, at_once) = mpsc::unbounded_channel();
     let (receipts, collecting) = mpsc::unbounded_channel();
     let at_once = stream::unfold(at_once, async |mut queue| Some((queue.recv().await?, queue)));
@@ -58,11 +56,11 @@ pub(super) fn channel(
     // The first that came is the first that is due.
     let collected =
         stream::unfold(start, move |(mut queue, last): (mpsc::UnboundedReceiver<Collecting>, _)| {
-            let (memories, looks) = (memories.clone(), looks.clone());
+            let (memories, load) = (memories.clone(), load.clone());
             async move {
                 let Collecting { until, uid, token } = queue.recv().await?;
                 sleep_until(until).await;
-                while !looks.allow_a_write_since(last) {
+                while !load.allows_a_write_since(last) {
                     sleep(PACE).await;
                 }
                 memories
@@ -86,19 +84,19 @@ impl Nudges {
     }
 }
 
-impl Looks {
-    pub(super) fn begin(&self) -> Look {
+impl Load {
+    pub(super) fn begin(&self) -> Work {
         self.0.fetch_add(1, Ordering::Relaxed);
-        Look(self.clone())
+        Work(self.clone())
     }
 
-    fn allow_a_write_since(&self, last: Instant) -> bool {
+    fn allows_a_write_since(&self, last: Instant) -> bool {
         let pace = if self.0.load(Ordering::Relaxed) < BUSY { PACE } else { PACE_WHEN_BUSY };
         last.elapsed() >= pace
     }
 }
 
-impl Drop for Look {
+impl Drop for Work {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -116,7 +114,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn receipts_are_collected_and_hold_up_nobody() {
         let memories = Arc::<Memories>::default();
-        let (nudges, mut looks) = channel(memories.clone(), Looks::default());
+        let (nudges, mut looks) = channel(memories.clone(), Load::default());
         let start = Instant::now();
         let receipt = Receipt { id: "evt".to_owned(), webhook: "hook".to_owned() };
         memories.with("waits", |memory| memory.receipts.take(receipt));
@@ -142,7 +140,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn receipts_give_way_to_other_work_and_still_get_through() {
-        let under_way = Looks::default();
+        let under_way = Load::default();
         let (nudges, mut looks) = channel(Arc::default(), under_way.clone());
         let start = Instant::now();
         for n in 0..4 {

@@ -225,6 +225,7 @@ impl Endpoint {
             let run = Run {
                 queue: self.queue.clone(),
                 reports: self.reports.0.clone(),
+                load: self.shared.load.clone(),
                 endpoint: target.endpoint.clone(),
                 keys: target.keys.clone(),
                 namespace: namespace.clone(),

@@ -32,7 +32,7 @@ use self::endpoint::{Endpoint, Note};
 use self::problem::Problem;
 use super::memory::Memories;
 use super::metrics::WebhookMetrics;
-use super::nudge::Nudges;
+use super::nudge::{Load, Nudges};
 use super::{Token, events};
 use crate::cluster::backoff::WatchBackoff;
 use crate::cluster::error::watch_message;
@@ -62,6 +62,7 @@ pub(super) struct Shared {
     pub(super) schedule: Schedule,
     pub(super) policy: Arc<AddressPolicy>,
     pub(super) nudges: Nudges,
+    pub(super) load: Load,
     pub(super) registry: Mutex<Registry>,
 }
 

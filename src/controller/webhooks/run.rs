@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use crate::controller::nudge::Load;
 use crate::failpoint;
 use crate::webhook::deliver::Endpoint;
 use crate::webhook::lanes::{Job, Key};
@@ -27,6 +28,7 @@ pub(super) struct Queue(Mutex<VecDeque<Job>>);
 pub(super) struct Run {
     pub(super) queue: Arc<Queue>,
     pub(super) reports: mpsc::UnboundedSender<Vec<Sent>>,
+    pub(super) load: Load,
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) keys: Arc<SigningKeys>,
     pub(super) namespace: Arc<str>,
@@ -73,6 +75,7 @@ impl Run {
     pub(super) async fn send(self) {
         let mut since = Instant::now();
         let mut unreported = Vec::new();
+        let mut work = None;
         while let Some(job) = self.queue.next() {
             let start = Instant::now();
             failpoint::before("send");
@@ -85,6 +88,8 @@ impl Run {
                 break;
             }
             if end - since >= REPORT {
+                // Who waits for a slow endpoint keeps nobody from working.
+                work = (unreported.len() > 1).then(|| work.unwrap_or_else(|| self.load.begin()));
                 // Nobody takes it once the TokenWebhook is gone.
                 let _ = self.reports.send(std::mem::take(&mut unreported));
                 since = end;
