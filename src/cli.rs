@@ -85,7 +85,7 @@ pub struct ControllerArgs {
 /// What admission takes.
 #[derive(Clone, Debug, Args)]
 pub struct AdmissionArgs {
-    /// Where the API server asks over HTTPS whether an object may be stored, such as [::]:9443 [default: nowhere]
+    /// Where the API server asks over HTTPS whether an object may be stored, such as 0.0.0.0:9443 [default: nowhere]
     #[arg(long, env = "TOKENWARD_ADMISSION_LISTEN")]
     pub admission_listen: Option<SocketAddr>,
     /// The Service by which the API server reaches that, in the operator's namespace: certificates are made for it
@@ -131,7 +131,7 @@ pub struct VerifierArgs {
     /// Where checks are answered
     #[arg(long, env = "TOKENWARD_LISTEN", default_value = "[::]:8080")]
     pub listen: SocketAddr,
-    /// Where Envoy's ext_authz is answered over gRPC, such as [::]:8081 [default: nowhere]
+    /// Where Envoy's ext_authz is answered over gRPC, such as 0.0.0.0:8081 [default: nowhere]
     #[arg(long, env = "TOKENWARD_GRPC_LISTEN")]
     pub grpc_listen: Option<SocketAddr>,
     /// The networks of proxies that are believed when they say who the client is (X-Forwarded-For; the source that Envoy tells over gRPC), in CIDR notation, separated by commas [default: none]
