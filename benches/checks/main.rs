@@ -16,6 +16,8 @@ mod cluster;
 mod growth;
 mod open_loop;
 mod peers;
+#[path = "../support/process.rs"]
+mod process;
 mod rates;
 mod ready;
 #[path = "../support/report.rs"]

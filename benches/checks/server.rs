@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use devcluster::process::Guarded;
 
+use super::process;
+
 /// How long a server may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// The unit of times in /proc, which Linux fixes at 100 a second.
-const TICK: Duration = Duration::from_millis(10);
 
 /// A running server.
 pub struct Server {
@@ -100,12 +100,12 @@ impl Server {
 
     /// CPU time that it has used so far.
     pub fn cpu(&self) -> anyhow::Result<Duration> {
-        cpu(self.process.pid())
+        process::cpu(self.process.pid())
     }
 
     /// Resident memory, in bytes.
     pub fn memory(&self) -> anyhow::Result<u64> {
-        memory(self.process.pid())
+        process::memory(self.process.pid(), "VmRSS")
     }
 }
 
@@ -138,22 +138,6 @@ impl Client {
             }
         }
     }
-}
-
-/// CPU time that a process has used so far, in user space and in the kernel.
-pub fn cpu(pid: u32) -> anyhow::Result<Duration> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name before them is in parentheses and may hold spaces.
-    let fields: Vec<&str> = stat.rsplit_once(')').context("no name")?.1.split_whitespace().collect();
-    let ticks = |i: usize| fields.get(i).context("a short line")?.parse::<u32>().map_err(anyhow::Error::from);
-    Ok(TICK * (ticks(11)? + ticks(12)?))
-}
-
-/// A process's resident memory, in bytes.
-pub fn memory(pid: u32) -> anyhow::Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>()? * 1024)
 }
 
 /// The same command, held on one core.

@@ -8,7 +8,7 @@ use kube::config::Kubeconfig;
 
 use super::report::median;
 use super::wrk::Outcome;
-use super::{Bench, cluster, peers, server};
+use super::{Bench, cluster, peers, process};
 
 /// wrk's script: always the same review, by somebody with all rights.
 const SCRIPT: &str = r#"
@@ -38,9 +38,9 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Vec<String>> {
     std::fs::write(&script, format!("{SCRIPT}{}", super::wrk::DONE))?;
     let mut runs = Vec::new();
     for round in 0..=bench.rounds {
-        let before = server::cpu(pid)?;
+        let before = process::cpu(pid)?;
         let outcome = bench.wrk.load(&script, &url, bench.time, None)?;
-        let cpu = (server::cpu(pid)? - before).as_secs_f64() * 1e6 / outcome.requests;
+        let cpu = (process::cpu(pid)? - before).as_secs_f64() * 1e6 / outcome.requests;
         ensure!(outcome.refused == 0.0, "{} reviews were refused", outcome.refused);
         eprintln!("round {round}: kube-apiserver: {:.0} requests/s, {cpu:.0} µs", outcome.rate());
         if round > 0 {
@@ -56,7 +56,7 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Vec<String>> {
         "-".to_owned(),
         super::report::time(of(|run| run.0.latency[1])),
         "-".to_owned(),
-        format!("{:.0} MiB", server::memory(pid)? as f64 / f64::from(1 << 20)),
+        format!("{:.0} MiB", process::memory(pid, "VmRSS")? as f64 / f64::from(1 << 20)),
     ])
 }
 

@@ -9,6 +9,8 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a report is printed")]
 
 mod post;
+#[path = "../support/process.rs"]
+mod process;
 mod receiver;
 #[path = "../support/report.rs"]
 mod report;
@@ -132,7 +134,7 @@ async fn revocations(world: &World, args: &Args, report: &mut Report) -> anyhow:
     // The endpoint that fails goes on being told for minutes, which nobody waits for here.
     let after = world.counts().await?;
     let (memory, terms) = (world.memory()?, world.terms()?);
-    for name in ["healthy", "hanging", "half"] {
+    for (name, ..) in &receivers {
         world.delete_webhook("with", name).await?;
     }
     world.settled("with").await?;
@@ -168,7 +170,7 @@ async fn revocations(world: &World, args: &Args, report: &mut Report) -> anyhow:
         .collect();
     report.table(&["endpoint", "requests", "events accepted", "accepted twice"], &rows);
     report.note(&format!(
-        "The healthy endpoint had the last of {} events {:.1} s after the first patch. Until then {:.2} statuses of ApiTokens were written for each token, and {} of TokenWebhooks in all. Its memory was at most {:.0} MiB. It has taken the lease {terms} times: more than once says that the API server did not keep up with its renewals.",
+        "The healthy endpoint had the last of {} events {:.1} s after the first patch. Until then {:.2} statuses of ApiTokens were written for each token, and {} of TokenWebhooks in all. The controller's memory was at most {:.0} MiB. It has taken the lease {terms} times: more than once says that the API server did not keep up with its renewals.",
         args.tokens,
         last.as_secs_f64(),
         (after.statuses - with.before.statuses) as f64 / args.tokens as f64,

@@ -15,7 +15,7 @@ use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::world::cpu;
+use super::process::cpu;
 
 /// Runs it; answers the CPU time that it took, its start not counted.
 pub fn run(address: SocketAddr, bodies: &Path, connections: usize) -> anyhow::Result<Duration> {
@@ -31,12 +31,12 @@ pub async fn main(address: SocketAddr, bodies: &Path, connections: usize) -> any
     let text = std::fs::read(bodies)?;
     let bodies: Arc<[Bytes]> = text.split(|byte| *byte == b'\n').map(Bytes::copy_from_slice).collect();
     let next = Arc::new(AtomicUsize::new(0));
-    let before = cpu("self")?;
+    let before = cpu(std::process::id())?;
     let clients = (0..connections).map(|_| tokio::spawn(post(address, bodies.clone(), next.clone())));
     for client in futures::future::join_all(clients).await {
         client??;
     }
-    println!("{}", (cpu("self")? - before).as_nanos());
+    println!("{}", (cpu(std::process::id())? - before).as_nanos());
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -84,37 +84,41 @@ impl Receiver {
 
     /// Waits until so many requests have come.
     pub async fn until_requests(&self, count: usize) -> anyhow::Result<()> {
-        let start = Instant::now();
-        while self.with(|state| state.arrivals.len()) < count {
-            ensure!(start.elapsed() < PATIENCE, "fewer than {count} requests within {PATIENCE:?}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(())
+        self.wait(count, "requests", || self.requests()).await
     }
 
     /// Waits until so many events of a type were accepted; answers when the last of them was.
     pub async fn until(&self, count: usize, type_: &str) -> anyhow::Result<Instant> {
         let start = Instant::now();
+        // While fewer have come there is nothing to look through, which would hold up those that come.
+        let accepted = || match self.requests() {
+            enough if enough >= count => self.seen(type_).accepted,
+            fewer => fewer,
+        };
+        self.wait(count, type_, accepted).await?;
+        let last = self.with(|state| state.arrivals.iter().map(|arrival| arrival.at).max());
+        Ok(last.unwrap_or(start))
+    }
+
+    async fn wait(&self, count: usize, what: &str, so_far: impl Fn() -> usize) -> anyhow::Result<()> {
+        let start = Instant::now();
         let mut told = 0;
         loop {
-            // While fewer have come there is nothing to look through, which would hold up those that come.
-            let accepted = match self.with(|state| state.arrivals.len()) {
-                enough if enough >= count => self.seen(type_).accepted,
-                fewer => fewer,
-            };
-            if accepted >= count {
-                let last = self.with(|state| state.arrivals.iter().map(|arrival| arrival.at).max());
-                return Ok(last.unwrap_or(start));
+            let come = so_far();
+            if come >= count {
+                return Ok(());
             }
-            if start.elapsed() > PATIENCE {
-                bail!("{accepted} of {count} {type_} within {PATIENCE:?}");
-            }
+            ensure!(start.elapsed() <= PATIENCE, "{come} of {count} {what} within {PATIENCE:?}");
             if start.elapsed().as_secs() / 10 > told {
                 told = start.elapsed().as_secs() / 10;
-                eprintln!("{accepted} of {count} {type_}");
+                eprintln!("{come} of {count} {what}");
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    fn requests(&self) -> usize {
+        self.with(|state| state.arrivals.len())
     }
 
     /// Accepted requests a second, from the first to the last.

@@ -19,7 +19,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokenward::crd::{ApiToken, TokenWebhook};
 
-use super::PATIENCE;
+use super::{PATIENCE, process};
 
 /// How many requests are under way while tokens are made and revoked.
 const AT_ONCE: usize = 32;
@@ -245,15 +245,12 @@ impl World {
 
     /// The CPU time that the controller has used so far.
     pub fn cpu(&self) -> anyhow::Result<Duration> {
-        cpu(&self.controller.pid().to_string())
+        process::cpu(self.controller.pid())
     }
 
     /// The controller's greatest memory so far, in MiB.
     pub fn memory(&self) -> anyhow::Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.controller.pid()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-        let kib: f64 = line.trim().trim_end_matches(" kB").trim().parse()?;
-        Ok(kib / 1024.0)
+        Ok(process::memory(self.controller.pid(), "VmHWM")? as f64 / f64::from(1 << 20))
     }
 
     async fn all(
@@ -299,16 +296,6 @@ impl World {
     fn hooks(&self, namespace: &str) -> Api<TokenWebhook> {
         Api::namespaced(self.client.clone(), namespace)
     }
-}
-
-/// The CPU time that the threads of a process have used so far.
-pub fn cpu(pid: &str) -> anyhow::Result<Duration> {
-    let mut nanoseconds = 0;
-    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let Ok(stat) = std::fs::read_to_string(thread?.path().join("schedstat")) else { continue };
-        nanoseconds += stat.split(' ').next().context("an empty schedstat")?.parse::<u64>()?;
-    }
-    Ok(Duration::from_nanos(nanoseconds))
 }
 
 fn kubectl(cluster: &Cluster, args: &[&str]) -> anyhow::Result<()> {

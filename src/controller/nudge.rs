@@ -40,6 +40,15 @@ struct Collecting {
     token: ObjectRef<Token>,
 }
 
+/// Lets tokens go whose receipts are collected.
+struct Collector {
+    collecting: mpsc::UnboundedReceiver<Collecting>,
+    memories: Arc<Memories>,
+    load: Load,
+    /// When it last did.
+    last: Instant,
+}
+
 /// Asks for looks.
 #[derive(Clone)]
 pub(super) struct Nudges {
@@ -52,22 +61,8 @@ pub(super) fn channel(memories: Arc<Memories>, load: Load) -> (Nudges, BoxStream
     let (now, at_once) = mpsc::unbounded_channel();
     let (receipts, collecting) = mpsc::unbounded_channel();
     let at_once = stream::unfold(at_once, async |mut queue| Some((queue.recv().await?, queue)));
-    let start = (collecting, Instant::now());
-    // The first that came is the first that is due.
-    let collected =
-        stream::unfold(start, move |(mut queue, last): (mpsc::UnboundedReceiver<Collecting>, _)| {
-            let (memories, load) = (memories.clone(), load.clone());
-            async move {
-                let Collecting { until, uid, token } = queue.recv().await?;
-                sleep_until(until).await;
-                while !load.allows_a_write_since(last) {
-                    sleep(PACE).await;
-                }
-                memories
-                    .with_known(&uid, |memory| memory.receipts.due = !memory.receipts.accepted.is_empty());
-                Some((token, (queue, Instant::now())))
-            }
-        });
+    let collector = Collector { collecting, memories, load, last: Instant::now() };
+    let collected = stream::unfold(collector, Collector::next);
     (Nudges { now, receipts }, stream::select(at_once, collected).boxed())
 }
 
@@ -81,6 +76,20 @@ impl Nudges {
     /// Has a token's receipts collected, and then a status written for them alone if they still wait.
     pub(super) fn collect(&self, uid: Key, token: ObjectRef<Token>) {
         let _ = self.receipts.send(Collecting { until: Instant::now() + COLLECT, uid, token });
+    }
+}
+
+impl Collector {
+    async fn next(mut self) -> Option<(ObjectRef<Token>, Self)> {
+        // The first that came is the first that is due.
+        let Collecting { until, uid, token } = self.collecting.recv().await?;
+        sleep_until(until).await;
+        while !self.load.allows_a_write_since(self.last) {
+            sleep(PACE).await;
+        }
+        self.memories.with_known(&uid, |memory| memory.receipts.due = !memory.receipts.accepted.is_empty());
+        self.last = Instant::now();
+        Some((token, self))
     }
 }
 
