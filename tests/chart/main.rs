@@ -59,6 +59,7 @@ fn main() -> ExitCode {
         values::every_variable_is_read,
         values::the_linter_finds_nothing,
         values::what_users_bring_takes_the_place_of_ours,
+        values::the_controller_moves_into_the_network_of_its_node,
         values::wrong_values_are_refused_by_name,
     );
     tests!(

@@ -105,6 +105,29 @@ pub fn what_users_bring_takes_the_place_of_ours() {
     assert_eq!(security, &json!({"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}}));
 }
 
+/// The API server may not reach pods, but it reaches nodes.
+pub fn the_controller_moves_into_the_network_of_its_node() {
+    let ports = "--set=controller.ports.telemetry=19090,controller.ports.admission=19443";
+    let rendered = objects(&render(&["--set=controller.hostNetwork=true", ports]));
+    let deployment = object(&rendered, "Deployment", "tokenward-controller");
+    let pod = &deployment["spec"]["template"]["spec"];
+    assert_eq!(pod["hostNetwork"], true);
+    // Else it would resolve no Service, such as TokenWebhooks name.
+    assert_eq!(pod["dnsPolicy"], "ClusterFirstWithHostNet");
+    // Else an upgrade would wait for a port that it holds itself.
+    let update = json!({"maxSurge": 0, "maxUnavailable": 1});
+    assert_eq!(deployment["spec"]["strategy"]["rollingUpdate"], update);
+    let container = &pod["containers"][0];
+    let ports =
+        json!([{"name": "telemetry", "containerPort": 19090}, {"name": "admission", "containerPort": 19443}]);
+    assert_eq!(container["ports"], ports);
+    assert!(arguments(deployment).iter().any(|argument| argument == "--telemetry-listen=[::]:19090"));
+    let listen = json!({"name": "TOKENWARD_ADMISSION_LISTEN", "value": "[::]:19443"});
+    assert!(container["env"].as_array().is_some_and(|variables| variables.contains(&listen)));
+    let verifier = object(&rendered, "Deployment", "tokenward-verifier");
+    assert_eq!(verifier["spec"]["template"]["spec"]["hostNetwork"], json!(null));
+}
+
 pub fn wrong_values_are_refused_by_name() {
     for (wrong, named) in [
         ("verifier.replica=3", "at '/verifier': additional properties 'replica' not allowed"),
@@ -116,6 +139,7 @@ pub fn wrong_values_are_refused_by_name() {
         ("admission.failurePolicy.apiTokens=Maybe", "at '/admission/failurePolicy/apiTokens'"),
         ("watchNamespaces=shop", "at '/watchNamespaces': got string, want array"),
         ("image.digest=latest", "at '/image/digest'"),
+        ("controller.ports.admission=443", "at '/controller/ports/admission': minimum: got 443, want 1,024"),
         ("controller.extraArgs={verbose}", "at '/controller/extraArgs/0'"),
         ("extraObjects={1}", "at '/extraObjects/0'"),
         ("tls.secretName=x", "additional properties 'tls' not allowed"),

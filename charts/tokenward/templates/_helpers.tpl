@@ -66,7 +66,7 @@ Fail
 {{- $fullname := include "tokenward.fullname" . -}}
 {{- with .Values.admission -}}
 {{- if include "tokenward.admission" $ -}}
-- {name: TOKENWARD_ADMISSION_LISTEN, value: "[::]:9443"}
+- {name: TOKENWARD_ADMISSION_LISTEN, value: "[::]:{{ $.Values.controller.ports.admission | int }}"}
 - {name: TOKENWARD_ADMISSION_SERVICE, value: {{ $fullname }}-admission}
 {{- if .certificate.certManager.enabled }}
 - {name: TOKENWARD_ADMISSION_TLS_CERT, value: /run/secrets/admission/tls.crt}
@@ -85,7 +85,6 @@ Fail
 {{/* Flags of both roles, as list items. */}}
 {{- define "tokenward.commonArgs" -}}
 - --namespace=$(POD_NAMESPACE)
-- --telemetry-listen=[::]:9090
 - {{ printf "--log=%s" .Values.log.filter | quote }}
 - --log-format={{ .Values.log.format }}
 {{- with .Values.watchNamespaces }}
