@@ -57,8 +57,10 @@ struct Lane {
     /// How often the first event was tried.
     attempts: u32,
     state: State,
-    /// How many events are open.
+    /// How many events are open, as of the last count.
     open: usize,
+    /// Whether `waiting` still names the TokenWebhook, as of then.
+    concerned: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -70,8 +72,12 @@ enum State {
 
 impl Waiting {
     fn concerns(&self, webhook: &str) -> bool {
-        let waits = |(_, webhooks): &Awaited| webhooks.iter().any(|name| name == webhook);
-        self.lost.contains_key(webhook) || self.events.iter().any(waits)
+        self.lost.contains_key(webhook) || self.events_for(webhook).next().is_some()
+    }
+
+    fn events_for(&self, webhook: &str) -> impl Iterator<Item = &Arc<Message>> {
+        let waits = move |(_, webhooks): &&Awaited| webhooks.iter().any(|name| name == webhook);
+        self.events.iter().filter(waits).map(|(message, _)| message)
     }
 }
 
@@ -93,18 +99,17 @@ impl Lanes {
             attempts: 0,
             state: State::Idle,
             open: 0,
+            concerned: true,
         });
         let first = lane.head(&self.webhook).map(|message| message.id.clone());
         lane.waiting = waiting;
         let Lane { waiting, done, .. } = lane;
-        done.retain(|id| {
-            waiting.events.iter().any(|(message, w)| message.id == *id && w.contains(&self.webhook))
-        });
+        done.retain(|id| waiting.events_for(&self.webhook).any(|message| message.id == *id));
         if lane.head(&self.webhook).map(|message| &message.id) != first.as_ref()
             && lane.state != State::UnderWay
         {
             lane.attempts = 0;
-            self.due_at(&key, None);
+            lane.due_at(&key, None, &mut self.due);
         }
         self.settle(&key, now);
     }
@@ -175,7 +180,9 @@ impl Lanes {
     pub fn hurry(&mut self, now: Instant) {
         let waiting: Vec<Key> = self.due.iter().map(|(_, key)| key.clone()).collect();
         for key in waiting {
-            self.due_at(&key, Some(now));
+            if let Some(lane) = self.lanes.get_mut(&key) {
+                lane.due_at(&key, Some(now), &mut self.due);
+            }
         }
     }
 
@@ -206,32 +213,22 @@ impl Lanes {
     /// Counts a lane anew, gives its first event a turn if it has none, and forgets it if there is nothing left.
     fn settle(&mut self, key: &Key, at: Instant) {
         let Some(lane) = self.lanes.get_mut(key) else { return };
-        let open = lane.open_events(&self.webhook).count();
-        self.pending = self.pending + open - lane.open;
-        lane.open = open;
-        match (&lane.state, open) {
-            (State::Idle, 1..) => self.due_at(key, Some(at)),
-            (State::Due(_), 0) => self.due_at(key, None),
+        self.pending -= lane.open;
+        lane.count(&self.webhook);
+        self.pending += lane.open;
+        match (&lane.state, lane.open) {
+            (State::Idle, 1..) => lane.due_at(key, Some(at), &mut self.due),
+            (State::Due(_), 0) => lane.due_at(key, None, &mut self.due),
             _ => {}
         }
-        let is_over = |lane: &Lane| lane.state == State::Idle && !lane.waiting.concerns(&self.webhook);
-        if self.lanes.get(key).is_some_and(is_over) {
+        if lane.state == State::Idle && !lane.concerned {
             self.forget(key);
         }
     }
 
-    fn due_at(&mut self, key: &Key, at: Option<Instant>) {
-        let Some(lane) = self.lanes.get_mut(key) else { return };
-        if let State::Due(before) = lane.state {
-            self.due.remove(&(before, key.clone()));
-        }
-        lane.state = at.map_or(State::Idle, State::Due);
-        self.due.extend(at.map(|at| (at, key.clone())));
-    }
-
     fn forget(&mut self, key: &Key) {
-        self.due_at(key, None);
-        if let Some(lane) = self.lanes.remove(key) {
+        if let Some(mut lane) = self.lanes.remove(key) {
+            lane.due_at(key, None, &mut self.due);
             self.pending -= lane.open;
         }
     }
@@ -239,10 +236,30 @@ impl Lanes {
 
 impl Lane {
     fn open_events<'a>(&'a self, webhook: &'a str) -> impl Iterator<Item = &'a Arc<Message>> {
-        let wanted = move |(message, webhooks): &&Awaited| {
-            webhooks.iter().any(|name| name == webhook) && !self.done.contains(&message.id)
-        };
-        self.waiting.events.iter().filter(wanted).map(|(message, _)| message)
+        self.waiting.events_for(webhook).filter(move |message| self.is_open(message))
+    }
+
+    fn is_open(&self, message: &Message) -> bool {
+        !self.done.contains(&message.id)
+    }
+
+    /// Counts in one go, since an event is cheap to send and names are many to compare.
+    fn count(&mut self, webhook: &str) {
+        let (mut waiting, mut open) = (0, 0);
+        for message in self.waiting.events_for(webhook) {
+            waiting += 1;
+            open += usize::from(self.is_open(message));
+        }
+        self.open = open;
+        self.concerned = waiting > 0 || self.waiting.lost.contains_key(webhook);
+    }
+
+    fn due_at(&mut self, key: &Key, at: Option<Instant>, due: &mut BTreeSet<(Instant, Key)>) {
+        if let State::Due(before) = self.state {
+            due.remove(&(before, key.clone()));
+        }
+        self.state = at.map_or(State::Idle, State::Due);
+        due.extend(at.map(|at| (at, key.clone())));
     }
 
     fn head<'a>(&'a self, webhook: &'a str) -> Option<&'a Arc<Message>> {

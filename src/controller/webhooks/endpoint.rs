@@ -33,8 +33,10 @@ use crate::webhook::schedule::{Failure, Outcome};
 
 /// How many events of one endpoint are under way at once. While nothing succeeds, one.
 const CONCURRENCY: usize = 16;
-/// How many are queued for each of them.
+/// How many are queued for each of them, once fewer than half of it are left.
 const QUEUED: usize = 32;
+/// How many reports are taken at once.
+const REPORTS: usize = 64;
 /// So many failures in a row, and an endpoint is asked one event at a time until it accepts one.
 const PROBE_AFTER: u32 = 32;
 /// How often Secrets are read again: nobody tells of changes in those that are not ours.
@@ -129,6 +131,7 @@ impl Endpoint {
     /// Runs until the TokenWebhook is gone or the process ends.
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut claim = self.shared.claim.clone();
+        let mut reports = Vec::with_capacity(REPORTS);
         loop {
             self.lead();
             self.start_what_is_due();
@@ -140,7 +143,9 @@ impl Endpoint {
                     Some(note) => self.note(note),
                     None => break,
                 },
-                Some(report) = self.reports.1.recv() => report.into_iter().for_each(|sent| self.sent(sent)),
+                1.. = self.reports.1.recv_many(&mut reports, REPORTS) => {
+                    reports.drain(..).flatten().for_each(|sent| self.sent(sent));
+                }
                 Some(ended) = self.runs.join_next(), if !self.runs.is_empty() => let_panic(ended),
                 Some(done) = self.beside.next(), if !self.beside.is_empty() => self.finish(done),
                 changed = claim.changed() => if changed.is_err() { break },
@@ -216,19 +221,22 @@ impl Endpoint {
         if self.queue.len() > queued {
             self.take_back();
         }
-        let Some(target) = self.target.as_ref().filter(|_| self.runs.len() < limit) else { return };
+        let Some(target) = &self.target else { return };
         let room = queued.saturating_sub(self.queue.len());
-        let lanes = &mut self.lanes;
-        self.queue.extend(std::iter::from_fn(|| lanes.next(now)).take(room));
-        let namespace: Arc<str> = self.record.object().namespace().unwrap_or_default().into();
-        for _ in 0..self.queue.len().min(limit - self.runs.len()) {
+        // By the half, so that runs find more before they come to an end. A probe goes alone.
+        let is_time = if limit == 1 { self.runs.is_empty() } else { room > queued / 2 };
+        if is_time {
+            let lanes = &mut self.lanes;
+            self.queue.extend(std::iter::from_fn(|| lanes.next(now)).take(room));
+        }
+        for _ in 0..self.queue.len().min(limit.saturating_sub(self.runs.len())) {
             let run = Run {
                 queue: self.queue.clone(),
                 reports: self.reports.0.clone(),
                 load: self.shared.load.clone(),
                 endpoint: target.endpoint.clone(),
                 keys: target.keys.clone(),
-                namespace: namespace.clone(),
+                webhook: self.record.object().clone(),
             };
             self.runs.spawn(run.send());
         }
@@ -501,6 +509,9 @@ impl Endpoint {
                 self.record.status.signing_secret_ref = Some(target.secret.clone());
                 self.record.status.public_key.clone_from(&target.public_key);
                 self.keep_connections(&mut target);
+                // Runs know the target that they began with, and end when their queue is empty.
+                self.take_back();
+                self.queue = Arc::default();
                 self.target = Some(target);
             }
             Err(problem) => {

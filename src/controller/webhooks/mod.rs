@@ -294,13 +294,15 @@ impl Shared {
     fn receipt(&self, key: &Key, webhook: &TokenWebhook, message: &Message) {
         let receipt = Receipt { id: message.id.clone(), webhook: webhook.name_any() };
         let is_first = self.memories.with(key, |memory| memory.receipts.take(receipt));
-        let token = ObjectRef::new(message.name.as_deref().unwrap_or_default());
-        let token = token.within(&webhook.namespace().unwrap_or_default());
+        let token = || {
+            let token = ObjectRef::new(message.name.as_deref().unwrap_or_default());
+            token.within(&webhook.namespace().unwrap_or_default())
+        };
         if message.type_ == EventType::Deleted.as_str() {
             // The object waits for nothing else.
-            self.nudges.now(token);
+            self.nudges.now(token());
         } else if is_first {
-            self.nudges.collect(key.clone(), token);
+            self.nudges.collect(key.clone(), token());
         }
     }
 }

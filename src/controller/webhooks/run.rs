@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use crate::controller::nudge::Load;
+use crate::crd::TokenWebhook;
 use crate::failpoint;
 use crate::webhook::deliver::Endpoint;
 use crate::webhook::lanes::{Job, Key};
@@ -18,7 +19,7 @@ use crate::webhook::schedule::Outcome;
 use crate::webhook::sign::SigningKeys;
 
 /// How long a run goes on before it reports.
-const REPORT: Duration = Duration::from_millis(5);
+const REPORT: Duration = Duration::from_millis(10);
 
 /// Events whose turn it is, of different tokens.
 #[derive(Default)]
@@ -31,7 +32,7 @@ pub(super) struct Run {
     pub(super) load: Load,
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) keys: Arc<SigningKeys>,
-    pub(super) namespace: Arc<str>,
+    pub(super) webhook: Arc<TokenWebhook>,
 }
 
 /// A request that has come to an end.
@@ -73,13 +74,14 @@ impl Queue {
 impl Run {
     /// Sends events until none is left, or one is not accepted.
     pub(super) async fn send(self) {
+        let namespace = self.webhook.metadata.namespace.as_deref().unwrap_or_default();
         let mut since = Instant::now();
         let mut unreported = Vec::new();
         let mut work = None;
         while let Some(job) = self.queue.next() {
             let start = Instant::now();
             failpoint::before("send");
-            let outcome = self.endpoint.send(&job.message, &self.namespace, &self.keys).await;
+            let outcome = self.endpoint.send(&job.message, namespace, &self.keys).await;
             failpoint::after("send");
             let end = Instant::now();
             let is_accepted = outcome == Outcome::Accepted;
