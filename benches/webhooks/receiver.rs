@@ -14,6 +14,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 
 use super::PATIENCE;
 
@@ -23,6 +24,9 @@ pub enum Manner {
     Accepts,
     Hangs,
     FailsHalf,
+    /// Answers nobody until so many requests are under way, and accepts everything from then on: a start line, so that
+    /// what is measured is all senders at once.
+    Gathers(usize),
 }
 
 struct Arrival {
@@ -35,6 +39,8 @@ struct Arrival {
 struct State {
     manner: Manner,
     arrivals: Vec<Arrival>,
+    /// When all had gathered.
+    gathered: Option<Instant>,
 }
 
 /// What has arrived of one type of event.
@@ -48,14 +54,16 @@ pub struct Seen {
 pub struct Receiver {
     pub address: SocketAddr,
     state: Arc<Mutex<State>>,
+    gathering: Arc<Notify>,
 }
 
 impl Receiver {
     /// Opens one that accepts everything.
     pub async fn open() -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let state = Arc::new(Mutex::new(State { manner: Manner::Accepts, arrivals: Vec::new() }));
-        let receiver = Self { address: listener.local_addr()?, state };
+        let state = State { manner: Manner::Accepts, arrivals: Vec::new(), gathered: None };
+        let address = listener.local_addr()?;
+        let receiver = Self { address, state: Arc::new(Mutex::new(state)), gathering: Arc::default() };
         let serving = receiver.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -80,6 +88,12 @@ impl Receiver {
 
     pub fn forget(&self) {
         self.with(|state| state.arrivals.clear());
+    }
+
+    /// Draws a start line for so many requests.
+    pub fn gather(&self, all: usize) {
+        self.forget();
+        self.behave(Manner::Gathers(all));
     }
 
     /// Waits until so many requests have come.
@@ -121,15 +135,14 @@ impl Receiver {
         self.with(|state| state.arrivals.len())
     }
 
-    /// Accepted requests a second, from the first to the last.
+    /// Requests a second that came after all had gathered.
     pub fn rate(&self) -> f64 {
         self.with(|state| {
-            let times = || state.arrivals.iter().map(|arrival| arrival.at);
-            match (times().min(), times().max()) {
-                (Some(first), Some(last)) => state.arrivals.len() as f64 / (last - first).as_secs_f64(),
-                _ => f64::NAN,
-            }
+            let start = state.gathered?;
+            let later = || state.arrivals.iter().map(|arrival| arrival.at).filter(|at| *at > start);
+            Some(later().count() as f64 / (later().max()? - start).as_secs_f64())
         })
+        .unwrap_or(f64::NAN)
     }
 
     pub fn seen(&self, type_: &str) -> Seen {
@@ -154,17 +167,27 @@ impl Receiver {
         let id = request.headers().get("webhook-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
         let id = id.to_owned();
         let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-        let status = self.with(|state| {
+        let all_gathered = self.gathering.notified();
+        let (status, waits) = self.with(|state| {
+            let nth = state.arrivals.len() + 1;
             let status = match state.manner {
-                Manner::Accepts => Some(StatusCode::NO_CONTENT),
-                Manner::FailsHalf if state.arrivals.len() % 2 == 0 => Some(StatusCode::INTERNAL_SERVER_ERROR),
-                Manner::FailsHalf => Some(StatusCode::NO_CONTENT),
                 Manner::Hangs => None,
+                Manner::FailsHalf if nth % 2 == 1 => Some(StatusCode::INTERNAL_SERVER_ERROR),
+                _ => Some(StatusCode::NO_CONTENT),
             };
-            let accepted = status.is_some_and(|status| status.is_success());
-            state.arrivals.push(Arrival { at: Instant::now(), id, body, accepted });
-            status
+            let (at, accepted) = (Instant::now(), status.is_some_and(|status| status.is_success()));
+            state.arrivals.push(Arrival { at, id, body, accepted });
+            let Manner::Gathers(all) = state.manner else { return (status, false) };
+            if nth >= all {
+                state.manner = Manner::Accepts;
+                state.gathered = Some(at);
+                self.gathering.notify_waiters();
+            }
+            (status, nth < all)
         });
+        if waits {
+            all_gathered.await;
+        }
         let Some(status) = status else { return std::future::pending().await };
         let mut answer = Response::new(Full::default());
         *answer.status_mut() = status;
