@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use crate::stage::{BUSYBOX, Stage};
-use crate::support::Space;
+use crate::support::{Space, eventually};
 
 /// Asks for ever, and writes down the status line of each answer, or an empty line.
 const ASK: &str = r#"
@@ -115,6 +115,16 @@ impl<'s> Client<'s> {
         let log = self.kubectl(&format!("logs --tail=-1 deployment/{}", self.name));
         let lines = log.lines().filter_map(|line| line.strip_prefix("answer: "));
         lines.map(|line| line.rsplit(' ').next().and_then(|status| status.parse().ok())).collect()
+    }
+
+    /// Waits until there have been so many answers more.
+    pub async fn answered(&self, more: usize) {
+        let before = self.answers().len();
+        eventually("answers", async || {
+            let answers = self.answers();
+            if answers.len() >= before + more { Ok(()) } else { Err(format!("{answers:?}")) }
+        })
+        .await;
     }
 
     fn kubectl(&self, arguments: &str) -> String {

@@ -19,6 +19,7 @@ mod support;
 mod admission;
 mod client;
 mod delivery;
+mod forms;
 mod release;
 mod scale;
 mod stage;
@@ -50,6 +51,8 @@ fn main() -> ExitCode {
         release::an_upgrade_mints_nothing_and_no_check_fails,
         release::an_image_that_can_t_be_pulled_stops_nothing,
         release::a_reinstall_picks_up_the_tokens,
+        forms::the_controller_serves_from_the_network_of_its_node,
+        forms::one_namespace_alone_is_looked_after,
     );
     let conclusion = libtest_mimic::run(&arguments, suite);
     // The cluster ends here. Unless a test still runs, nobody else holds it.

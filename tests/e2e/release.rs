@@ -16,13 +16,13 @@ pub async fn an_upgrade_mints_nothing_and_no_check_fails(stage: &Stage) {
     space.active("t", json!({"scopes": ["orders:read"]})).await;
     let before = known(&space).await;
     let client = Client::mounting(stage, &space, "t");
-    answered(&client, 5).await;
+    client.answered(5).await;
 
     // Every pod of both roles is replaced.
     stage.sh("helm upgrade tokenward charts/tokenward -n tokenward --reuse-values --wait --timeout 180s \
         --set-string controller.podAnnotations.release=2,verifier.podAnnotations.release=2");
     stage.wait_for_rollout();
-    answered(&client, 20).await;
+    client.answered(20).await;
 
     let answers = client.answers();
     let failed = answers.iter().filter(|&&status| status != Some(200)).count();
@@ -37,7 +37,7 @@ pub async fn an_image_that_can_t_be_pulled_stops_nothing(stage: &Stage) {
     let space = stage.namespace("image").await;
     space.active("t", json!({"scopes": ["orders:read"]})).await;
     let client = Client::mounting(stage, &space, "t");
-    answered(&client, 5).await;
+    client.answered(5).await;
 
     let upgrade = "helm upgrade tokenward charts/tokenward -n tokenward --reuse-values --wait --timeout 20s";
     let (ok, said) = stage.try_sh(&format!("{upgrade} --set image.tag=absent"));
@@ -48,12 +48,12 @@ pub async fn an_image_that_can_t_be_pulled_stops_nothing(stage: &Stage) {
         if told { Ok(()) } else { Err(pods) }
     })
     .await;
-    answered(&client, 20).await;
+    client.answered(20).await;
     space.active("u", json!({"scopes": ["orders:read"]})).await;
 
     stage.sh("helm rollback -n tokenward tokenward --wait --timeout 180s");
     stage.wait_for_rollout();
-    answered(&client, 20).await;
+    client.answered(20).await;
     let answers = client.answers();
     assert!(answers.iter().all(|&status| status == Some(200)), "{answers:?}");
 }
@@ -65,7 +65,7 @@ pub async fn a_reinstall_picks_up_the_tokens(stage: &Stage) {
     let pepper = "kubectl get secret -n tokenward tokenward-pepper -o jsonpath={.metadata.uid}";
     let pepper_before = stage.sh(pepper);
     let client = Client::mounting(stage, &space, "t");
-    answered(&client, 5).await;
+    client.answered(5).await;
 
     stage.sh("helm uninstall -n tokenward tokenward --wait --timeout 120s");
     eventually("no pods of tokenward", async || {
@@ -101,14 +101,4 @@ async fn known(space: &Space) -> (Option<String>, String, String) {
     let versions = status.versions.iter().map(|version| (version.version, &version.key_id, &version.hash));
     let versions = format!("{:?}", versions.collect::<Vec<_>>());
     (status.token_id, versions, space.secret_of("t").await)
-}
-
-/// Waits until a client has had more answers.
-async fn answered(client: &Client<'_>, more: usize) {
-    let before = client.answers().len();
-    eventually("answers", async || {
-        let answers = client.answers();
-        if answers.len() >= before + more { Ok(()) } else { Err(format!("{answers:?}")) }
-    })
-    .await;
 }
