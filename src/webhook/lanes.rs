@@ -210,6 +210,12 @@ impl Lanes {
         .collect()
     }
 
+    /// For how long the oldest event has waited, of lanes that are not under way.
+    pub fn oldest(&self, now: Timestamp) -> Option<Duration> {
+        let idle = self.lanes.values().filter(|lane| lane.state != State::UnderWay);
+        idle.flat_map(|lane| lane.open_events(&self.webhook)).map(|message| age(message, now)).max()
+    }
+
     /// Counts a lane anew, gives its first event a turn if it has none, and forgets it if there is nothing left.
     fn settle(&mut self, key: &Key, at: Instant) {
         let Some(lane) = self.lanes.get_mut(key) else { return };

@@ -43,7 +43,7 @@ const PROBE_AFTER: u32 = 32;
 const LOOK: Duration = Duration::from_secs(60);
 /// The same while something is wrong.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// How often events that wait for a person are held against their greatest age.
+/// How often at most events that wait for a person are held against their greatest age.
 const SWEEP: Duration = Duration::from_secs(1);
 
 /// The annotations by which a person asks for something. Any change of the text asks once.
@@ -195,8 +195,7 @@ impl Endpoint {
         } else if self.is_held_back() {
             self.take_back();
             if now >= self.sweep_at {
-                self.sweep_at = now + SWEEP;
-                self.give_up_old();
+                self.sweep_at = now + self.give_up_old();
             }
         }
     }
@@ -295,6 +294,7 @@ impl Endpoint {
         if self.record.object().metadata.generation != before || unserved != self.unserved {
             self.unserved = unserved;
             self.look_at = Instant::now();
+            self.sweep_at = self.look_at;
             self.record.touch(SOON);
         }
         self.answer_annotations();
@@ -449,17 +449,20 @@ impl Endpoint {
         self.record.touch(SOON);
     }
 
-    /// Gives up what has waited too long for a person.
-    fn give_up_old(&mut self) {
+    /// Gives up what has waited too long for a person. Answers for how long nothing else will have, but looks again
+    /// within a minute: a token that comes from a backup brings old events.
+    fn give_up_old(&mut self) -> Duration {
         let (clock, now) = (Instant::now(), Timestamp::now());
         let cause = match (&self.unserved, &self.problem) {
             (Some(problem), _) | (None, Some(problem)) => problem.reason,
             _ if self.disabled.is_some() => "Disabled",
             _ => "Suspended",
         };
-        for job in self.lanes.older(self.max_age(), now) {
+        let max_age = self.max_age();
+        for job in self.lanes.older(max_age, now) {
             self.bury(&job.key, job.message, job.attempts, cause, clock, now);
         }
+        max_age.saturating_sub(self.lanes.oldest(now).unwrap_or_default()).clamp(SWEEP, LOOK)
     }
 
     fn max_age(&self) -> Duration {

@@ -50,6 +50,27 @@ fn a_failure_holds_up_its_own_token_only() {
 }
 
 #[test]
+fn what_waits_for_a_person_has_an_age() {
+    let (mut lanes, start) = (Lanes::of("hook"), Instant::now());
+    let at = |seconds| Timestamp::from_second(seconds).expect("an instant");
+    assert_eq!(lanes.oldest(at(60)), None);
+    lanes.see(waiting("a", &ids(&["a1"])), start);
+    let younger = Message { since: at(50), ..message("b1") };
+    let events = vec![(younger.into(), vec!["hook".to_owned()])];
+    lanes.see(Arc::new(Waiting { key: "b".into(), events, lost: BTreeMap::new() }), start);
+    let older = |lanes: &Lanes, than| {
+        let jobs = lanes.older(Duration::from_secs(than), at(60));
+        jobs.iter().map(|job| job.message.id.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!((lanes.oldest(at(60)), older(&lanes, 60)), (Some(Duration::from_secs(60)), ids(&["a1"])));
+    // What is under way has its own end.
+    assert_eq!(lanes.next(start).expect("a job").message.id, "a1");
+    assert_eq!((lanes.oldest(at(60)), older(&lanes, 11)), (Some(Duration::from_secs(10)), ids(&[])));
+    lanes.done(&"b".into(), "b1", start);
+    assert_eq!(lanes.oldest(at(60)), None);
+}
+
+#[test]
 fn what_the_watch_still_shows_is_not_sent_twice() {
     let (mut lanes, now) = (Lanes::of("hook"), Instant::now());
     lanes.see(waiting("a", &ids(&["a1"])), now);
