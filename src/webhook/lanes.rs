@@ -57,10 +57,8 @@ struct Lane {
     /// How often the first event was tried.
     attempts: u32,
     state: State,
-    /// How many events are open, as of the last count.
+    /// How many events are open.
     open: usize,
-    /// Whether `waiting` still names the TokenWebhook, as of then.
-    concerned: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -99,7 +97,6 @@ impl Lanes {
             attempts: 0,
             state: State::Idle,
             open: 0,
-            concerned: true,
         });
         let first = lane.head(&self.webhook).map(|message| message.id.clone());
         lane.waiting = waiting;
@@ -198,7 +195,7 @@ impl Lanes {
 
     /// Events that have waited for longer than this, of lanes that are not under way.
     pub fn older(&self, than: Duration, now: Timestamp) -> Vec<Job> {
-        let idle = self.lanes.iter().filter(|(_, lane)| lane.state != State::UnderWay);
+        let idle = self.resting();
         idle.flat_map(|(key, lane)| {
             let events = lane.open_events(&self.webhook).enumerate();
             events.filter(|(_, message)| age(message, now) >= than).map(|(at, message)| Job {
@@ -212,22 +209,26 @@ impl Lanes {
 
     /// For how long the oldest event has waited, of lanes that are not under way.
     pub fn oldest(&self, now: Timestamp) -> Option<Duration> {
-        let idle = self.lanes.values().filter(|lane| lane.state != State::UnderWay);
-        idle.flat_map(|lane| lane.open_events(&self.webhook)).map(|message| age(message, now)).max()
+        let events = self.resting().flat_map(|(_, lane)| lane.open_events(&self.webhook));
+        events.map(|message| age(message, now)).max()
+    }
+
+    fn resting(&self) -> impl Iterator<Item = (&Key, &Lane)> {
+        self.lanes.iter().filter(|(_, lane)| lane.state != State::UnderWay)
     }
 
     /// Counts a lane anew, gives its first event a turn if it has none, and forgets it if there is nothing left.
     fn settle(&mut self, key: &Key, at: Instant) {
         let Some(lane) = self.lanes.get_mut(key) else { return };
-        self.pending -= lane.open;
-        lane.count(&self.webhook);
-        self.pending += lane.open;
-        match (&lane.state, lane.open) {
+        let open = lane.open_events(&self.webhook).count();
+        self.pending = self.pending + open - lane.open;
+        lane.open = open;
+        match (&lane.state, open) {
             (State::Idle, 1..) => lane.due_at(key, Some(at), &mut self.due),
             (State::Due(_), 0) => lane.due_at(key, None, &mut self.due),
             _ => {}
         }
-        if lane.state == State::Idle && !lane.concerned {
+        if lane.state == State::Idle && !lane.waiting.concerns(&self.webhook) {
             self.forget(key);
         }
     }
@@ -242,22 +243,7 @@ impl Lanes {
 
 impl Lane {
     fn open_events<'a>(&'a self, webhook: &'a str) -> impl Iterator<Item = &'a Arc<Message>> {
-        self.waiting.events_for(webhook).filter(move |message| self.is_open(message))
-    }
-
-    fn is_open(&self, message: &Message) -> bool {
-        !self.done.contains(&message.id)
-    }
-
-    /// Counts in one go, since an event is cheap to send and names are many to compare.
-    fn count(&mut self, webhook: &str) {
-        let (mut waiting, mut open) = (0, 0);
-        for message in self.waiting.events_for(webhook) {
-            waiting += 1;
-            open += usize::from(self.is_open(message));
-        }
-        self.open = open;
-        self.concerned = waiting > 0 || self.waiting.lost.contains_key(webhook);
+        self.waiting.events_for(webhook).filter(|message| !self.done.contains(&message.id))
     }
 
     fn due_at(&mut self, key: &Key, at: Option<Instant>, due: &mut BTreeSet<(Instant, Key)>) {
