@@ -294,7 +294,6 @@ impl Endpoint {
         if self.record.object().metadata.generation != before || unserved != self.unserved {
             self.unserved = unserved;
             self.look_at = Instant::now();
-            self.sweep_at = self.look_at;
             self.record.touch(SOON);
         }
         self.answer_annotations();
@@ -492,6 +491,8 @@ impl Endpoint {
 
     fn looked(&mut self, looked: Result<Box<Target>, Problem>) {
         self.looking = false;
+        // The greatest age may be another now.
+        self.sweep_at = Instant::now();
         match looked {
             Ok(mut target) => {
                 let now = Timestamp::now();
