@@ -8,7 +8,6 @@ use clap::Parser;
 use tokenward::cli::{Cli, CommonArgs, CrdsArgs, Role};
 use tokenward::{controller, crd, telemetry, verifier};
 
-#[cfg(target_env = "musl")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
