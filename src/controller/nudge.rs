@@ -125,7 +125,7 @@ mod tests {
         let memories = Arc::<Memories>::default();
         let (nudges, mut looks) = channel(memories.clone(), Load::default());
         let start = Instant::now();
-        let receipt = Receipt { id: "evt".to_owned(), webhook: "hook".to_owned() };
+        let receipt = Receipt { id: "evt".into(), webhook: "hook".into() };
         memories.with("waits", |memory| memory.receipts.take(receipt));
         memories.with("written", |_| ());
         for uid in ["waits", "written", "gone"] {

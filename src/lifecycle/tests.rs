@@ -415,7 +415,7 @@ impl World {
         let outbox = self.status().outbox.unwrap_or_default();
         for event in outbox.events {
             for webhook in event.webhooks {
-                self.receipts.take(Receipt { id: event.id.clone(), webhook });
+                self.receipts.take(Receipt { id: event.id.as_str().into(), webhook: webhook.into() });
             }
         }
     }
@@ -482,7 +482,7 @@ proptest! {
         world.settle();
         let waits = world.status().outbox.map(|outbox| outbox.events).unwrap_or_default();
         for event in &waits {
-            prop_assert!(accepted.iter().all(|receipt| receipt.id != event.id), "{} still waits", event.type_);
+            prop_assert!(accepted.iter().all(|receipt| *receipt.id != *event.id), "{} still waits", event.type_);
         }
         prop_assert_eq!(world.token.metadata.finalizers.is_some(), !world.subscriptions.is_empty());
         // At rest, the Secret's content works if the spec wants it to.

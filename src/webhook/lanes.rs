@@ -49,30 +49,33 @@ pub struct Lanes {
     pending: usize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Lane {
-    waiting: Arc<Waiting>,
-    /// Ids of events that need nothing more, although `waiting` still has them.
-    done: Vec<String>,
-    /// How often the first event was tried.
+    /// What the token's status has for this endpoint.
+    events: Vec<Event>,
+    /// How many events this endpoint has lost.
+    lost: i64,
+    /// How often the first open event was tried.
     attempts: u32,
     state: State,
-    /// How many events are open.
-    open: usize,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
+struct Event {
+    message: Arc<Message>,
+    /// Needs nothing more, although the status still has it.
+    done: bool,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
 enum State {
+    #[default]
     Idle,
     Due(Instant),
     UnderWay,
 }
 
 impl Waiting {
-    fn concerns(&self, webhook: &str) -> bool {
-        self.lost.contains_key(webhook) || self.events_for(webhook).next().is_some()
-    }
-
     fn events_for(&self, webhook: &str) -> impl Iterator<Item = &Arc<Message>> {
         let waits = move |(_, webhooks): &&Awaited| webhooks.iter().any(|name| name == webhook);
         self.events.iter().filter(waits).map(|(message, _)| message)
@@ -86,35 +89,39 @@ impl Lanes {
     }
 
     /// Takes note of what waits in a token.
-    pub fn see(&mut self, waiting: Arc<Waiting>, now: Instant) {
-        let key = waiting.key.clone();
-        if !waiting.concerns(&self.webhook) && !self.lanes.contains_key(&key) {
+    pub fn see(&mut self, waiting: &Waiting, now: Instant) {
+        let key = &waiting.key;
+        let events = waiting.events_for(&self.webhook).cloned().map(Event::open);
+        let seen = Lane {
+            events: events.collect(),
+            lost: waiting.lost.get(&self.webhook).copied().unwrap_or_default(),
+            ..Lane::default()
+        };
+        if !self.lanes.contains_key(key) && seen.is_empty() {
             return;
         }
-        let lane = self.lanes.entry(key.clone()).or_insert_with(|| Lane {
-            waiting: waiting.clone(),
-            done: Vec::new(),
-            attempts: 0,
-            state: State::Idle,
-            open: 0,
-        });
-        let first = lane.head(&self.webhook).map(|message| message.id.clone());
-        lane.waiting = waiting;
-        let Lane { waiting, done, .. } = lane;
-        done.retain(|id| waiting.events_for(&self.webhook).any(|message| message.id == *id));
-        if lane.head(&self.webhook).map(|message| &message.id) != first.as_ref()
+        let lane = self.lanes.entry(key.clone()).or_default();
+        let first = lane.head().cloned();
+        self.pending -= lane.open().count();
+        let known = std::mem::replace(&mut lane.events, seen.events);
+        lane.lost = seen.lost;
+        for Event { message, done } in &mut lane.events {
+            *done = known.iter().any(|known| known.done && known.message.id == message.id);
+        }
+        self.pending += lane.open().count();
+        if lane.head().map(|message| &message.id) != first.as_ref().map(|message| &message.id)
             && lane.state != State::UnderWay
         {
             lane.attempts = 0;
-            lane.due_at(&key, None, &mut self.due);
+            lane.due_at(key, None, &mut self.due);
         }
-        self.settle(&key, now);
+        self.settle(key, now);
     }
 
     /// Forgets a token that is gone; answers what it leaves behind.
     pub fn gone(&mut self, key: &Key) -> Vec<Arc<Message>> {
         let Some(lane) = self.lanes.get(key) else { return Vec::new() };
-        let left = lane.open_events(&self.webhook).cloned().collect();
+        let left = lane.open().cloned().collect();
         self.forget(key);
         left
     }
@@ -129,7 +136,7 @@ impl Lanes {
         self.due.pop_first();
         let lane = self.lanes.get_mut(&key)?;
         lane.state = State::UnderWay;
-        let message = lane.head(&self.webhook)?.clone();
+        let message = lane.head()?.clone();
         Some(Job { key, message, attempts: lane.attempts })
     }
 
@@ -140,27 +147,25 @@ impl Lanes {
 
     /// The event needs nothing more: it was accepted, or is kept elsewhere.
     pub fn done(&mut self, key: &Key, id: &str, now: Instant) {
-        if let Some(lane) = self.lanes.get_mut(key) {
-            lane.done.push(id.to_owned());
-            lane.attempts = 0;
-            lane.state = State::Idle;
-            self.settle(key, now);
-        }
+        let Some(lane) = self.lanes.get_mut(key) else { return };
+        self.pending -= usize::from(lane.set_done(id, true));
+        lane.attempts = 0;
+        lane.state = State::Idle;
+        self.settle(key, now);
     }
 
     /// The event is open after all.
     pub fn reopen(&mut self, key: &Key, id: &str, now: Instant) {
-        if let Some(lane) = self.lanes.get_mut(key) {
-            lane.done.retain(|done| done != id);
-            self.settle(key, now);
-        }
+        let Some(lane) = self.lanes.get_mut(key) else { return };
+        self.pending += usize::from(lane.set_done(id, false));
+        self.settle(key, now);
     }
 
     /// The attempt failed: again at that time.
     pub fn failed(&mut self, key: &Key, id: &str, again: Instant) {
         let Some(lane) = self.lanes.get_mut(key) else { return };
         lane.state = State::Idle;
-        let same = lane.head(&self.webhook).is_some_and(|message| message.id == id);
+        let same = lane.head().is_some_and(|message| *message.id == *id);
         lane.attempts = if same { lane.attempts.saturating_add(1) } else { 0 };
         self.settle(key, again);
     }
@@ -190,14 +195,14 @@ impl Lanes {
 
     /// How many events were lost for want of room.
     pub fn lost(&self) -> i64 {
-        self.lanes.values().filter_map(|lane| lane.waiting.lost.get(&self.webhook)).sum()
+        self.lanes.values().map(|lane| lane.lost).sum()
     }
 
     /// Events that have waited for longer than this, of lanes that are not under way.
     pub fn older(&self, than: Duration, now: Timestamp) -> Vec<Job> {
         let idle = self.resting();
         idle.flat_map(|(key, lane)| {
-            let events = lane.open_events(&self.webhook).enumerate();
+            let events = lane.open().enumerate();
             events.filter(|(_, message)| age(message, now) >= than).map(|(at, message)| Job {
                 key: key.clone(),
                 message: message.clone(),
@@ -209,7 +214,7 @@ impl Lanes {
 
     /// For how long the oldest event has waited, of lanes that are not under way.
     pub fn oldest(&self, now: Timestamp) -> Option<Duration> {
-        let events = self.resting().flat_map(|(_, lane)| lane.open_events(&self.webhook));
+        let events = self.resting().flat_map(|(_, lane)| lane.open());
         events.map(|message| age(message, now)).max()
     }
 
@@ -217,18 +222,15 @@ impl Lanes {
         self.lanes.iter().filter(|(_, lane)| lane.state != State::UnderWay)
     }
 
-    /// Counts a lane anew, gives its first event a turn if it has none, and forgets it if there is nothing left.
+    /// Gives a lane's first event a turn if it has none, and forgets the lane if there is nothing left.
     fn settle(&mut self, key: &Key, at: Instant) {
         let Some(lane) = self.lanes.get_mut(key) else { return };
-        let open = lane.open_events(&self.webhook).count();
-        self.pending = self.pending + open - lane.open;
-        lane.open = open;
-        match (&lane.state, open) {
-            (State::Idle, 1..) => lane.due_at(key, Some(at), &mut self.due),
-            (State::Due(_), 0) => lane.due_at(key, None, &mut self.due),
+        match (&lane.state, lane.head()) {
+            (State::Idle, Some(_)) => lane.due_at(key, Some(at), &mut self.due),
+            (State::Due(_), None) => lane.due_at(key, None, &mut self.due),
             _ => {}
         }
-        if lane.state == State::Idle && !lane.waiting.concerns(&self.webhook) {
+        if lane.state == State::Idle && lane.is_empty() {
             self.forget(key);
         }
     }
@@ -236,14 +238,29 @@ impl Lanes {
     fn forget(&mut self, key: &Key) {
         if let Some(mut lane) = self.lanes.remove(key) {
             lane.due_at(key, None, &mut self.due);
-            self.pending -= lane.open;
+            self.pending -= lane.open().count();
         }
     }
 }
 
 impl Lane {
-    fn open_events<'a>(&'a self, webhook: &'a str) -> impl Iterator<Item = &'a Arc<Message>> {
-        self.waiting.events_for(webhook).filter(|message| !self.done.contains(&message.id))
+    /// Whether the status has nothing for this endpoint.
+    fn is_empty(&self) -> bool {
+        self.events.is_empty() && self.lost == 0
+    }
+
+    fn open(&self) -> impl Iterator<Item = &Arc<Message>> {
+        self.events.iter().filter(|event| !event.done).map(|event| &event.message)
+    }
+
+    fn head(&self) -> Option<&Arc<Message>> {
+        self.open().next()
+    }
+
+    /// Answers whether that has changed anything.
+    fn set_done(&mut self, id: &str, done: bool) -> bool {
+        let event = self.events.iter_mut().find(|event| *event.message.id == *id && event.done != done);
+        event.map(|event| event.done = done).is_some()
     }
 
     fn due_at(&mut self, key: &Key, at: Option<Instant>, due: &mut BTreeSet<(Instant, Key)>) {
@@ -253,9 +270,11 @@ impl Lane {
         self.state = at.map_or(State::Idle, State::Due);
         due.extend(at.map(|at| (at, key.clone())));
     }
+}
 
-    fn head<'a>(&'a self, webhook: &'a str) -> Option<&'a Arc<Message>> {
-        self.open_events(webhook).next()
+impl Event {
+    fn open(message: Arc<Message>) -> Self {
+        Self { message, done: false }
     }
 }
 

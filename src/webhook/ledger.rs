@@ -51,7 +51,7 @@ pub fn held(message: &Message, now: Timestamp) -> HeldEvent {
         .clone()
         .map(|name| TokenHandle { name, token_id: message.token_id.clone().unwrap_or_default() });
     HeldEvent {
-        id: message.id.clone(),
+        id: message.id.to_string(),
         type_: message.type_.clone(),
         time: message.time,
         since: now,

@@ -5,7 +5,8 @@
 //! made later is not told of it; one that is gone is no longer waited for. Where no TokenWebhook wants an event,
 //! nothing is recorded.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
@@ -20,19 +21,19 @@ use crate::token::format::base62_of;
 pub const MAX_EVENTS: usize = 32;
 
 /// That a TokenWebhook needs an event no longer: it has accepted it, or it was set aside elsewhere.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Receipt {
     /// The event.
-    pub id: String,
+    pub id: Arc<str>,
     /// The TokenWebhook.
-    pub webhook: String,
+    pub webhook: Arc<str>,
 }
 
 /// All receipts of one token that are not recorded yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Receipts {
     /// Who needs which event no longer.
-    pub accepted: BTreeSet<Receipt>,
+    pub accepted: HashSet<Receipt>,
     /// Whether a status is to be written for them alone. Until then they wait for one that is written anyway.
     pub due: bool,
 }
@@ -46,8 +47,8 @@ impl Receipts {
     /// Keeps those that the status which was written does not reflect yet. Answers whether there are any.
     pub fn retain(&mut self, written: Option<&Outbox>) -> bool {
         let waits = |receipt: &Receipt| {
-            let event = written.and_then(|o| o.events.iter().find(|event| event.id == receipt.id));
-            event.is_some_and(|event| event.webhooks.contains(&receipt.webhook))
+            let event = written.and_then(|o| o.events.iter().find(|event| *event.id == *receipt.id));
+            event.is_some_and(|event| event.webhooks.iter().any(|webhook| **webhook == *receipt.webhook))
         };
         self.accepted.retain(waits);
         self.due = false;
@@ -111,13 +112,11 @@ pub fn record(
 }
 
 /// Takes out what is delivered.
-pub fn settle(outbox: &mut Option<Outbox>, receipts: &BTreeSet<Receipt>) {
+pub fn settle(outbox: &mut Option<Outbox>, receipts: &HashSet<Receipt>) {
     if receipts.is_empty() {
         return;
     }
-    keep(outbox, |id, webhook| {
-        !receipts.contains(&Receipt { id: id.to_owned(), webhook: webhook.to_owned() })
-    });
+    keep(outbox, |id, webhook| !receipts.contains(&Receipt { id: id.into(), webhook: webhook.into() }));
 }
 
 /// Takes out what waits for TokenWebhooks that are gone.
@@ -178,7 +177,7 @@ mod tests {
     }
 
     fn receipt(id: &str, webhook: &str) -> Receipt {
-        Receipt { id: id.to_owned(), webhook: webhook.to_owned() }
+        Receipt { id: id.into(), webhook: webhook.into() }
     }
 
     #[test]
@@ -268,7 +267,7 @@ mod tests {
         fn nothing_vanishes(acts in proptest::collection::vec(act(), 0..120)) {
             let names = ["a", "b", "c"];
             let mut hooks = vec![subscription("a", "*"), subscription("b", "token.r*"), subscription("c", "token.revoked")];
-            let (mut outbox, mut wanted, mut ids) = (None, BTreeMap::<&str, i64>::new(), BTreeSet::new());
+            let (mut outbox, mut wanted, mut ids) = (None, BTreeMap::<&str, i64>::new(), HashSet::new());
             let mut delivered = BTreeMap::<&str, i64>::new();
             for (moment, act) in (0..).zip(&acts) {
                 match act {

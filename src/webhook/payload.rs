@@ -1,5 +1,7 @@
 //! The body of a request: thin, and never a secret or a hash. Who needs more asks the API with it.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -9,7 +11,7 @@ use crate::crd::{HeldEvent, OutboxEvent};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     /// The `webhook-id`.
-    pub id: String,
+    pub id: Arc<str>,
     /// Its name.
     pub type_: String,
     /// When it happened.
@@ -66,7 +68,7 @@ impl Message {
         scopes: Option<&[String]>,
     ) -> Self {
         Self {
-            id: event.id.clone(),
+            id: event.id.as_str().into(),
             type_: event.type_.clone(),
             time: event.time,
             since: event.time,
@@ -81,7 +83,7 @@ impl Message {
     /// An event that waits in the TokenWebhook.
     pub fn of_held(event: &HeldEvent) -> Self {
         Self {
-            id: event.id.clone(),
+            id: event.id.as_str().into(),
             type_: event.type_.clone(),
             time: event.time,
             since: event.since,

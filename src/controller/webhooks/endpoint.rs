@@ -144,7 +144,8 @@ impl Endpoint {
                     None => break,
                 },
                 1.. = self.reports.1.recv_many(&mut reports, REPORTS) => {
-                    reports.drain(..).flatten().for_each(|sent| self.sent(sent));
+                    let now = (Instant::now(), Timestamp::now());
+                    reports.drain(..).flatten().for_each(|sent| self.sent(sent, now));
                 }
                 Some(ended) = self.runs.join_next(), if !self.runs.is_empty() => let_panic(ended),
                 Some(done) = self.beside.next(), if !self.beside.is_empty() => self.finish(done),
@@ -267,7 +268,7 @@ impl Endpoint {
         match note {
             Note::Webhook(object, unserved) => self.see(object, unserved),
             Note::Token(waiting) => {
-                self.lanes.see(waiting, now);
+                self.lanes.see(&waiting, now);
                 self.record.touch(LATER);
             }
             Note::Gone(key) => {
@@ -329,7 +330,7 @@ impl Endpoint {
     /// Makes lanes of what waits in the status, one a token. What is not stored yet waits for that: sent before, it
     /// would be sent again under another id if this process died.
     fn see_held(&mut self) {
-        let me = self.record.object().name_any();
+        let me = self.record.name().to_owned();
         let stored = self.record.stored();
         let mut lanes: BTreeMap<Key, Vec<Awaited>> = BTreeMap::new();
         for event in self.record.status.outbox.iter().filter(|event| stored.contains(&*event.id)) {
@@ -342,7 +343,7 @@ impl Endpoint {
         let now = Instant::now();
         let emptied = emptied.into_iter().map(|key| (key, Vec::new()));
         for (key, events) in lanes.into_iter().chain(emptied) {
-            self.lanes.see(Arc::new(Waiting { key, events, lost: BTreeMap::new() }), now);
+            self.lanes.see(&Waiting { key, events, lost: BTreeMap::new() }, now);
         }
     }
 
@@ -359,9 +360,8 @@ impl Endpoint {
         }
     }
 
-    fn sent(&mut self, sent: Sent) {
+    fn sent(&mut self, sent: Sent, (clock, now): (Instant, Timestamp)) {
         let Sent { job, outcome, took } = sent;
-        let (clock, now) = (Instant::now(), Timestamp::now());
         let metrics = &self.shared.metrics;
         match outcome {
             Outcome::Accepted => {
@@ -382,8 +382,8 @@ impl Endpoint {
             Outcome::Failed(failure) => {
                 metrics.attempted(failure.cause, took);
                 debug!(
-                    webhook = self.record.object().name_any(),
-                    id = job.message.id,
+                    webhook = self.record.name(),
+                    id = &*job.message.id,
                     cause = failure.cause,
                     "not accepted"
                 );
@@ -403,7 +403,7 @@ impl Endpoint {
             self.see_held();
             self.record.touch(SOON);
         } else {
-            self.shared.receipt(&job.key, self.record.object(), &job.message);
+            self.record.receipt(&job.key, &job.message);
         }
     }
 

@@ -291,13 +291,10 @@ impl Shared {
     }
 
     /// A token's event needs nothing more from a TokenWebhook.
-    fn receipt(&self, key: &Key, webhook: &TokenWebhook, message: &Message) {
-        let receipt = Receipt { id: message.id.clone(), webhook: webhook.name_any() };
+    fn receipt(&self, key: &Key, message: &Message, namespace: &str, webhook: &Arc<str>) {
+        let receipt = Receipt { id: message.id.clone(), webhook: webhook.clone() };
         let is_first = self.memories.with(key, |memory| memory.receipts.take(receipt));
-        let token = || {
-            let token = ObjectRef::new(message.name.as_deref().unwrap_or_default());
-            token.within(&webhook.namespace().unwrap_or_default())
-        };
+        let token = || ObjectRef::new(message.name.as_deref().unwrap_or_default()).within(namespace);
         if message.type_ == EventType::Deleted.as_str() {
             // The object waits for nothing else.
             self.nudges.now(token());

@@ -52,6 +52,7 @@ pub(super) type Answer = Result<TokenWebhook, kube::Error>;
 /// The object and its status.
 pub(super) struct Record {
     shared: Arc<Shared>,
+    name: Arc<str>,
     /// The object as last heard of or written.
     object: Arc<TokenWebhook>,
     /// The status as this process would have it. Its own, while it leads.
@@ -70,6 +71,7 @@ impl Record {
     pub(super) fn new(shared: Arc<Shared>, object: Arc<TokenWebhook>) -> Self {
         Self {
             shared,
+            name: object.name_any().into(),
             object,
             status: TokenWebhookStatus::default(),
             known: false,
@@ -80,6 +82,10 @@ impl Record {
             pledges: Vec::new(),
             buried: 0,
         }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     pub(super) fn object(&self) -> &Arc<TokenWebhook> {
@@ -113,7 +119,7 @@ impl Record {
 
     /// Reads the object again, in case the watch lags.
     pub(super) fn look(&self) -> BoxFuture<'static, Answer> {
-        let (api, name) = (self.api(), self.object.name_any());
+        let (api, name) = (self.api(), self.name.clone());
         async move { api.get(&name).await }.boxed()
     }
 
@@ -137,11 +143,9 @@ impl Record {
                 self.failures = 0;
             }
             // Asked again with the next renewal of the lease, which wakes the endpoint's task.
-            Err(error) => debug!(
-                webhook = self.object.name_any(),
-                error = message(&error),
-                "the status can't be read yet"
-            ),
+            Err(error) => {
+                debug!(webhook = &*self.name, error = message(&error), "the status can't be read yet")
+            }
         }
         self.known
     }
@@ -167,6 +171,12 @@ impl Record {
     /// Owes something from the next write on.
     pub(super) fn promise(&mut self, pledge: Pledge) {
         self.pledges.push(pledge);
+    }
+
+    /// Tells a token that its event needs nothing more from here.
+    pub(super) fn receipt(&self, key: &Key, message: &Message) {
+        let namespace = self.object.metadata.namespace.as_deref().unwrap_or_default();
+        self.shared.receipt(key, message, namespace, &self.name);
     }
 
     pub(super) fn owes(&self) -> bool {
@@ -221,7 +231,7 @@ impl Record {
             Remedy::ReadAgain => return Err(Trouble::Edited),
             Remedy::Drop => {}
             _ => warn!(
-                webhook = self.object.name_any(),
+                webhook = &*self.name,
                 error = message(&error),
                 "the status was not written; trying again"
             ),
@@ -234,7 +244,7 @@ impl Record {
             match pledge {
                 // Who no longer waits has given up.
                 Pledge::Word(stored) => drop(stored.send(())),
-                Pledge::Receipt(key, message) => self.shared.receipt(&key, &self.object, &message),
+                Pledge::Receipt(key, message) => self.receipt(&key, &message),
             }
         }
     }
@@ -262,8 +272,7 @@ impl Record {
 
     /// Tells people, by a log line and an Event.
     pub(super) fn tell(&self, reason: &'static str, warning: bool, sentence: &str) {
-        let (namespace, name) = (self.object.namespace(), self.object.name_any());
-        info!(namespace, webhook = name, event = reason, "{sentence}");
+        info!(namespace = self.object.namespace(), webhook = &*self.name, event = reason, "{sentence}");
         self.shared.events.send(&*self.object, Told { reason, warning, message: sentence.to_owned() });
     }
 

@@ -13,7 +13,7 @@ use super::*;
 fn message() -> Message {
     let time = Timestamp::UNIX_EPOCH;
     Message {
-        id: "evt_1".to_owned(),
+        id: "evt_1".into(),
         type_: "token.revoked".to_owned(),
         time,
         since: time,

@@ -7,7 +7,7 @@ use super::*;
 fn message(id: &str) -> Message {
     let time = Timestamp::UNIX_EPOCH;
     Message {
-        id: id.to_owned(),
+        id: id.into(),
         type_: "token.revoked".to_owned(),
         time,
         since: time,
@@ -19,9 +19,9 @@ fn message(id: &str) -> Message {
     }
 }
 
-fn waiting(key: &str, ids: &[String]) -> Arc<Waiting> {
+fn waiting(key: &str, ids: &[String]) -> Waiting {
     let events = ids.iter().map(|id| (message(id).into(), vec!["hook".to_owned()])).collect();
-    Arc::new(Waiting { key: key.into(), events, lost: BTreeMap::new() })
+    Waiting { key: key.into(), events, lost: BTreeMap::new() }
 }
 
 fn ids(ids: &[&str]) -> Vec<String> {
@@ -31,11 +31,11 @@ fn ids(ids: &[&str]) -> Vec<String> {
 #[test]
 fn a_failure_holds_up_its_own_token_only() {
     let (mut lanes, start) = (Lanes::of("hook"), Instant::now());
-    lanes.see(waiting("a", &ids(&["a1", "a2"])), start);
-    lanes.see(waiting("b", &ids(&["b1"])), start);
+    lanes.see(&waiting("a", &ids(&["a1", "a2"])), start);
+    lanes.see(&waiting("b", &ids(&["b1"])), start);
     let first = lanes.next(start).expect("a job");
     assert_eq!((&*first.key, &*first.message.id), ("a", "a1"));
-    assert_eq!(lanes.next(start).expect("a job").message.id, "b1");
+    assert_eq!(&*lanes.next(start).expect("a job").message.id, "b1");
     assert!(lanes.next(start).is_none(), "a's second waits for its first");
     let later = start + Duration::from_secs(5);
     lanes.failed(&first.key, "a1", later);
@@ -54,17 +54,17 @@ fn what_waits_for_a_person_has_an_age() {
     let (mut lanes, start) = (Lanes::of("hook"), Instant::now());
     let at = |seconds| Timestamp::from_second(seconds).expect("an instant");
     assert_eq!(lanes.oldest(at(60)), None);
-    lanes.see(waiting("a", &ids(&["a1"])), start);
+    lanes.see(&waiting("a", &ids(&["a1"])), start);
     let younger = Message { since: at(50), ..message("b1") };
     let events = vec![(younger.into(), vec!["hook".to_owned()])];
-    lanes.see(Arc::new(Waiting { key: "b".into(), events, lost: BTreeMap::new() }), start);
+    lanes.see(&Waiting { key: "b".into(), events, lost: BTreeMap::new() }, start);
     let older = |lanes: &Lanes, than| {
         let jobs = lanes.older(Duration::from_secs(than), at(60));
-        jobs.iter().map(|job| job.message.id.clone()).collect::<Vec<_>>()
+        jobs.iter().map(|job| job.message.id.to_string()).collect::<Vec<_>>()
     };
     assert_eq!((lanes.oldest(at(60)), older(&lanes, 60)), (Some(Duration::from_secs(60)), ids(&["a1"])));
     // What is under way has its own end.
-    assert_eq!(lanes.next(start).expect("a job").message.id, "a1");
+    assert_eq!(&*lanes.next(start).expect("a job").message.id, "a1");
     assert_eq!((lanes.oldest(at(60)), older(&lanes, 11)), (Some(Duration::from_secs(10)), ids(&[])));
     lanes.done(&"b".into(), "b1", start);
     assert_eq!(lanes.oldest(at(60)), None);
@@ -73,34 +73,34 @@ fn what_waits_for_a_person_has_an_age() {
 #[test]
 fn what_the_watch_still_shows_is_not_sent_twice() {
     let (mut lanes, now) = (Lanes::of("hook"), Instant::now());
-    lanes.see(waiting("a", &ids(&["a1"])), now);
+    lanes.see(&waiting("a", &ids(&["a1"])), now);
     let job = lanes.next(now).expect("a job");
     lanes.done(&job.key, "a1", now);
-    lanes.see(waiting("a", &ids(&["a1"])), now);
+    lanes.see(&waiting("a", &ids(&["a1"])), now);
     assert!(lanes.next(now).is_none());
     assert_eq!(lanes.pending(), 0);
-    lanes.see(waiting("a", &[]), now);
+    lanes.see(&waiting("a", &[]), now);
     assert!(lanes.lanes.is_empty());
 }
 
 #[test]
 fn what_is_reopened_has_its_turn_again_and_before_what_follows() {
     let (mut lanes, now) = (Lanes::of("hook"), Instant::now());
-    lanes.see(waiting("a", &ids(&["a1", "a2"])), now);
+    lanes.see(&waiting("a", &ids(&["a1", "a2"])), now);
     let first = lanes.next(now).expect("a job");
     lanes.done(&first.key, "a1", now);
     lanes.reopen(&first.key, "a1", now);
     assert_eq!(lanes.pending(), 2);
-    assert_eq!(lanes.next(now).expect("a job").message.id, "a1");
+    assert_eq!(&*lanes.next(now).expect("a job").message.id, "a1");
 }
 
 #[test]
 fn a_token_that_goes_leaves_what_is_open() {
     let (mut lanes, now) = (Lanes::of("hook"), Instant::now());
-    lanes.see(waiting("a", &ids(&["a1", "a2"])), now);
+    lanes.see(&waiting("a", &ids(&["a1", "a2"])), now);
     let job = lanes.next(now).expect("a job");
     lanes.done(&job.key, "a1", now);
-    let left: Vec<_> = lanes.gone(&"a".into()).into_iter().map(|message| message.id.clone()).collect();
+    let left: Vec<_> = lanes.gone(&"a".into()).into_iter().map(|message| message.id.to_string()).collect();
     assert_eq!(left, ["a2"]);
     assert_eq!((lanes.pending(), lanes.next(now).is_none()), (0, true));
 }
@@ -146,7 +146,7 @@ proptest! {
                     let id = format!("{token}-{}", recorded[token].len());
                     recorded[token].push(id.clone());
                     stored[token].push(id);
-                    lanes.see(waiting(&token.to_string(), &stored[token]), now);
+                    lanes.see(&waiting(&token.to_string(), &stored[token]), now);
                 }
                 Act::Run => {
                     if let Some(job) = lanes.next(now) {
@@ -157,7 +157,7 @@ proptest! {
                 Act::Finish(well) => {
                     if let Some(job) = running.pop() {
                         if well {
-                            accepted[index(&job.key)].push(job.message.id.clone());
+                            accepted[index(&job.key)].push(job.message.id.to_string());
                             lanes.done(&job.key, &job.message.id, now);
                         } else {
                             lanes.failed(&job.key, &job.message.id, now + Duration::from_secs(5));
@@ -167,7 +167,7 @@ proptest! {
                 Act::Settle(token) => {
                     let token = usize::from(token);
                     stored[token].retain(|id| !accepted[token].contains(id));
-                    lanes.see(waiting(&token.to_string(), &stored[token]), now);
+                    lanes.see(&waiting(&token.to_string(), &stored[token]), now);
                 }
                 Act::Pass(seconds) => now += Duration::from_secs(seconds.into()),
                 Act::Hurry => lanes.hurry(now),
