@@ -38,7 +38,7 @@ struct Args {
     #[arg(value_enum)]
     parts: Vec<Part>,
     /// How many rounds the deliveries beside the bare client have; medians count
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 7)]
     rounds: usize,
     /// Keep the tables in benches/RESULTS.md
     #[arg(long)]
@@ -144,16 +144,26 @@ async fn revocations(world: &World, args: &Args, report: &mut Report) -> anyhow:
             args.tokens
         ),
     );
+    let each = |cpu: Duration| format!("{:.2}", cpu.as_secs_f64() * 1e3 / args.tokens as f64);
     let row = |what: &str, revocation: &Revocation| {
         vec![
             what.to_owned(),
             format!("{:.1} s", revocation.patched.as_secs_f64()),
             format!("{:.1} s", revocation.enforced.as_secs_f64()),
             format!("{:.2}", revocation.writes() as f64 / args.tokens as f64),
+            each(revocation.cpu.controller),
+            each(revocation.cpu.control_plane),
         ]
     };
     report.table(
-        &["revocation of all", "patched in", "enforced after", "ApiToken status writes each until then"],
+        &[
+            "revocation of all",
+            "patched in",
+            "enforced after",
+            "until then, each: ApiToken status writes",
+            "controller's CPU ms",
+            "control plane's CPU ms",
+        ],
         &[row("no webhook", &before), row("three webhooks", &with), row("no webhook again", &afterwards)],
     );
     let rows: Vec<_> = receivers
@@ -233,7 +243,7 @@ async fn deliveries(world: &World, args: &Args, report: &mut Report) -> anyhow::
         }
         receiver.until_requests(events).await?;
         if let Some((bare_rate, bare_cpu)) = bare.last() {
-            let (rate, cpu) = (receiver.rate(), each(world.cpu()? - before));
+            let (rate, cpu) = (receiver.rate(), each((world.cpu()? - before).controller));
             eprintln!(
                 "round {round}: {rate:.0} beside {bare_rate:.0} events a second, {cpu:.1} beside {bare_cpu:.1} us of CPU each"
             );

@@ -1,6 +1,7 @@
 //! The cluster, the controller, and what happens to its tokens.
 
 use std::collections::HashMap;
+use std::ops::Sub;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -36,6 +37,14 @@ pub struct Counts {
     pub hooks: u64,
 }
 
+/// CPU time that was used, in user space and in the kernel.
+#[derive(Clone, Copy)]
+pub struct Cpu {
+    pub controller: Duration,
+    /// etcd's, the API server's and the controller manager's.
+    pub control_plane: Duration,
+}
+
 /// How a revocation went.
 pub struct Revocation {
     pub start: Instant,
@@ -45,6 +54,8 @@ pub struct Revocation {
     pub enforced: Duration,
     pub before: Counts,
     pub after: Counts,
+    /// What it took until then.
+    pub cpu: Cpu,
 }
 
 impl Revocation {
@@ -54,13 +65,24 @@ impl Revocation {
     }
 }
 
+impl Sub for Cpu {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self {
+            controller: self.controller - before.controller,
+            control_plane: self.control_plane - before.control_plane,
+        }
+    }
+}
+
 pub struct World {
     // In the order in which they end.
     controller: Guarded,
     telemetry: String,
     client: Client,
     followed: Mutex<HashMap<String, Store<ApiToken>>>,
-    _cluster: Cluster,
+    cluster: Cluster,
 }
 
 impl World {
@@ -88,7 +110,7 @@ impl World {
             .stdin(Stdio::null())
             .stderr(log);
         let controller = Guarded::spawn(command)?;
-        let world = Self { controller, telemetry, client, followed: Mutex::default(), _cluster: cluster };
+        let world = Self { controller, telemetry, client, followed: Mutex::default(), cluster };
         let url = format!("http://{}/readyz", world.telemetry);
         world
             .until("a ready controller", async || {
@@ -179,7 +201,7 @@ impl World {
     /// Revokes all, and waits until all statuses say so.
     pub async fn revoke(&self, namespace: &str, count: usize) -> anyhow::Result<Revocation> {
         self.quiet().await?;
-        let before = self.counts().await?;
+        let (before, cpu) = (self.counts().await?, self.cpu()?);
         let tokens: Api<ApiToken> = Api::namespaced(self.client.clone(), namespace);
         let tokens = &tokens;
         let start = Instant::now();
@@ -198,7 +220,8 @@ impl World {
         })
         .await?;
         let enforced = start.elapsed();
-        Ok(Revocation { start, patched, enforced, before, after: self.counts().await? })
+        let cpu = self.cpu()? - cpu;
+        Ok(Revocation { start, patched, enforced, before, after: self.counts().await?, cpu })
     }
 
     /// Waits until nothing waits in any token.
@@ -243,9 +266,13 @@ impl World {
         Ok(std::fs::read_to_string(LOG)?.matches("leading: this replica writes").count())
     }
 
-    /// The CPU time that the controller has used so far.
-    pub fn cpu(&self) -> anyhow::Result<Duration> {
-        process::cpu(self.controller.pid())
+    /// The CPU time that was used so far.
+    pub fn cpu(&self) -> anyhow::Result<Cpu> {
+        let control_plane = self.cluster.processes().into_iter().map(|(_, pid)| process::cpu(pid));
+        Ok(Cpu {
+            controller: process::cpu(self.controller.pid())?,
+            control_plane: control_plane.sum::<anyhow::Result<_>>()?,
+        })
     }
 
     /// The controller's greatest memory so far, in MiB.
