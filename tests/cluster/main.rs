@@ -148,6 +148,7 @@ fn main() -> ExitCode {
         webhook::faults::a_deleted_token_leaves_its_events,
         webhook::faults::a_namespace_goes_whatever_its_endpoint_does,
         webhook::faults::what_is_given_up_is_counted_and_can_be_replayed,
+        webhook::faults::what_is_held_back_is_given_up_once_it_may_wait_no_longer,
         webhook::faults::a_full_outbox_says_so,
         webhook::faults::what_is_wrong_is_said_and_mended_by_the_user,
         webhook::faults::addresses_inside_are_not_asked,

@@ -319,6 +319,28 @@ pub async fn what_is_given_up_is_counted_and_can_be_replayed(site: &Site) {
     assert_sound(&receiver, &hooks.key("hook").await);
 }
 
+pub async fn what_is_held_back_is_given_up_once_it_may_wait_no_longer(site: &Site) {
+    let hooks = Hooks::new(site, "hook-held-back").await;
+    let receiver = Receiver::open().await;
+    // The default, 75 h, is 450 s here, and an hour is 6 s.
+    let _controller = hooks.controller(&["--webhook-time-scale", "600"]).await;
+    hooks.hook("hook", &receiver).await;
+    let names = tokens(&hooks, &receiver, 3).await;
+    hooks.patch("hook", json!({"spec": {"suspend": true}})).await;
+    hooks.reason("hook", ConditionType::Ready, "Suspended").await;
+    revoke(&hooks, &names).await;
+    hooks.until("hook", "three pending", |w| w.status.as_ref().and_then(|s| s.pending) == Some(3)).await;
+    let count = receiver.log().len();
+    hooks.patch("hook", json!({"spec": {"delivery": {"maxAge": "1h"}}})).await;
+    let dead = hooks
+        .until("hook", "three dead", |w| w.status.as_ref().and_then(|s| s.dead_lettered) == Some(3))
+        .await;
+    let letters = dead.status.expect("a status").dead_letters;
+    assert!(letters.iter().all(|l| l.cause == "Suspended" && l.attempts == 0), "{letters:?}");
+    hooks.settled().await;
+    assert_eq!(receiver.log().len(), count, "a suspended TokenWebhook was sent to");
+}
+
 pub async fn a_full_outbox_says_so(site: &Site) {
     let hooks = Hooks::new(site, "hook-full").await;
     let receiver = Receiver::open().await;
