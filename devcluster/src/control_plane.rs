@@ -133,12 +133,12 @@ impl ControlPlane {
             etcd,
         };
         control_plane.launch_apiserver()?;
-        if options.controller_manager {
-            let flags = controller_manager_flags(folder, &pki, *network, options);
-            control_plane.launch_controller_manager(&flags)?;
-        }
         control_plane.wait_apiserver()?;
-        control_plane.wait_controller_manager()?;
+        if options.controller_manager {
+            // It gives the API server 10 s to be healthy and ends otherwise: too short on a machine that is busy.
+            let flags = controller_manager_flags(folder, &pki, *network, options);
+            control_plane.start_controller_manager(&flags)?;
+        }
         Ok(control_plane)
     }
 
@@ -226,20 +226,11 @@ impl ControlPlane {
         })
     }
 
-    fn launch_controller_manager(&mut self, flags: &[OsString]) -> Result<(), Error> {
+    fn start_controller_manager(&mut self, flags: &[OsString]) -> Result<(), Error> {
         // Prebuilt programs may come without it.
         let Some(program) = &self.binaries.kube_controller_manager else { return Ok(()) };
-        // It gives the API server 10 s to answer and ends otherwise: too short on a machine that is busy.
-        if let Some(apiserver) = &mut self.apiserver {
-            let url = self.endpoint.url().to_owned();
-            self.launcher.wait_ready(apiserver, || connects(&url))?;
-        }
-        self.controller_manager = Some(self.launcher.spawn("kube-controller-manager", program, flags)?);
-        Ok(())
-    }
-
-    fn wait_controller_manager(&mut self) -> Result<(), Error> {
-        let Some(controller_manager) = &mut self.controller_manager else { return Ok(()) };
+        let service = self.launcher.spawn("kube-controller-manager", program, flags)?;
+        let controller_manager = self.controller_manager.insert(service);
         let (kubectl, folder) = (&self.binaries.kubectl, &self.launcher.folder);
         self.launcher.wait_ready(controller_manager, || {
             probe(kubectl, folder, &["get", "serviceaccount", "default", "--namespace=default"])
