@@ -151,8 +151,8 @@ async fn revocations(world: &World, args: &Args, report: &mut Report) -> anyhow:
             format!("{:.1} s", revocation.patched.as_secs_f64()),
             format!("{:.1} s", revocation.enforced.as_secs_f64()),
             format!("{:.2}", revocation.writes() as f64 / args.tokens as f64),
-            each(revocation.cpu.controller),
-            each(revocation.cpu.control_plane),
+            each(revocation.after.controller_cpu - revocation.before.controller_cpu),
+            each(revocation.after.control_plane_cpu - revocation.before.control_plane_cpu),
         ]
     };
     report.table(
@@ -243,7 +243,7 @@ async fn deliveries(world: &World, args: &Args, report: &mut Report) -> anyhow::
         }
         receiver.until_requests(events).await?;
         if let Some((bare_rate, bare_cpu)) = bare.last() {
-            let (rate, cpu) = (receiver.rate(), each((world.cpu()? - before).controller));
+            let (rate, cpu) = (receiver.rate(), each(world.cpu()? - before));
             eprintln!(
                 "round {round}: {rate:.0} beside {bare_rate:.0} events a second, {cpu:.1} beside {bare_cpu:.1} us of CPU each"
             );

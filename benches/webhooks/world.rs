@@ -1,7 +1,6 @@
 //! The cluster, the controller, and what happens to its tokens.
 
 use std::collections::HashMap;
-use std::ops::Sub;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -28,21 +27,17 @@ const AT_ONCE: usize = 32;
 /// The controller's log.
 const LOG: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/webhooks-bench.log");
 
-/// What the controller has counted.
+/// What was counted and used so far. CPU time is that in user space and in the kernel.
 #[derive(Clone, Copy)]
 pub struct Counts {
     /// ApiToken statuses written.
     pub statuses: u64,
     /// TokenWebhook statuses written.
     pub hooks: u64,
-}
-
-/// CPU time that was used, in user space and in the kernel.
-#[derive(Clone, Copy)]
-pub struct Cpu {
-    pub controller: Duration,
+    /// The controller's.
+    pub controller_cpu: Duration,
     /// etcd's, the API server's and the controller manager's.
-    pub control_plane: Duration,
+    pub control_plane_cpu: Duration,
 }
 
 /// How a revocation went.
@@ -54,25 +49,12 @@ pub struct Revocation {
     pub enforced: Duration,
     pub before: Counts,
     pub after: Counts,
-    /// What it took until then.
-    pub cpu: Cpu,
 }
 
 impl Revocation {
     /// ApiToken statuses written until all was enforced.
     pub fn writes(&self) -> u64 {
         self.after.statuses - self.before.statuses
-    }
-}
-
-impl Sub for Cpu {
-    type Output = Self;
-
-    fn sub(self, before: Self) -> Self {
-        Self {
-            controller: self.controller - before.controller,
-            control_plane: self.control_plane - before.control_plane,
-        }
     }
 }
 
@@ -201,7 +183,7 @@ impl World {
     /// Revokes all, and waits until all statuses say so.
     pub async fn revoke(&self, namespace: &str, count: usize) -> anyhow::Result<Revocation> {
         self.quiet().await?;
-        let (before, cpu) = (self.counts().await?, self.cpu()?);
+        let before = self.counts().await?;
         let tokens: Api<ApiToken> = Api::namespaced(self.client.clone(), namespace);
         let tokens = &tokens;
         let start = Instant::now();
@@ -220,8 +202,7 @@ impl World {
         })
         .await?;
         let enforced = start.elapsed();
-        let cpu = self.cpu()? - cpu;
-        Ok(Revocation { start, patched, enforced, before, after: self.counts().await?, cpu })
+        Ok(Revocation { start, patched, enforced, before, after: self.counts().await? })
     }
 
     /// Waits until nothing waits in any token.
@@ -255,9 +236,12 @@ impl World {
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
             line.with_context(|| format!("no {name}"))?.parse().context("a number")
         };
+        let control_plane = self.cluster.processes().into_iter().map(|(_, pid)| process::cpu(pid));
         Ok(Counts {
             statuses: value("tokenward_status_writes_total")?,
             hooks: value("tokenward_webhook_status_writes_total")?,
+            controller_cpu: self.cpu()?,
+            control_plane_cpu: control_plane.sum::<anyhow::Result<_>>()?,
         })
     }
 
@@ -266,13 +250,9 @@ impl World {
         Ok(std::fs::read_to_string(LOG)?.matches("leading: this replica writes").count())
     }
 
-    /// The CPU time that was used so far.
-    pub fn cpu(&self) -> anyhow::Result<Cpu> {
-        let control_plane = self.cluster.processes().into_iter().map(|(_, pid)| process::cpu(pid));
-        Ok(Cpu {
-            controller: process::cpu(self.controller.pid())?,
-            control_plane: control_plane.sum::<anyhow::Result<_>>()?,
-        })
+    /// The CPU time that the controller has used so far.
+    pub fn cpu(&self) -> anyhow::Result<Duration> {
+        process::cpu(self.controller.pid())
     }
 
     /// The controller's greatest memory so far, in MiB.

@@ -132,8 +132,7 @@ impl ControlPlane {
             apiserver: None,
             etcd,
         };
-        control_plane.launch_apiserver()?;
-        control_plane.wait_apiserver()?;
+        control_plane.start_apiserver()?;
         if options.controller_manager {
             // It gives the API server 10 s to be healthy and ends otherwise: too short on a machine that is busy.
             let flags = controller_manager_flags(folder, &pki, *network, options);
@@ -173,7 +172,8 @@ impl ControlPlane {
         if self.apiserver.is_some() {
             return Err(Error::ApiserverRunning);
         }
-        self.launch_apiserver()?;
+        let program = &self.binaries.kube_apiserver;
+        self.apiserver = Some(self.launcher.spawn("kube-apiserver", program, &self.apiserver_flags)?);
         let ready = self.wait_apiserver();
         if ready.is_err() {
             self.apiserver = None;
@@ -206,12 +206,6 @@ impl ControlPlane {
         for service in [self.controller_manager, self.apiserver, Some(self.etcd)].into_iter().flatten() {
             service.process.detach().map_err(Error::process("detach", service.name))?;
         }
-        Ok(())
-    }
-
-    fn launch_apiserver(&mut self) -> Result<(), Error> {
-        let program = &self.binaries.kube_apiserver;
-        self.apiserver = Some(self.launcher.spawn("kube-apiserver", program, &self.apiserver_flags)?);
         Ok(())
     }
 

@@ -91,30 +91,30 @@ impl Lanes {
     /// Takes note of what waits in a token.
     pub fn see(&mut self, waiting: &Waiting, now: Instant) {
         let key = &waiting.key;
-        let events = waiting.events_for(&self.webhook).cloned().map(Event::open);
-        let seen = Lane {
+        let before = self.lanes.remove(key);
+        let known = before.iter().flat_map(|lane| &lane.events);
+        let is_done = |id: &str| known.clone().any(|known| known.done && *known.message.id == *id);
+        let events = waiting
+            .events_for(&self.webhook)
+            .map(|message| Event { message: message.clone(), done: is_done(&message.id) });
+        let mut lane = Lane {
             events: events.collect(),
             lost: waiting.lost.get(&self.webhook).copied().unwrap_or_default(),
             ..Lane::default()
         };
-        if !self.lanes.contains_key(key) && seen.is_empty() {
+        if before.is_none() && lane.is_empty() {
             return;
         }
-        let lane = self.lanes.entry(key.clone()).or_default();
-        let first = lane.head().cloned();
-        self.pending -= lane.open().count();
-        let known = std::mem::replace(&mut lane.events, seen.events);
-        lane.lost = seen.lost;
-        for Event { message, done } in &mut lane.events {
-            *done = known.iter().any(|known| known.done && known.message.id == message.id);
-        }
-        self.pending += lane.open().count();
-        if lane.head().map(|message| &message.id) != first.as_ref().map(|message| &message.id)
-            && lane.state != State::UnderWay
-        {
+        let before = before.unwrap_or_default();
+        self.pending = self.pending + lane.open().count() - before.open().count();
+        let first = |lane: &Lane| lane.head().map(|message| message.id.clone());
+        let is_same = first(&lane) == first(&before);
+        (lane.attempts, lane.state) = (before.attempts, before.state);
+        if !is_same && lane.state != State::UnderWay {
             lane.attempts = 0;
             lane.due_at(key, None, &mut self.due);
         }
+        self.lanes.insert(key.clone(), lane);
         self.settle(key, now);
     }
 
@@ -269,12 +269,6 @@ impl Lane {
         }
         self.state = at.map_or(State::Idle, State::Due);
         due.extend(at.map(|at| (at, key.clone())));
-    }
-}
-
-impl Event {
-    fn open(message: Arc<Message>) -> Self {
-        Self { message, done: false }
     }
 }
 

@@ -330,13 +330,13 @@ impl Endpoint {
     /// Makes lanes of what waits in the status, one a token. What is not stored yet waits for that: sent before, it
     /// would be sent again under another id if this process died.
     fn see_held(&mut self) {
-        let me = self.record.name().to_owned();
+        let me = self.record.name();
         let stored = self.record.stored();
         let mut lanes: BTreeMap<Key, Vec<Awaited>> = BTreeMap::new();
         for event in self.record.status.outbox.iter().filter(|event| stored.contains(&*event.id)) {
             let token = event.token.as_ref().map_or("", |token| &token.token_id);
             let events = lanes.entry(format!("{HELD}{token}").into()).or_default();
-            events.push((Message::of_held(event).into(), vec![me.clone()]));
+            events.push((Message::of_held(event).into(), vec![me.to_owned()]));
         }
         let emptied = self.held.iter().filter(|key| !lanes.contains_key(*key)).cloned().collect::<Vec<_>>();
         self.held = lanes.keys().cloned().collect();
