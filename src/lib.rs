@@ -1,17 +1,4 @@
-#![doc = include_str!("../ARCHITECTURE.md")]
+//! The command line, as a library so that tests can ask it which flags there are.
 
-pub mod admission;
-pub mod check;
 pub mod cli;
-pub mod cluster;
-pub mod controller;
-pub mod crd;
-mod failpoint;
-pub mod lifecycle;
-mod listen;
-mod shutdown;
-pub mod telemetry;
-pub mod tls;
-pub mod token;
-pub mod verifier;
-pub mod webhook;
+pub mod manifests;

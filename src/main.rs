@@ -5,9 +5,13 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use tokenward::cli::{Cli, CommonArgs, CrdsArgs, Role};
-use tokenward::{controller, crd, telemetry, verifier};
+use tokenward::cli::{Cli, CrdsArgs, Role};
+use tokenward::manifests;
+use tokenward_core::crd;
+use tokenward_runtime::config::CommonArgs;
+use tokenward_runtime::telemetry;
 
+// Built with musl, the image's allocator would serve one thread at a time; and what is tested is what is shipped.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -23,10 +27,10 @@ fn main() -> ExitCode {
 
 fn run(role: Role) -> anyhow::Result<()> {
     match role {
-        Role::Controller(args) => serve(&args.common.clone(), controller::run(args)),
-        Role::Verifier(args) => serve(&args.common.clone(), verifier::run(args)),
+        Role::Controller(args) => serve(&args.common.clone(), tokenward_controller::run(args)),
+        Role::Verifier(args) => serve(&args.common.clone(), tokenward_verifier::run(args)),
         Role::Crds(args) => crds(&args),
-        Role::Openapi => print(&verifier::doors::openapi::json()),
+        Role::Openapi => print(&tokenward_verifier::endpoints::openapi::json()),
     }
 }
 
@@ -37,7 +41,7 @@ fn serve(common: &CommonArgs, role: impl Future<Output = anyhow::Result<()>>) ->
 
 fn crds(args: &CrdsArgs) -> anyhow::Result<()> {
     for (name, crd) in crd::all() {
-        let yaml = crd::to_yaml(&crd)?;
+        let yaml = manifests::yaml(&crd)?;
         match &args.dir {
             Some(dir) => {
                 let path = dir.join(name);

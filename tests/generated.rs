@@ -2,15 +2,16 @@
 
 use std::path::Path;
 
-use tokenward::crd;
-use tokenward::verifier::doors::openapi;
+use tokenward::manifests;
+use tokenward_core::crd;
+use tokenward_verifier::endpoints::openapi;
 
 #[test]
 fn crds_are_what_the_code_prints() {
     for (name, definition) in crd::all() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("crds").join(name);
         let stored = std::fs::read_to_string(&path).unwrap_or_default();
-        let printed = crd::to_yaml(&definition).expect("a CRD is YAML");
+        let printed = manifests::yaml(&definition).expect("a CRD is YAML");
         assert!(stored == printed, "{} differs: run `cargo run -- crds --dir crds`", path.display());
     }
 }
@@ -26,7 +27,7 @@ fn the_openapi_document_is_what_the_code_prints() {
 #[test]
 fn crds_have_no_defaults() {
     for (name, definition) in crd::all() {
-        let yaml = crd::to_yaml(&definition).expect("a CRD is YAML");
+        let yaml = manifests::yaml(&definition).expect("a CRD is YAML");
         assert!(!yaml.contains("default:"), "{name}");
     }
 }

@@ -16,7 +16,7 @@ use hyper::body::{Body, Bytes, Frame};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokenward::token::Peppers;
+use tokenward_core::token::Peppers;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 

@@ -8,8 +8,8 @@ use futures::{StreamExt, TryStreamExt, stream};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
 use serde_json::Value;
-use tokenward::crd::ApiToken;
-use tokenward::token::Peppers;
+use tokenward_core::crd::ApiToken;
+use tokenward_core::token::Peppers;
 
 use super::tokens;
 

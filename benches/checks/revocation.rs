@@ -13,7 +13,7 @@ use futures::{StreamExt, TryStreamExt};
 use kube::api::{DynamicObject, ListParams, Patch, PatchParams, WatchEvent, WatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client};
-use tokenward::crd::ApiToken;
+use tokenward_core::crd::ApiToken;
 
 use super::report::{Report, time};
 use super::server::Server;

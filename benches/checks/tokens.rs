@@ -4,7 +4,7 @@
 //! Bad ones are of the three kinds that a verifier meets: another secret under a known key id, an unknown key id,
 //! and a broken checksum.
 
-use tokenward::token::{KeyId, Peppers, Plaintext, Prefix, Token, format};
+use tokenward_core::token::{KeyId, Peppers, Plaintext, Prefix, Token, format};
 
 /// One in so many requests of a load is bad.
 pub const BAD_EVERY: u64 = 10;

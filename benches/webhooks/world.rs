@@ -17,7 +17,7 @@ use kube::runtime::reflector::{self, Store};
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
 use serde_json::{Value, json};
-use tokenward::crd::{ApiToken, TokenWebhook};
+use tokenward_core::crd::{ApiToken, TokenWebhook};
 
 use super::{PATIENCE, process};
 

@@ -7,7 +7,7 @@ use futures::StreamExt;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, ResourceExt};
-use tokenward::crd::{ApiToken, ConditionType, find_condition};
+use tokenward_core::crd::{ApiToken, ConditionType, find_condition};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;

@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
 use serde_json::Value;
-use tokenward::crd::{ApiToken, TokenWebhook};
+use tokenward_core::crd::{ApiToken, TokenWebhook};
 
 use crate::PATIENCE;
 use crate::gate::{Gate, Presented};

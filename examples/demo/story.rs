@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
-use tokenward::crd::{ApiToken, ConditionType, TokenWebhook, TokenWebhookSpec};
+use tokenward_core::crd::{ApiToken, ConditionType, TokenWebhook, TokenWebhookSpec};
 use tokio::task::JoinSet;
 use zeroize::Zeroizing;
 

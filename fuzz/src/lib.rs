@@ -12,14 +12,15 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
-use tokenward::check::WireToken;
-use tokenward::crd::{ApiToken, ApiTokenSpec};
-use tokenward::token::format::{self, KeyId, Prefix};
-use tokenward::token::{Peppers, Plaintext};
-use tokenward::verifier::callers::Callers;
-use tokenward::verifier::doors::{Doors, TrustedProxies};
-use tokenward::verifier::metrics::Metrics;
-use tokenward::verifier::view::View;
+use tokenward_core::check::WireToken;
+use tokenward_core::crd::{ApiToken, ApiTokenSpec};
+use tokenward_core::token::format;
+use tokenward_core::token::format::{KeyId, Prefix};
+use tokenward_core::token::{Peppers, Plaintext};
+use tokenward_verifier::caller_auth::Callers;
+use tokenward_verifier::endpoints::{Doors, TrustedProxies};
+use tokenward_verifier::metrics::Metrics;
+use tokenward_verifier::snapshot::View;
 use tokio::runtime::{Builder, Runtime};
 
 /// The scopes of [`TOKEN`].

@@ -3,8 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tokenward::token::Token;
-use tokenward::token::format::MAX_LEN;
+use tokenward_core::token::Token;
+use tokenward_core::token::format::MAX_LEN;
 
 fuzz_target!(|text: &str| {
     let Some(token) = Token::parse(text) else { return };

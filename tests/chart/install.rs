@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::helm::chart;
 use crate::stage::{Stage, deployment};
-use crate::support::{Site, eventually};
+use testkit::{Site, eventually};
 
 pub async fn the_installed_processes_mint_and_check(stage: &Stage) {
     let space = stage.site.namespace("installed").await;
@@ -87,7 +87,7 @@ pub async fn an_uninstall_keeps_what_can_t_be_made_again(stage: &Stage) {
     let space = site.namespace("kept").await;
     let token = space.active("t", json!({"scopes": ["a:b"]})).await;
     let before = space.get("t").await.status.expect("a status");
-    let pepper = |site: &crate::support::Site| {
+    let pepper = |site: &testkit::Site| {
         site.kubectl(&[
             "get",
             "secret",

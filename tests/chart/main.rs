@@ -5,10 +5,6 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
 
-#[macro_use]
-#[path = "../support/mod.rs"]
-mod support;
-
 mod helm;
 mod install;
 mod manifests;
@@ -23,6 +19,7 @@ use std::sync::{Arc, OnceLock};
 
 use libtest_mimic::{Arguments, Trial};
 use stage::Stage;
+use testkit::tests;
 use tokio::runtime::Runtime;
 
 /// Adds tests that need no cluster.

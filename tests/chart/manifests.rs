@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Map, Value, json};
-use tokenward::crd;
+use tokenward::manifests;
+use tokenward_core::crd;
 
 use crate::helm::{objects, render, root};
 use crate::stage::Stage;
@@ -21,7 +22,7 @@ const SOURCE: &str = "# Source: tokenward/templates/";
 pub fn the_chart_has_the_crds_that_the_code_prints() {
     for (name, definition) in crd::all() {
         let path = root().join("charts/tokenward/files/crds").join(name);
-        let printed = crd::to_yaml(&definition).expect("YAML");
+        let printed = manifests::yaml(&definition).expect("YAML");
         let stored = fs::read_to_string(&path).unwrap_or_default();
         let advice = "run `cargo run -- crds --dir charts/tokenward/files/crds`";
         assert!(stored == printed, "{} differs: {advice}", path.display());

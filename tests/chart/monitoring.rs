@@ -124,7 +124,7 @@ pub async fn every_metric_that_is_asked_for_exists(stage: &Stage) {
     // A namespace that forbids the controller what it needs: every Secret is one too many.
     stage.site.kubectl(&["create", "quota", "none", "-n", &space.name, "--hard=count/secrets=0"]);
     space.create("forbidden", json!({"scopes": ["a:b"]})).await;
-    space.condition("forbidden", tokenward::crd::ConditionType::Stalled, "True").await;
+    space.condition("forbidden", tokenward_core::crd::ConditionType::Stalled, "True").await;
     let served = [stage.controller.metrics().await, stage.verifier.metrics().await].concat();
     let served: BTreeSet<_> = served
         .lines()

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::stage::Stage;
-use crate::support::{client_of, eventually};
+use testkit::{client_of, eventually};
 
 /// An account, a right, where, and whether it has it.
 type Right = (&'static str, &'static [&'static str], bool);
@@ -91,7 +91,7 @@ pub async fn nobody_else_writes_a_status(stage: &Stage) {
     .await;
     // The controller, which has written the status above with the policy in place, still may.
     space.patch("t", json!({"spec": {"revoked": true}})).await;
-    space.reason("t", tokenward::crd::ConditionType::Ready, "Revoked").await;
+    space.reason("t", tokenward_core::crd::ConditionType::Ready, "Revoked").await;
     let checked = stage.site.kubectl(&["get", "validatingadmissionpolicy", "tokenward-status", "-o", "json"]);
     let checked: serde_json::Value = serde_json::from_str(&checked).expect("JSON");
     assert!(checked["status"]["typeChecking"]["expressionWarnings"].is_null(), "{checked}");

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 
 use crate::helm::{arguments, chart, helm, variables};
-use crate::support::{Process, Site, free_port};
+use testkit::{Process, Site, free_port};
 
 /// The controllers of Kubernetes that make pods of Deployments, beside those that clusters for tests have.
 const CONTROLLERS: &str = "--controllers=garbage-collector-controller,namespace-controller,\

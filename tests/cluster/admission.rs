@@ -15,11 +15,11 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
 use serde_json::{Value, json};
-use tokenward::crd::{ConditionType, TokenWebhook};
+use tokenward_core::crd::{ConditionType, TokenWebhook};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::Shared;
-use super::support::{PATIENCE, Site, Space, Tenant, eventually, free_port, message};
+use testkit::{PATIENCE, Site, Space, Tenant, eventually, free_port, message};
 
 /// The label of namespaces in which the shared controller is asked.
 const ASKED: &str = "tokenward.test/admission";

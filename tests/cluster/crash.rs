@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use futures::{StreamExt, stream};
 use serde_json::json;
-use tokenward::crd::ConditionType;
+use tokenward_core::crd::ConditionType;
 
-use crate::support::{Process, Site, Space, data, has};
+use testkit::{Process, Site, Space, data, has};
 
 /// What happens, and at which writes the controller is killed.
 const MINT: [&str; 3] = ["announce", "deliver", "record"];

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use tokenward::token::format::{self, KeyId, Prefix};
-use tokenward::token::{Plaintext, Token};
+use tokenward_core::token::format;
+use tokenward_core::token::format::{KeyId, Prefix};
+use tokenward_core::token::{Plaintext, Token};
 use tokio::task::spawn_blocking;
 
 use crate::Shared;
-use crate::support::{PATIENCE, client};
+use testkit::{PATIENCE, client};
 
 /// An answer must be here by then: well before a verifier gives a connection up, far beyond what one takes.
 const SOON: Duration = Duration::from_secs(5);

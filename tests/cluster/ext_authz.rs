@@ -15,7 +15,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::Shared;
-use crate::support::{Process, eventually};
+use testkit::{Process, eventually};
 
 pub async fn a_grpc_client_gets_the_answers_of_auth(shared: &Shared) {
     let space = shared.site.namespace("grpc").await;

@@ -18,9 +18,9 @@ use kube::client::Body;
 use kube::config::Kubeconfig;
 use kube::{Api, Client};
 use serde_json::json;
-use tokenward::crd::{ConditionType, VersionState};
+use tokenward_core::crd::{ConditionType, VersionState};
 
-use crate::support::{PATIENCE, Process, Site, Tenant, client_of, condition, eventually};
+use testkit::{PATIENCE, Process, Site, Tenant, client_of, condition, eventually};
 
 async fn leads(process: &Process) -> bool {
     process.metrics().await.lines().any(|line| line == "tokenward_leader 1")

@@ -49,14 +49,14 @@ pub async fn columns_and_explanations_read_well(shared: &Shared) {
 pub async fn the_verifier_can_read_no_token(shared: &Shared) {
     let space = shared.site.namespace("rights").await;
     space.active("t", serde_json::json!({"scopes": ["a:b"]})).await;
-    let verifier = crate::support::client_of(&shared.site.rights_of("tokenward-verifier")).await;
+    let verifier = testkit::client_of(&shared.site.rights_of("tokenward-verifier")).await;
     let secrets: kube::Api<k8s_openapi::api::core::v1::Secret> =
         kube::Api::namespaced(verifier.clone(), &space.name);
     let denied = secrets.get("t").await.expect_err("a refusal").to_string();
     assert!(denied.contains("forbidden"), "{denied}");
     let denied = secrets.list(&Default::default()).await.expect_err("a refusal").to_string();
     assert!(denied.contains("forbidden"), "{denied}");
-    let tokens: kube::Api<tokenward::crd::ApiToken> = kube::Api::namespaced(verifier, &space.name);
+    let tokens: kube::Api<tokenward_core::crd::ApiToken> = kube::Api::namespaced(verifier, &space.name);
     let mut token = tokens.get("t").await.expect("an ApiToken");
     token.spec.suspend = Some(true);
     let denied = tokens.replace("t", &Default::default(), &token).await.expect_err("a refusal").to_string();

@@ -8,7 +8,7 @@ use kube::config::Kubeconfig;
 use serde_json::{Value, json};
 
 use crate::sockets::Pki;
-use crate::support::{Process, Site, eventually};
+use testkit::{Process, Site, eventually};
 
 /// The file that users copy; the tests put in where the verifier is, and the caller's token.
 const WEBHOOK: &str = include_str!("../../examples/kube-apiserver/webhook.yaml");

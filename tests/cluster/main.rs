@@ -13,10 +13,6 @@
     reason = "a test fails by a panic"
 )]
 
-#[macro_use]
-#[path = "../support/mod.rs"]
-mod support;
-
 mod admission;
 mod crash;
 mod doors;
@@ -38,8 +34,9 @@ use std::sync::{Arc, OnceLock};
 use devcluster::{Options, Version};
 use kubernetes::Trusting;
 use libtest_mimic::Arguments;
-use support::{Process, Site};
-use tokenward::token::Token;
+use testkit::tests;
+use testkit::{Process, Site};
+use tokenward_core::token::Token;
 use tokio::runtime::Runtime;
 
 /// A cluster with a controller and a verifier that look after every namespace.
@@ -56,7 +53,7 @@ impl Shared {
 
     async fn start_with(options: Options) -> Self {
         let site = Site::start_with(options).await;
-        let port = support::free_port();
+        let port = testkit::free_port();
         let listen = port.to_string();
         let admission = ["--admission-listen", &listen, "--enforce-scope-grants"];
         let flags = [&["--log", "info,tokenward=debug"][..], &admission].concat();

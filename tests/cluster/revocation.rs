@@ -3,10 +3,10 @@
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use serde_json::json;
-use tokenward::crd::{ConditionType, Phase, RevocationReason, VersionState};
+use tokenward_core::crd::{ConditionType, Phase, RevocationReason, VersionState};
 
 use crate::Shared;
-use crate::support::{condition, eventually};
+use testkit::{condition, eventually};
 
 pub async fn a_revocation_is_at_once_and_for_good(shared: &Shared) {
     let space = shared.site.namespace("revoke").await;
@@ -26,7 +26,7 @@ pub async fn a_revocation_is_at_once_and_for_good(shared: &Shared) {
     assert!(status.versions.iter().all(|v| v.state == VersionState::Revoked));
     assert_eq!(status.phase, Some(Phase::Revoked));
     assert_eq!(condition(&token, ConditionType::Ready).expect("Ready").0, "Revoked");
-    assert!(crate::support::has(&token, ConditionType::Ready, "True"), "Flux and Argo CD end here");
+    assert!(testkit::has(&token, ConditionType::Ready, "True"), "Flux and Argo CD end here");
     let secret = space.secrets().get("t").await.expect("the Secret is kept");
     assert_eq!(secret.labels().get("tokenward.dev/revoked").map(String::as_str), Some("true"));
 
@@ -65,7 +65,7 @@ pub async fn a_deletion_revokes_and_a_new_object_is_a_new_token(shared: &Shared)
     assert_ne!(space.get("t").await.status.and_then(|s| s.token_id), before);
     eventually("a new token that works", async || {
         let secret = space.secrets().get_opt("t").await.expect("an answer");
-        let Some(current) = secret.as_ref().and_then(|s| crate::support::data(s, "token")) else {
+        let Some(current) = secret.as_ref().and_then(|s| testkit::data(s, "token")) else {
             return Err("no Secret".to_owned());
         };
         match shared.verifier.check(&current, "").await {
@@ -88,8 +88,8 @@ pub async fn suspension_is_reversible(shared: &Shared) {
     space.patch("t", json!({"spec": {"suspend": true}})).await;
     shared.verifier.answers(&secret, "", 401).await;
     let token = space.reason("t", ConditionType::Ready, "Suspended").await;
-    assert!(crate::support::has(&token, ConditionType::Ready, "True"));
-    assert!(crate::support::has(&token, ConditionType::Active, "False"));
+    assert!(testkit::has(&token, ConditionType::Ready, "True"));
+    assert!(testkit::has(&token, ConditionType::Active, "False"));
     space.patch("t", json!({"spec": {"suspend": false}})).await;
     shared.verifier.answers(&secret, "", 200).await;
     space.condition("t", ConditionType::Active, "True").await;

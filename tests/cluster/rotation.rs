@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::json;
-use tokenward::crd::{ConditionType, Phase, RotationReason, VersionState};
+use tokenward_core::crd::{ConditionType, Phase, RotationReason, VersionState};
 
 use crate::Shared;
-use crate::support::{condition, data, has};
+use testkit::{condition, data, has};
 
 pub async fn an_edit_rotates_with_an_overlap(shared: &Shared) {
     let space = shared.site.namespace("edit").await;
@@ -124,7 +124,7 @@ pub async fn the_previous_secret_is_kept_beside(shared: &Shared) {
     let secret = space.secrets().get("t").await.expect("a Secret");
     assert_eq!(data(&secret, "PREVIOUS"), old);
     assert_ne!(data(&secret, "TOKEN"), old);
-    crate::support::eventually("Secret without the previous token", async || {
+    testkit::eventually("Secret without the previous token", async || {
         let secret = space.secrets().get("t").await.expect("a Secret");
         data(&secret, "PREVIOUS").map_or(Ok(()), |_| Err("still there".to_owned()))
     })

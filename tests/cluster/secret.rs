@@ -8,10 +8,10 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
-use tokenward::crd::{ConditionType, Phase, RotationReason};
+use tokenward_core::crd::{ConditionType, Phase, RotationReason};
 
 use crate::Shared;
-use crate::support::{Space, condition, data, eventually};
+use testkit::{Space, condition, data, eventually};
 
 async fn patch_secret(space: &Space, name: &str, patch: Value) {
     space.secrets().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.expect("a patch");
@@ -117,7 +117,7 @@ pub async fn a_secret_that_is_always_broken_stalls(shared: &Shared) {
             .until("t", "a repair or the end of repairs", |t| {
                 let stalled = condition(t, ConditionType::Stalled).is_some();
                 stalled
-                    || crate::support::has(t, ConditionType::Ready, "True")
+                    || testkit::has(t, ConditionType::Ready, "True")
                         && t.status
                             .as_ref()
                             .and_then(|s| s.secret_ref.as_ref())
@@ -134,7 +134,7 @@ pub async fn a_secret_that_is_always_broken_stalls(shared: &Shared) {
     let (reason, message) = condition(&token, ConditionType::Stalled).expect("Stalled");
     assert_eq!(reason, "SecretMissing");
     assert!(message.contains("to have it now, change rotation.trigger"), "{message}");
-    assert!(crate::support::has(&token, ConditionType::Ready, "False"));
+    assert!(testkit::has(&token, ConditionType::Ready, "False"));
     space.stays("t", Duration::from_secs(1)).await;
     // The way out that the message names.
     space.patch("t", json!({"spec": {"rotation": {"trigger": "repaired"}}})).await;
@@ -278,7 +278,7 @@ pub async fn a_status_that_claims_nonsense_gives_nothing(shared: &Shared) {
     space
         .until("t", "a healed status", |t| {
             let versions = &t.status.as_ref().expect("a status").versions;
-            crate::support::has(t, ConditionType::Ready, "True")
+            testkit::has(t, ConditionType::Ready, "True")
                 && versions.iter().filter(|v| v.state.is_live()).count() <= 2
         })
         .await;

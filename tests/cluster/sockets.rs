@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 
 use crate::Shared;
-use crate::support::{PATIENCE, Process, Site, client, eventually};
+use testkit::{PATIENCE, Process, Site, client, eventually};
 
 // === TLS ===
 

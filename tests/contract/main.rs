@@ -13,9 +13,6 @@
     reason = "a test fails by a panic"
 )]
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod bad_input;
 mod clients;
 mod document;

@@ -4,7 +4,7 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 
 use crate::python::Python;
-use crate::support::{Process, Site, Space};
+use testkit::{Process, Site, Space};
 
 /// Where a client must not ask by way of a proxy, whatever the machine's users do elsewhere.
 pub const LOOPBACK: &str = "127.0.0.1";

@@ -10,7 +10,7 @@ use devcluster::process::Guarded;
 use serde_json::{Value, json};
 
 use crate::stage::Stage;
-use crate::support::eventually;
+use testkit::eventually;
 
 /// The key that both sides have.
 const KEY: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";

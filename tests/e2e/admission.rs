@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use crate::stage::Stage;
-use crate::support::eventually;
+use testkit::eventually;
 
 pub async fn the_api_server_asks_through_the_service(stage: &Stage) {
     let space = stage.site.namespace("admission").await;

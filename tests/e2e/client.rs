@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use crate::stage::{BUSYBOX, Stage};
-use crate::support::{Space, eventually};
+use testkit::{Space, eventually};
 
 /// Asks for ever, and writes down the status line of each answer, or an empty line.
 const ASK: &str = r#"

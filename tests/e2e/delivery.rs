@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::client::Client;
 use crate::stage::{Stage, within};
-use crate::support::{PATIENCE, eventually};
+use testkit::{PATIENCE, eventually};
 
 /// How long a kubelet may take to bring a changed Secret into a file: its period of a minute, and some more.
 const REFRESH: Duration = Duration::from_secs(150);

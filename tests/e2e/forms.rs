@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::admission;
 use crate::client::Client;
 use crate::stage::Stage;
-use crate::support::eventually;
+use testkit::eventually;
 
 /// Where the API server can't reach pods, it reaches their nodes. One replica, as there is one node.
 pub async fn the_controller_serves_from_the_network_of_its_node(stage: &Stage) {

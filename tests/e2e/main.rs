@@ -12,10 +12,6 @@
     reason = "a test fails by a panic, and what it measures is printed"
 )]
 
-#[macro_use]
-#[path = "../support/mod.rs"]
-mod support;
-
 mod admission;
 mod client;
 mod delivery;

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::client::Client;
 use crate::stage::Stage;
-use crate::support::{Space, eventually};
+use testkit::{Space, eventually};
 
 pub async fn the_chart_s_own_test_passes(stage: &Stage) {
     let printed = stage.sh("helm test -n tokenward tokenward --timeout 120s");

@@ -8,10 +8,10 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::{ListParams, ObjectMeta, PostParams};
 use serde_json::json;
-use tokenward::crd::ConditionType;
+use tokenward_core::crd::ConditionType;
 
 use crate::stage::Stage;
-use crate::support::has;
+use testkit::has;
 
 const TOKENS: usize = 1000;
 

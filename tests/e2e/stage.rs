@@ -8,7 +8,7 @@ use std::{env, fs};
 
 use devcluster::{Image, Options};
 
-use crate::support::{Site, Space};
+use testkit::{Site, Space};
 
 /// What users are told to type.
 const INSTALL: &str = include_str!("../../docs/install.md");

@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use crate::curl::Reply;
 use crate::stage::{Shared, Stage, Token};
-use crate::support::eventually;
 use crate::upstream::Seen;
+use testkit::eventually;
 
 /// What the upstream must see of a token, and no more.
 fn assert_identity(seen: &Seen, token: &Token, context: &str) {

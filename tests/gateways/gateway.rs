@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use devcluster::process::Guarded;
 
-use crate::support::{Process, free_port};
+use testkit::{Process, free_port};
 
 /// A gateway that users put in front of their services.
 pub struct Gateway {

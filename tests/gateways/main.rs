@@ -5,9 +5,6 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod checks;
 mod curl;
 mod gateway;

@@ -4,12 +4,12 @@ use serde_json::{Value, json};
 
 use crate::gateway::ENVOY_WITH_A_FILTER;
 use crate::stage::{Shared, Stage};
-use crate::support::eventually;
+use testkit::eventually;
 
 pub async fn a_filter_and_the_log_learn_whose_token_it_is(shared: &Shared) {
     let stage = Stage::start(shared, &ENVOY_WITH_A_FILTER).await;
     let (token, space) = (&shared.admin, &shared.space.name);
-    let key_id = tokenward::token::Token::parse(&token.secret).expect("a token").key_id();
+    let key_id = tokenward_core::token::Token::parse(&token.secret).expect("a token").key_id();
     let reply = stage.curl("/admin/").bearer(&token.secret).send();
     for (header, value) in [
         ("seen-id", &*token.id),

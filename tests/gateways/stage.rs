@@ -2,13 +2,13 @@
 
 use futures::future::join_all;
 use serde_json::json;
-use tokenward::crd::ApiToken;
+use tokenward_core::crd::ApiToken;
 
 use crate::curl::{Curl, Reply};
 use crate::gateway::{Gateway, Running};
 use crate::relay::Relay;
-use crate::support::{Process, Site, Space, eventually};
 use crate::upstream::Upstream;
+use testkit::{Process, Site, Space, eventually};
 
 /// A cluster with a controller and some tokens.
 pub struct Shared {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
-use tokenward::crd::ConditionType;
+use tokenward_core::crd::ConditionType;
 
 use crate::Stage;
 use crate::tool;
@@ -41,7 +41,7 @@ pub async fn health_is_told_in_every_state(stage: &Stage) {
     ] {
         space.create(name, spec).await;
         let token = space.reason(name, ConditionType::Ready, reason).await;
-        let (_, said) = crate::support::condition(&token, ConditionType::Ready).expect("a condition");
+        let (_, said) = testkit::condition(&token, ConditionType::Ready).expect("a condition");
         let live = serde_json::to_value(&token).expect("JSON");
         let (status, message) = health("ApiToken", &live);
         assert_eq!(status, expected, "{name}: {message}");

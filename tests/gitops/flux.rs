@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tokenward::crd::ConditionType;
+use tokenward_core::crd::ConditionType;
 
 use crate::Stage;
 use crate::repository::Repository;
@@ -42,7 +42,7 @@ pub async fn what_leaves_git_is_pruned(stage: &Stage) {
     let outcomes = repository.reconcile();
     let deleted: Vec<_> = outcomes.iter().filter(|outcome| outcome.action == "deleted").collect();
     assert!(deleted.len() == 1 && deleted[0].object.ends_with("/reporting"), "{outcomes:?}");
-    crate::support::eventually("the Secret is gone with its token", async || {
+    testkit::eventually("the Secret is gone with its token", async || {
         match space.secrets().get_opt("reporting-token").await.expect("an answer") {
             None => Ok(()),
             Some(secret) => Err(format!("{:?}", secret.metadata)),

@@ -5,10 +5,6 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
 
-#[macro_use]
-#[path = "../support/mod.rs"]
-mod support;
-
 mod argocd;
 mod flux;
 mod repository;
@@ -18,7 +14,8 @@ use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
 use libtest_mimic::Arguments;
-use support::{Process, Site};
+use testkit::tests;
+use testkit::{Process, Site};
 use tokio::runtime::Runtime;
 
 /// A cluster with a controller.

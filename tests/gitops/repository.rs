@@ -9,8 +9,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Site, eventually, free_port};
 use crate::tool;
+use testkit::{Site, eventually, free_port};
 
 /// What became of one object.
 #[derive(Debug, Deserialize)]

@@ -10,11 +10,11 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use kube::api::DeleteParams;
 use serde_json::json;
-use tokenward::crd::ConditionType;
+use tokenward_core::crd::ConditionType;
 
 use super::receiver::{Answer, Delivery, Receiver};
 use super::{Hooks, assert_sound};
-use crate::support::{PATIENCE, Process, Site, eventually};
+use testkit::{PATIENCE, Process, Site, eventually};
 
 /// How many cases of the crash test run at once.
 const AT_ONCE: usize = 4;
@@ -216,7 +216,7 @@ pub async fn a_bad_endpoint_holds_up_no_other(site: &Site) {
     }
     hooks.reason("hanging", ConditionType::Healthy, "Timeout").await;
     // What is delivered elsewhere waits for the hanging one alone.
-    let waiting = |token: &tokenward::crd::ApiToken| {
+    let waiting = |token: &tokenward_core::crd::ApiToken| {
         let outbox = token.status.as_ref().and_then(|status| status.outbox.clone()).unwrap_or_default();
         outbox.events.iter().all(|event| event.webhooks == ["hanging"]) && !outbox.events.is_empty()
     };

@@ -9,10 +9,10 @@ use std::time::Duration;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
-use tokenward::crd::{ConditionType, TokenWebhook, find_condition};
+use tokenward_core::crd::{ConditionType, TokenWebhook, find_condition};
 
-use crate::support::{Process, Site, Space, Tenant, data, eventually};
 use receiver::{Answer, Receiver};
+use testkit::{Process, Site, Space, Tenant, data, eventually};
 
 /// Receivers are on loopback here.
 pub const LOOPBACK: [&str; 2] = ["--webhook-allow-cidrs", "127.0.0.0/8"];
@@ -101,7 +101,7 @@ impl<'s> Hooks<'s> {
     pub async fn settled(&self) {
         eventually("empty outboxes", async || {
             let tokens = self.space().tokens().list(&Default::default()).await.expect("tokens");
-            let outbox = |token: &tokenward::crd::ApiToken| token.status.clone().and_then(|s| s.outbox);
+            let outbox = |token: &tokenward_core::crd::ApiToken| token.status.clone().and_then(|s| s.outbox);
             let waiting: Vec<_> = tokens.items.iter().filter_map(outbox).collect();
             if waiting.is_empty() { Ok(()) } else { Err(format!("{waiting:?}")) }
         })

@@ -19,7 +19,7 @@ use sha2::Sha256;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::support::eventually;
+use testkit::eventually;
 
 /// One request.
 #[derive(Clone, Debug)]

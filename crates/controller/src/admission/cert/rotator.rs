@@ -1,0 +1,218 @@
+//! Keeps the certificates: follows their Secret, presents what it holds, and tells the API server whom to trust.
+//!
+//! Every replica presents; the holder of the lease writes. A write that lost a race is not repeated: what was written
+//! instead comes by the watch, and is looked at like anything else.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::{ValidatingWebhook, ValidatingWebhookConfiguration};
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use serde_json::json;
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use super::state::{Kept, Names, Pair, SECRET, Step};
+use crate::admission::metrics::Metrics;
+use tokenward_runtime::cluster::error::{Remedy, message, remedy};
+use tokenward_runtime::cluster::lease::Claim;
+use tokenward_runtime::cluster::watch::follow;
+use tokenward_runtime::telemetry::probes::Part;
+use tokenward_runtime::tls::Presented;
+
+/// How long to wait after a write that failed.
+const RETRY: Duration = Duration::from_secs(5);
+/// The longest wait between two looks: a clock may be set meanwhile.
+const LOOK: Duration = Duration::from_secs(60);
+const FIELD_MANAGER: &str = "tokenward";
+
+/// Looks after the certificates.
+pub(crate) struct Keeper {
+    pub(crate) client: Client,
+    /// The operator's own.
+    pub(crate) namespace: String,
+    pub(crate) names: Names,
+    /// The ValidatingWebhookConfiguration whose `caBundle`s are ours to fill.
+    pub(crate) configuration: String,
+    pub(crate) lifetime: SignedDuration,
+    pub(crate) claim: watch::Receiver<Claim>,
+    pub(crate) presented: Presented,
+    pub(crate) metrics: Metrics,
+    pub(crate) ready: Part,
+}
+
+/// The Secret as it was last seen.
+#[derive(Default)]
+struct Seen {
+    kept: Kept,
+    /// `None`: there is no Secret.
+    resource_version: Option<String>,
+}
+
+impl Keeper {
+    /// Keeps them for as long as it is polled. Comes to an end if a watch does.
+    pub(crate) async fn keep(mut self) {
+        let secrets = Api::<Secret>::namespaced(self.client.clone(), &self.namespace);
+        let configurations = Api::<ValidatingWebhookConfiguration>::all(self.client.clone());
+        let mut secret_events = std::pin::pin!(follow(secrets.clone(), SECRET, SECRET));
+        let mut configuration_events =
+            std::pin::pin!(follow(configurations.clone(), &self.configuration, &self.configuration));
+        let (mut seen, mut configuration) = (None, None);
+        let mut presenting = None;
+        loop {
+            let wait = match &seen {
+                Some(seen) => {
+                    self.present(seen, &mut presenting);
+                    let claim = *self.claim.borrow();
+                    match claim.holds() {
+                        true => self.look(seen, configuration.as_ref(), &secrets, &configurations).await,
+                        false => LOOK,
+                    }
+                }
+                None => LOOK,
+            };
+            tokio::select! {
+                event = secret_events.next() => match event {
+                    Some(secret) => seen = Some(Seen::of(secret)),
+                    None => return,
+                },
+                event = configuration_events.next() => match event {
+                    Some(found) => configuration = found,
+                    None => return,
+                },
+                changed = self.claim.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Presents the current certificate, if it is not the one that is presented.
+    fn present(&self, seen: &Seen, presenting: &mut Option<Vec<u8>>) {
+        let Some(pair) = &seen.kept.current else { return };
+        if presenting.as_ref() == Some(&pair.certificate) {
+            return;
+        }
+        match self.presented.present(&pair.certificate, &pair.key) {
+            Ok(()) => {
+                let end = self.presented.ends_at();
+                info!(end = end.map(tracing::field::display), "presenting a certificate to the API server");
+                self.metrics.certificate_expiry.set(end.map_or(0, Timestamp::as_second));
+                *presenting = Some(pair.certificate.clone());
+                self.ready.set(true);
+            }
+            Err(error) => warn!(%error, "Secret {SECRET} can't be used"),
+        }
+    }
+
+    /// Does what is to be done; answers how long nothing else is.
+    async fn look(
+        &self,
+        seen: &Seen,
+        configuration: Option<&ValidatingWebhookConfiguration>,
+        secrets: &Api<Secret>,
+        configurations: &Api<ValidatingWebhookConfiguration>,
+    ) -> Duration {
+        let now = Timestamp::now();
+        let step = seen.kept.next_step(&self.names, self.lifetime, now);
+        let done = match step {
+            Step::Wait(until) => match configuration {
+                Some(found) => self
+                    .inject(found, &seen.kept.bundle(), configurations)
+                    .await
+                    .map(|()| until.duration_since(now).try_into().unwrap_or(LOOK).min(LOOK)),
+                None => Ok(LOOK),
+            },
+            _ => self.write(seen, step, now, secrets).await.map(|()| LOOK),
+        };
+        done.unwrap_or_else(|error| match remedy(&error) {
+            // Somebody was faster; the watch tells.
+            Remedy::ReadAgain => LOOK,
+            _ => {
+                warn!(error = message(&error), ?step, "the admission webhook's certificate; trying again");
+                RETRY
+            }
+        })
+    }
+
+    async fn write(
+        &self,
+        seen: &Seen,
+        step: Step,
+        now: Timestamp,
+        secrets: &Api<Secret>,
+    ) -> kube::Result<()> {
+        let made = match step {
+            Step::Make | Step::Announce => match Pair::make(&self.names, now, self.lifetime) {
+                Ok(pair) => Some(pair),
+                Err(error) => {
+                    error!(%error, "no certificate can be made");
+                    return Ok(());
+                }
+            },
+            _ => None,
+        };
+        let kept = seen.kept.clone().after(step, made);
+        let secret = Secret {
+            metadata: ObjectMeta {
+                name: Some(SECRET.to_owned()),
+                labels: Some([("app.kubernetes.io/part-of".to_owned(), "tokenward".to_owned())].into()),
+                resource_version: seen.resource_version.clone(),
+                ..Default::default()
+            },
+            type_: Some("kubernetes.io/tls".to_owned()),
+            data: Some(kept.to_data()),
+            ..Default::default()
+        };
+        match &seen.resource_version {
+            Some(_) => secrets.replace(SECRET, &PostParams::default(), &secret).await?,
+            None => secrets.create(&PostParams::default(), &secret).await?,
+        };
+        info!(?step, "changed the certificates in Secret {SECRET}");
+        Ok(())
+    }
+
+    /// Puts the bundle where webhooks of ours lack it. A webhook that goes by URL is somebody's own affair.
+    async fn inject(
+        &self,
+        found: &ValidatingWebhookConfiguration,
+        bundle: &[u8],
+        configurations: &Api<ValidatingWebhookConfiguration>,
+    ) -> kube::Result<()> {
+        let bundle = ByteString(bundle.to_vec());
+        let lacks = |webhook: &&ValidatingWebhook| {
+            webhook.client_config.service.is_some()
+                && webhook.client_config.ca_bundle.as_ref() != Some(&bundle)
+        };
+        let webhooks: Vec<_> = found.webhooks.iter().flatten().filter(lacks).collect();
+        if webhooks.is_empty() {
+            return Ok(());
+        }
+        let webhooks: Vec<_> = webhooks
+            .iter()
+            .map(|webhook| json!({"name": webhook.name, "clientConfig": {"caBundle": bundle}}))
+            .collect();
+        let patch = json!({
+            // What was looked at, and not what somebody has made of it since.
+            "metadata": {"resourceVersion": found.metadata.resource_version},
+            "webhooks": webhooks,
+        });
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
+        configurations.patch(&self.configuration, &params, &Patch::Strategic(patch)).await?;
+        info!(configuration = self.configuration, "told the API server which certificates to trust");
+        Ok(())
+    }
+}
+
+impl Seen {
+    fn of(secret: Option<Secret>) -> Self {
+        let Some(secret) = secret else { return Self::default() };
+        Self {
+            kept: Kept::read(secret.data.unwrap_or_default()),
+            resource_version: secret.metadata.resource_version,
+        }
+    }
+}

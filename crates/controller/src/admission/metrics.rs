@@ -1,0 +1,58 @@
+//! What admission counts.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Review {
+    kind: &'static str,
+    verdict: &'static str,
+}
+
+/// What became of a review.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The object may be stored.
+    Admitted,
+    /// It breaks a rule.
+    Refused,
+    /// It could not be judged, and may not be stored.
+    Failed,
+}
+
+/// Admission's metrics.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    reviews: Family<Review, Counter>,
+    /// When the serving certificate ends. 0: there is none yet.
+    pub(crate) certificate_expiry: Gauge,
+}
+
+impl Metrics {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let metrics = Self { reviews: Family::default(), certificate_expiry: Gauge::default() };
+        registry.register(
+            "admission_reviews",
+            "Objects that the API server asked about, by kind and verdict",
+            metrics.reviews.clone(),
+        );
+        registry.register(
+            "admission_certificate_expiry_timestamp_seconds",
+            "When the serving certificate of the admission webhook ends, in seconds since the epoch; 0: none yet",
+            metrics.certificate_expiry.clone(),
+        );
+        metrics
+    }
+
+    pub(crate) fn reviewed(&self, kind: &'static str, verdict: Verdict) {
+        let verdict = match verdict {
+            Verdict::Admitted => "ADMITTED",
+            Verdict::Refused => "REFUSED",
+            Verdict::Failed => "FAILED",
+        };
+        self.reviews.get_or_create(&Review { kind, verdict }).inc();
+    }
+}

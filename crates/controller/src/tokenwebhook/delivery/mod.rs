@@ -1,0 +1,238 @@
+//! One request: signed, sent once, and its answer judged.
+//!
+//! The answer's status counts. Its body is read, up to a bound, so that the connection can be used again, and is
+//! neither kept nor logged: what an endpoint says is not ours to repeat. A redirect is not followed, because it would
+//! lead to an address that nobody has named.
+
+pub mod connect;
+mod connection;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::header::{CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use jiff::Timestamp;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+use thiserror::Error as ThisError;
+
+use self::connect::{ConnectError, Connector, Resolve};
+use self::connection::Connection;
+use tokenward_core::outbox::destination::AddressPolicy;
+use tokenward_core::outbox::payload::Message;
+use tokenward_core::outbox::retry::{Failure, Outcome, judge};
+use tokenward_core::outbox::signature::SigningKeys;
+
+/// How much of an answer's body is read.
+const BODY_BOUND: usize = 64 * 1024;
+/// How long a connection is kept for the next event.
+const IDLE: Duration = Duration::from_secs(30);
+const ID: HeaderName = HeaderName::from_static("webhook-id");
+const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+const AGENT: HeaderValue = HeaderValue::from_static(concat!("tokenward/", env!("CARGO_PKG_VERSION")));
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// Where events are sent. Its Debug shows no URL, which may be a secret.
+pub struct Endpoint {
+    connector: Connector,
+    /// Connections that wait for the next event, the one that was used last at the end.
+    idle: Mutex<Vec<Connection>>,
+    uri: Uri,
+    /// What a request names of it.
+    path: Uri,
+    host: HeaderValue,
+    timeout: Duration,
+    ca_bundle: Option<String>,
+}
+
+/// Why nothing can be sent. Tells nothing of the URL.
+#[derive(Clone, Debug, PartialEq, Eq, ThisError)]
+pub enum EndpointError {
+    /// Not a URL that can be asked.
+    #[error("the URL must be an absolute http or https URL without user name or password")]
+    Url,
+    /// Not certificates.
+    #[error("spec.delivery.caBundle holds no certificate in PEM")]
+    CaBundle,
+    /// TLS can't be set up.
+    #[error("TLS can't be set up: {0}")]
+    Tls(String),
+}
+
+impl Endpoint {
+    /// Prepares an endpoint. Nothing is sent, or resolved, yet.
+    pub fn new(
+        url: &str,
+        ca_bundle: Option<&str>,
+        timeout: Duration,
+        policy: Arc<AddressPolicy>,
+        resolve: Resolve,
+    ) -> Result<Self, EndpointError> {
+        let uri: Uri = url.trim().parse().map_err(|_| EndpointError::Url)?;
+        let authority = uri.authority().ok_or(EndpointError::Url)?;
+        let plain = matches!(uri.scheme_str(), Some("http" | "https")) && !authority.as_str().contains('@');
+        if !plain || authority.host().is_empty() {
+            return Err(EndpointError::Url);
+        }
+        let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let is_default = matches!(
+            (uri.scheme_str(), uri.port_u16()),
+            (Some("http"), Some(80)) | (Some("https"), Some(443))
+        );
+        let host = if is_default { authority.host() } else { authority.as_str() };
+        Ok(Self {
+            connector: Connector::new(policy, tls(ca_bundle)?, resolve),
+            idle: Mutex::default(),
+            path: path.into(),
+            host: HeaderValue::from_str(host).map_err(|_| EndpointError::Url)?,
+            uri,
+            timeout,
+            ca_bundle: ca_bundle.map(str::to_owned),
+        })
+    }
+
+    /// Closes connections that nothing has used for a while.
+    pub fn rest(&self) {
+        self.idle().retain(|connection| connection.idle() < IDLE);
+    }
+
+    /// Whether this is asked just like another.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (&self.uri, self.timeout, &self.ca_bundle) == (&other.uri, other.timeout, &other.ca_bundle)
+    }
+
+    /// Sends an event once.
+    pub async fn send(&self, message: &Message, namespace: &str, keys: &SigningKeys) -> Outcome {
+        let Some(request) = self.request(message, namespace, keys) else {
+            return Outcome::Failed(Failure::new("InvalidRequest", "the event makes no valid request"));
+        };
+        match tokio::time::timeout(self.timeout, self.exchange(request)).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                let message = format!("no whole answer within {} s", self.timeout.as_secs_f64());
+                Outcome::Failed(Failure::new("Timeout", message))
+            }
+        }
+    }
+
+    fn request(
+        &self,
+        message: &Message,
+        namespace: &str,
+        keys: &SigningKeys,
+    ) -> Option<Request<Full<Bytes>>> {
+        let body = message.body(namespace);
+        let timestamp = Timestamp::now().as_second();
+        let signature = keys.sign(&message.id, timestamp, &body);
+        let mut request = Request::new(Full::new(body.into()));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.path.clone();
+        *request.headers_mut() = HeaderMap::from_iter([
+            (HOST, self.host.clone()),
+            (CONTENT_TYPE, JSON),
+            (USER_AGENT, AGENT),
+            (ID, HeaderValue::from_str(&message.id).ok()?),
+            (TIMESTAMP, timestamp.into()),
+            (SIGNATURE, signature.try_into().ok()?),
+        ]);
+        Some(request)
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Outcome {
+        let (mut connection, answer) = match self.ask(request).await {
+            Ok(answered) => answered,
+            Err(failure) => return Outcome::Failed(failure),
+        };
+        let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let outcome = judge(answer.status().as_u16(), retry_after, Timestamp::now());
+        if connection.finish(answer, BODY_BOUND).await {
+            self.idle().push(connection);
+        }
+        outcome
+    }
+
+    /// Makes the request over a connection that is there, or else over a new one.
+    async fn ask(
+        &self,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<(Connection, Response<Incoming>), Failure> {
+        while let Some(mut connection) = self.take_idle() {
+            match connection.request(request).await {
+                Ok(answer) => return Ok((connection, answer)),
+                // It was closed before it took the request.
+                Err(mut error) => request = error.take_message().ok_or_else(no_answer)?,
+            }
+        }
+        let stream = self.connector.connect(&self.uri).await.map_err(|error| no_connection(&error))?;
+        let mut connection = Connection::over(stream).await.map_err(|_| no_answer())?;
+        let answer = connection.request(request).await.map_err(|_| no_answer())?;
+        Ok((connection, answer))
+    }
+
+    fn take_idle(&self) -> Option<Connection> {
+        let mut idle = self.idle();
+        std::iter::from_fn(|| idle.pop()).find_map(|mut connection| {
+            (connection.idle() < IDLE && connection.is_open()).then_some(connection)
+        })
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Endpoint(redacted, {:?})", self.timeout)
+    }
+}
+
+/// Why there is no connection, without a word of what the other end has said.
+fn no_connection(error: &ConnectError) -> Failure {
+    let word = match error {
+        ConnectError::Url => "InvalidUrl",
+        ConnectError::Resolve(_) => "NameNotResolved",
+        ConnectError::Address(_) => "AddressRefused",
+        ConnectError::Connect(_) => "ConnectionFailed",
+        ConnectError::Tls(_) => "TlsFailed",
+    };
+    Failure::new(word, error.to_string())
+}
+
+fn no_answer() -> Failure {
+    Failure::new("NoAnswer", "the connection ended without an answer that is HTTP")
+}
+
+fn tls(ca_bundle: Option<&str>) -> Result<Arc<ClientConfig>, EndpointError> {
+    let roots = match ca_bundle {
+        Some(bundle) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
+                let certificate = certificate.map_err(|_| EndpointError::CaBundle)?;
+                roots.add(certificate).map_err(|_| EndpointError::CaBundle)?;
+            }
+            if roots.is_empty() {
+                return Err(EndpointError::CaBundle);
+            }
+            roots
+        }
+        None => webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect(),
+    };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| EndpointError::Tls(error.to_string()))?;
+    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,4 @@
+//! Admission, pure: the rules that CEL cannot state, since they need more than the object itself.
+
+pub mod grants;
+pub mod rules;

@@ -1,0 +1,225 @@
+//! Whether an object may be stored, pure: from what it is, what it was, and what stands beside it.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use http::Uri;
+use thiserror::Error;
+
+use crate::crd::{ApiToken, TokenWebhook};
+use crate::lifecycle::{InvalidSpec, Spec};
+use crate::outbox::destination::{AddressError, AddressPolicy};
+use crate::token::scope::any_covers;
+
+/// Why an object is not stored.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// The controller could not act on it.
+    #[error(transparent)]
+    Spec(#[from] InvalidSpec),
+    /// Two tokens, one Secret.
+    #[error("Secret {secret} is that of ApiToken {token}; choose another spec.secret.name")]
+    SecretOfAnother {
+        /// The Secret.
+        secret: String,
+        /// Whose it is.
+        token: String,
+    },
+    /// A Secret that tokenward has not made.
+    #[error(
+        "Secret {secret} exists and is not tokenward's, so it would never be written; delete it, or choose another \
+         spec.secret.name"
+    )]
+    ForeignSecret {
+        /// The Secret.
+        secret: String,
+    },
+    /// Whoever asks may not hand these scopes out.
+    #[error(
+        "{user} may not grant {}: it takes the verb \"grant\" on scopes.tokenward.dev of these names in namespace \
+         {namespace}", .scopes.join(", ")
+    )]
+    ScopesNotGranted {
+        /// Who asked.
+        user: String,
+        /// In which namespace.
+        namespace: String,
+        /// What may not be handed out.
+        scopes: Vec<String>,
+    },
+    /// A TokenWebhook that points inside.
+    #[error("spec.url: {0}")]
+    Address(#[from] AddressError),
+}
+
+/// What is to be found out before an ApiToken is stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Questions {
+    /// Scopes that it gains, which whoever asks must be allowed to hand out.
+    pub gained_scopes: Vec<String>,
+    /// A Secret that nobody else may have.
+    pub secret: Option<String>,
+    /// What is wrong with it, and was before.
+    pub warning: Option<String>,
+}
+
+/// Judges an ApiToken by itself, and says what else has to be found out. `old` is what is stored now.
+///
+/// What ends a token is never refused, and a rule that the stored object breaks already does not hold up its other
+/// edits: a revocation must always get through.
+pub fn questions(new: &ApiToken, old: Option<&ApiToken>) -> Result<Questions, Refusal> {
+    let unchanged = old.is_some_and(|old| old.spec == new.spec);
+    if unchanged || new.spec.revoked == Some(true) {
+        return Ok(Questions::default());
+    }
+    let spec = match Spec::of(new) {
+        Ok(spec) => spec,
+        Err(error) if old.is_some_and(|old| Spec::of(old).as_ref() == Err(&error)) => {
+            let warning = Some(format!("{error}; the controller does not act on this ApiToken"));
+            return Ok(Questions { gained_scopes: gained(new, old), warning, ..Default::default() });
+        }
+        Err(error) => return Err(error.into()),
+    };
+    // Where a name is the token's for good, whose it is was asked when the token was made.
+    let secret = old.is_none().then_some(spec.secret_name);
+    Ok(Questions { gained_scopes: gained(new, old), secret, warning: None })
+}
+
+/// The scopes of a token that are not covered by those it had. A wider one is gained, a narrower one is not.
+fn gained(new: &ApiToken, old: Option<&ApiToken>) -> Vec<String> {
+    let had = old.map_or(&[][..], |old| &old.spec.scopes);
+    let covered = |scope: &String| any_covers(had.iter().map(String::as_str), scope);
+    new.spec.scopes.iter().filter(|scope| !covered(scope)).cloned().collect()
+}
+
+/// Judges where a TokenWebhook points, as far as its URL itself tells. A name is judged by its addresses each time that
+/// the controller connects, since they can change.
+pub fn destination(
+    new: &TokenWebhook,
+    old: Option<&TokenWebhook>,
+    policy: &AddressPolicy,
+) -> Result<(), Refusal> {
+    if old.is_some_and(|old| old.spec.url == new.spec.url) {
+        return Ok(());
+    }
+    let uri = new.spec.url.as_deref().and_then(|url| url.parse::<Uri>().ok());
+    let Some(host) = uri.as_ref().and_then(Uri::host) else { return Ok(()) };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let address = match host.parse() {
+        Ok(address) => address,
+        // Loopback, by RFC 6761 section 6.3.
+        Err(_) if is_localhost(host) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        Err(_) => return Ok(()),
+    };
+    Ok(policy.judge(address)?)
+}
+
+fn is_localhost(host: &str) -> bool {
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    host == "localhost" || host.ends_with(".localhost")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn token(spec: Value) -> ApiToken {
+        ApiToken::new("backend", serde_json::from_value(spec).expect("a spec"))
+    }
+
+    #[test]
+    fn a_new_token_is_asked_about_whole() {
+        let new = token(json!({"scopes": ["orders:read", "audit:*"], "secret": {"name": "mine"}}));
+        let expected = Questions {
+            gained_scopes: vec!["orders:read".to_owned(), "audit:*".to_owned()],
+            secret: Some("mine".to_owned()),
+            warning: None,
+        };
+        assert_eq!(questions(&new, None), Ok(expected));
+    }
+
+    #[test]
+    fn an_edit_is_asked_about_what_it_gains() {
+        let old = token(json!({"scopes": ["orders:*"]}));
+        for (scopes, gained) in [
+            (json!(["orders:read"]), vec![]),
+            (json!(["orders:*", "audit:read"]), vec!["audit:read"]),
+            (json!(["audit:*"]), vec!["audit:*"]),
+        ] {
+            let asked = questions(&token(json!({"scopes": scopes, "suspend": true})), Some(&old));
+            let asked = asked.expect("no refusal");
+            assert_eq!(asked.gained_scopes, gained);
+            assert_eq!(asked.secret, None);
+        }
+    }
+
+    #[test]
+    fn a_label_that_a_tool_owns_objects_by_is_refused() {
+        let template = json!({"labels": {"argoproj.io/instance": "x"}});
+        let new = token(json!({"scopes": ["a:b"], "secret": {"template": template}}));
+        let refusal = questions(&new, None).expect_err("a refusal").to_string();
+        assert!(refusal.contains("argoproj.io/instance"), "{refusal}");
+    }
+
+    /// An ApiToken that predates a rule can be edited, and above all revoked.
+    #[test]
+    fn a_rule_that_is_broken_already_holds_up_nothing() {
+        let secret = json!({"template": {"labels": {"argoproj.io/instance": "x"}}});
+        let old = token(json!({"scopes": ["a:b"], "secret": secret.clone()}));
+        let edited = token(json!({"scopes": ["a:b", "a:c"], "secret": secret.clone()}));
+        let asked = questions(&edited, Some(&old)).expect("no refusal");
+        assert_eq!(asked.gained_scopes, ["a:c"]);
+        assert!(asked.warning.expect("a warning").contains("argoproj.io/instance"));
+        let worse = token(json!({"scopes": ["a:b", "no scope"], "secret": secret.clone()}));
+        assert!(questions(&worse, Some(&old)).is_err());
+        let revoked = token(json!({"scopes": ["no scope"], "revoked": true, "secret": secret}));
+        assert_eq!(questions(&revoked, Some(&old)), Ok(Questions::default()));
+    }
+
+    #[test]
+    fn a_url_that_points_inside_is_refused() {
+        let webhook = |url: &str| {
+            let spec = json!({"url": url, "events": ["token.*"]});
+            TokenWebhook::new("audit", serde_json::from_value(spec).expect("a spec"))
+        };
+        let policy = AddressPolicy::default();
+        for (url, admitted) in [
+            ("https://audit.example.com/x", true),
+            ("https://93.184.215.14/", true),
+            ("http://127.0.0.1:8080/", false),
+            ("http://[::1]/", false),
+            ("http://[::ffff:169.254.169.254]/latest/meta-data", false),
+            ("http://localhost/", false),
+            ("http://LOCALHOST./", false),
+            ("http://a.localhost/", false),
+            ("http://10.0.0.1/", false),
+        ] {
+            let judged = destination(&webhook(url), None, &policy);
+            assert_eq!(judged.is_ok(), admitted, "{url}: {judged:?}");
+            // What stands already is no reason to hold up another edit.
+            assert_eq!(destination(&webhook(url), Some(&webhook(url)), &policy), Ok(()));
+        }
+        let policy =
+            AddressPolicy { allow_private: true, allow: vec!["127.0.0.0/8".parse().expect("a network")] };
+        for url in ["http://localhost/", "http://10.0.0.1/"] {
+            assert_eq!(destination(&webhook(url), None, &policy), Ok(()), "{url}");
+        }
+    }
+
+    proptest! {
+        /// Nothing that a token may do afterwards escapes the question.
+        #[test]
+        fn what_was_not_held_is_asked(
+            old in proptest::collection::vec("(a|b):(c|d|[*])", 1..4),
+            new in proptest::collection::vec("(a|b):(c|d|[*])", 1..4),
+            can in "(a|b):(c|d)",
+        ) {
+            let covers = |list: &[String]| any_covers(list.iter().map(String::as_str), &can);
+            let asked = questions(&token(json!({"scopes": new})), Some(&token(json!({"scopes": old}))));
+            let gained = asked.expect("no refusal").gained_scopes;
+            prop_assert!(!covers(&new) || covers(&old) || covers(&gained));
+        }
+    }
+}

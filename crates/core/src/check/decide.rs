@@ -1,0 +1,403 @@
+//! The decision: the one place that allows.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+
+use super::entry::{Limits, Standing};
+use super::{Code, Entry, Version};
+use crate::token::scope::any_covers;
+use crate::token::{KeyId, Peppers, Token};
+
+/// What is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The token that a client presented.
+    pub token: Token<'a>,
+    /// The scopes that it needs, all of them.
+    pub scopes: &'a [&'a str],
+    /// The service for which it is presented.
+    pub audience: Option<&'a str>,
+    /// The client's address, where it is known.
+    pub client: Option<IpAddr>,
+}
+
+/// The answer.
+#[derive(Clone, Copy, Debug)]
+pub enum Decision<'e> {
+    /// The token is valid for what was asked.
+    Allow(Identity<'e>),
+    /// It is not.
+    Deny(Code),
+}
+
+/// Whose token it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity<'e> {
+    /// The token.
+    pub entry: &'e Entry,
+    /// The secret of it that was presented.
+    pub version: &'e Version,
+    /// That secret's key id.
+    pub key_id: KeyId,
+}
+
+impl<'e> Identity<'e> {
+    /// The scopes that this secret has now, separated by spaces: those that both it and the spec grant.
+    pub fn scopes(&self) -> &'e str {
+        self.version.scopes.as_str()
+    }
+
+    /// The same, one by one.
+    pub fn each_scope(&self) -> impl Iterator<Item = &'e str> {
+        self.version.scopes.iter()
+    }
+
+    /// The services that it is meant for; none: any.
+    pub fn audiences(&self) -> &'e [Box<str>] {
+        self.entry.limits().map_or(&[], |limits| &limits.audiences)
+    }
+
+    /// When this secret was issued, to the second.
+    pub fn issued_at(&self) -> Option<Timestamp> {
+        self.entry.issued_at(self.key_id)
+    }
+
+    /// When it ends as things stand. `None`: never.
+    pub fn ends_at(&self) -> Option<Timestamp> {
+        // Never is beyond what an instant can be.
+        Timestamp::from_millisecond(self.entry.expires_at().min(self.version.ends_at)).ok()
+    }
+}
+
+/// Decides on the versions that claim the presented key id.
+///
+/// There may be several, since a key id can be copied into another status; the one whose proof holds is meant, and
+/// if none does, the token does not exist.
+pub fn decide<'e>(
+    claimants: impl IntoIterator<Item = &'e Version>,
+    peppers: &Peppers,
+    request: &Request<'_>,
+    now: Timestamp,
+) -> Decision<'e> {
+    let proven = claimants.into_iter().find(|version| {
+        let (namespace, name) = version.entry.object();
+        peppers.holds(namespace, name, &request.token, &version.proof)
+    });
+    let Some(version) = proven else { return Decision::Deny(Code::NotFound) };
+    let identity = Identity { entry: &version.entry, version, key_id: request.token.key_id() };
+    match denial(identity, request, now.as_millisecond()) {
+        Some(code) => Decision::Deny(code),
+        None => Decision::Allow(identity),
+    }
+}
+
+/// The first rule that the token breaks.
+fn denial(Identity { entry, version, .. }: Identity<'_>, request: &Request<'_>, now: i64) -> Option<Code> {
+    let grants = |scope: &str| any_covers(version.scopes.iter(), scope);
+    match () {
+        () if entry.standing() == Standing::Revoked => Some(Code::Revoked),
+        () if now >= entry.expires_at() => Some(Code::Expired),
+        () if entry.standing() == Standing::Suspended => Some(Code::Suspended),
+        () if now >= version.ends_at => Some(Code::Retired),
+        () => entry.limits().and_then(|limits| outside(limits, request)).or_else(|| {
+            (!request.scopes.iter().all(|scope| grants(scope))).then_some(Code::InsufficientScope)
+        }),
+    }
+}
+
+/// The first limit that the request is outside of.
+fn outside(limits: &Limits, request: &Request<'_>) -> Option<Code> {
+    let Limits { audiences, networks } = limits;
+    let in_network = || request.client.is_some_and(|client| networks.iter().any(|net| net.contains(&client)));
+    let meant_for = |audience: &str| audiences.iter().any(|listed| **listed == *audience);
+    if !networks.is_empty() && !in_network() {
+        Some(Code::IpNotAllowed)
+    } else if !audiences.is_empty() && !request.audience.is_none_or(meant_for) {
+        Some(Code::AudienceMismatch)
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+    use proptest::prelude::*;
+
+    use super::super::ScopePool;
+    use super::*;
+    use crate::crd::{
+        ApiToken, ApiTokenSpec, ApiTokenStatus, Constraints, Rotation, RotationReason, TokenVersion,
+        VersionState,
+    };
+    use crate::token::format;
+    use crate::token::format::{KeyId, Prefix};
+    use crate::token::{Peppers, Plaintext};
+
+    const NOW: i64 = 1_800_000_000_000;
+
+    fn at(offset: i64) -> Timestamp {
+        Timestamp::from_millisecond(NOW + offset).expect("an instant")
+    }
+
+    fn peppers() -> Peppers {
+        Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers")
+    }
+
+    fn plaintext(byte: u8) -> Plaintext {
+        format::make(&Prefix::default(), KeyId::from_bytes([byte; 16]), &[byte; 32])
+    }
+
+    /// An ApiToken with one secret that was issued a second ago.
+    fn token() -> ApiToken {
+        let hash = peppers().prove_new("ns", "name", &plaintext(1)).expect("proof");
+        let mut token =
+            ApiToken::new("name", ApiTokenSpec { scopes: vec!["orders:*".to_owned()], ..Default::default() });
+        token.metadata.namespace = Some("ns".to_owned());
+        token.status = Some(ApiTokenStatus {
+            versions: vec![TokenVersion {
+                version: 1,
+                key_id: KeyId::from_bytes([1; 16]).to_string(),
+                hash: hash.to_string(),
+                state: VersionState::Active,
+                scopes: vec!["orders:*".to_owned()],
+                issued_at: at(-1000),
+                retire_at: None,
+                reason: RotationReason::Created,
+            }],
+            ..Default::default()
+        });
+        token
+    }
+
+    /// The versions that checks know of an ApiToken.
+    fn versions(token: &ApiToken) -> Vec<Version> {
+        let (_, versions) = Entry::of(&token.into(), 0, &mut ScopePool::default());
+        versions.into_iter().map(|(_, version)| version).collect()
+    }
+
+    fn with(change: impl FnOnce(&mut ApiTokenSpec, &mut TokenVersion)) -> Vec<Version> {
+        let mut token = token();
+        change(&mut token.spec, &mut token.status.as_mut().expect("status").versions[0]);
+        versions(&token)
+    }
+
+    fn ask(versions: &[Version], scopes: &[&str]) -> Option<Code> {
+        let text = plaintext(1);
+        ask_for(
+            versions,
+            &Request {
+                token: Token::parse(text.expose()).expect("token"),
+                scopes,
+                audience: None,
+                client: None,
+            },
+        )
+    }
+
+    fn ask_for(versions: &[Version], request: &Request<'_>) -> Option<Code> {
+        match decide(versions, &peppers(), request, at(0)) {
+            Decision::Allow(_) => None,
+            Decision::Deny(code) => Some(code),
+        }
+    }
+
+    fn rotation(not_before: Timestamp) -> Option<Rotation> {
+        Some(Rotation { not_before: Some(not_before), ..Default::default() })
+    }
+
+    #[test]
+    fn every_rule_at_its_boundary() {
+        let retiring = |offset| {
+            with(move |_, version| {
+                version.state = VersionState::Retiring;
+                version.retire_at = Some(at(offset));
+            })
+        };
+        let table: [(&str, Vec<Version>, Option<Code>); 17] = [
+            ("active", with(|_, _| {}), None),
+            ("pending", with(|_, version| version.state = VersionState::Pending), None),
+            ("revoked by the spec", with(|spec, _| spec.revoked = Some(true)), Some(Code::Revoked)),
+            ("not revoked", with(|spec, _| spec.revoked = Some(false)), None),
+            ("expired now", with(|spec, _| spec.expires_at = Some(at(0))), Some(Code::Expired)),
+            ("expires in 1 ms", with(|spec, _| spec.expires_at = Some(at(1))), None),
+            ("suspended", with(|spec, _| spec.suspend = Some(true)), Some(Code::Suspended)),
+            ("retires now", retiring(0), Some(Code::Retired)),
+            ("retires in 1 ms", retiring(1), None),
+            ("retiring without an end", with(|_, v| v.state = VersionState::Retiring), Some(Code::Retired)),
+            ("retired", with(|_, v| v.state = VersionState::Retired), Some(Code::Retired)),
+            ("revoked version", with(|_, v| v.state = VersionState::Revoked), Some(Code::Retired)),
+            ("issued 1 ms before the cut", with(|s, _| s.rotation = rotation(at(-999))), Some(Code::Retired)),
+            ("issued at the cut", with(|s, _| s.rotation = rotation(at(-1000))), None),
+            ("cut is now", with(|s, _| s.rotation = rotation(at(0))), Some(Code::Retired)),
+            ("cut is in 1 ms", with(|s, _| s.rotation = rotation(at(1))), None),
+            ("unreadable hash", with(|_, v| v.hash = "hmac-sha256:p1:!".to_owned()), Some(Code::NotFound)),
+        ];
+        for (what, versions, expected) in table {
+            assert_eq!(ask(&versions, &[]), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_revocation_in_the_status_holds_without_the_spec() {
+        let mut token = token();
+        let status = token.status.as_mut().expect("status");
+        status.revocation = Some(
+            serde_json::from_value(serde_json::json!({
+                "requestedAt": at(0), "reason": "KeyCompromise", "source": "Bulk",
+            }))
+            .expect("revocation"),
+        );
+        assert_eq!(ask(&versions(&token), &[]), Some(Code::Revoked));
+    }
+
+    #[test]
+    fn a_scope_needs_both_the_secret_and_the_spec() {
+        let table: [(&[&str], &[&str], &str, bool); 5] = [
+            (&["orders:*"], &["orders:*"], "orders:read", true),
+            (&["orders:read"], &["orders:*"], "orders:read", true),
+            (&["orders:read"], &["orders:*"], "orders:write", false),
+            (&["orders:*", "audit:read"], &["orders:*"], "audit:read", false),
+            (&["audit:read"], &["orders:*"], "orders:read", false),
+        ];
+        for (spec_scopes, issued, required, allowed) in table {
+            let owned = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+            let entry = with(|spec, version| {
+                spec.scopes = owned(spec_scopes);
+                version.scopes = owned(issued);
+            });
+            assert_eq!(ask(&entry, &[required]).is_none(), allowed, "{spec_scopes:?} {issued:?} {required}");
+        }
+    }
+
+    #[test]
+    fn audiences_and_networks() {
+        let text = plaintext(1);
+        let token = Token::parse(text.expose()).expect("token");
+        let ask = |versions: &[Version], audience, client: Option<&str>| {
+            let client = client.map(|ip| ip.parse().expect("an address"));
+            ask_for(versions, &Request { token, scopes: &[], audience, client })
+        };
+        let bound = with(|spec, _| spec.audiences = Some(vec!["billing".to_owned()]));
+        assert_eq!(ask(&bound, Some("billing"), None), None);
+        assert_eq!(ask(&bound, Some("search"), None), Some(Code::AudienceMismatch));
+        assert_eq!(ask(&bound, None, None), None);
+        assert_eq!(ask(&with(|_, _| {}), Some("search"), None), None);
+        let cidrs = |list: &[&str]| {
+            let cidrs = Some(list.iter().map(|s| (*s).to_owned()).collect());
+            with(|spec, _| spec.constraints = Some(Constraints { cidrs }))
+        };
+        let inside = cidrs(&["10.0.0.0/8", "2001:db8::/32"]);
+        assert_eq!(ask(&inside, None, Some("10.1.2.3")), None);
+        assert_eq!(ask(&inside, None, Some("2001:db8::1")), None);
+        assert_eq!(ask(&inside, None, Some("11.0.0.1")), Some(Code::IpNotAllowed));
+        assert_eq!(ask(&inside, None, None), Some(Code::IpNotAllowed));
+        assert_eq!(ask(&cidrs(&["nonsense"]), None, Some("10.1.2.3")), Some(Code::IpNotAllowed));
+    }
+
+    #[test]
+    fn a_copied_hash_proves_nothing_elsewhere_and_shadows_nothing() {
+        let mut copy = token();
+        copy.metadata.name = Some("thief".to_owned());
+        copy.spec.scopes = vec!["payments:*".to_owned()];
+        let (copy, real) = (versions(&copy), versions(&token()));
+        assert_eq!(ask(&copy, &[]), Some(Code::NotFound));
+        let text = plaintext(1);
+        let request = Request {
+            token: Token::parse(text.expose()).expect("token"),
+            scopes: &["orders:read"],
+            audience: None,
+            client: None,
+        };
+        assert_eq!(ask_for(&[&copy[..], &real].concat(), &request), None);
+        assert_eq!(ask_for(&[&real[..], &copy].concat(), &request), None);
+    }
+
+    #[test]
+    fn another_secret_under_the_same_key_id_is_unknown() {
+        let forged = format::make(&Prefix::default(), KeyId::from_bytes([1; 16]), &[9; 32]);
+        let request = Request {
+            token: Token::parse(forged.expose()).expect("token"),
+            scopes: &[],
+            audience: None,
+            client: None,
+        };
+        assert_eq!(ask_for(&with(|_, _| {}), &request), Some(Code::NotFound));
+    }
+
+    #[test]
+    fn effective_scopes_are_those_of_both() {
+        let versions = with(|spec, version| {
+            spec.scopes = vec!["orders:read".to_owned(), "audit:*".to_owned()];
+            version.scopes = vec!["orders:*".to_owned(), "audit:read".to_owned(), "tokens:read".to_owned()];
+        });
+        let version = &versions[0];
+        let identity = Identity { entry: &version.entry, version, key_id: KeyId::from_bytes([1; 16]) };
+        assert_eq!(identity.scopes(), "audit:read orders:read");
+        assert_eq!(identity.each_scope().collect::<Vec<_>>(), ["audit:read", "orders:read"]);
+    }
+
+    #[test]
+    fn a_secret_that_has_lost_its_scopes_has_none() {
+        let versions = with(|spec, version| {
+            spec.scopes = vec!["audit:read".to_owned()];
+            version.scopes = vec!["orders:read".to_owned()];
+        });
+        let version = &versions[0];
+        let identity = Identity { entry: &version.entry, version, key_id: KeyId::from_bytes([1; 16]) };
+        assert_eq!((identity.scopes(), identity.each_scope().count()), ("", 0));
+    }
+
+    proptest! {
+        /// What ends a token ends it whatever else is set.
+        #[test]
+        fn an_end_is_an_end(
+            revoked: bool, suspended: bool, expires in -2i64..3, cut in -1003i64..-997, retire in -2i64..3,
+            state in 0usize..5,
+        ) {
+            let states = [VersionState::Pending, VersionState::Active, VersionState::Retiring, VersionState::Retired, VersionState::Revoked];
+            let entry = with(|spec, version| {
+                spec.revoked = Some(revoked);
+                spec.suspend = Some(suspended);
+                spec.expires_at = Some(at(expires));
+                spec.rotation = rotation(at(cut));
+                version.state = states[state];
+                version.retire_at = Some(at(retire));
+            });
+            let works = !revoked && !suspended && expires > 0 && cut <= -1000
+                && state <= 2 && retire > 0;
+            prop_assert_eq!(ask(&entry, &[]).is_none(), works);
+        }
+
+        /// Taking scopes away never allows more.
+        #[test]
+        fn narrowing_never_widens(all in proptest::collection::vec("(a|b):(c|d|[*])", 1..5), keep: u8, required in "(a|b):(c|d)") {
+            let narrowed: Vec<String> =
+                all.iter().enumerate().filter(|(i, _)| keep & (1 << i) != 0).map(|(_, s)| s.clone()).collect();
+            let wide = with(|spec, version| { spec.scopes.clone_from(&all); version.scopes.clone_from(&all); });
+            let narrow = with(|spec, version| { spec.scopes = narrowed; version.scopes.clone_from(&all); });
+            if ask(&narrow, &[&required]).is_none() {
+                prop_assert_eq!(ask(&wide, &[&required]), None);
+            }
+        }
+
+        /// The clock only ever ends things, apart from the reversible ones.
+        #[test]
+        fn time_ends_and_never_revives(expires in 0i64..10, retire in 0i64..10, cut in 0i64..10, earlier in 0i64..10, later in 0i64..10) {
+            prop_assume!(earlier <= later);
+            let entry = with(|spec, version| {
+                spec.expires_at = Some(at(expires));
+                spec.rotation = rotation(at(cut));
+                version.state = VersionState::Retiring;
+                version.retire_at = Some(at(retire));
+            });
+            let text = plaintext(1);
+            let request = Request { token: Token::parse(text.expose()).expect("token"), scopes: &[], audience: None, client: None };
+            let allowed = |offset| matches!(decide(&entry, &peppers(), &request, at(0) + SignedDuration::from_millis(offset)), Decision::Allow(_));
+            if allowed(later) {
+                prop_assert!(allowed(earlier));
+            }
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! What a check needs to know of a token, in little memory: no whole object is kept.
+//!
+//! A verifier holds up to millions of these. So a token is one allocation, to which its versions point; its texts lie
+//! in it end to end, a list of scopes is shared with all tokens that have the same, and limits that few tokens have
+//! are kept apart.
+
+use std::fmt;
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use triomphe::ThinArc;
+
+pub mod scopes;
+pub mod wire;
+
+use self::scopes::{ScopePool, Scopes, granted_by_both};
+use self::wire::{State, WireToken, WireVersion};
+use crate::token::{Hash, KeyId};
+
+/// What is kept of a version with its token: the key id, and the second of its issue.
+const KEY_ID: usize = 12;
+const RECORD: usize = KEY_ID + size_of::<u32>();
+
+/// A token, as checks know it. A clone is another handle of the same.
+///
+/// The bytes are the namespace, a slash, the name, `status.tokenId`, and for each version its key id and when it was
+/// issued, in seconds since the epoch.
+#[derive(Clone)]
+pub struct Entry(ThinArc<Head, u8>);
+
+/// What precedes the texts.
+struct Head {
+    limits: Option<Box<Limits>>,
+    /// In milliseconds since the epoch; the extremes stand for never.
+    expires_at: i64,
+    seen_in: u32,
+    token_id_at: u16,
+    versions: u8,
+    standing: Standing,
+}
+
+/// Whether a token may work at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Good,
+    Suspended,
+    Revoked,
+}
+
+/// Where and for whom a token may be used. An empty list sets no limit.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Limits {
+    pub(super) audiences: Box<[Box<str>]>,
+    pub(super) networks: Box<[IpNet]>,
+}
+
+/// One secret of a token that may work.
+#[derive(Clone, Debug)]
+pub struct Version {
+    /// The token that it is a secret of.
+    pub entry: Entry,
+    /// The proof of the token that it stands for.
+    pub(super) proof: [u8; 32],
+    /// When it retires, or is cut by `rotation.notBefore`, in milliseconds since the epoch.
+    pub(super) ends_at: i64,
+    /// What it may do: what both it was issued with and the spec grants.
+    pub(super) scopes: Scopes,
+}
+
+impl Entry {
+    /// Takes from an ApiToken what checks need, with the versions by which it is looked up. What can't be read is
+    /// left out: that denies. `seen_in` is for the feed, which tells by it what a list has shown.
+    pub fn of(token: &WireToken, seen_in: u32, pool: &mut ScopePool) -> (Self, Vec<(KeyId, Version)>) {
+        let status = token.status.as_ref();
+        let versions = status.map_or(&[][..], |status| &status.versions);
+        let read = versions.iter().filter_map(|version| {
+            Some((KeyId::parse(&version.key_id).ok()?, version.issued_at.parse::<Timestamp>().ok()?, version))
+        });
+        // The CRD admits 8.
+        let read: Vec<_> = read.take(usize::from(u8::MAX)).collect();
+        let token_id = status.and_then(|status| status.token_id.as_deref()).unwrap_or_default();
+        let mut bytes = format!("{}/{}", token.metadata.namespace, token.metadata.name).into_bytes();
+        let token_id_at = bytes.len();
+        bytes.extend(token_id.bytes());
+        for (key_id, issued_at, _) in &read {
+            bytes.extend(key_id.as_str().bytes());
+            bytes.extend(u32::try_from(issued_at.as_second()).unwrap_or_default().to_be_bytes());
+        }
+        let head = Head {
+            limits: Limits::of(token),
+            expires_at: millisecond(token.spec.expires_at).unwrap_or(i64::MAX),
+            seen_in,
+            // Kubernetes admits names of 253 characters.
+            token_id_at: u16::try_from(token_id_at).unwrap_or(u16::MAX),
+            versions: u8::try_from(read.len()).unwrap_or(u8::MAX),
+            standing: Standing::of(token),
+        };
+        let entry = Self(ThinArc::from_header_and_slice(head, &bytes));
+        let not_before = token.spec.rotation.as_ref().and_then(|rotation| rotation.not_before);
+        let not_before = not_before.map_or(i64::MIN, next_millisecond);
+        let versions = read.into_iter().filter_map(|(key_id, issued_at, version)| {
+            let version = Version {
+                entry: entry.clone(),
+                proof: Hash::parse(&version.hash)?.mac,
+                ends_at: ends_at(version, issued_at, not_before)?,
+                scopes: pool.share(&granted_by_both(&version.scopes, &token.spec.scopes)),
+            };
+            Some((key_id, version))
+        });
+        let versions = versions.collect();
+        (entry, versions)
+    }
+
+    /// The ApiToken's namespace and name, with a slash between them.
+    pub fn subject(&self) -> &str {
+        self.text(0..usize::from(self.head().token_id_at))
+    }
+
+    /// The ApiToken's namespace.
+    pub fn namespace(&self) -> &str {
+        self.object().0
+    }
+
+    /// The ApiToken's name.
+    pub fn name(&self) -> &str {
+        self.object().1
+    }
+
+    /// The ApiToken's namespace and name.
+    pub fn object(&self) -> (&str, &str) {
+        self.subject().split_once('/').unwrap_or_default()
+    }
+
+    /// `status.tokenId`.
+    pub fn token_id(&self) -> &str {
+        self.text(usize::from(self.head().token_id_at)..self.records_at())
+    }
+
+    /// The key ids under which this token is looked up.
+    pub fn key_ids(&self) -> impl Iterator<Item = KeyId> {
+        self.records().map(|(key_id, _)| key_id)
+    }
+
+    /// When the version of a key id was issued, to the second.
+    pub fn issued_at(&self, key_id: KeyId) -> Option<Timestamp> {
+        let (_, issued_at) = self.records().find(|(id, _)| *id == key_id)?;
+        Timestamp::from_second(issued_at.into()).ok()
+    }
+
+    /// Whether both are handles of one entry.
+    pub fn is(&self, other: &Self) -> bool {
+        std::ptr::eq(self.head(), other.head())
+    }
+
+    /// The list of ApiTokens in which it was seen, as [`Self::of`] was told.
+    pub fn seen_in(&self) -> u32 {
+        self.head().seen_in
+    }
+
+    pub(super) fn limits(&self) -> Option<&Limits> {
+        self.head().limits.as_deref()
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        self.head().standing
+    }
+
+    pub(super) fn expires_at(&self) -> i64 {
+        self.head().expires_at
+    }
+
+    fn head(&self) -> &Head {
+        &self.0.header.header
+    }
+
+    fn records_at(&self) -> usize {
+        self.0.slice.len().saturating_sub(RECORD * usize::from(self.head().versions))
+    }
+
+    fn records(&self) -> impl Iterator<Item = (KeyId, u32)> {
+        let (records, _) = self.0.slice.get(self.records_at()..).unwrap_or_default().as_chunks::<RECORD>();
+        records.iter().filter_map(|record| {
+            let (key_id, issued_at) = record.split_at(KEY_ID);
+            let key_id = KeyId::parse(std::str::from_utf8(key_id).ok()?).ok()?;
+            Some((key_id, u32::from_be_bytes(issued_at.try_into().ok()?)))
+        })
+    }
+
+    fn text(&self, range: std::ops::Range<usize>) -> &str {
+        // What is asked for was text, and is cut where one text ends.
+        self.0.slice.get(range).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Entry({})", self.subject())
+    }
+}
+
+impl Standing {
+    /// A revocation holds from the request on, whatever the controller has made of it yet. A deletion revokes too,
+    /// also one that waits for somebody's finalizer.
+    fn of(token: &WireToken) -> Self {
+        let recorded = token.status.as_ref().is_some_and(|status| status.revocation.is_some());
+        if token.spec.revoked == Some(true) || recorded || token.metadata.deletion_timestamp.is_some() {
+            Self::Revoked
+        } else if token.spec.suspend == Some(true) {
+            Self::Suspended
+        } else {
+            Self::Good
+        }
+    }
+}
+
+impl Limits {
+    fn of(token: &WireToken) -> Option<Box<Self>> {
+        let audiences: Box<[Box<str>]> =
+            token.spec.audiences.iter().flatten().map(|audience| audience.as_str().into()).collect();
+        let cidrs = token.spec.constraints.as_ref().and_then(|constraints| constraints.cidrs.as_deref());
+        let cidrs = cidrs.unwrap_or_default();
+        let mut networks: Box<[IpNet]> = cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect();
+        if networks.is_empty() && !cidrs.is_empty() {
+            // Networks that can't be read must not mean any network: no client comes from this one.
+            networks = Box::new([IpNet::from(ipnet::Ipv4Net::from(std::net::Ipv4Addr::UNSPECIFIED))]);
+        }
+        let limits = !audiences.is_empty() || !networks.is_empty();
+        limits.then(|| Box::new(Self { audiences, networks }))
+    }
+}
+
+/// When a version ends: when it retires, or when a cut falls that comes after its issue, whichever is first.
+fn ends_at(version: &WireVersion, issued_at: Timestamp, not_before: i64) -> Option<i64> {
+    let retires_at = match version.state {
+        State::Pending | State::Active => millisecond(version.retire_at).unwrap_or(i64::MAX),
+        // Without an end it has none left.
+        State::Retiring => millisecond(version.retire_at).unwrap_or(i64::MIN),
+        // Kept, so that the code can say what became of it.
+        State::Retired | State::Revoked => i64::MIN,
+        State::Unknown => return None,
+    };
+    let cut = issued_at.as_millisecond() < not_before;
+    Some(if cut { retires_at.min(not_before) } else { retires_at })
+}
+
+/// The first whole millisecond that is not before an instant: rounded down, a cut would miss what was issued in it.
+fn next_millisecond(instant: Timestamp) -> i64 {
+    let before = instant.as_millisecond();
+    before.saturating_add(i64::from(instant.as_nanosecond() > i128::from(before) * 1_000_000))
+}
+
+fn millisecond(instant: Option<Timestamp>) -> Option<i64> {
+    instant.map(Timestamp::as_millisecond)
+}

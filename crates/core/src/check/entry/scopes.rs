@@ -1,0 +1,106 @@
+//! Lists of scopes, kept once: many tokens have the same.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::token::scope::any_covers;
+
+/// A list of scopes, separated by spaces. A clone shares it.
+// Boxed once more, so that a handle is one word.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(in crate::check) struct Scopes(Arc<Box<str>>);
+
+/// The lists that are in use.
+#[derive(Debug, Default)]
+pub struct ScopePool {
+    lists: HashSet<Scopes>,
+    /// How many lists were in use when it was last looked.
+    used: usize,
+}
+
+impl Scopes {
+    pub(in crate::check) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    pub(in crate::check) fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.split_ascii_whitespace()
+    }
+}
+
+impl ScopePool {
+    /// The one list that holds these scopes in this order.
+    pub(in crate::check) fn share(&mut self, scopes: &[&str]) -> Scopes {
+        let wanted = Scopes(Arc::new(scopes.join(" ").into()));
+        if let Some(list) = self.lists.get(&wanted) {
+            return list.clone();
+        }
+        self.forget_unused();
+        self.lists.insert(wanted.clone());
+        wanted
+    }
+
+    /// Looks for lists that nobody uses, each time that as many again have come.
+    fn forget_unused(&mut self) {
+        if self.lists.len() > 2 * self.used + 64 {
+            self.lists.retain(|list| Arc::strong_count(&list.0) > 1);
+            self.lists.shrink_to_fit();
+            self.used = self.lists.len();
+        }
+    }
+}
+
+/// The scopes that two lists both grant: of each list those that the other covers.
+///
+/// It covers what both cover. Where two scopes cover a third, one of them covers the other, since both are it or a
+/// beginning of it; and that other one is in the list.
+pub(in crate::check) fn granted_by_both<'a>(one: &'a [String], other: &'a [String]) -> Vec<&'a str> {
+    let covered = |scope: &&str, by: &[String]| any_covers(by.iter().map(String::as_str), scope);
+    let of_one = one.iter().map(String::as_str).filter(|scope| covered(scope, other));
+    // Where neither is narrower the two lists hold the same scope twice; it is told once.
+    let of_other = other.iter().filter(|scope| !one.contains(scope));
+    of_one.chain(of_other.map(String::as_str).filter(|scope| covered(scope, one))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn granted_by_both_is_granted_by_each(
+            one in proptest::collection::vec("(a|b)(:(a|b)){0,2}:(a|b|[*])", 0..4),
+            other in proptest::collection::vec("(a|b)(:(a|b)){0,2}:(a|b|[*])", 0..4),
+            required in "(a|b)(:(a|b)){0,3}:(a|b|[*])",
+        ) {
+            let covers = |list: &[String]| any_covers(list.iter().map(String::as_str), &required);
+            let both = granted_by_both(&one, &other);
+            prop_assert_eq!(any_covers(both.iter().copied(), &required), covers(&one) && covers(&other));
+        }
+    }
+
+    fn shared(pool: &mut ScopePool, number: usize) -> Scopes {
+        pool.share(&[&format!("orders-{number}:read"), "audit:read"])
+    }
+
+    #[test]
+    fn equal_lists_are_one() {
+        let mut pool = ScopePool::default();
+        let (one, same, other) = (shared(&mut pool, 1), shared(&mut pool, 1), shared(&mut pool, 2));
+        assert!(Arc::ptr_eq(&one.0, &same.0));
+        assert_eq!(other.iter().collect::<Vec<_>>(), ["orders-2:read", "audit:read"]);
+    }
+
+    #[test]
+    fn lists_that_nobody_uses_are_forgotten() {
+        let mut pool = ScopePool::default();
+        let kept = shared(&mut pool, 0);
+        for number in 1..10_000 {
+            shared(&mut pool, number);
+        }
+        assert!(pool.lists.len() <= 200, "{}", pool.lists.len());
+        assert!(Arc::ptr_eq(&kept.0, &shared(&mut pool, 0).0));
+    }
+}

@@ -1,0 +1,68 @@
+//! What is stored: the two kinds of `tokenward.dev/v1alpha1`, their field documentation and their CEL rules.
+//!
+//! No behaviour lives here beyond accessors. The CRD carries no `default:`: a default written into the
+//! stored object would be a difference from Git that Argo CD reports, so effective defaults are applied
+//! where they are read (`lifecycle::spec`). Every string, list and map is bounded, which also keeps the
+//! CEL rules within the API server's cost budget.
+//! Lists of what a token may do are atomic: in a set, whatever somebody adds by hand would be theirs, and
+//! Flux, which applies on the server's side, would neither see it nor take it away.
+
+#![allow(clippy::duplicated_attributes, reason = "each of kube's printcolumn attributes has the same keys")]
+
+mod apitoken;
+mod conditions;
+mod duration;
+mod status;
+mod tokenwebhook;
+
+pub use apitoken::{
+    AnnotationValue, ApiToken, ApiTokenSpec, Constraints, Format, LabelValue, OnDelete, OnRevoke,
+    OnSpecChange, Owner, RevocationReason, Rotation, SecretKeys, SecretSpec, SecretTemplate,
+};
+pub use conditions::{ConditionType, Conditions, Outcome, find as find_condition};
+pub use duration::{DurationError, DurationString};
+pub use status::{
+    ApiTokenStatus, Outbox, OutboxEvent, Phase, RevocationSource, RevocationStatus, RotationReason,
+    RotationStatus, SecretRef, TokenVersion, VersionState,
+};
+pub use tokenwebhook::{
+    DeadLetter, Delivery, HeldEvent, SecretKeyRef, Signing, SigningAlgorithm, SigningRotation, TokenHandle,
+    TokenWebhook, TokenWebhookSpec, TokenWebhookStatus, UrlFrom,
+};
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+};
+use kube_core::CustomResourceExt;
+
+/// The API group of both kinds; also the prefix of every label and annotation that tokenward writes.
+pub const GROUP: &str = "tokenward.dev";
+
+/// Both CRDs, each with the file name under which `crds/` keeps it.
+pub fn all() -> [(&'static str, CustomResourceDefinition); 2] {
+    [("apitokens.yaml", ApiToken::crd()), ("tokenwebhooks.yaml", TokenWebhook::crd())].map(
+        |(name, mut crd)| {
+            for version in &mut crd.spec.versions {
+                if let Some(schema) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) {
+                    unwrap_lines(schema);
+                }
+            }
+            (name, crd)
+        },
+    )
+}
+
+/// Joins the lines of each paragraph of the descriptions: where a source file breaks them means nothing to
+/// `kubectl explain`, which breaks them anew.
+fn unwrap_lines(schema: &mut JSONSchemaProps) {
+    if let Some(description) = &mut schema.description {
+        let paragraphs = description.split("\n\n").map(|paragraph| paragraph.replace('\n', " "));
+        *description = paragraphs.collect::<Vec<_>>().join("\n\n");
+    }
+    schema.properties.iter_mut().flat_map(|properties| properties.values_mut()).for_each(unwrap_lines);
+    match &mut schema.items {
+        Some(JSONSchemaPropsOrArray::Schema(items)) => unwrap_lines(items),
+        Some(JSONSchemaPropsOrArray::Schemas(items)) => items.iter_mut().for_each(unwrap_lines),
+        None => {}
+    }
+}

@@ -1,0 +1,22 @@
+//! What an API token is, and what happens to it: types and decisions.
+//!
+//! Pure by its manifest: among its dependencies there is no client, no runtime, no clock and no randomness. `now` and
+//! random bytes are arguments, and a decision names the effect that somebody else has.
+
+// The derives of kube write paths that begin with `::kube`. The crate of that name is no dependency, since Cargo gives
+// it the features that the whole workspace asks for, the client among them. So the part of it that the derives need
+// stands here under its name.
+extern crate self as kube;
+#[doc(hidden)]
+pub use kube_derive::KubeSchema;
+#[doc(hidden)]
+pub mod core {
+    pub use kube_core::*;
+}
+
+pub mod admission;
+pub mod check;
+pub mod crd;
+pub mod lifecycle;
+pub mod outbox;
+pub mod token;

@@ -1,0 +1,300 @@
+//! The next step: one write, or waiting.
+
+use jiff::Timestamp;
+
+use super::observed::RETRY;
+use super::rotate::{Due, due, is_repair, remember};
+use super::secret::{Wardrobe, to_millisecond};
+use super::status::{Event, EventKind, describe};
+use super::telling;
+use super::telling::Release;
+use super::versions::{
+    active, normalise, pending, promote, prune, rebuild, retire_due, retiring, secret_ref,
+};
+use super::{Observed, Spec, revoke};
+use crate::crd::{ApiTokenStatus, OnRevoke, RotationReason, TokenVersion, VersionState};
+use crate::token::format::token_id;
+use crate::token::{Hash, KeyId};
+
+/// One write, or waiting.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Draw a key, and make its version known by [`announce`] and a status write.
+    Announce(Box<Announcement>),
+    /// Write this status, then tell these events.
+    Record(Box<ApiTokenStatus>, Vec<Event>),
+    /// Write the Secret, so that it holds this version.
+    WriteSecret {
+        /// The key id of the version.
+        key_id: String,
+        /// Where its token comes from.
+        content: Content,
+    },
+    /// Delete our Secret.
+    DeleteSecret,
+    /// Put our finalizer on, so that a deletion is not missed.
+    Hold,
+    /// Take it off.
+    Release(Release),
+    /// Nothing to do, until something changes or this instant.
+    Wait(Option<Timestamp>),
+}
+
+/// Where the token that is written into the Secret comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// It was minted just now, and is held in memory.
+    Minted,
+    /// It is in the Secret already.
+    Kept,
+}
+
+/// A version that is to be drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Announcement {
+    /// Its number.
+    pub version: i64,
+    /// Why.
+    pub reason: RotationReason,
+    status: ApiTokenStatus,
+    events: Vec<Event>,
+}
+
+/// What was drawn for an [`Announcement`].
+#[derive(Clone, Debug)]
+pub struct Material {
+    /// The version's key id.
+    pub key_id: KeyId,
+    /// The proof of its token.
+    pub hash: Hash,
+}
+
+/// Decides the next step.
+pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
+    let now = to_millisecond(now);
+    if observed.deleting() {
+        return telling::depart(observed, now);
+    }
+    if let Some(step) = telling::finalizer(observed) {
+        return step;
+    }
+    let mut events = Vec::new();
+    let mut status = settle(observed, &mut events, now);
+    let due = match &observed.spec {
+        Ok(spec) => due(observed, &status, spec, now),
+        Err(_) => Due::Nothing(None),
+    };
+    if let (Due::Now(reason), Ok(spec)) = (due, &observed.spec) {
+        return Step::Announce(Box::new(prepare(observed, status, events, spec, reason, now)));
+    }
+    describe(&mut status, observed, due, &mut events, now);
+    telling::record(&mut status, observed, &mut events, now);
+    if observed.status() != Some(&status) || observed.receipts.due {
+        telling::settle(&mut status, observed);
+    }
+    if observed.status() != Some(&status) {
+        return Step::Record(Box::new(status), events);
+    }
+    let Ok(spec) = &observed.spec else {
+        return Step::Wait(observed.token.spec.expires_at.filter(|at| *at > now));
+    };
+    match secret_step(observed, &status, spec, now) {
+        Step::Wait(until) => {
+            let wake = wake(observed, &status, due, now);
+            Step::Wait([until, wake].into_iter().flatten().min())
+        }
+        write => write,
+    }
+}
+
+/// What time, the Secret and the spec make of the status, before anything new is drawn.
+fn settle(observed: &Observed<'_>, events: &mut Vec<Event>, now: Timestamp) -> ApiTokenStatus {
+    let mut status = observed.status().cloned().unwrap_or_default();
+    status.observed_generation = observed.token.metadata.generation;
+    telling::forget_gone(&mut status, observed);
+    normalise(&mut status.versions);
+    if revoke::latch(&mut status, observed, now) {
+        events.push(Event::new(
+            EventKind::Revoked,
+            "every secret of this token is refused from now on, for good",
+        ));
+    }
+    if let Ok(spec) = &observed.spec {
+        if status.revocation.is_none() {
+            if let Some(version) = rebuild(&mut status, observed, spec) {
+                events.push(Event::new(
+                    EventKind::Rebuilt,
+                    format!(
+                        "the status was lost; version {version} was read back from the seal of Secret {}",
+                        spec.secret_name
+                    ),
+                ));
+            }
+            if let Some(version) = promote(&mut status, observed, spec, now) {
+                events.push(Event::delivered(&status, spec, version));
+            }
+        }
+        status.secret_ref = secret_ref(observed, &status, spec).or(status.secret_ref);
+    }
+    if let Some(version) = retire_due(&mut status.versions, now) {
+        events.push(
+            Event::new(
+                EventKind::KeyRetired,
+                format!("version {version} is refused from now on: its overlap has ended"),
+            )
+            .about(version),
+        );
+    }
+    revoke::enforce(&mut status, observed, now);
+    prune(&mut status.versions);
+    if let Ok(spec) = &observed.spec {
+        remember(&mut status, spec);
+    }
+    status
+}
+
+/// Makes room for a new version: what it replaces at once is retired in the same write.
+fn prepare(
+    observed: &Observed<'_>,
+    mut status: ApiTokenStatus,
+    mut events: Vec<Event>,
+    spec: &Spec,
+    reason: RotationReason,
+    now: Timestamp,
+) -> Announcement {
+    let redrawn = pending(&status).map(|version| version.version);
+    status.versions.retain(|version| version.state != VersionState::Pending);
+    // A broken Secret is repaired at once, since pods can't start without it. Only then does an older secret lose
+    // the rest of its overlap: three must never work at once.
+    let makes_room = is_repair(reason) || reason == RotationReason::Trigger;
+    for version in &mut status.versions {
+        let cut = observed.cut_by_not_before(version, now);
+        let gives_way = makes_room && version.state == VersionState::Retiring;
+        if version.state.is_live() && (cut || gives_way) {
+            version.state = VersionState::Retired;
+            let why = if cut {
+                "rotation.notBefore has passed it"
+            } else {
+                "it made room for a repair of the Secret"
+            };
+            events.push(
+                Event::new(
+                    EventKind::KeyRetired,
+                    format!("version {} is refused from now on: {why}", version.version),
+                )
+                .about(version.version),
+            );
+        }
+    }
+    let newest = status.versions.iter().map(|version| version.version).max().unwrap_or(0);
+    status
+        .token_id
+        .get_or_insert_with(|| token_id(observed.token.metadata.uid.as_deref().unwrap_or_default()));
+    let rotation = status.rotation.get_or_insert_default();
+    rotation.spec_hash = Some(spec.hash.clone());
+    if let Some(trigger) = &spec.trigger {
+        rotation.handled_trigger = Some(trigger.clone());
+    }
+    // Its place is kept until the material is here.
+    Announcement { version: redrawn.unwrap_or(0).max(newest + 1), reason, status, events }
+}
+
+/// Makes an announced version known: the status to write before its token goes anywhere, and the events to tell.
+pub fn announce(
+    observed: &Observed<'_>,
+    announcement: Announcement,
+    material: &Material,
+    now: Timestamp,
+) -> (ApiTokenStatus, Vec<Event>) {
+    let now = to_millisecond(now);
+    let Announcement { version, reason, mut status, mut events } = announcement;
+    status.versions.insert(
+        0,
+        TokenVersion {
+            version,
+            key_id: material.key_id.to_string(),
+            hash: material.hash.to_string(),
+            state: VersionState::Pending,
+            scopes: observed.spec.as_ref().map(|spec| spec.scopes.clone()).unwrap_or_default(),
+            issued_at: now,
+            retire_at: None,
+            reason,
+        },
+    );
+    prune(&mut status.versions);
+    describe(&mut status, observed, Due::Nothing(None), &mut events, now);
+    telling::record(&mut status, observed, &mut events, now);
+    telling::settle(&mut status, observed);
+    (status, events)
+}
+
+/// The version whose token belongs under the key for the previous one, once the Secret holds what is written.
+pub fn previous_version(status: &ApiTokenStatus, content: Content) -> Option<&str> {
+    let previous = match content {
+        Content::Minted => active(status),
+        Content::Kept => retiring(status),
+    };
+    previous.map(|version| version.key_id.as_str())
+}
+
+/// What the Secret should wear, and for which version.
+pub(super) fn wardrobe<'a>(observed: &'a Observed<'_>, spec: &Spec) -> Option<(&'a TokenVersion, Wardrobe)> {
+    let status = observed.status()?;
+    let held = observed.secret.holds()?;
+    let version = status.version_of(held.as_str())?;
+    Some((version, Wardrobe::of(observed.token, spec, version, status)))
+}
+
+/// The write that the Secret needs, if any. The status is recorded by now.
+fn secret_step(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, now: Timestamp) -> Step {
+    if let Some(refusal) = &observed.refusal {
+        let retry = refusal.retry_at();
+        if now < retry && now >= refusal.at {
+            return Step::Wait(Some(retry));
+        }
+    }
+    let revoked = status.revocation.is_some();
+    if revoked && spec.on_revoke == OnRevoke::Delete && observed.secret.ours().is_some() {
+        return Step::DeleteSecret;
+    }
+    let undelivered = pending(status).filter(|_| !revoked && !observed.expired(now));
+    if let Some(version) = undelivered.filter(|_| !observed.secret.out_of_reach()) {
+        return match deliver_at(observed, version, now) {
+            Some(at) => Step::Wait(Some(at)),
+            None => Step::WriteSecret { key_id: version.key_id.clone(), content: Content::Minted },
+        };
+    }
+    let Some(own) = observed.secret.ours() else { return Step::Wait(None) };
+    let Some((version, wardrobe)) = wardrobe(observed, spec) else { return Step::Wait(None) };
+    // The key for the previous token holds one just as long as it works; the new token is put there with it.
+    let previous = previous_version(status, Content::Kept);
+    let stale = own.previous.as_ref().is_some_and(|key_id| Some(key_id.as_str()) != previous);
+    if own.in_place && !stale && wardrobe.fits(&own.metadata) {
+        return Step::Wait(None);
+    }
+    Step::WriteSecret { key_id: version.key_id.clone(), content: Content::Kept }
+}
+
+/// From when a pending version may go into the Secret; `None` is now. Every verifier must know it before anybody can
+/// read it, or the first to use it would be refused.
+fn deliver_at(observed: &Observed<'_>, pending: &TokenVersion, now: Timestamp) -> Option<Timestamp> {
+    let at = pending.issued_at.checked_add(observed.propagation).ok()?;
+    // A clock that was set back must not hold up a delivery for longer than the propagation takes.
+    (now < at && now >= pending.issued_at).then_some(at)
+}
+
+/// When time alone will call for another look.
+fn wake(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timestamp) -> Option<Timestamp> {
+    let retry = (observed.secret.out_of_reach() && status.revocation.is_none())
+        .then(|| now.checked_add(RETRY).ok())
+        .flatten();
+    let due = match due {
+        Due::Nothing(at) => at,
+        Due::Now(_) => None,
+        Due::Queued(_, at) | Due::Throttled { until: at, .. } => Some(at),
+    };
+    let retirement = retiring(status).and_then(|version| version.retire_at);
+    let expiry = observed.token.spec.expires_at.filter(|_| status.revocation.is_none());
+    let notice = observed.told_to_expire_at().filter(|_| status.revocation.is_none());
+    [retry, due, retirement, expiry, notice].into_iter().flatten().filter(|at| *at > now).min()
+}

@@ -1,0 +1,691 @@
+//! No sequence of edits, clock steps, crashes and accidents breaks the invariants. A model plays the API server,
+//! the Secret and the process's memory; the verifier's own decision judges from outside.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use proptest::prelude::*;
+
+use super::*;
+use crate::check::{Code, Decision, Entry, Request, ScopePool, decide};
+use crate::crd::{
+    ApiToken, ApiTokenSpec, ApiTokenStatus, OnDelete, OnRevoke, OnSpecChange, Rotation, SecretSpec,
+    TokenWebhook, TokenWebhookSpec, VersionState, find_condition,
+};
+use crate::outbox::events::{Receipt, Receipts};
+use crate::outbox::subscription::Subscription;
+use crate::token::format;
+use crate::token::format::{KeyId, Prefix};
+use crate::token::{Peppers, Plaintext, Token};
+
+const START: i64 = 1_800_000_000_000;
+
+/// The world around the decision.
+struct World {
+    token: ApiToken,
+    secret: Option<Secret>,
+    secret_writes: u64,
+    held: Option<(KeyId, Plaintext)>,
+    now: Timestamp,
+    draws: u8,
+    peppers: Peppers,
+    /// Every token that was ever in the Secret, by key id.
+    delivered: BTreeMap<String, String>,
+    /// Until when a replaced token was promised to work.
+    promised: BTreeMap<String, Timestamp>,
+    events: Vec<EventKind>,
+    subscriptions: Vec<Subscription>,
+    /// What the TokenWebhooks have accepted since the last status write.
+    receipts: Receipts,
+    /// The id and type of every event that was ever in the outbox.
+    told: Vec<(String, String)>,
+    /// Somebody has put an older Secret in place, whose token the status may have forgotten.
+    restored: bool,
+}
+
+/// What can happen between two steps.
+#[derive(Clone, Debug)]
+enum Happening {
+    Scopes(u8),
+    Trigger(u8),
+    Interval(Option<u8>),
+    Overlap(u8),
+    Keep(bool),
+    Suspend(bool),
+    Revoke,
+    Expire(Option<i32>),
+    /// Seconds from now; only ever forward.
+    Cut(i32),
+    OnRevoke(bool),
+    Retain(bool),
+    PreviousKey(bool),
+    Clock(i32),
+    /// The process dies: what it held is gone.
+    Crash,
+    /// The next so many steps are made.
+    Steps(u8),
+    DeleteSecret,
+    EditSecret,
+    StripSecret,
+    /// An older Secret is put back.
+    RestoreSecret,
+    WipeStatus,
+    /// A TokenWebhook comes or goes.
+    Subscribe(bool),
+    /// All that waits is accepted.
+    Accept,
+    Collect,
+}
+
+/// What TokenWebhooks are told of an event, by the documentation.
+fn wire_name(kind: EventKind) -> Option<&'static str> {
+    match kind {
+        EventKind::Minted => Some("token.created"),
+        EventKind::Rotated => Some("token.rotated"),
+        EventKind::KeyRetired => Some("token.key_retired"),
+        EventKind::Revoked => Some("token.revoked"),
+        EventKind::Suspended => Some("token.suspended"),
+        EventKind::Resumed => Some("token.resumed"),
+        EventKind::Expiring => Some("token.expiring"),
+        EventKind::Expired => Some("token.expired"),
+        EventKind::EventLost | EventKind::Rebuilt | EventKind::Stalled => None,
+    }
+}
+
+fn webhook(events: &[&str]) -> Subscription {
+    let events = events.iter().map(|event| (*event).to_owned()).collect();
+    let spec = TokenWebhookSpec { events, ..Default::default() };
+    Subscription::of(&TokenWebhook::new("hook", spec)).expect("a subscription")
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    use Happening::*;
+    prop_oneof![
+        3 => (1u8..8).prop_map(Scopes),
+        3 => (0u8..4).prop_map(Trigger),
+        1 => proptest::option::of(0u8..3).prop_map(Interval),
+        2 => (0u8..4).prop_map(Overlap),
+        1 => any::<bool>().prop_map(Keep),
+        1 => any::<bool>().prop_map(Suspend),
+        1 => Just(Revoke),
+        1 => proptest::option::of(-100i32..10_000).prop_map(Expire),
+        1 => (-1000i32..1000).prop_map(Cut),
+        1 => any::<bool>().prop_map(OnRevoke),
+        1 => any::<bool>().prop_map(Retain),
+        1 => any::<bool>().prop_map(PreviousKey),
+        4 => (-500i32..8000).prop_map(Clock),
+        3 => Just(Crash),
+        12 => (1u8..6).prop_map(Steps),
+        1 => Just(DeleteSecret),
+        1 => Just(EditSecret),
+        1 => Just(StripSecret),
+        1 => Just(RestoreSecret),
+        2 => any::<bool>().prop_map(Subscribe),
+        3 => Just(Accept),
+        1 => Just(Collect),
+    ]
+}
+
+impl World {
+    fn new() -> Self {
+        let spec = ApiTokenSpec { scopes: vec!["s:1".to_owned()], ..Default::default() };
+        let mut token = ApiToken::new("name", spec);
+        token.metadata.namespace = Some("ns".to_owned());
+        token.metadata.uid = Some("0f8fad5b-d9cb-469f-a165-70867728950e".to_owned());
+        token.metadata.generation = Some(1);
+        Self {
+            token,
+            secret: None,
+            secret_writes: 0,
+            held: None,
+            now: Timestamp::from_millisecond(START).expect("an instant"),
+            draws: 0,
+            peppers: Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers"),
+            delivered: BTreeMap::new(),
+            promised: BTreeMap::new(),
+            events: Vec::new(),
+            subscriptions: Vec::new(),
+            receipts: Receipts::default(),
+            told: Vec::new(),
+            restored: false,
+        }
+    }
+
+    fn observed(&self) -> Observed<'_> {
+        let spec = Spec::of(&self.token);
+        let secret = match (&self.secret, &spec) {
+            (Some(secret), Ok(spec)) => inspect(secret, &self.token, spec, &self.peppers),
+            _ => SecretState::Absent,
+        };
+        Observed {
+            token: &self.token,
+            spec,
+            secret,
+            held: self.held.as_ref().map(|(key_id, _)| *key_id),
+            refusal: None,
+            propagation: SignedDuration::from_secs(1),
+            subscriptions: &self.subscriptions,
+            receipts: self.receipts.clone(),
+            expiry_notice: SignedDuration::from_secs(500),
+        }
+    }
+
+    /// Makes the next step, as `controller::apply` does. Answers whether there was one.
+    fn step(&mut self) -> bool {
+        let before = self.token.status.clone();
+        let observed = self.observed();
+        match next_step(&observed, self.now) {
+            Step::Wait(until) => {
+                assert!(until.is_none_or(|until| until > self.now), "waiting for the past");
+                return false;
+            }
+            Step::Announce(announcement) => {
+                let draw = self.draws + 1;
+                let key_id = KeyId::from_bytes([draw; 16]);
+                let plaintext = format::make(&Prefix::default(), key_id, &[draw; 32]);
+                let hash = self.peppers.prove_new("ns", "name", &plaintext).expect("a proof");
+                let (status, events) =
+                    announce(&observed, *announcement, &Material { key_id, hash }, self.now);
+                self.draws = draw;
+                self.record(status, events);
+                self.held = Some((key_id, plaintext));
+            }
+            Step::Record(status, events) => self.record(*status, events),
+            Step::WriteSecret { key_id, content } => {
+                let status = before.clone().expect("a status precedes the Secret");
+                let version = status
+                    .versions
+                    .iter()
+                    .find(|v| v.key_id == key_id)
+                    .expect("the status knows what is delivered");
+                let spec = observed.spec.clone().expect("a spec");
+                let wardrobe = Wardrobe::of(&self.token, &spec, version, &status);
+                let held = (content == Content::Minted).then(|| self.held.as_ref().expect("it is held"));
+                let filling = Filling {
+                    version,
+                    plaintext: held.map(|(_, p)| p),
+                    previous: previous_version(&status, content),
+                };
+                let secret =
+                    compose(self.secret.clone(), &self.token, &spec, &self.peppers, &wardrobe, &filling);
+                let mut secret = secret.expect("a Secret");
+                self.secret_writes += 1;
+                secret.metadata.uid.get_or_insert_with(|| format!("uid-{}", self.secret_writes));
+                secret.metadata.resource_version = Some(self.secret_writes.to_string());
+                let text = self.data(&secret, &spec.token_key).expect("a token");
+                self.delivered.insert(key_id, text);
+                self.secret = Some(secret);
+                if content == Content::Minted {
+                    self.held = None;
+                }
+            }
+            Step::DeleteSecret => self.secret = None,
+            Step::Hold => self.token.metadata.finalizers = Some(vec![FINALIZER.to_owned()]),
+            Step::Release(_) => self.token.metadata.finalizers = None,
+        }
+        self.judge_change(before.as_ref());
+        true
+    }
+
+    fn record(&mut self, status: ApiTokenStatus, events: Vec<Event>) {
+        self.events.extend(events.iter().map(|event| event.kind));
+        // Whoever wants to be told has each of them in the very same write.
+        let before = self.told.len();
+        for event in status.outbox.iter().flat_map(|outbox| &outbox.events) {
+            if !self.told.iter().any(|(id, _)| *id == event.id) {
+                self.told.push((event.id.clone(), event.type_.clone()));
+            }
+        }
+        // A deletion is no Event: the object that it would be about goes.
+        let told = self.told[before..].iter().map(|(_, type_)| &**type_);
+        let told: Vec<&str> = told.filter(|type_| *type_ != "token.deleted").collect();
+        let wanted: Vec<&str> = events.iter().filter_map(|event| wire_name(event.kind)).collect();
+        if !self.subscriptions.is_empty() {
+            assert_eq!(told, wanted, "what is told and what happens differ");
+        }
+        self.receipts.retain(status.outbox.as_ref());
+        // As the API server would hand it back.
+        let status = serde_json::to_value(status).expect("json");
+        self.token.status = Some(serde_json::from_value(status).expect("a status"));
+    }
+
+    fn data(&self, secret: &Secret, key: &str) -> Option<String> {
+        String::from_utf8(secret.data.as_ref()?.get(key)?.0.clone()).ok()
+    }
+
+    fn current(&self) -> Option<String> {
+        self.data(self.secret.as_ref()?, "token")
+    }
+
+    fn check(&self, text: &str) -> Result<(), Code> {
+        let (_, versions) = Entry::of(&(&self.token).into(), 0, &mut ScopePool::default());
+        let token = Token::parse(text).ok_or(Code::NotFound)?;
+        match decide(
+            versions.iter().map(|(_, version)| version),
+            &self.peppers,
+            &Request { token, scopes: &[], audience: None, client: None },
+            self.now,
+        ) {
+            Decision::Allow(_) => Ok(()),
+            Decision::Deny(code) => Err(code),
+        }
+    }
+
+    fn status(&self) -> ApiTokenStatus {
+        self.token.status.clone().unwrap_or_default()
+    }
+
+    fn live(&self) -> Vec<i64> {
+        let status = self.status();
+        let live = status
+            .versions
+            .iter()
+            .filter(|v| v.state.is_live() && v.retire_at.is_none_or(|at| at > self.now));
+        live.map(|v| v.version).collect()
+    }
+
+    /// What must hold after every write.
+    fn judge_change(&mut self, before: Option<&ApiTokenStatus>) {
+        let status = self.status();
+        assert!(self.live().len() <= 2, "three live: {status:#?}");
+        if let Some(before) = before {
+            assert!(before.revocation.is_none() || status.revocation.is_some(), "un-revoked");
+            assert!(before.token_id.is_none() || before.token_id == status.token_id, "another tokenId");
+            if before.revocation.is_some() {
+                let newest = |s: &ApiTokenStatus| s.versions.first().map(|v| v.version);
+                assert_eq!(newest(before), newest(&status), "a revoked token was rotated");
+            }
+        }
+        if status.revocation.is_some() {
+            assert!(status.versions.iter().all(|v| !v.state.is_live()), "a live version of a revoked token");
+        }
+        let numbers: BTreeSet<_> = status.versions.iter().map(|v| v.version).collect();
+        assert_eq!(numbers.len(), status.versions.len(), "one number twice");
+        assert!(status.versions.len() <= 5, "{} versions kept", status.versions.len());
+        // The Secret never holds a token that the status does not know.
+        if let Some(token) = self.current().as_deref().and_then(Token::parse)
+            && !self.restored
+        {
+            let known = status.versions.iter().any(|v| v.key_id == token.key_id().as_str());
+            assert!(known, "the Secret holds an unknown token");
+        }
+        for version in &status.versions {
+            if let (VersionState::Retiring, Some(at)) = (version.state, version.retire_at) {
+                let overlap = self.observed().spec.map(|spec| spec.overlap).unwrap_or_default();
+                let promised = self.promised.entry(version.key_id.clone()).or_insert(self.now + overlap);
+                assert!(at >= *promised, "the overlap is counted from the delivery");
+            }
+        }
+    }
+
+    fn spec(&mut self, change: impl FnOnce(&mut ApiTokenSpec)) {
+        let before = self.token.spec.clone();
+        change(&mut self.token.spec);
+        if self.token.spec != before {
+            self.token.metadata.generation = self.token.metadata.generation.map(|g| g + 1);
+        }
+    }
+
+    fn rotation(&mut self, change: impl FnOnce(&mut Rotation)) {
+        self.spec(|spec| change(spec.rotation.get_or_insert_default()));
+    }
+
+    fn secret_spec(&mut self, change: impl FnOnce(&mut SecretSpec)) {
+        self.spec(|spec| change(spec.secret.get_or_insert_default()));
+    }
+
+    fn happen(&mut self, happening: &Happening, older: &mut Option<Secret>) {
+        match happening {
+            Happening::Scopes(bits) => {
+                let scopes = (0..3).filter(|i| bits & (1 << i) != 0).map(|i| format!("s:{i}")).collect();
+                self.spec(|spec| spec.scopes = scopes);
+            }
+            Happening::Trigger(n) => self.rotation(|r| r.trigger = (*n > 0).then(|| n.to_string())),
+            Happening::Interval(n) => {
+                // The CRD keeps it longer than any overlap.
+                self.rotation(|r| r.interval = n.map(|n| format!("{}h", 2 + n).as_str().into()));
+            }
+            Happening::Overlap(n) => {
+                self.rotation(|r| r.overlap = Some(format!("{}s", u32::from(*n) * 1000).as_str().into()))
+            }
+            Happening::Keep(keep) => self.rotation(|r| {
+                r.on_spec_change = Some(if *keep { OnSpecChange::Keep } else { OnSpecChange::Rotate });
+            }),
+            Happening::Suspend(suspend) => self.spec(|spec| spec.suspend = Some(*suspend)),
+            Happening::Revoke => self.spec(|spec| spec.revoked = Some(true)),
+            Happening::Expire(offset) => {
+                let at = offset.map(|offset| self.now + SignedDuration::from_secs(offset.into()));
+                self.spec(|spec| spec.expires_at = at);
+            }
+            Happening::Cut(offset) => {
+                let at = self.now + SignedDuration::from_secs((*offset).into());
+                self.rotation(|r| r.not_before = Some(r.not_before.map_or(at, |before| before.max(at))));
+            }
+            Happening::OnRevoke(delete) => {
+                self.secret_spec(|s| {
+                    s.on_revoke = Some(if *delete { OnRevoke::Delete } else { OnRevoke::Keep })
+                });
+            }
+            Happening::Retain(retain) => {
+                self.secret_spec(|s| {
+                    s.on_delete = Some(if *retain { OnDelete::Retain } else { OnDelete::Delete })
+                });
+            }
+            Happening::PreviousKey(wanted) => {
+                let key = wanted.then(|| "previous".to_owned());
+                self.secret_spec(|s| s.keys.get_or_insert_default().previous = key);
+            }
+            Happening::Clock(seconds) => self.now += SignedDuration::from_secs((*seconds).into()),
+            Happening::Crash => self.held = None,
+            Happening::Steps(n) => {
+                for _ in 0..*n {
+                    self.step();
+                }
+            }
+            Happening::DeleteSecret => self.secret = None,
+            Happening::EditSecret => {
+                if let Some(data) = self.secret.as_mut().and_then(|s| s.data.as_mut()) {
+                    data.insert("token".to_owned(), ByteString(b"hunter2".to_vec()));
+                }
+            }
+            Happening::StripSecret => {
+                if let Some(secret) = &mut self.secret {
+                    secret.metadata.labels = None;
+                    secret.metadata.annotations = None;
+                }
+            }
+            Happening::RestoreSecret => {
+                std::mem::swap(&mut self.secret, older);
+                self.restored = true;
+            }
+            Happening::WipeStatus => self.token.status = None,
+            Happening::Subscribe(wanted) => {
+                self.subscriptions = if *wanted { vec![webhook(&["*"])] } else { Vec::new() };
+            }
+            Happening::Accept => self.accept(),
+            Happening::Collect => self.receipts.due = true,
+        }
+        if older.is_none() {
+            older.clone_from(&self.secret);
+        }
+    }
+
+    fn accept(&mut self) {
+        let outbox = self.status().outbox.unwrap_or_default();
+        for event in outbox.events {
+            for webhook in event.webhooks {
+                self.receipts.take(Receipt { id: event.id.as_str().into(), webhook: webhook.into() });
+            }
+        }
+    }
+
+    /// Steps until there is nothing left to do, letting time pass where that is all that is waited for.
+    fn settle(&mut self) {
+        for _ in 0..200 {
+            if self.step() {
+                continue;
+            }
+            let status = self.status();
+            let pending = status.versions.iter().any(|v| v.state == VersionState::Pending);
+            let foreign = matches!(self.observed().secret, SecretState::Foreign);
+            if !pending || foreign || status.revocation.is_some() || self.observed().expired(self.now) {
+                return;
+            }
+            self.now += SignedDuration::from_secs(1);
+        }
+        panic!("it does not come to rest: {:#?}", self.status());
+    }
+
+    /// Whether the spec lets the token work.
+    fn wanted(&self) -> bool {
+        let observed = self.observed();
+        !observed.revocation_requested() && !observed.suspended() && !observed.expired(self.now)
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    /// The invariants of every write are judged in `step`; the rest after every happening.
+    #[test]
+    fn invariants_hold_whatever_happens(happenings in proptest::collection::vec(happening(), 0..60)) {
+        let mut world = World::new();
+        let mut older = None;
+        let mut repaired = false;
+        for happening in &happenings {
+            world.happen(happening, &mut older);
+            repaired |= matches!(happening, Happening::DeleteSecret | Happening::EditSecret | Happening::RestoreSecret | Happening::StripSecret);
+            // A replaced secret works until the promised end, unless the token as a whole does not, a cut has
+            // passed it, or a broken Secret needed its place.
+            let cut = world.token.spec.rotation.as_ref().and_then(|r| r.not_before).is_some();
+            if world.wanted() && !cut && !repaired && world.status().revocation.is_none() {
+                for (key_id, until) in &world.promised {
+                    if world.now < *until {
+                        // A clock that went past the end and back finds it ended.
+                        let ended = world.status().versions.iter().any(|v| v.key_id == *key_id && v.state == VersionState::Retired);
+                        prop_assert!(ended || world.check(&world.delivered[key_id]).is_ok(), "{key_id} was lost before {until}");
+                    }
+                }
+            }
+            if world.token.spec.revoked == Some(true) {
+                for text in world.delivered.values() {
+                    prop_assert!(world.check(text).is_err(), "a revoked token works");
+                }
+            }
+        }
+        // What is accepted leaves the status, and nothing else does.
+        world.settle();
+        world.accept();
+        let accepted = world.receipts.accepted.clone();
+        world.receipts.due = true;
+        world.settle();
+        let waits = world.status().outbox.map(|outbox| outbox.events).unwrap_or_default();
+        for event in &waits {
+            prop_assert!(accepted.iter().all(|receipt| *receipt.id != *event.id), "{} still waits", event.type_);
+        }
+        prop_assert_eq!(world.token.metadata.finalizers.is_some(), !world.subscriptions.is_empty());
+        // At rest, the Secret's content works if the spec wants it to.
+        let stalled = find_condition(&world.status().conditions, crate::crd::ConditionType::Stalled).is_some();
+        let throttled = matches!(world.secret.as_ref().and_then(|_| world.current()), Some(text) if Token::parse(&text).is_none())
+            || world.secret.is_none();
+        if world.wanted() && !stalled && !throttled {
+            let current = world.current().expect("a Secret");
+            let foreign = matches!(world.observed().secret, SecretState::Foreign);
+            let holds_active = world.observed().secret.holds().is_some_and(|held| world.status().versions.iter().any(|v| v.key_id == held.as_str() && v.state == VersionState::Active));
+            prop_assert!(foreign || !holds_active || world.check(&current).is_ok(), "{:#?}", world.status());
+        }
+        if world.token.spec.revoked == Some(true) {
+            prop_assert!(world.status().revocation.and_then(|r| r.enforced_at).is_some(), "never enforced");
+        }
+        // And planning again changes nothing.
+        let before = world.token.clone();
+        prop_assert!(!world.step());
+        prop_assert_eq!(before.status, world.token.status);
+    }
+
+    /// A crash after any number of steps of a rotation, and no check of the Secret's content ever fails.
+    #[test]
+    fn a_crash_anywhere_in_a_rotation_costs_no_check(crash_after in 0usize..8, crashes in 1usize..4) {
+        let mut world = World::new();
+        world.settle();
+        let old = world.current().expect("a Secret");
+        world.rotation(|r| r.trigger = Some("now".to_owned()));
+        for _ in 0..crashes {
+            for _ in 0..crash_after {
+                world.step();
+                prop_assert!(world.check(&world.current().expect("a Secret")).is_ok());
+                prop_assert!(world.check(&old).is_ok());
+                world.now += SignedDuration::from_millis(400);
+            }
+            world.held = None;
+        }
+        world.settle();
+        let new = world.current().expect("a Secret");
+        prop_assert_ne!(&new, &old);
+        prop_assert!(world.check(&new).is_ok() && world.check(&old).is_ok());
+        prop_assert_eq!(world.status().versions[0].version, 2);
+    }
+}
+
+#[test]
+fn a_mint_takes_three_writes_and_then_rests() {
+    let mut world = World::new();
+    assert!(world.step(), "announce");
+    assert!(!world.step(), "verifiers are given time to learn of it");
+    world.now += SignedDuration::from_millis(999);
+    assert!(!world.step(), "not a millisecond less");
+    world.now += SignedDuration::from_millis(1);
+    assert!(world.step(), "deliver");
+    assert!(world.step(), "record");
+    assert!(!world.step());
+    assert_eq!(world.events, [EventKind::Minted]);
+    assert!(matches!(next_step(&world.observed(), world.now), Step::Wait(None)));
+}
+
+#[test]
+fn a_secret_out_of_reach_is_neither_replaced_nor_minted_for() {
+    let mut world = World::new();
+    let mut older = None;
+    for happening in [Happening::Steps(9), Happening::Trigger(1)] {
+        for secret in [SecretState::Foreign, SecretState::Unreadable("forbidden".to_owned())] {
+            let step = next_step(&Observed { secret, ..world.observed() }, world.now);
+            assert!(matches!(step, Step::Record(..) | Step::Wait(Some(_))), "{step:?}");
+        }
+        world.settle();
+        world.happen(&happening, &mut older);
+    }
+}
+
+#[test]
+fn a_lost_status_is_rebuilt_without_a_rotation() {
+    let mut world = World::new();
+    world.rotation(|r| r.trigger = Some("x".to_owned()));
+    world.settle();
+    let (current, before) = (world.current(), world.status());
+    world.happen(&Happening::WipeStatus, &mut None);
+    world.settle();
+    assert_eq!(world.current(), current);
+    let after = world.status();
+    assert_eq!(after.token_id, before.token_id);
+    assert_eq!(after.versions[0].key_id, before.versions[0].key_id);
+    assert!(world.check(&current.expect("a Secret")).is_ok());
+    assert!(world.events.contains(&EventKind::Rebuilt));
+}
+
+#[test]
+fn the_seal_of_an_earlier_object_is_overwritten_and_believed_only_when_restored() {
+    let mut world = World::new();
+    world.settle();
+    let old = world.current().expect("a Secret");
+    // Deleted and created anew: another uid, no status, the Secret still there.
+    let anew = |world: &mut World| {
+        world.token.status = None;
+        world.token.metadata.uid = Some("11111111-d9cb-469f-a165-70867728950e".to_owned());
+    };
+    anew(&mut world);
+    world.restored = true;
+    let mut restored = World { secret: world.secret.clone(), ..World::new() };
+    world.settle();
+    assert_ne!(world.current().expect("a Secret"), old);
+    assert_eq!(world.check(&old), Err(Code::NotFound));
+    anew(&mut restored);
+    restored.token.metadata.labels = Some([("velero.io/restore-name".to_owned(), "r".to_owned())].into());
+    restored.settle();
+    assert_eq!(restored.current().expect("a Secret"), old);
+    assert_eq!(restored.check(&old), Ok(()));
+}
+
+#[test]
+fn repairs_back_off_then_stall_and_a_trigger_overrides() {
+    let mut world = World::new();
+    world.settle();
+    let mut repaired = 0;
+    for _ in 0..10 {
+        world.secret = None;
+        for _ in 0..60 {
+            world.settle();
+            world.now += SignedDuration::from_secs(1);
+        }
+        repaired += usize::from(world.secret.is_some());
+    }
+    assert_eq!(repaired, 3);
+    assert_eq!(world.events.iter().filter(|kind| **kind == EventKind::Stalled).count(), 1);
+    world.rotation(|r| r.trigger = Some("now".to_owned()));
+    world.settle();
+    assert!(world.check(&world.current().expect("a Secret")).is_ok());
+    world.secret = None;
+    world.now += SignedDuration::from_hours(1);
+    world.settle();
+    assert!(world.secret.is_some(), "the hour is over");
+}
+
+#[test]
+fn the_removal_from_the_outbox_costs_one_write_for_all() {
+    let mut world = World::new();
+    world.subscriptions = vec![webhook(&["token.*"])];
+    world.settle();
+    world.happen(&Happening::Suspend(true), &mut None);
+    world.settle();
+    assert_eq!(world.status().outbox.expect("an outbox").events.len(), 2);
+    world.accept();
+    assert!(!world.step(), "receipts are collected");
+    world.receipts.due = true;
+    assert!(world.step());
+    assert_eq!(world.status().outbox, None);
+    assert!(!world.step());
+    // With a write that is made anyway, they go at once.
+    world.happen(&Happening::Suspend(false), &mut None);
+    world.settle();
+    world.accept();
+    world.happen(&Happening::Revoke, &mut None);
+    assert!(world.step());
+    let types: Vec<_> =
+        world.status().outbox.expect("an outbox").events.into_iter().map(|e| e.type_).collect();
+    assert_eq!(types, ["token.revoked"]);
+}
+
+#[test]
+fn each_expiry_is_told_once_and_a_nearer_one_again() {
+    let mut world = World::new();
+    world.happen(&Happening::Expire(Some(600)), &mut None);
+    world.settle();
+    let told = |world: &World| world.events.iter().filter(|kind| **kind == EventKind::Expiring).count();
+    assert_eq!(told(&world), 0);
+    let Step::Wait(Some(until)) = next_step(&world.observed(), world.now) else { panic!("no wake") };
+    assert!(until <= world.now + SignedDuration::from_secs(100));
+    world.now = until;
+    world.settle();
+    world.settle();
+    assert_eq!(told(&world), 1);
+    world.happen(&Happening::Expire(Some(100)), &mut None);
+    world.settle();
+    assert_eq!(told(&world), 2);
+}
+
+/// A deletion is told before the object goes; and it goes, whatever becomes of that.
+#[test]
+fn a_deletion_waits_for_its_event_and_not_for_ever() {
+    let mut world = World::new();
+    world.subscriptions = vec![webhook(&["*"])];
+    world.settle();
+    world.accept();
+    world.receipts.due = true;
+    world.settle();
+    assert!(world.token.metadata.finalizers.is_some());
+    world.token.metadata.deletion_timestamp =
+        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(world.now));
+    assert!(world.step(), "it is recorded");
+    assert!(!world.step(), "and waited for");
+    let step =
+        |world: &World, seconds| next_step(&world.observed(), world.now + SignedDuration::from_secs(seconds));
+    let Step::Release(late) = step(&world, 10) else { panic!("it waits too long") };
+    assert_eq!((late.undelivered.len(), late.at_any_cost), (1, false));
+    let Step::Release(last) = step(&world, 30) else { panic!("it waits for ever") };
+    assert!(last.at_any_cost);
+    let gone = World { subscriptions: Vec::new(), token: world.token.clone(), ..World::new() };
+    assert_eq!(step(&gone, 0), Step::Release(Release::default()), "nobody wants it any more");
+    world.accept();
+    assert_eq!(step(&world, 0), Step::Release(Release::default()));
+}

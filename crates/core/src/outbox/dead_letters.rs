@@ -1,0 +1,193 @@
+//! What waits in a TokenWebhook's own status, and what was given up there.
+//!
+//! Pings, replays and the events of ApiTokens that are gone have no ApiToken to wait in. They wait here, and are
+//! delivered and given up like all others. What is given up is counted, and the last of it is kept for a replay.
+
+use jiff::Timestamp;
+
+use super::EventType;
+use super::events;
+use super::events::Happened;
+use super::payload::Message;
+use crate::crd::{DeadLetter, HeldEvent, TokenHandle, TokenWebhookStatus};
+
+/// How many events wait at most, and how many that were given up are kept.
+const MAX: usize = 64;
+
+/// Keeps an event here, unless it is here already. Where there is no room it is given up at once.
+pub fn hold(status: &mut TokenWebhookStatus, event: HeldEvent) {
+    let mut known = status.outbox.iter().chain(status.dead_letters.iter().map(|letter| &letter.event));
+    if known.any(|known| known.id == event.id) {
+        return;
+    }
+    if status.outbox.len() < MAX {
+        status.outbox.push(event);
+    } else {
+        let at = event.since;
+        bury(status, DeadLetter { event, at, attempts: 0, cause: "Full".to_owned() });
+    }
+}
+
+/// Takes out an event that was accepted.
+pub fn accept(status: &mut TokenWebhookStatus, id: &str) {
+    status.outbox.retain(|event| event.id != id);
+}
+
+/// Gives up an event, once.
+pub fn bury(status: &mut TokenWebhookStatus, letter: DeadLetter) {
+    accept(status, &letter.event.id);
+    if status.dead_letters.iter().any(|known| known.event.id == letter.event.id) {
+        return;
+    }
+    *status.dead_lettered.get_or_insert_default() += 1;
+    status.dead_letters.push(letter);
+    let excess = status.dead_letters.len().saturating_sub(MAX);
+    status.dead_letters.drain(..excess);
+}
+
+/// An event that waits here from now on.
+pub fn held(message: &Message, now: Timestamp) -> HeldEvent {
+    let token = message
+        .name
+        .clone()
+        .map(|name| TokenHandle { name, token_id: message.token_id.clone().unwrap_or_default() });
+    HeldEvent {
+        id: message.id.to_string(),
+        type_: message.type_.clone(),
+        time: message.time,
+        since: now,
+        token,
+        version: message.version,
+        reason: message.reason.clone(),
+        scopes: message.scopes.clone(),
+    }
+}
+
+/// A ping for a new TokenWebhook, and for each change of the annotation. Taking it away asks for nothing.
+pub fn answer_ping(
+    status: &mut TokenWebhookStatus,
+    uid: &str,
+    annotation: Option<&str>,
+    now: Timestamp,
+) -> bool {
+    let is_new = status.handled_ping.is_none();
+    if !is_new && (annotation.is_none() || status.handled_ping.as_deref() == annotation) {
+        return false;
+    }
+    status.handled_ping = Some(annotation.unwrap_or_default().to_owned());
+    let ping = Happened { type_: EventType::Ping, version: None, reason: None };
+    let id = events::id(uid, &ping, now);
+    let type_ = EventType::Ping.as_str().to_owned();
+    let event = HeldEvent {
+        id,
+        type_,
+        time: now,
+        since: now,
+        token: None,
+        version: None,
+        reason: None,
+        scopes: None,
+    };
+    hold(status, event);
+    true
+}
+
+/// Whether a change of the annotation asks for a replay: what was given up is tried anew, its age counted from now.
+/// Taking the annotation away asks for nothing.
+pub fn answer_replay(status: &mut TokenWebhookStatus, annotation: Option<&str>, now: Timestamp) -> bool {
+    if annotation.is_none() || status.handled_replay.as_deref() == annotation {
+        return false;
+    }
+    status.handled_replay = annotation.map(str::to_owned);
+    let room = MAX.saturating_sub(status.outbox.len()).min(status.dead_letters.len());
+    for letter in status.dead_letters.drain(..room) {
+        status.outbox.push(HeldEvent { since: now, ..letter.event });
+        if let Some(count) = &mut status.dead_lettered {
+            *count -= 1;
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).expect("an instant")
+    }
+
+    fn event(id: &str) -> HeldEvent {
+        let token = Some(TokenHandle { name: "t".to_owned(), token_id: "tok_1".to_owned() });
+        let (id, type_) = (id.to_owned(), "token.deleted".to_owned());
+        HeldEvent {
+            id,
+            type_,
+            time: at(0),
+            since: at(0),
+            token,
+            version: Some(1),
+            reason: None,
+            scopes: None,
+        }
+    }
+
+    fn letter(id: &str) -> DeadLetter {
+        DeadLetter { event: event(id), at: at(9), attempts: 3, cause: "ServerError".to_owned() }
+    }
+
+    #[test]
+    fn what_happens_twice_counts_once() {
+        let mut status = TokenWebhookStatus::default();
+        for _ in 0..2 {
+            hold(&mut status, event("kept"));
+            hold(&mut status, event("accepted"));
+            bury(&mut status, letter("dead"));
+            hold(&mut status, event("dead"));
+            accept(&mut status, "accepted");
+        }
+        assert_eq!(status.outbox, [event("kept")]);
+        assert_eq!((status.dead_lettered, status.dead_letters.len()), (Some(1), 1));
+    }
+
+    #[test]
+    fn a_replay_is_asked_for_once_and_empties_the_letters() {
+        let mut status = TokenWebhookStatus::default();
+        ["a", "b"].iter().for_each(|id| bury(&mut status, letter(id)));
+        assert!(!answer_replay(&mut status, None, at(20)));
+        assert!(answer_replay(&mut status, Some("1"), at(20)));
+        assert!(!answer_replay(&mut status, Some("1"), at(30)));
+        assert_eq!(status.dead_lettered, Some(0));
+        assert!(status.dead_letters.is_empty());
+        let waiting: Vec<_> = status.outbox.iter().map(|e| (&*e.id, e.since)).collect();
+        assert_eq!(waiting, [("a", at(20)), ("b", at(20))]);
+        // One fails again, and is counted again.
+        bury(&mut status, letter("a"));
+        accept(&mut status, "b");
+        assert_eq!((status.dead_lettered, status.outbox.len()), (Some(1), 0));
+    }
+
+    #[test]
+    fn bounds_hold_and_what_is_over_them_is_counted() {
+        let mut status = TokenWebhookStatus::default();
+        (0..100).for_each(|n| hold(&mut status, event(&format!("h{n}"))));
+        assert_eq!(
+            (status.outbox.len(), status.dead_letters.len(), status.dead_lettered),
+            (MAX, 36, Some(36))
+        );
+        (0..100).for_each(|n| bury(&mut status, letter(&format!("d{n}"))));
+        assert_eq!((status.dead_letters.len(), status.dead_lettered), (MAX, Some(136)));
+        assert!(answer_replay(&mut status, Some("1"), at(1)));
+        assert_eq!((status.outbox.len(), status.dead_letters.len()), (MAX, MAX), "no room");
+    }
+
+    #[test]
+    fn a_ping_is_sent_at_first_and_for_each_change() {
+        let mut status = TokenWebhookStatus::default();
+        let pings = [None, None, Some("1"), Some("1"), None, Some("2")];
+        let sent: Vec<bool> =
+            pings.iter().zip(0..).map(|(ping, n)| answer_ping(&mut status, "u", *ping, at(n))).collect();
+        assert_eq!(sent, [true, false, true, false, false, true]);
+        assert_eq!(status.outbox.len(), 3);
+    }
+}

@@ -1,0 +1,145 @@
+//! The annotation that ties a Secret to the version that it holds.
+//!
+//! Whoever may write Secrets in a namespace could label one as ours. The seal is keyed with the pepper, so a
+//! Secret that carries a valid one was written by the controller, for this very object and version; and a status
+//! that was lost can be rebuilt from it without a rotation.
+
+use std::fmt;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use subtle::ConstantTimeEq;
+
+use super::hash::{Hash, PepperId, Peppers};
+
+const SEAL_DOMAIN: &[u8] = b"tokenward/seal/v1";
+
+/// What a seal vouches for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sealed<'a> {
+    /// The ApiToken's namespace.
+    pub namespace: &'a str,
+    /// The ApiToken's name.
+    pub name: &'a str,
+    /// The ApiToken's uid: an object of the same name that was created anew is another one.
+    pub uid: &'a str,
+    /// `status.tokenId`.
+    pub token_id: &'a str,
+    /// When the version was issued, as text.
+    pub issued_at: &'a str,
+    /// The version that the Secret holds.
+    pub version: i64,
+    /// Its key id.
+    pub key_id: &'a str,
+    /// Its stored proof, under the pepper of the seal.
+    pub hash: &'a Hash,
+}
+
+/// A seal, as it stands in the annotation: `<pepper id>:<base64url>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seal {
+    pepper: PepperId,
+    mac: [u8; 32],
+}
+
+impl Seal {
+    /// Seals under the pepper of the stored proof. `None`: that pepper is not known.
+    pub fn make(peppers: &Peppers, sealed: &Sealed<'_>) -> Option<Self> {
+        let pepper = sealed.hash.pepper;
+        let mac = mac(peppers, &pepper, sealed)?;
+        Some(Self { pepper, mac })
+    }
+
+    /// Under which pepper it was made.
+    pub fn pepper(&self) -> &PepperId {
+        &self.pepper
+    }
+
+    /// Reads an annotation. `None`: not of that form.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (pepper, mac) = text.split_once(':')?;
+        let mac = URL_SAFE_NO_PAD.decode(mac).ok()?.try_into().ok()?;
+        Some(Self { pepper: PepperId::parse(pepper)?, mac })
+    }
+
+    /// Whether it vouches for this, in constant time.
+    pub fn holds(&self, peppers: &Peppers, sealed: &Sealed<'_>) -> bool {
+        mac(peppers, &self.pepper, sealed).is_some_and(|made| made.ct_eq(&self.mac).into())
+    }
+}
+
+fn mac(peppers: &Peppers, pepper: &PepperId, sealed: &Sealed<'_>) -> Option<[u8; 32]> {
+    let Sealed { namespace, name, uid, token_id, issued_at, version, key_id, hash } = sealed;
+    let version = version.to_be_bytes();
+    let [namespace, name, uid, token_id, issued_at, key_id] =
+        [namespace, name, uid, token_id, issued_at, key_id].map(|field| field.as_bytes());
+    peppers.mac(
+        pepper,
+        SEAL_DOMAIN,
+        &[namespace, name, uid, token_id, issued_at, &version, key_id, &hash.mac],
+    )
+}
+
+impl fmt::Display for Seal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.pepper.as_str(), URL_SAFE_NO_PAD.encode(self.mac))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peppers(byte: u8) -> Peppers {
+        Peppers::from_data(&Peppers::new_data(&[byte; 32])).expect("peppers")
+    }
+
+    fn hash(byte: u8) -> Hash {
+        Hash { pepper: PepperId::parse("p1").expect("id"), mac: [byte; 32] }
+    }
+
+    fn sealed(hash: &Hash) -> Sealed<'_> {
+        Sealed {
+            namespace: "ns",
+            name: "n",
+            uid: "u",
+            token_id: "tok_1",
+            issued_at: "t",
+            version: 1,
+            key_id: "k",
+            hash,
+        }
+    }
+
+    #[test]
+    fn a_seal_vouches_for_every_field() {
+        let peppers = peppers(1);
+        let (hash, other_hash) = (hash(1), hash(2));
+        let sealed = sealed(&hash);
+        let seal =
+            Seal::parse(&Seal::make(&peppers, &sealed).expect("seal").to_string()).expect("stored form");
+        assert!(seal.holds(&peppers, &sealed));
+        for other in [
+            Sealed { namespace: "other", ..sealed },
+            Sealed { name: "other", ..sealed },
+            Sealed { uid: "other", ..sealed },
+            Sealed { token_id: "other", ..sealed },
+            Sealed { issued_at: "other", ..sealed },
+            Sealed { version: 2, ..sealed },
+            Sealed { key_id: "other", ..sealed },
+            Sealed { hash: &other_hash, ..sealed },
+            Sealed { namespace: "n", name: "sn", ..sealed },
+        ] {
+            assert!(!seal.holds(&peppers, &other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_seal_of_another_pepper_is_worthless() {
+        let hash = hash(1);
+        let seal = Seal::make(&peppers(2), &sealed(&hash)).expect("seal");
+        assert!(!seal.holds(&peppers(1), &sealed(&hash)));
+        assert_eq!(Seal::parse("nonsense"), None);
+        assert_eq!(Seal::parse("p1:AAAA"), None);
+    }
+}

@@ -1,0 +1,102 @@
+//! TLS at every listener: versions 1.2 and 1.3 (RFC 5246, RFC 8446) by rustls, with its own choice of cipher suites.
+//!
+//! What a handshake presents can be replaced at any time. Where it comes from is told apart: [`files`] follows two
+//! files, [`tokenward_controller::admission`] makes its own.
+
+pub mod files;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use jiff::Timestamp;
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::version::{TLS12, TLS13};
+use rustls::{InconsistentKeys, ServerConfig};
+use thiserror::Error;
+use tokio_rustls::TlsAcceptor;
+
+/// What handshakes present: one certificate for every listener that shares it.
+#[derive(Clone, Debug)]
+pub struct Presented {
+    provider: Arc<CryptoProvider>,
+    in_use: Arc<InUse>,
+}
+
+#[derive(Debug, Default)]
+struct InUse(ArcSwapOption<CertifiedKey>);
+
+/// Why a certificate and a key can't be used. Never says what is in the key.
+#[derive(Debug, Error)]
+pub enum PairError {
+    /// There is something else where the certificate should be.
+    #[error("no certificate in PEM")]
+    NoCertificate,
+    /// There is something else where the key should be.
+    #[error("no private key in PEM")]
+    NoKey,
+    /// The two do not belong together.
+    #[error("the key is not that of the first certificate")]
+    Mismatch,
+    /// TLS can't be spoken with them.
+    #[error(transparent)]
+    Unusable(rustls::Error),
+}
+
+impl Default for Presented {
+    /// Presents nothing yet: handshakes fail.
+    fn default() -> Self {
+        Self { provider: Arc::new(ring::default_provider()), in_use: Arc::default() }
+    }
+}
+
+impl Presented {
+    /// Presents this pair from now on: a chain in PEM, the server's own certificate first, and the key of that one.
+    pub fn present(&self, chain: &[u8], key: &[u8]) -> Result<(), PairError> {
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(chain)
+            .collect::<Result<_, _>>()
+            .map_err(|_| PairError::NoCertificate)?;
+        if chain.first().and_then(|leaf| not_after(leaf)).is_none() {
+            return Err(PairError::NoCertificate);
+        }
+        // What the parser says may quote the key.
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| PairError::NoKey)?;
+        let key = CertifiedKey::from_der(chain, key, &self.provider).map_err(|error| match error {
+            rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => PairError::Mismatch,
+            reason => PairError::Unusable(reason),
+        })?;
+        self.in_use.0.store(Some(Arc::new(key)));
+        Ok(())
+    }
+
+    /// When the certificate that is presented ends.
+    pub fn ends_at(&self) -> Option<Timestamp> {
+        self.in_use.0.load().as_ref()?.cert.first().and_then(|leaf| not_after(leaf))
+    }
+
+    /// What turns a connection into one with TLS, for a listener that speaks these protocols (RFC 7301), the
+    /// preferred one first. Each handshake presents what is in use at the time.
+    pub fn acceptor(&self, protocols: &[&[u8]]) -> Result<TlsAcceptor, rustls::Error> {
+        let mut config = ServerConfig::builder_with_provider(self.provider.clone())
+            .with_protocol_versions(&[&TLS13, &TLS12])?
+            .with_no_client_auth()
+            .with_cert_resolver(self.in_use.clone());
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        Ok(TlsAcceptor::from(Arc::new(config)))
+    }
+}
+
+impl ResolvesServerCert for InUse {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.0.load_full()
+    }
+}
+
+/// When a certificate ends (RFC 5280, section 4.1.2.5). `None`: it is none.
+fn not_after(certificate: &CertificateDer<'_>) -> Option<Timestamp> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()
+}

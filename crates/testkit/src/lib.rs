@@ -1,0 +1,540 @@
+//! A real cluster with tokenward on it, a namespace per test, and waiting without sleeping.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use devcluster::process::Guarded;
+use devcluster::{Cluster, Options};
+use k8s_openapi::api::core::v1::{Namespace, Secret};
+use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tokenward_core::crd::{ApiToken, ConditionType, find_condition};
+
+/// Adds tests that use something that is started with the first of them.
+#[macro_export]
+macro_rules! tests {
+    ($suite:expr, $runtime:expr, $stage:expr, $start:expr, $($module:ident $(:: $path:ident)+),+ $(,)?) => {
+        $({
+            let (stage, runtime) = ($stage.clone(), $runtime.clone());
+            let name = concat!(stringify!($module) $(, "::", stringify!($path))+);
+            $suite.push(libtest_mimic::Trial::test(name, move || {
+                let stage = stage.get_or_init(|| runtime.block_on($start));
+                runtime.block_on($module$(::$path)+(stage));
+                Ok(())
+            }));
+        })+
+    };
+}
+
+/// The checkout.
+pub fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
+
+/// The binary, which Cargo builds for the tests of its package and puts one folder above them.
+pub fn tokenward() -> PathBuf {
+    let test = std::env::current_exe().expect("the path of this test");
+    let binary = test.ancestors().nth(2).expect("the folder of the profile").join("tokenward");
+    assert!(binary.exists(), "no {}; run the test by cargo", binary.display());
+    binary
+}
+
+/// A folder for what tests leave behind.
+fn scratch() -> PathBuf {
+    let folder = tokenward().with_file_name("test-logs");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    folder
+}
+
+/// How long something that must happen may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A cluster on which what users install is installed.
+pub struct Site {
+    pub cluster: Cluster,
+    pub client: Client,
+}
+
+impl Site {
+    /// Starts one.
+    pub async fn start() -> Self {
+        Self::start_with(Options::default()).await
+    }
+
+    /// Starts one that is not as most tests want it.
+    pub async fn start_with(options: Options) -> Self {
+        let site = Self::bare(options).await;
+        let root = root();
+        site.kubectl(&["apply", "--server-side", "-f", &root.join("crds").display().to_string()]);
+        site.kubectl(&["apply", "-f", &root.join("deploy/namespace.yaml").display().to_string()]);
+        site.kubectl(&["apply", "-f", &root.join("deploy/rbac.yaml").display().to_string()]);
+        site.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"]);
+        site
+    }
+
+    /// Starts one on which nothing is installed.
+    pub async fn bare(options: Options) -> Self {
+        let cluster = tokio::task::spawn_blocking(|| Cluster::start(options).expect("a cluster"));
+        let cluster = cluster.await.expect("a cluster");
+        let client = client_of(cluster.kubeconfig()).await;
+        Self { cluster, client }
+    }
+
+    /// Runs kubectl, which must succeed; answers what it printed.
+    pub fn kubectl(&self, args: &[&str]) -> String {
+        let (ok, output) = self.try_kubectl(args);
+        assert!(ok, "kubectl {args:?}: {output}");
+        output
+    }
+
+    /// Runs kubectl; answers whether it succeeded, and all that it printed.
+    pub fn try_kubectl(&self, args: &[&str]) -> (bool, String) {
+        let output = self.cluster.kubectl().args(args).stdin(Stdio::null()).output().expect("kubectl");
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// A namespace of its own.
+    pub async fn namespace(&self, name: &str) -> Space {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("{name}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let namespace = Namespace {
+            metadata: ObjectMeta { name: Some(name.clone()), ..Default::default() },
+            ..Default::default()
+        };
+        Api::all(self.client.clone()).create(&PostParams::default(), &namespace).await.expect("a namespace");
+        Space { name, client: self.client.clone() }
+    }
+
+    /// Starts the controller under its own rights.
+    pub fn controller(&self, args: &[&str]) -> Process {
+        self.controller_with(args, &[])
+    }
+
+    /// Starts the controller with variables in its environment.
+    pub fn controller_with(&self, args: &[&str], env: &[(&str, &str)]) -> Process {
+        let kubeconfig = self.rights_of("tokenward-controller");
+        let ports = ["--telemetry-listen"];
+        Process::start("controller", &kubeconfig, &ports, args, env)
+    }
+
+    /// Starts the controller with all rights, where rights are not what is tested.
+    pub fn controller_as_admin(&self, args: &[&str], env: &[(&str, &str)]) -> Process {
+        Process::start("controller", self.cluster.kubeconfig(), &["--telemetry-listen"], args, env)
+    }
+
+    /// Starts the controller with a kubeconfig.
+    pub fn controller_as(&self, kubeconfig: &Path, args: &[&str]) -> Process {
+        Process::start("controller", kubeconfig, &["--telemetry-listen"], args, &[])
+    }
+
+    /// Starts the verifier under its own rights.
+    pub fn verifier(&self, args: &[&str]) -> Process {
+        self.verifier_with(&[&["--plain-http"], args].concat())
+    }
+
+    /// Starts the verifier under its own rights, to answer over HTTPS.
+    pub fn verifier_with_tls(&self, certificate: &Path, key: &Path) -> Process {
+        let [certificate, key] = [certificate, key].map(|path| path.display().to_string());
+        self.verifier_with(&["--tls-cert", &certificate, "--tls-key", &key])
+    }
+
+    /// Starts the verifier under its own rights, with these flags only.
+    pub fn verifier_with(&self, args: &[&str]) -> Process {
+        let kubeconfig = self.rights_of("tokenward-verifier");
+        let ports = ["--telemetry-listen", "--listen", "--grpc-listen"];
+        Process::start("verifier", &kubeconfig, &ports, args, &[])
+    }
+
+    /// A kubeconfig with the rights of one of our service accounts.
+    pub fn rights_of(&self, account: &str) -> PathBuf {
+        self.cluster.kubeconfig_for_service_account("tokenward", account).expect("a kubeconfig")
+    }
+}
+
+/// An installation of its own beside others: its namespace holds another pepper and another lease, and it looks
+/// after one namespace only. With all rights, where rights are not what is tested.
+pub struct Tenant<'s> {
+    site: &'s Site,
+    operator: Space,
+    pub space: Space,
+}
+
+impl<'s> Tenant<'s> {
+    pub async fn new(site: &'s Site, name: &str) -> Self {
+        let operator = site.namespace(&format!("{name}-operator")).await;
+        Self { site, operator, space: site.namespace(name).await }
+    }
+
+    /// Starts its controller.
+    pub fn controller(&self, args: &[&str]) -> Process {
+        self.controller_with(args, &[])
+    }
+
+    /// Starts its controller with variables in its environment.
+    pub fn controller_with(&self, args: &[&str], env: &[(&str, &str)]) -> Process {
+        self.process("controller", &["--telemetry-listen"], args, env)
+    }
+
+    /// Starts its verifier.
+    pub fn verifier(&self) -> Process {
+        self.process("verifier", &["--telemetry-listen", "--listen"], &["--plain-http"], &[])
+    }
+
+    /// The Secrets of its operator's namespace.
+    pub fn peppers(&self) -> Api<Secret> {
+        self.operator.secrets()
+    }
+
+    /// The namespace that holds its pepper.
+    pub fn namespace(&self) -> &str {
+        &self.operator.name
+    }
+
+    fn process(&self, role: &str, ports: &[&str], args: &[&str], env: &[(&str, &str)]) -> Process {
+        let own = ["--namespace", &self.operator.name, "--watch-namespaces", &self.space.name];
+        Process::start(role, self.site.cluster.kubeconfig(), ports, &[&own, args].concat(), env)
+    }
+}
+
+/// A client with the rights of a kubeconfig.
+pub async fn client_of(kubeconfig: &Path) -> Client {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig).expect("a kubeconfig");
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+    Client::try_from(config.expect("a configuration")).expect("a client")
+}
+
+/// One of our processes, on ports of its own.
+pub struct Process {
+    guarded: Guarded,
+    pub telemetry: SocketAddr,
+    pub listen: SocketAddr,
+    pub grpc: SocketAddr,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts a role with a kubeconfig, and a free port for each of these flags.
+    pub fn start(role: &str, kubeconfig: &Path, ports: &[&str], args: &[&str], env: &[(&str, &str)]) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let telemetry = free_port();
+        let listen = free_port();
+        let grpc = free_port();
+        let log = scratch().join(format!(
+            "{role}-{}-{}.log",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        ));
+        let mut command = Command::new(tokenward());
+        command.arg(role).env("KUBECONFIG", kubeconfig).env("TOKENWARD_NAMESPACE", "tokenward");
+        for (flag, port) in ports.iter().zip([telemetry, listen, grpc]) {
+            command.arg(flag).arg(port.to_string());
+        }
+        command.args(args).envs(env.iter().copied());
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(std::fs::File::create(&log).expect("a log file"));
+        Self { guarded: Guarded::spawn(command).expect("a process"), telemetry, listen, grpc, log }
+    }
+
+    /// Waits until `/readyz` says so.
+    pub async fn ready(self) -> Self {
+        let url = format!("http://{}/readyz", self.telemetry);
+        eventually("ready", async || match reqwest::get(&url).await {
+            Ok(answer) if answer.status() == 200 => Ok(()),
+            Ok(answer) => Err(answer.text().await.unwrap_or_default()),
+            Err(error) => Err(format!("{error}; {}", self.log())),
+        })
+        .await;
+        self
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Its metrics, as text.
+    pub async fn metrics(&self) -> String {
+        let url = format!("http://{}/metrics", self.telemetry);
+        reqwest::get(url).await.expect("metrics").text().await.expect("metrics")
+    }
+
+    /// The value of one metric.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = self.metrics().await;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
+    }
+
+    /// Waits until it is not ready, for want of a part.
+    pub async fn waits_for(&self, part: &str) {
+        let url = format!("http://{}/readyz", self.telemetry);
+        eventually("not ready", async || {
+            let answer = reqwest::get(&url).await.expect("an answer").text().await.expect("text");
+            if answer.contains(part) { Ok(()) } else { Err(answer) }
+        })
+        .await;
+    }
+
+    /// Asks `/auth`; answers the status code.
+    pub async fn check(&self, token: &str, query: &str) -> u16 {
+        self.ask(token, query).await.status().as_u16()
+    }
+
+    /// Asks `/auth`.
+    pub async fn ask(&self, token: &str, query: &str) -> reqwest::Response {
+        let url = format!("http://{}/auth?{query}", self.listen);
+        client().get(url).bearer_auth(token).send().await.expect("an answer")
+    }
+
+    /// Waits until a token has this answer.
+    pub async fn answers(&self, token: &str, query: &str, expected: u16) {
+        eventually(&format!("{expected} for a token ({query})"), async || {
+            match self.check(token, query).await {
+                status if status == expected => Ok(()),
+                status => Err(status.to_string()),
+            }
+        })
+        .await;
+    }
+
+    /// Ends it at once.
+    pub fn kill(&mut self) {
+        let _ = self.guarded.kill();
+    }
+
+    /// Asks it to end; answers its exit code and how long it took.
+    pub fn terminate(&mut self) -> (Option<i32>, Duration) {
+        let start = Instant::now();
+        let status = self.guarded.terminate(Duration::from_secs(20)).expect("an exit status");
+        (status.code(), start.elapsed())
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.guarded.pid()
+    }
+
+    /// Waits until it has ended by itself; answers its exit code, `None` for a signal.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.guarded.try_wait().expect("a status") {
+                return status.code();
+            }
+            assert!(start.elapsed() < PATIENCE * 2, "the process does not end: {}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        self.guarded.try_wait().expect("a status").is_none()
+    }
+}
+
+/// The HTTP client of all tests, which keeps its connections as a gateway does.
+pub fn client() -> reqwest::Client {
+    reqwest::Client::builder()
+        .pool_max_idle_per_host(0)
+        .timeout(Duration::from_secs(10))
+        .build()
+        .expect("a client")
+}
+
+/// An address on loopback that nobody listened on a moment ago.
+pub fn free_port() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port")
+}
+
+/// A namespace, and what a test does in it.
+#[derive(Clone)]
+pub struct Space {
+    pub name: String,
+    pub client: Client,
+}
+
+impl Space {
+    pub fn tokens(&self) -> Api<ApiToken> {
+        Api::namespaced(self.client.clone(), &self.name)
+    }
+
+    pub fn secrets(&self) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), &self.name)
+    }
+
+    /// Creates an ApiToken with this spec.
+    pub async fn create(&self, name: &str, spec: Value) -> ApiToken {
+        self.try_create(name, spec).await.expect("an ApiToken")
+    }
+
+    /// Tries to; answers the API server's message if it refuses.
+    pub async fn try_create(&self, name: &str, spec: Value) -> Result<ApiToken, String> {
+        let object = json!({
+            "apiVersion": "tokenward.dev/v1alpha1", "kind": "ApiToken", "metadata": {"name": name}, "spec": spec,
+        });
+        // As a client would that knows nothing of our types.
+        let request =
+            http::Request::post(format!("/apis/tokenward.dev/v1alpha1/namespaces/{}/apitokens", self.name))
+                .header("content-type", "application/json")
+                .body(object.to_string().into_bytes())
+                .expect("a request");
+        self.client.request::<ApiToken>(request).await.map_err(|error| message(&error))
+    }
+
+    /// Creates an ApiToken and waits until it is active; answers the token in its Secret.
+    pub async fn active(&self, name: &str, spec: Value) -> String {
+        self.create(name, spec).await;
+        self.condition(name, ConditionType::Active, "True").await;
+        self.secret_of(name).await
+    }
+
+    pub async fn get(&self, name: &str) -> ApiToken {
+        self.tokens().get(name).await.expect("an ApiToken")
+    }
+
+    /// Changes an ApiToken by a merge patch.
+    pub async fn patch(&self, name: &str, patch: Value) -> ApiToken {
+        self.try_patch(name, patch).await.expect("a patch")
+    }
+
+    /// Tries to; answers the API server's message if it refuses.
+    pub async fn try_patch(&self, name: &str, patch: Value) -> Result<ApiToken, String> {
+        let params = PatchParams::default();
+        self.tokens().patch(name, &params, &Patch::Merge(patch)).await.map_err(|error| message(&error))
+    }
+
+    /// Changes a status as somebody with too many rights would.
+    pub async fn patch_status(&self, name: &str, patch: Value) {
+        let params = PatchParams::default();
+        self.tokens().patch_status(name, &params, &Patch::Merge(patch)).await.expect("a status");
+    }
+
+    pub async fn delete(&self, name: &str) {
+        self.tokens().delete(name, &DeleteParams::default()).await.expect("a deletion");
+    }
+
+    /// The token in the Secret of an ApiToken that has default names.
+    pub async fn secret_of(&self, name: &str) -> String {
+        let secret = self.secrets().get(name).await.expect("a Secret");
+        data(&secret, "token").expect("a token in the Secret")
+    }
+
+    /// Waits until an ApiToken is as wanted; answers it.
+    pub async fn until(&self, name: &str, what: &str, wanted: impl Fn(&ApiToken) -> bool) -> ApiToken {
+        eventually(what, async || match self.tokens().get(name).await {
+            Ok(token) if wanted(&token) => Ok(token),
+            Ok(token) => Err(serde_json::to_string_pretty(&token.status).unwrap_or_default()),
+            Err(error) => Err(error.to_string()),
+        })
+        .await
+    }
+
+    /// Waits until a condition has this status.
+    pub async fn condition(&self, name: &str, type_: ConditionType, status: &str) -> ApiToken {
+        let what = format!("{}={status} on {name}", type_.as_str());
+        self.until(name, &what, |token| has(token, type_, status)).await
+    }
+
+    /// Waits until a condition has this reason.
+    pub async fn reason(&self, name: &str, type_: ConditionType, reason: &str) -> ApiToken {
+        let what = format!("{} with reason {reason} on {name}", type_.as_str());
+        self.until(name, &what, |token| {
+            condition(token, type_).is_some_and(|c| c.0 == reason) && observed(token)
+        })
+        .await
+    }
+
+    /// Waits until the Secret holds this version; answers its token.
+    pub async fn version(&self, name: &str, version: i64) -> String {
+        let what = format!("version {version} of {name}");
+        let token = self
+            .until(name, &what, |token| {
+                let delivered = token.status.as_ref().and_then(|s| s.secret_ref.as_ref()).map(|r| r.version);
+                delivered == Some(version) && has(token, ConditionType::Ready, "True")
+            })
+            .await;
+        let secret = token.status.and_then(|s| s.secret_ref).expect("a Secret").name;
+        self.secret_of(&secret).await
+    }
+
+    /// Asserts that nothing changes for a while where nothing may.
+    pub async fn stays(&self, name: &str, duration: Duration) {
+        let before = self.get(name).await;
+        tokio::time::sleep(duration).await;
+        let after = self.get(name).await;
+        assert_eq!(before.status, after.status);
+        assert_eq!(before.metadata.resource_version, after.metadata.resource_version);
+    }
+
+    /// Waits until these Events were told of an object. They are written beside the work.
+    pub async fn told(&self, name: &str, reasons: &[&str]) {
+        eventually(&format!("Events {reasons:?} of {name}"), async || {
+            let events = self.events(name).await;
+            let told = reasons.iter().all(|reason| events.iter().any(|event| event == reason));
+            if told { Ok(()) } else { Err(format!("{events:?}")) }
+        })
+        .await;
+    }
+
+    /// The reasons of the Events about an object.
+    async fn events(&self, name: &str) -> Vec<String> {
+        let api: Api<k8s_openapi::api::events::v1::Event> = Api::namespaced(self.client.clone(), &self.name);
+        let events = api.list(&Default::default()).await.expect("events").items.into_iter();
+        events
+            .filter(|e| e.regarding.as_ref().and_then(|r| r.name.as_deref()) == Some(name))
+            .filter_map(|e| e.reason)
+            .collect()
+    }
+}
+
+/// The reason and message of a condition.
+pub fn condition(token: &ApiToken, type_: ConditionType) -> Option<(String, String)> {
+    let found = find_condition(&token.status.as_ref()?.conditions, type_)?;
+    Some((found.reason.clone(), found.message.clone()))
+}
+
+/// Whether a condition has this status, as of the current spec.
+pub fn has(token: &ApiToken, type_: ConditionType, status: &str) -> bool {
+    let found = token.status.as_ref().and_then(|s| find_condition(&s.conditions, type_));
+    observed(token) && found.is_some_and(|c| c.status == status)
+}
+
+fn observed(token: &ApiToken) -> bool {
+    token.status.as_ref().and_then(|s| s.observed_generation) == token.metadata.generation
+}
+
+/// A value of a Secret, as text.
+pub fn data(secret: &Secret, key: &str) -> Option<String> {
+    let value = secret.data.as_ref()?.get(key)?;
+    String::from_utf8(value.0.clone()).ok()
+}
+
+/// The API server's words.
+pub fn message(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// Waits until something holds, and says what was seen last if it does not.
+pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
+    let start = Instant::now();
+    loop {
+        match look().await {
+            Ok(found) => return found,
+            Err(seen) if start.elapsed() > PATIENCE => {
+                panic!("no {what} within {PATIENCE:?}; last seen: {seen}")
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}

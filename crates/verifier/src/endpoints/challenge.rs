@@ -1,0 +1,141 @@
+//! The answers of the doors that anybody may ask, in HTTP's terms: the identity in headers, or a refusal as RFC 6750
+//! section 3 has it, with a body for people.
+
+use std::borrow::Cow;
+
+use http::header::{HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderName, StatusCode};
+use hyper::body::Bytes;
+
+use super::Answer;
+use super::authorization::NoToken;
+use super::requirements::Needs;
+use super::verify::VerifyError;
+use crate::metrics::Outcome;
+use crate::snapshot::Unavailable;
+use tokenward_core::check::{Code, Identity};
+
+const ID: HeaderName = HeaderName::from_static("x-tokenward-id");
+const SUBJECT: HeaderName = HeaderName::from_static("x-tokenward-subject");
+const SCOPES: HeaderName = HeaderName::from_static("x-tokenward-scopes");
+
+/// Why a request can't be answered with a decision.
+pub(super) enum Refusal {
+    /// 400: it breaks the protocol; says how.
+    Malformed(Cow<'static, str>),
+    /// 401: it presents nothing.
+    NoToken,
+    /// 503: there is nothing to answer from.
+    Unavailable(Unavailable),
+}
+
+impl From<NoToken> for Refusal {
+    fn from(no_token: NoToken) -> Self {
+        match no_token {
+            NoToken::Missing => Self::NoToken,
+            NoToken::Ambiguous(what) => Self::Malformed(what.into()),
+        }
+    }
+}
+
+impl From<Unavailable> for Refusal {
+    fn from(unavailable: Unavailable) -> Self {
+        Self::Unavailable(unavailable)
+    }
+}
+
+impl Refusal {
+    pub(super) fn outcome(&self) -> Outcome {
+        match self {
+            Self::Malformed(_) => Outcome::Malformed,
+            Self::NoToken => Outcome::NoToken,
+            Self::Unavailable(_) => Outcome::Unavailable,
+        }
+    }
+}
+
+/// Tells the service behind the gateway whose request it has.
+pub(super) fn insert_identity(headers: &mut HeaderMap, identity: Identity<'_>) {
+    let entry = identity.entry;
+    for (name, value) in [(ID, entry.token_id()), (SUBJECT, entry.subject()), (SCOPES, identity.scopes())] {
+        // Names, ids and scopes are ASCII by the API server's rules; a value that is not is left out.
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// The answer to a token that is not valid for what is asked.
+pub(super) fn denial(code: Code, needs: &Needs<'_>) -> Answer {
+    match code {
+        Code::InsufficientScope => {
+            let scopes = needs.scopes.join(" ");
+            let challenge =
+                format!(r#"Bearer realm="tokenward", error="insufficient_scope", scope="{scopes}""#);
+            answer(
+                StatusCode::FORBIDDEN,
+                Some(&challenge),
+                "insufficient_scope",
+                "the token lacks a scope that this needs",
+            )
+        }
+        Code::IpNotAllowed => answer(
+            StatusCode::FORBIDDEN,
+            None,
+            "ip_not_allowed",
+            "the token may not be used from this address",
+        ),
+        // One answer for all of these, made beforehand: whether a token was revoked or never existed is not told.
+        Code::NotFound
+        | Code::Revoked
+        | Code::Expired
+        | Code::Suspended
+        | Code::Retired
+        | Code::AudienceMismatch => answer_with(
+            StatusCode::UNAUTHORIZED,
+            Some(HeaderValue::from_static(r#"Bearer realm="tokenward", error="invalid_token""#)),
+            Bytes::from_static(br#"{"error":"invalid_token","message":"the token is not valid"}"#),
+        ),
+    }
+}
+
+/// The answer to a request that can't be decided on.
+pub(super) fn refused(refusal: &Refusal) -> Answer {
+    match refusal {
+        Refusal::Malformed(what) => answer(
+            StatusCode::BAD_REQUEST,
+            Some(r#"Bearer realm="tokenward", error="invalid_request""#),
+            "invalid_request",
+            what.clone(),
+        ),
+        Refusal::NoToken => answer(
+            StatusCode::UNAUTHORIZED,
+            Some(r#"Bearer realm="tokenward""#),
+            "no_token",
+            "present a token as Authorization: Bearer, or as X-API-Key",
+        ),
+        Refusal::Unavailable(why) => {
+            let mut answer = answer(StatusCode::SERVICE_UNAVAILABLE, None, why.error(), why.message());
+            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            answer
+        }
+    }
+}
+
+fn answer(
+    status: StatusCode,
+    challenge: Option<&str>,
+    error: &'static str,
+    message: impl Into<Cow<'static, str>>,
+) -> Answer {
+    let body = serde_json::to_vec(&VerifyError { error, message: message.into() }).unwrap_or_default();
+    answer_with(status, challenge.and_then(|text| HeaderValue::from_str(text).ok()), body.into())
+}
+
+fn answer_with(status: StatusCode, challenge: Option<HeaderValue>, body: Bytes) -> Answer {
+    let mut answer = super::body(status, "application/json", body);
+    if let Some(challenge) = challenge {
+        answer.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+    }
+    answer
+}

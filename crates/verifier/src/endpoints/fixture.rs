@@ -1,0 +1,156 @@
+//! Doors without a port, for tests: requests go in as values, and tokens are known by a number each.
+
+use std::sync::{Arc, LazyLock};
+
+use futures::FutureExt;
+use http::{HeaderMap, HeaderValue, Request};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use prometheus_client::registry::Registry;
+use tokio::runtime::Runtime;
+
+use super::{Doors, TrustedProxies};
+use crate::caller_auth::Callers;
+use crate::metrics::Metrics;
+use crate::snapshot::View;
+use tokenward_core::check::WireToken;
+use tokenward_core::crd::{ApiToken, ApiTokenSpec};
+use tokenward_core::token::format;
+use tokenward_core::token::format::{KeyId, Prefix};
+use tokenward_core::token::{Peppers, Plaintext};
+
+/// Time limits need a runtime; nothing here waits for one to pass.
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime"));
+
+pub(crate) const PEER: &str = "192.0.2.1";
+/// Headers of a request, in order.
+pub(crate) type Headers<'a> = &'a [(&'a str, &'a [u8])];
+
+/// A door behind which tokens are known by a number each.
+/// An object as the API server would send it.
+pub(crate) fn wire(token: &ApiToken) -> WireToken {
+    let text = serde_json::to_string(token).expect("JSON");
+    serde_json::from_str(&text).expect("an ApiToken")
+}
+
+pub(crate) struct Door {
+    pub(crate) doors: Doors,
+    pub(crate) view: Arc<View>,
+    pub(crate) peppers: Peppers,
+    pub(crate) registry: Registry,
+}
+
+/// An answer in full.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Answered {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Answered {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().expect("text"))
+    }
+
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).expect("JSON")
+    }
+
+    /// The machine-readable word of a refusal.
+    pub(crate) fn error(&self) -> String {
+        let body: serde_json::Value = serde_json::from_slice(&self.body).expect("JSON");
+        assert!(body["message"].as_str().is_some_and(|message| !message.is_empty()), "{body}");
+        body["error"].as_str().expect("an error").to_owned()
+    }
+}
+
+/// Doors that know token 1.
+pub(crate) fn known_door() -> Doors {
+    Door::new().doors
+}
+
+/// The token of a number.
+pub(crate) fn plaintext(number: u8) -> Plaintext {
+    format::make(&Prefix::default(), KeyId::from_bytes([number; 16]), &[number; 32])
+}
+
+pub(crate) fn bearer(number: u8) -> Vec<u8> {
+    format!("Bearer {}", plaintext(number).expose()).into_bytes()
+}
+
+/// Token 1 of the namespace `team`, which may read orders.
+pub(crate) fn spec() -> ApiTokenSpec {
+    ApiTokenSpec { scopes: vec!["orders:*".to_owned(), "audit:read".to_owned()], ..Default::default() }
+}
+
+impl Door {
+    pub(crate) fn unready(trusted_proxies: &[&str]) -> Self {
+        let view = Arc::new(View::default());
+        let mut registry = Registry::with_prefix("tokenward");
+        let metrics = Metrics::register(&mut registry);
+        let trusted_proxies = trusted_proxies.iter().map(|net| net.parse().expect("a network")).collect();
+        let trusted_proxies = TrustedProxies(trusted_proxies);
+        let callers = Arc::new(Callers::new(view.clone(), None));
+        let peppers = Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers");
+        Self { doors: Doors::new(view.clone(), trusted_proxies, callers, &metrics), view, peppers, registry }
+    }
+
+    pub(crate) fn behind(trusted_proxies: &[&str]) -> Self {
+        let door = Self::unready(trusted_proxies);
+        door.view.peppers.store(Some(Arc::new(door.peppers.clone())));
+        door.view.set_listed();
+        door.with(1, spec());
+        door
+    }
+
+    pub(crate) fn new() -> Self {
+        Self::behind(&[])
+    }
+
+    /// Makes a token known.
+    pub(crate) fn with(&self, number: u8, spec: ApiTokenSpec) {
+        let name = format!("token-{number}");
+        let hash = self.peppers.prove_new("team", &name, &plaintext(number)).expect("a proof");
+        let mut token = ApiToken::new(&name, spec);
+        token.metadata.namespace = Some("team".to_owned());
+        let status = serde_json::json!({
+            "tokenId": format!("tok_{number}"),
+            "versions": [{
+                "version": 1, "keyId": KeyId::from_bytes([number; 16]).as_str(), "hash": hash.to_string(),
+                "state": "Active", "scopes": token.spec.scopes, "issuedAt": "2026-01-01T00:00:00Z",
+                "reason": "Created",
+            }],
+        });
+        token.status = serde_json::from_value(status).expect("a status");
+        self.view.index.apply(&wire(&token), 0);
+    }
+
+    pub(crate) fn ask(&self, uri: &str, headers: Headers<'_>) -> Answered {
+        self.ask_from(PEER, uri, headers)
+    }
+
+    pub(crate) fn ask_from(&self, peer: &str, uri: &str, headers: Headers<'_>) -> Answered {
+        let mut request = Request::get(uri);
+        for (name, value) in headers {
+            request = request.header(*name, HeaderValue::from_bytes(value).expect("a header value"));
+        }
+        self.answer(request.body(Full::<Bytes>::default()).expect("a request"), peer)
+    }
+
+    pub(crate) fn answer(&self, mut request: Request<Full<Bytes>>, peer: &str) -> Answered {
+        let peer = peer.parse().expect("an address");
+        let _context = RUNTIME.enter();
+        let answer = self.doors.answer(&mut request, peer).now_or_never().expect("no waiting");
+        let (head, body) = answer.into_parts();
+        let body = body.collect().now_or_never().expect("a body at hand").expect("a body").to_bytes();
+        Answered { status: head.status.as_u16(), headers: head.headers, body }
+    }
+
+    /// The metrics, as they are scraped.
+    pub(crate) fn metrics(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("metrics");
+        text
+    }
+}

@@ -1,0 +1,340 @@
+//! The door without a port: CheckRequests go in as values, and all that Envoy would do is looked at.
+
+use std::collections::BTreeMap;
+
+use envoy_types::pb::envoy::config::core::v3::address::Address as Kind;
+use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
+use envoy_types::pb::envoy::config::core::v3::{Address, HeaderMap, HeaderValue, Pipe, SocketAddress};
+use envoy_types::pb::envoy::service::auth::v3::AttributeContext;
+use envoy_types::pb::envoy::service::auth::v3::attribute_context::{self, HttpRequest, Peer};
+use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
+use envoy_types::pb::google::protobuf::{Struct, Value, value};
+use prometheus_client::registry::Registry;
+use proptest::prelude::*;
+use tonic_prost::prost::Message;
+
+use super::*;
+use crate::endpoints::fixture::{Door, bearer, plaintext, spec};
+use tokenward_core::crd::{ApiTokenSpec, Constraints};
+
+const GATEWAY: &str = "10.0.0.7";
+
+/// A door behind which token 1 is known.
+fn door(trusted_proxies: &[&str]) -> ExtAuthz {
+    on(&Door::behind(trusted_proxies), trusted_proxies)
+}
+
+fn on(fixture: &Door, trusted_proxies: &[&str]) -> ExtAuthz {
+    let trusted_proxies = trusted_proxies.iter().map(|net| net.parse().expect("a network")).collect();
+    let trusted_proxies = TrustedProxies(trusted_proxies);
+    ExtAuthz::new(fixture.view.clone(), trusted_proxies, &Metrics::register(&mut Registry::default()))
+}
+
+/// A CheckRequest, as Envoy writes it.
+#[derive(Clone, Default)]
+struct Asking(AttributeContext);
+
+impl Asking {
+    fn new() -> Self {
+        let request = attribute_context::Request { http: Some(HttpRequest::default()), ..Default::default() };
+        Self(AttributeContext { request: Some(request), ..Default::default() })
+    }
+
+    /// With token 1.
+    fn good() -> Self {
+        Self::new().header("authorization", &String::from_utf8(bearer(1)).expect("text"))
+    }
+
+    fn http(&mut self) -> &mut HttpRequest {
+        self.0.request.as_mut().and_then(|request| request.http.as_mut()).expect("an HTTP request")
+    }
+
+    fn header(mut self, name: &str, value: &str) -> Self {
+        self.http().headers.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// As `encode_raw_headers` has it.
+    fn raw(mut self, name: &str, value: &[u8]) -> Self {
+        let header = HeaderValue { key: name.to_owned(), raw_value: value.to_vec(), ..Default::default() };
+        self.http().header_map.get_or_insert_default().headers.push(header);
+        self
+    }
+
+    fn extension(mut self, name: &str, value: &str) -> Self {
+        self.0.context_extensions.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    fn from(self, address: &str) -> Self {
+        let socket = SocketAddress { address: address.to_owned(), ..Default::default() };
+        self.at(Kind::SocketAddress(socket))
+    }
+
+    fn at(mut self, address: Kind) -> Self {
+        let address = Some(Address { address: Some(address) });
+        self.0.source = Some(Peer { address, ..Default::default() });
+        self
+    }
+
+    fn ask(self, door: &ExtAuthz) -> Told {
+        let request = CheckRequest { attributes: Some(self.0) };
+        Told::of(door.answer(&request, GATEWAY.parse().expect("an address")))
+    }
+}
+
+/// A CheckResponse, as Envoy reads it.
+#[derive(Debug, PartialEq)]
+struct Told {
+    http: u16,
+    code: i32,
+    headers: BTreeMap<String, String>,
+    removed: Vec<String>,
+    body: String,
+    metadata: Option<Struct>,
+}
+
+impl Told {
+    fn of(response: CheckResponse) -> Self {
+        let (http, headers, removed, body) = match response.http_response.expect("an HTTP response") {
+            HttpResponse::OkResponse(ok) => (200, ok.headers, ok.headers_to_remove, String::new()),
+            HttpResponse::DeniedResponse(denied) => {
+                let status = denied.status.expect("a status").code;
+                (u16::try_from(status).expect("a status"), denied.headers, Vec::new(), denied.body)
+            }
+            HttpResponse::ErrorResponse(error) => panic!("left to failure_mode_allow: {error:?}"),
+        };
+        let headers = headers.into_iter().map(|option| {
+            assert_eq!(option.append_action, i32::from(HeaderAppendAction::OverwriteIfExistsOrAdd));
+            let header = option.header.expect("a header");
+            (header.key, header.value)
+        });
+        Self {
+            http,
+            code: response.status.expect("a status").code,
+            headers: headers.collect(),
+            removed,
+            body,
+            metadata: response.dynamic_metadata,
+        }
+    }
+
+    fn error(&self) -> String {
+        let body: serde_json::Value = serde_json::from_str(&self.body).expect("JSON");
+        assert!(body["message"].as_str().is_some_and(|message| !message.is_empty()), "{body}");
+        body["error"].as_str().expect("an error").to_owned()
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(String::as_str)
+    }
+
+    fn metadata(&self, name: &str) -> Option<&Value> {
+        self.metadata.as_ref()?.fields.get(name)
+    }
+}
+
+fn text(value: Option<&Value>) -> &str {
+    match value.and_then(|value| value.kind.as_ref()) {
+        Some(value::Kind::StringValue(text)) => text,
+        other => panic!("no text: {other:?}"),
+    }
+}
+
+#[test]
+fn a_good_token_passes_and_tells_whose_it_is() {
+    let told = Asking::good().extension("scope", "orders:read audit:read").ask(&door(&[]));
+    assert_eq!((told.http, told.code), (200, 0));
+    assert_eq!(told.header("x-tokenward-id"), Some("tok_1"));
+    assert_eq!(told.header("x-tokenward-subject"), Some("team/token-1"));
+    assert_eq!(told.header("x-tokenward-scopes"), Some("orders:* audit:read"));
+    assert_eq!(told.headers.len(), 3, "what concerns an answer is no header of a request");
+    assert_eq!(told.removed, [""; 0]);
+    let expected = [("id", "tok_1"), ("subject", "team/token-1"), ("namespace", "team"), ("name", "token-1")];
+    for (name, value) in expected {
+        assert_eq!(text(told.metadata(name)), value, "{name}");
+    }
+    let token = plaintext(1);
+    let key_id = text(told.metadata("key_id"));
+    assert!(token.expose().contains(key_id) && key_id.len() == 12, "{key_id}");
+    let Some(value::Kind::ListValue(scopes)) =
+        told.metadata("scopes").and_then(|scopes| scopes.kind.as_ref())
+    else {
+        panic!("no list: {told:?}")
+    };
+    let scopes: Vec<_> = scopes.values.iter().map(|scope| text(Some(scope))).collect();
+    assert_eq!(scopes, ["orders:*", "audit:read"]);
+}
+
+#[test]
+fn a_token_is_read_in_every_form_and_in_no_two() {
+    let (one, two) = (plaintext(1), plaintext(2));
+    let (good, bad) = (one.expose(), two.expose());
+    let bearer = format!("Bearer {good}");
+    let door = door(&[]);
+    let raw = |name: &str, value: &str| Asking::new().raw(name, value.as_bytes());
+    let table = [
+        (Asking::new().header("authorization", &bearer), 200),
+        (Asking::new().header("x-api-key", good), 200),
+        (Asking::good().header("x-api-key", good), 200),
+        (raw("authorization", &bearer), 200),
+        (raw("X-Api-Key", good), 200),
+        (Asking::new().header("authorization", &format!("Basic {good}")), 401),
+        (Asking::new().header("authorization", &format!("{bearer},{bearer}")), 401),
+        (Asking::new().header("x-tokenward-id", "tok_1"), 401),
+        (raw("authorization", "Bearer \u{e9}"), 401),
+        (Asking::good().header("x-api-key", bad), 400),
+        (raw("authorization", &bearer).raw("authorization", bearer.as_bytes()), 400),
+        (Asking::good().raw("authorization", bearer.as_bytes()), 400),
+        (Asking::good().header("Authorization", &bearer), 400),
+        (Asking::new().header("x-api-key", "a\nb"), 400),
+    ];
+    for (row, (asking, status)) in table.into_iter().enumerate() {
+        assert_eq!(asking.ask(&door).http, status, "row {row}");
+    }
+}
+
+#[test]
+fn a_refusal_is_the_one_of_auth_and_has_a_grpc_code() {
+    let invalid = r#"Bearer realm="tokenward", error="invalid_token""#;
+    let lacking = r#"Bearer realm="tokenward", error="insufficient_scope", scope="orders:read x:y""#;
+    let malformed = r#"Bearer realm="tokenward", error="invalid_request""#;
+    let junk = || Asking::new().header("x-api-key", "junk");
+    let table = [
+        (Asking::new(), 401, 16, "no_token", Some(r#"Bearer realm="tokenward""#)),
+        (junk(), 401, 16, "invalid_token", Some(invalid)),
+        (Asking::good().extension("audience", "billing"), 200, 0, "", None),
+        (Asking::good().extension("scope", "orders:read x:y"), 403, 7, "insufficient_scope", Some(lacking)),
+        (Asking::good().extension("scope", "nonsense"), 400, 3, "invalid_request", Some(malformed)),
+        (Asking::good().extension("scope", " "), 400, 3, "invalid_request", Some(malformed)),
+        (Asking::good().extension("scope", &"a:b ".repeat(65)), 400, 3, "invalid_request", Some(malformed)),
+        // A misspelt extension would leave the route open.
+        (Asking::good().extension("scopes", "a:b"), 400, 3, "invalid_request", Some(malformed)),
+        (Asking::good().extension("Scope", "a:b"), 400, 3, "invalid_request", Some(malformed)),
+    ];
+    let door = door(&[]);
+    for (asking, http, code, error, challenge) in table {
+        let told = asking.ask(&door);
+        assert_eq!((told.http, told.code), (http, code), "{error}: {told:?}");
+        if http != 200 {
+            assert_eq!(told.error(), error);
+            assert_eq!(told.header("www-authenticate"), challenge, "{error}");
+            assert_eq!(told.header("content-type"), Some("application/json"));
+            assert_eq!(told.header("cache-control"), Some("no-store"));
+            assert_eq!(told.metadata, None, "nobody to tell of");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_http_request_is_denied() {
+    let door = door(&[]);
+    let gateway = GATEWAY.parse().expect("an address");
+    let no_request = AttributeContext::default();
+    let tcp = AttributeContext { request: Some(attribute_context::Request::default()), ..Default::default() };
+    for attributes in [None, Some(no_request), Some(tcp)] {
+        let told = Told::of(door.answer(&CheckRequest { attributes }, gateway));
+        assert_eq!((told.http, told.code, &*told.error()), (400, 3, "invalid_request"));
+    }
+}
+
+#[test]
+fn an_unready_verifier_denies_whatever_the_gateway_thinks_of_errors() {
+    let told = Asking::good().ask(&on(&Door::unready(&[]), &[]));
+    assert_eq!((told.http, told.code, &*told.error()), (503, 14, "not_ready"));
+    assert_eq!(told.header("retry-after"), Some("1"));
+}
+
+#[test]
+fn a_clients_own_identity_headers_do_not_survive() {
+    let told = Asking::good()
+        .header("x-tokenward-id", "tok_forged")
+        .header("x-tokenward-admin", "yes")
+        .header("x_tokenward_subject", "kube-system/admin")
+        .header("x-tokenwardens", "not ours")
+        .header("x-tokenward", "not ours")
+        .header("x-\u{e9}okenward-id", "not ours")
+        .raw("X-Tokenward-Namespace", b"kube-system")
+        .ask(&door(&[]));
+    assert_eq!(told.http, 200);
+    // Replaced, and not removed: Envoy removes after it has set.
+    assert_eq!(told.header("x-tokenward-id"), Some("tok_1"));
+    let mut removed = told.removed;
+    removed.sort();
+    assert_eq!(removed, ["X-Tokenward-Namespace", "x-tokenward-admin", "x_tokenward_subject"]);
+}
+
+#[test]
+fn the_clients_address_is_believed_from_trusted_gateways_alone() {
+    const OFFICE: &str = "192.0.2.7";
+    let proxies = ["10.0.0.0/8"];
+    let ask = |asking: Asking, trusted: &[&str]| {
+        let fixture = Door::behind(trusted);
+        let constraints =
+            Constraints { cidrs: Some(vec!["192.0.2.0/24".to_owned(), GATEWAY.to_owned() + "/32"]) };
+        fixture.with(2, ApiTokenSpec { constraints: Some(constraints), ..spec() });
+        asking.header("x-api-key", plaintext(2).expose()).ask(&on(&fixture, trusted)).http
+    };
+    let forwarded = |value: &str| Asking::new().header("x-forwarded-for", value);
+    let pipe = Kind::Pipe(Pipe::default());
+    let table: [(&str, Asking, u16); 11] = [
+        ("from the office", Asking::new().from(OFFICE), 200),
+        ("mapped into IPv6", Asking::new().from("::ffff:192.0.2.7"), 200),
+        ("from elsewhere", Asking::new().from("198.51.100.1"), 403),
+        ("from elsewhere, with a story", forwarded(OFFICE).from("198.51.100.1"), 403),
+        ("through a load balancer", forwarded(OFFICE).from("10.1.1.1"), 200),
+        ("through a load balancer, with a story", forwarded("192.0.2.7, 198.51.100.1").from("10.1.1.1"), 403),
+        ("as Envoy itself has appended it", forwarded("192.0.2.7, 10.1.1.1").from("10.1.1.1"), 200),
+        ("with junk appended by a proxy", forwarded("192.0.2.7, junk").from("10.1.1.1"), 403),
+        ("from nowhere", Asking::new(), 403),
+        ("from no address", Asking::new().from("the office"), 403),
+        ("from a socket file", Asking::new().at(pipe), 403),
+    ];
+    for (what, asking, status) in table {
+        assert_eq!(ask(asking.clone(), &proxies), status, "{what}");
+        // Whoever is not trusted is the client, whatever it says; and this one's address is in a network.
+        assert_eq!(ask(asking, &[]), 200, "{what}, to nobody's proxy");
+    }
+    let elsewhere = ask(Asking::new().from(OFFICE), &["10.0.0.0/30"]);
+    assert_eq!(elsewhere, 200, "the gateway's own address is in a network");
+}
+
+fn text_or_junk() -> impl Strategy<Value = String> {
+    prop_oneof!["scope", "audience", "authorization", "x-api-key", "x-forwarded-for", "Bearer tw_a", ".*"]
+}
+
+proptest! {
+    #[test]
+    fn nothing_that_decodes_makes_it_panic_or_lets_it_pass(
+        headers in prop::collection::hash_map(text_or_junk(), text_or_junk(), 0..5),
+        raw in prop::collection::vec((text_or_junk(), prop::collection::vec(any::<u8>(), 0..9)), 0..5),
+        extensions in prop::collection::hash_map(text_or_junk(), text_or_junk(), 0..3),
+        source in text_or_junk(),
+    ) {
+        let mut asking = Asking::new().from(&source);
+        asking.0.context_extensions = extensions;
+        asking.http().headers = headers;
+        for (name, value) in raw {
+            asking = asking.raw(&name, &value);
+        }
+        let told = asking.ask(&door(&["0.0.0.0/0"]));
+        prop_assert!(matches!(told.http, 400 | 401), "{told:?}");
+    }
+
+    #[test]
+    fn bytes_decode_or_do_not(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        if let Ok(request) = CheckRequest::decode(&*bytes) {
+            let told = Told::of(door(&[]).answer(&request, GATEWAY.parse().expect("an address")));
+            prop_assert!(matches!(told.http, 400 | 401), "{told:?}");
+        }
+    }
+}
+
+#[test]
+fn header_maps_are_read_by_their_text_where_they_have_no_bytes() {
+    let mut asking = Asking::new();
+    let value = String::from_utf8(bearer(1)).expect("text");
+    let header = HeaderValue { key: "authorization".to_owned(), value, ..Default::default() };
+    asking.http().header_map = Some(HeaderMap { headers: vec![header] });
+    assert_eq!(asking.ask(&door(&[])).http, 200);
+}

@@ -1,0 +1,480 @@
+//! Every header and refusal of the door.
+
+use std::sync::Arc;
+
+use http::Request;
+use http_body_util::Full;
+use proptest::prelude::*;
+
+use super::*;
+use crate::endpoints::fixture::{Door, Headers, PEER, bearer, plaintext, spec};
+use tokenward_core::crd::{ApiTokenSpec, Constraints};
+use tokenward_core::token::format;
+use tokenward_core::token::format::{KeyId, Prefix};
+
+/// The status for token 1 at `/auth` with this query.
+fn asked(door: &Door, query: &str) -> u16 {
+    door.ask(&format!("/auth?{query}"), &[("authorization", &bearer(1))]).status
+}
+
+#[test]
+fn a_valid_token_is_told_who_it_is() {
+    let door = Door::new();
+    let answer = door.ask("/auth?scope=orders:read", &[("authorization", &bearer(1))]);
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("x-tokenward-id"), Some("tok_1"));
+    assert_eq!(answer.header("x-tokenward-subject"), Some("team/token-1"));
+    assert_eq!(answer.header("x-tokenward-scopes"), Some("orders:* audit:read"));
+    assert_eq!(answer.header("cache-control"), Some("no-store"));
+    assert_eq!(answer.header("www-authenticate"), None);
+    assert!(answer.body.is_empty());
+}
+
+#[test]
+fn every_method_asks() {
+    let door = Door::new();
+    for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "PURGE"] {
+        let request = Request::builder().method(method).uri("/auth");
+        let with_token = request.header("authorization", bearer(1)).body(Full::default()).expect("a request");
+        assert_eq!(door.answer(with_token, PEER).status, 200, "{method}");
+        let without =
+            Request::builder().method(method).uri("/auth").body(Full::default()).expect("a request");
+        assert_eq!(door.answer(without, PEER).status, 401, "{method}");
+    }
+}
+
+/// What is presented, in which headers, and what becomes of it.
+#[test]
+fn tokens_are_taken_from_two_headers() {
+    let door = Door::new();
+    door.with(2, spec());
+    let (good, other) = (plaintext(1), plaintext(2));
+    let key = good.expose().as_bytes();
+    let scheme = |scheme: &str| [scheme.as_bytes(), key].concat();
+    let table: &[(&str, Headers<'_>, u16, &str)] = &[
+        ("nothing", &[], 401, "no_token"),
+        ("another header", &[("cookie", key), ("proxy-authorization", &bearer(1))], 401, "no_token"),
+        ("bearer", &[("authorization", &bearer(1))], 200, ""),
+        ("API key", &[("x-api-key", key)], 200, ""),
+        ("lower-case scheme", &[("authorization", &scheme("bearer "))], 200, ""),
+        ("upper-case scheme", &[("authorization", &scheme("BEARER "))], 200, ""),
+        ("several spaces", &[("authorization", &scheme("Bearer   "))], 200, ""),
+        ("spaces around an API key", &[("x-api-key", &scheme("  "))], 200, ""),
+        ("no space", &[("authorization", &scheme("Bearer"))], 401, "no_token"),
+        ("no scheme", &[("authorization", key)], 401, "no_token"),
+        ("Basic", &[("authorization", b"Basic dTpw")], 401, "no_token"),
+        ("empty Authorization", &[("authorization", b"")], 401, "no_token"),
+        ("empty bearer", &[("authorization", b"Bearer")], 401, "invalid_token"),
+        ("blank bearer", &[("authorization", b"Bearer  ")], 401, "invalid_token"),
+        ("empty API key", &[("x-api-key", b"")], 401, "invalid_token"),
+        ("two words", &[("authorization", &[&bearer(1)[..], b" x"].concat())], 401, "invalid_token"),
+        ("junk", &[("authorization", b"Bearer junk")], 401, "invalid_token"),
+        ("no text", &[("authorization", b"Bearer \xff\xfe")], 401, "invalid_token"),
+        ("API key that is no text", &[("x-api-key", b"\xff")], 401, "invalid_token"),
+        ("Basic beside an API key", &[("authorization", b"Basic dTpw"), ("x-api-key", key)], 200, ""),
+        (
+            "a scheme with no text beside an API key",
+            &[("authorization", b"Digest username=\"J\xf6rg\""), ("x-api-key", key)],
+            200,
+            "",
+        ),
+        ("a scheme with no text", &[("authorization", b"Digest \xf6")], 401, "no_token"),
+        ("the same twice", &[("authorization", &bearer(1)), ("x-api-key", key)], 200, ""),
+        (
+            "two that differ",
+            &[("authorization", &bearer(1)), ("x-api-key", other.expose().as_bytes())],
+            400,
+            "invalid_request",
+        ),
+        (
+            "a good one and an empty one",
+            &[("authorization", b"Bearer"), ("x-api-key", key)],
+            400,
+            "invalid_request",
+        ),
+        (
+            "a good one and no text",
+            &[("authorization", b"Bearer \xff"), ("x-api-key", key)],
+            400,
+            "invalid_request",
+        ),
+        (
+            "two Authorization headers",
+            &[("authorization", &bearer(1)), ("authorization", &bearer(1))],
+            400,
+            "invalid_request",
+        ),
+        (
+            "Basic and Bearer",
+            &[("authorization", b"Basic dTpw"), ("authorization", &bearer(1))],
+            400,
+            "invalid_request",
+        ),
+        ("two API keys", &[("x-api-key", key), ("x-api-key", key)], 400, "invalid_request"),
+    ];
+    for (what, headers, status, error) in table {
+        let answer = door.ask("/auth", headers);
+        assert_eq!(answer.status, *status, "{what}");
+        if *status != 200 {
+            assert_eq!(answer.error(), *error, "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_token_in_the_query_is_not_taken() {
+    let door = Door::new();
+    let uri = format!("/auth/orders?access_token={}", plaintext(1).expose());
+    assert_eq!(door.ask(&uri, &[]).error(), "no_token");
+}
+
+#[test]
+fn scopes_of_a_route() {
+    let door = Door::new();
+    let many = |count: usize| vec!["scope=orders:read"; count].join("&");
+    let in_one = |count: usize| format!("scope={}", vec!["orders:read"; count].join("+"));
+    let long = format!("scope=orders:{}", "a".repeat(129));
+    let table: &[(&str, u16)] = &[
+        ("", 200),
+        ("&&", 200),
+        ("scope=orders:read", 200),
+        ("scope=orders:read&scope=audit:read", 200),
+        ("scope=orders:read+audit:read", 200),
+        ("scope=orders:read%20audit:read", 200),
+        ("scope=%20orders:read%09", 200),
+        ("scope=orders%3Aread", 200),
+        ("s%63ope=orders:read", 200),
+        ("scope=orders:*", 200),
+        ("scope=audit:write", 403),
+        ("scope=audit:*", 403),
+        ("scope=orders:read&scope=audit:write", 403),
+        ("scope=orders:read+audit:write", 403),
+        ("scope=audit:write&scope=orders:read", 403),
+        ("scope=", 400),
+        ("scope", 400),
+        ("scope=%20", 400),
+        ("scope=orders", 400),
+        ("scope=*", 400),
+        ("scope=orders:read&scope=", 400),
+        ("scope=orders:read,audit:read", 400),
+        ("scope=orders:%22read", 400),
+        ("scope=orders:%0d%0aread", 400),
+        ("scope=orders:%ff", 400),
+        ("scope=orders:%00", 400),
+        (&long, 400),
+        (&many(64), 200),
+        (&many(65), 400),
+        (&in_one(64), 200),
+        (&in_one(65), 400),
+        // A mistake of an operator must not leave a route open.
+        ("scopes=audit:write", 400),
+        ("Scope=audit:write", 400),
+        ("scope[]=audit:write", 400),
+        ("aud=x", 400),
+        ("=", 400),
+    ];
+    for (query, status) in table {
+        assert_eq!(asked(&door, query), *status, "{query}");
+    }
+}
+
+#[test]
+fn audience_of_a_route() {
+    let door = Door::new();
+    door.with(2, ApiTokenSpec { audiences: Some(vec!["billing".to_owned()]), ..spec() });
+    let ask = |number, query: &str| {
+        door.ask(&format!("/auth?{query}"), &[("authorization", &bearer(number))]).status
+    };
+    assert_eq!(ask(1, "audience=search"), 200);
+    assert_eq!(ask(2, "audience=billing"), 200);
+    assert_eq!(ask(2, "audience=bill%69ng"), 200);
+    assert_eq!(ask(2, "audience=search"), 401);
+    assert_eq!(ask(2, "audience="), 401);
+    assert_eq!(ask(2, "audience=Billing"), 401);
+    assert_eq!(ask(2, "audience=billing&audience=billing"), 400);
+    assert_eq!(ask(2, "audience=billing&audience=search"), 400);
+}
+
+#[test]
+fn below_auth_the_query_may_be_the_clients() {
+    let door = Door::new();
+    let ask = |uri: &str| door.ask(uri, &[("authorization", &bearer(1))]).status;
+    assert_eq!(ask("/auth?page=2"), 400);
+    assert_eq!(ask("/auth/?page=2"), 200);
+    assert_eq!(ask("/auth/orders/7?page=2&sort=up"), 200);
+    assert_eq!(ask("/auth/orders?page=2&scope=audit:write"), 403);
+    assert_eq!(ask("/auth//x/../%2e%2e/?%%%=&;"), 200);
+    assert_eq!(ask("http://verifier.tokenward.svc/auth?page=2"), 400);
+    assert_eq!(ask("http://verifier.tokenward.svc/auth/orders?page=2"), 200);
+}
+
+#[test]
+fn elsewhere_is_no_door() {
+    let door = Door::new();
+    for uri in ["/", "/authx", "/Auth", "/auth;x", "//auth", "/v1/auth", "/%61uth", "*", "example.com:443"] {
+        let answer = door.ask(uri, &[("authorization", &bearer(1))]);
+        assert_eq!(answer.status, 404, "{uri}");
+        assert_eq!(answer.header("x-tokenward-id"), None);
+        assert_eq!(answer.header("cache-control"), Some("no-store"), "a 404 may be cached otherwise");
+    }
+}
+
+#[test]
+fn before_all_is_known_nothing_is_called_unknown() {
+    let door = Door::unready(&[]);
+    let not_ready = |door: &Door| {
+        for token in [&bearer(1)[..], b"Bearer junk"] {
+            let answer = door.ask("/auth", &[("authorization", token)]);
+            assert_eq!((answer.status, &*answer.error()), (503, "not_ready"));
+            assert_eq!(answer.header("retry-after"), Some("1"));
+            assert_eq!(answer.header("cache-control"), Some("no-store"));
+            assert_eq!(answer.header("www-authenticate"), None);
+        }
+    };
+    not_ready(&door);
+    door.with(1, spec());
+    not_ready(&door);
+    door.view.set_listed();
+    not_ready(&door);
+    door.view.peppers.store(Some(Arc::new(door.peppers.clone())));
+    assert_eq!(asked(&door, ""), 200);
+    let no_list = Door::unready(&[]);
+    no_list.with(1, spec());
+    no_list.view.peppers.store(Some(Arc::new(no_list.peppers.clone())));
+    not_ready(&no_list);
+}
+
+#[test]
+fn challenges_follow_rfc_6750() {
+    let door = Door::new();
+    let challenge = |uri: &str, headers: &[(&str, &[u8])]| {
+        let answer = door.ask(uri, headers);
+        assert_eq!(answer.header("cache-control"), Some("no-store"));
+        assert_eq!(answer.header("content-type"), Some("application/json"));
+        answer.header("www-authenticate").map(str::to_owned)
+    };
+    // Section 3.1: no error code where no authentication information was presented.
+    assert_eq!(challenge("/auth", &[]).as_deref(), Some(r#"Bearer realm="tokenward""#));
+    assert_eq!(
+        challenge("/auth", &[("authorization", b"Bearer x")]).as_deref(),
+        Some(r#"Bearer realm="tokenward", error="invalid_token""#)
+    );
+    assert_eq!(
+        challenge("/auth?audience=a&audience=b", &[("authorization", &bearer(1))]).as_deref(),
+        Some(r#"Bearer realm="tokenward", error="invalid_request""#)
+    );
+    assert_eq!(
+        challenge("/auth?scope=audit:write&scope=orders:read", &[("authorization", &bearer(1))]).as_deref(),
+        Some(r#"Bearer realm="tokenward", error="insufficient_scope", scope="audit:write orders:read""#)
+    );
+}
+
+#[test]
+fn one_answer_for_all_that_is_not_valid() {
+    let door = Door::new();
+    let past = "2026-01-02T00:00:00Z".parse().expect("an instant");
+    door.with(2, ApiTokenSpec { revoked: Some(true), ..spec() });
+    door.with(3, ApiTokenSpec { expires_at: Some(past), ..spec() });
+    door.with(4, ApiTokenSpec { suspend: Some(true), ..spec() });
+    door.with(5, ApiTokenSpec { audiences: Some(vec!["billing".to_owned()]), ..spec() });
+    // Its key id is known, its secret is not.
+    let forged = format::make(&Prefix::default(), KeyId::from_bytes([1; 16]), &[9; 32]);
+    let uri = "/auth?audience=search&scope=payments:write";
+    let unknown = door.ask(uri, &[("authorization", &bearer(99))]);
+    assert_eq!((unknown.status, &*unknown.error()), (401, "invalid_token"));
+    for number in 2..=5 {
+        assert_eq!(door.ask(uri, &[("authorization", &bearer(number))]), unknown, "token {number}");
+    }
+    for text in [forged.expose().as_bytes(), b"tw_", b"", b"\xff", &[b'x'; 20_000]] {
+        assert_eq!(door.ask(uri, &[("x-api-key", text)]), unknown);
+        assert_eq!(door.ask(uri, &[("authorization", &[b"Bearer ", text].concat())]), unknown);
+    }
+}
+
+#[test]
+fn the_clients_address_is_the_right_most_that_no_proxy_of_ours_has() {
+    let door = Door::behind(&["10.0.0.0/8", "2001:db8:f::/48"]);
+    let cidrs = |list: &[&str]| {
+        let cidrs = Some(list.iter().map(|cidr| (*cidr).to_owned()).collect());
+        ApiTokenSpec { constraints: Some(Constraints { cidrs }), ..spec() }
+    };
+    door.with(2, cidrs(&["203.0.113.0/24", "2001:db8:1::/48"]));
+    // Whoever is taken for a proxy of ours.
+    door.with(3, cidrs(&["10.0.0.0/8"]));
+    const INSIDE: u16 = 200;
+    const OUTSIDE: u16 = 403;
+    let table: &[(&str, &[&[u8]], u16, u16)] = &[
+        // The peer is the client.
+        ("203.0.113.9", &[], INSIDE, OUTSIDE),
+        ("198.51.100.1", &[], OUTSIDE, OUTSIDE),
+        // Nobody believes what it says of others.
+        ("198.51.100.1", &[b"203.0.113.9"], OUTSIDE, OUTSIDE),
+        ("203.0.113.9", &[b"198.51.100.1"], INSIDE, OUTSIDE),
+        // One proxy, then several.
+        ("10.0.0.1", &[b"203.0.113.9"], INSIDE, OUTSIDE),
+        ("10.0.0.1", &[b"198.51.100.1, 203.0.113.9"], INSIDE, OUTSIDE),
+        ("10.0.0.1", &[b"203.0.113.9, 198.51.100.1"], OUTSIDE, OUTSIDE),
+        ("10.0.0.1", &[b"203.0.113.9,10.0.0.3,  10.0.0.2"], INSIDE, OUTSIDE),
+        ("10.0.0.1", &[b"203.0.113.9", b"198.51.100.1"], OUTSIDE, OUTSIDE),
+        ("10.0.0.1", &[b"198.51.100.1", b"203.0.113.9", b"10.0.0.2"], INSIDE, OUTSIDE),
+        ("10.0.0.1", &[b"203.0.113.9, 198.51.100.1, 10.0.0.2"], OUTSIDE, OUTSIDE),
+        // Only proxies: the first of them asks for itself.
+        ("10.0.0.1", &[], OUTSIDE, INSIDE),
+        ("10.0.0.1", &[b""], OUTSIDE, INSIDE),
+        ("10.0.0.1", &[b" , ,"], OUTSIDE, INSIDE),
+        ("10.0.0.1", &[b"10.0.0.3, 10.0.0.2"], OUTSIDE, INSIDE),
+        ("10.0.0.1", &[b"203.0.113.9,,10.0.0.2"], INSIDE, OUTSIDE),
+        // A client writes what it likes in front of its own address.
+        ("10.0.0.1", &[b"garbage, 203.0.113.9"], INSIDE, OUTSIDE),
+        ("10.0.0.1", &[b"\xff, 203.0.113.9"], INSIDE, OUTSIDE),
+        ("10.0.0.1", &[b"\xff, 198.51.100.1"], OUTSIDE, OUTSIDE),
+        ("10.0.0.1", &[b"203.0.113.9", b"\xff, 198.51.100.1"], OUTSIDE, OUTSIDE),
+        ("10.0.0.1", &[b"10.0.0.7", b"\xff, 198.51.100.1, 10.0.0.2"], OUTSIDE, OUTSIDE),
+        // An address that can't be read is nobody's, least of all the proxy's that passed it on.
+        ("10.0.0.1", &[b"garbage"], OUTSIDE, OUTSIDE),
+        ("10.0.0.1", &[b"unknown"], OUTSIDE, OUTSIDE),
+        ("10.0.0.1", &[b"\xff"], OUTSIDE, OUTSIDE),
+        ("10.0.0.1", &[b"203.0.113.9", b"\xff"], OUTSIDE, OUTSIDE),
+        ("10.0.0.1", &[b"203.0.113.9, 300.1.1.1"], OUTSIDE, OUTSIDE),
+        ("10.0.0.1", &[b"garbage, 10.0.0.2"], OUTSIDE, OUTSIDE),
+        ("10.0.0.1", &[b"203.0.113.9, garbage, 10.0.0.2"], OUTSIDE, OUTSIDE),
+        // IPv6, and IPv4 in its clothes.
+        ("2001:db8:f::1", &[b"2001:db8:1::9"], INSIDE, OUTSIDE),
+        ("2001:db8:e::1", &[b"2001:db8:1::9"], OUTSIDE, OUTSIDE),
+        ("10.0.0.1", &[b"::ffff:203.0.113.9"], INSIDE, OUTSIDE),
+        ("10.0.0.1", &[b"203.0.113.9, ::ffff:10.0.0.2"], INSIDE, OUTSIDE),
+        // Some proxies write the port too.
+        ("10.0.0.1", &[b"203.0.113.9:4711"], INSIDE, OUTSIDE),
+        ("10.0.0.1", &[b"198.51.100.1:4711"], OUTSIDE, OUTSIDE),
+        ("10.0.0.1", &[b"203.0.113.9, 10.0.0.2:80"], INSIDE, OUTSIDE),
+        ("2001:db8:f::1", &[b"[2001:db8:1::9]:4711"], INSIDE, OUTSIDE),
+        ("2001:db8:f::1", &[b"[2001:db8:1::9]"], INSIDE, OUTSIDE),
+    ];
+    for (peer, forwarded, of_two, of_three) in table {
+        let shown: Vec<_> = forwarded.iter().map(|value| value.escape_ascii().to_string()).collect();
+        for (number, expected) in [(1, 200), (2, *of_two), (3, *of_three)] {
+            let token = bearer(number);
+            let mut headers: Vec<(&str, &[u8])> = vec![("authorization", &token)];
+            headers.extend(forwarded.iter().map(|value| ("x-forwarded-for", *value)));
+            let answer = door.ask_from(peer, "/auth", &headers);
+            assert_eq!(answer.status, expected, "token {number} from {peer}, forwarded for {shown:?}");
+        }
+    }
+}
+
+#[test]
+fn a_refused_address_gets_no_challenge() {
+    let door = Door::new();
+    let constraints = Some(Constraints { cidrs: Some(vec!["203.0.113.0/24".to_owned()]) });
+    door.with(2, ApiTokenSpec { constraints, ..spec() });
+    let answer = door.ask("/auth", &[("authorization", &bearer(2))]);
+    assert_eq!((answer.status, &*answer.error()), (403, "ip_not_allowed"));
+    assert_eq!(answer.header("www-authenticate"), None);
+    assert_eq!(answer.header("cache-control"), Some("no-store"));
+}
+
+#[test]
+fn every_outcome_is_counted() {
+    let door = Door::unready(&[]);
+    door.with(1, spec());
+    asked(&door, "");
+    door.view.set_listed();
+    door.view.peppers.store(Some(Arc::new(door.peppers.clone())));
+    for query in ["", "", "scope=audit:write", "scope="] {
+        asked(&door, query);
+    }
+    door.ask("/auth", &[]);
+    door.ask("/auth", &[("x-api-key", b"junk")]);
+    let text = door.metrics();
+    let counts = [
+        ("ALLOWED", 2),
+        ("INSUFFICIENT_SCOPE", 1),
+        ("NOT_FOUND", 1),
+        ("MALFORMED", 1),
+        ("NO_TOKEN", 1),
+        ("UNAVAILABLE", 1),
+    ];
+    for (code, count) in counts {
+        let line = format!(r#"checks_total{{door="auth",code="{code}"}} {count}"#);
+        assert!(text.contains(&line), "{line} in {text}");
+    }
+}
+
+/// A header value as bytes: anything that HTTP allows, often near to something valid.
+fn value() -> impl Strategy<Value = Vec<u8>> {
+    let bytes = proptest::collection::vec(any::<u8>(), 0..80);
+    let near = (0usize..80, any::<u8>()).prop_map(|(at, byte)| {
+        let mut value = bearer(1);
+        let at = at % value.len();
+        value[at] = byte;
+        value
+    });
+    let text = "(Bearer|bearer|Basic|) ?(tw_)?[0-9A-Za-z_]{0,70}".prop_map(String::into_bytes);
+    let good = prop_oneof![Just(bearer(1)), Just(plaintext(1).expose().as_bytes().to_vec())];
+    prop_oneof![3 => bytes, 3 => near, 2 => text, 1 => good]
+}
+
+fn header() -> impl Strategy<Value = (&'static str, Vec<u8>)> {
+    (prop::sample::select(vec!["authorization", "x-api-key", "x-forwarded-for", "cookie"]), value())
+}
+
+proptest! {
+    /// Nothing that is sent panics, and what is allowed had presented the one valid token, and nothing else.
+    #[test]
+    fn only_a_valid_token_is_allowed(
+        headers in proptest::collection::vec(header(), 0..4), below: bool, query in "[ -~]{0,60}",
+    ) {
+        let door = Door::behind(&["192.0.2.0/24"]);
+        let query: String = query.chars().filter(|c| !matches!(c, '#' | ' ' | '"' | '<' | '>' | '\\')).collect();
+        let mut request = Request::new(Full::default());
+        let uri = format!("/auth{}?{query}", if below { "/orders" } else { "" });
+        let Ok(uri) = uri.parse() else { return Ok(()) };
+        *request.uri_mut() = uri;
+        for (name, value) in &headers {
+            if let Ok(value) = HeaderValue::from_bytes(value) {
+                request.headers_mut().append(*name, value);
+            }
+        }
+        let answer = door.answer(request.clone(), PEER);
+        prop_assert!([200, 400, 401, 403].contains(&answer.status), "{}", answer.status);
+        if answer.status == 200 {
+            let good = plaintext(1);
+            let presented: Vec<&str> = ["authorization", "x-api-key"].into_iter()
+                .flat_map(|name| request.headers().get_all(name))
+                .filter_map(|value| value.to_str().ok())
+                .map(|value| value.trim().rsplit(' ').next().unwrap_or_default())
+                .collect();
+            prop_assert!(presented.contains(&good.expose()), "{headers:?}");
+        } else {
+            prop_assert_eq!(answer.header("x-tokenward-id"), None);
+        }
+    }
+
+    /// A query never opens a door, and one that names a scope which the token lacks never passes it.
+    #[test]
+    fn no_query_widens(before in "[a-z=&%+0-9]{0,20}", after in "[a-z=&%+0-9:]{0,20}", below: bool) {
+        let door = Door::new();
+        let uri = format!("/auth{}?{before}&scope=audit:write&{after}", if below { "/x" } else { "" });
+        prop_assert!([400, 403].contains(&door.ask(&uri, &[("authorization", &bearer(1))]).status));
+        let unknown = bearer(99);
+        prop_assert!([400, 401].contains(&door.ask(&uri, &[("authorization", &unknown)]).status));
+    }
+
+    /// Whatever a client writes into X-Forwarded-For, the proxy in front of it tells where it is.
+    #[test]
+    fn no_client_chooses_its_address(forged in proptest::collection::vec(value(), 0..3), joined: bool) {
+        let door = Door::behind(&["10.0.0.0/8"]);
+        let cidrs = Some(vec!["10.0.0.0/8".to_owned(), "203.0.113.0/24".to_owned()]);
+        door.with(2, ApiTokenSpec { constraints: Some(Constraints { cidrs }), ..spec() });
+        let mut forged: Vec<Vec<u8>> = forged.into_iter().filter(|v| HeaderValue::from_bytes(v).is_ok()).collect();
+        forged.push(b"203.0.113.9".to_vec());
+        match joined {
+            true => forged.last_mut().expect("a value").extend_from_slice(b"\xff, 198.51.100.1"),
+            false => forged.push(b"198.51.100.1".to_vec()),
+        }
+        let token = bearer(2);
+        let mut headers: Vec<(&str, &[u8])> = vec![("authorization", &token)];
+        headers.extend(forged.iter().map(|value| ("x-forwarded-for", &**value)));
+        prop_assert_eq!(door.ask_from("10.0.0.1", "/auth", &headers).status, 403);
+    }
+}

@@ -1,0 +1,121 @@
+//! The doors: each decodes its protocol, asks the one decision, and encodes the answer.
+//!
+//! `/auth` tells yes or no to anybody. The others tell more, so their callers are known ([`super::callers`]). A
+//! router costs more than a check does, so the path is matched by hand. Sockets are `server.rs`'s affair.
+
+mod authenticated;
+mod authorization;
+mod challenge;
+mod client_address;
+#[cfg(test)]
+pub(crate) mod fixture;
+pub mod gateway;
+mod introspection;
+pub mod openapi;
+mod requirements;
+mod token_review;
+mod verify;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::{Body, Bytes};
+
+use self::authenticated::Guarded;
+pub use self::client_address::TrustedProxies;
+use self::gateway::forward_auth::ForwardAuth;
+use self::introspection::Introspection;
+use self::token_review::TokenReviews;
+use self::verify::{Verify, VerifyBatch};
+use crate::caller_auth::Callers;
+use crate::metrics::Metrics;
+use crate::snapshot::View;
+
+/// An answer, whose body is small and at hand.
+pub type Answer = Response<Full<Bytes>>;
+
+/// All doors of a verifier.
+pub struct Doors {
+    forward_auth: ForwardAuth,
+    introspection: Guarded<Introspection>,
+    token_reviews: Guarded<TokenReviews>,
+    verify: Guarded<Verify>,
+    verify_batch: Guarded<VerifyBatch>,
+    trusted_proxies: TrustedProxies,
+    openapi: Bytes,
+}
+
+impl Doors {
+    /// Opens the doors on a view.
+    pub fn new(
+        view: Arc<View>,
+        trusted_proxies: TrustedProxies,
+        callers: Arc<Callers>,
+        metrics: &Metrics,
+    ) -> Self {
+        Self {
+            introspection: Guarded::new(view.clone(), callers.clone(), metrics),
+            token_reviews: Guarded::new(view.clone(), callers.clone(), metrics),
+            verify: Guarded::new(view.clone(), callers.clone(), metrics),
+            verify_batch: Guarded::new(view.clone(), callers, metrics),
+            forward_auth: ForwardAuth::new(view, trusted_proxies.clone(), metrics),
+            trusted_proxies,
+            openapi: openapi::json().into(),
+        }
+    }
+
+    /// Answers a request that came from `peer`. Of a body, what the door has no use for is left unread.
+    pub async fn answer<B: Body + Unpin>(&self, request: &mut Request<B>, peer: IpAddr) -> Answer {
+        match self.answer_at_once(request, peer) {
+            Some(answer) => answer,
+            // Boxed, or each connection would keep the room for what few of them ever do.
+            None => Box::pin(self.answer_with_body(request, peer)).await,
+        }
+    }
+
+    /// The answer, where the head of a request says all.
+    fn answer_at_once<B>(&self, request: &Request<B>, peer: IpAddr) -> Option<Answer> {
+        match request.uri().path() {
+            "/auth" => Some(self.forward_auth.answer(request, peer)),
+            path if path.starts_with("/auth/") => Some(self.forward_auth.answer(request, peer)),
+            _ => None,
+        }
+    }
+
+    async fn answer_with_body<B: Body + Unpin>(&self, request: &mut Request<B>, peer: IpAddr) -> Answer {
+        let caller = self.trusted_proxies.client(request.headers(), peer);
+        match request.uri().path() {
+            "/oauth2/introspect" => self.introspection.answer(request, caller).await,
+            "/tokenreview" => self.token_reviews.answer(request, caller).await,
+            "/v1/verify" => self.verify.answer(request, caller).await,
+            "/v1/verify:batch" => self.verify_batch.answer(request, caller).await,
+            "/openapi.json" if matches!(*request.method(), Method::GET | Method::HEAD) => {
+                body(StatusCode::OK, "application/json", self.openapi.clone())
+            }
+            _ => body(
+                StatusCode::NOT_FOUND,
+                "text/plain; charset=utf-8",
+                Bytes::from_static(
+                    b"no such door; checks are answered at /auth, /v1/verify, /v1/verify:batch, \
+                      /oauth2/introspect and /tokenreview, and GET /openapi.json describes them\n",
+                ),
+            ),
+        }
+    }
+}
+
+/// An answer that nobody may keep: it tells of one token at one moment. A 404, too, would outlive its mistake.
+fn body(status: StatusCode, media_type: &'static str, body: Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(body));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,232 @@
+//! The feed: a watch of ApiTokens, taken into the index event by event. No whole object is kept.
+//!
+//! An object that can't be read loses its entry: an old answer about a token is worse than none. The first list comes
+//! page by page, so never are all objects in memory at once.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use futures::{StreamExt, TryStreamExt, future, stream};
+use kube::api::ObjectMeta;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client, Resource};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+use tracing::{info, warn};
+
+use crate::metrics::Metrics;
+use crate::snapshot::View;
+use tokenward_core::check::{Metadata, WireToken};
+use tokenward_core::crd::ApiToken;
+use tokenward_runtime::backoff::WatchBackoff;
+use tokenward_runtime::cluster::error::watch_message;
+use tokenward_runtime::telemetry::probes::Part;
+
+/// One watch.
+pub(super) struct Source {
+    /// What is watched; `None` is every namespace.
+    pub namespace: Option<String>,
+    pub client: Client,
+}
+
+/// Feeds the view for as long as it is polled. Declares ready after the first full list of every source.
+pub(super) fn feed(
+    sources: Vec<Source>,
+    view: Arc<View>,
+    ready: Part,
+    metrics: Metrics,
+) -> impl Future<Output = ()> {
+    let mut unlisted = sources.len();
+    let events = stream::select_all(sources.into_iter().map(|Source { namespace, client }| {
+        let api: Api<Object> = match &namespace {
+            Some(namespace) => Api::namespaced(client, namespace),
+            None => Api::all(client),
+        };
+        let mut listing = Listing { namespace, list: 0, listed: false };
+        watcher(api, watcher::Config::default())
+            .inspect_err(|error| {
+                warn!(error = watch_message(error), "ApiTokens can't be watched; checks go on from memory")
+            })
+            .backoff(WatchBackoff::default())
+            .filter_map(|result| future::ready(result.ok()))
+            .map({
+                let view = view.clone();
+                move |event| listing.take(event, &view)
+            })
+            .boxed()
+    }));
+    events.for_each(move |first_list| {
+        if first_list {
+            unlisted -= 1;
+        }
+        if first_list && unlisted == 0 {
+            view.set_listed();
+            ready.set(true);
+        }
+        metrics.tokens.set(i64::try_from(view.index.len()).unwrap_or(i64::MAX));
+        future::ready(())
+    })
+}
+
+/// The list of one watch.
+struct Listing {
+    /// Of which namespace it is; `None` for all.
+    namespace: Option<String>,
+    /// How many lists were begun. What bears an older number when one ends was not in it.
+    list: u32,
+    listed: bool,
+}
+
+impl Listing {
+    /// Takes an event into the index; answers whether the first full list has ended with it.
+    fn take(&mut self, event: Event<Object>, view: &View) -> bool {
+        match event {
+            Event::Init => self.list = self.list.wrapping_add(1),
+            Event::InitApply(object) | Event::Apply(object) => self.apply(&object, view),
+            Event::Delete(object) => view.index.delete(object.namespace(), object.name()),
+            Event::InitDone => {
+                let within = |namespace: &str| self.namespace.as_deref().is_none_or(|own| own == namespace);
+                view.index.retain(|entry| !within(entry.namespace()) || entry.seen_in() == self.list);
+                info!(tokens = view.index.len(), "listed ApiTokens");
+                return !std::mem::replace(&mut self.listed, true);
+            }
+        }
+        false
+    }
+
+    fn apply(&self, object: &Object, view: &View) {
+        match &object.token {
+            Ok(token) => view.index.apply(token, self.list),
+            Err(error) => {
+                let token = format!("{}/{}", object.namespace(), object.name());
+                warn!(token, error, "an ApiToken can't be read, so its token is denied");
+                view.index.delete(object.namespace(), object.name());
+            }
+        }
+    }
+}
+
+/// An ApiToken as it comes, which may be one that can't be read.
+#[derive(Clone, Debug)]
+struct Object {
+    metadata: ObjectMeta,
+    token: Result<WireToken, String>,
+}
+
+/// The part that is read where the whole can't be.
+#[derive(Deserialize)]
+struct Named {
+    metadata: Metadata,
+}
+
+impl Object {
+    fn namespace(&self) -> &str {
+        self.metadata.namespace.as_deref().unwrap_or_default()
+    }
+
+    fn name(&self) -> &str {
+        self.metadata.name.as_deref().unwrap_or_default()
+    }
+}
+
+impl<'de> Deserialize<'de> for Object {
+    /// Keeps the text until it is read, so that one object that can't be read spoils no list.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Box::<RawValue>::deserialize(deserializer)?;
+        let token: Result<WireToken, _> = serde_json::from_str(text.get());
+        let Metadata { namespace, name, resource_version, .. } = match &token {
+            Ok(token) => token.metadata.clone(),
+            Err(_) => serde_json::from_str::<Named>(text.get()).map_err(D::Error::custom)?.metadata,
+        };
+        let metadata = ObjectMeta {
+            namespace: Some(namespace),
+            name: Some(name),
+            resource_version,
+            ..Default::default()
+        };
+        Ok(Self { metadata, token: token.map_err(|error| error.to_string()) })
+    }
+}
+
+impl Resource for Object {
+    type DynamicType = ();
+    type Scope = <ApiToken as Resource>::Scope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        ApiToken::kind(&())
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        ApiToken::group(&())
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        ApiToken::version(&())
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        ApiToken::plural(&())
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::{ObjectList, WatchEvent};
+
+    use super::*;
+
+    const BAD: &str =
+        r#"{"metadata":{"name":"bad","namespace":"ns"},"spec":{"scopes":["a:b"],"expiresAt":7}}"#;
+    const GOOD: &str = r#"{"metadata":{"name":"good","namespace":"ns"},"spec":{"scopes":["a:b"]}}"#;
+
+    #[test]
+    fn one_bad_object_spoils_no_list() {
+        let list = format!(r#"{{"metadata":{{"resourceVersion":"1"}},"items":[{BAD},{GOOD}]}}"#);
+        let list: ObjectList<Object> = serde_json::from_str(&list).expect("a list");
+        let seen: Vec<_> = list.items.iter().map(|object| (object.name(), object.token.is_ok())).collect();
+        assert_eq!(seen, [("bad", false), ("good", true)]);
+    }
+
+    #[test]
+    fn an_event_carries_an_object() {
+        let event: WatchEvent<Object> =
+            serde_json::from_str(&format!(r#"{{"type":"MODIFIED","object":{GOOD}}}"#)).expect("an event");
+        assert!(
+            matches!(event, WatchEvent::Modified(object) if object.namespace() == "ns" && object.token.is_ok())
+        );
+    }
+
+    /// An object that is shown no more, or that can't be read any more, is forgotten; another namespace's is not.
+    #[test]
+    fn a_list_replaces_what_was_known() {
+        let view = View::default();
+        let object = |text: &str| serde_json::from_str::<Object>(text).expect("an object");
+        let mut all = Listing { namespace: None, list: 0, listed: false };
+        let list = |listing: &mut Listing, objects: &[&str]| {
+            listing.take(Event::Init, &view);
+            for text in objects {
+                listing.take(Event::InitApply(object(text)), &view);
+            }
+            listing.take(Event::InitDone, &view)
+        };
+        assert!(list(&mut all, &[GOOD, &GOOD.replace("good", "other")]), "the first full list");
+        assert_eq!(view.index.len(), 2);
+        let mut elsewhere = Listing { namespace: Some("elsewhere".to_owned()), list: 6, listed: false };
+        list(&mut elsewhere, &[]);
+        assert_eq!(view.index.len(), 2);
+        assert!(!list(&mut all, &[GOOD]), "not the first list");
+        assert_eq!(view.index.len(), 1);
+        all.take(Event::Apply(object(&BAD.replace("bad", "good"))), &view);
+        assert!(view.index.is_empty());
+    }
+}

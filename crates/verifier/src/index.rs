@@ -1,0 +1,239 @@
+//! The index: from a key id to the versions that claim it. Reads take no lock; one feed writes.
+//!
+//! Several tokens may claim one key id, since anybody who may write statuses can copy it. All are kept, and
+//! [`tokenward_core::check::decide`] believes the one whose proof holds, so a copy can't shadow the real one.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Mutex, PoisonError};
+
+use hashbrown::HashTable;
+use papaya::{Guard, HashMap as ConcurrentMap};
+
+use tokenward_core::check::{Entry, ScopePool, Version, WireToken};
+use tokenward_core::token::KeyId;
+
+/// The tokens, by key id.
+#[derive(Debug, Default)]
+pub struct Index {
+    by_key_id: ConcurrentMap<KeyId, Claimants>,
+    /// Held by whoever changes the map above. Never touched by a check.
+    objects: Mutex<Objects>,
+}
+
+/// What the feed knows an object by, to find what it had put into the index.
+#[derive(Debug, Default)]
+struct Objects {
+    /// By namespace and name, which the entries hold themselves.
+    entries: HashTable<Entry>,
+    hasher: RandomState,
+    scopes: ScopePool,
+}
+
+/// Those who claim a key id: one, but for copies.
+#[derive(Clone, Debug)]
+enum Claimants {
+    One(Version),
+    Many(Box<[Version]>),
+}
+
+impl Claimants {
+    fn as_slice(&self) -> &[Version] {
+        match self {
+            Self::One(version) => std::slice::from_ref(version),
+            Self::Many(versions) => versions,
+        }
+    }
+
+    fn of(mut versions: Vec<Version>) -> Option<Self> {
+        match versions.len() {
+            0 => None,
+            1 => versions.pop().map(Self::One),
+            _ => Some(Self::Many(versions.into())),
+        }
+    }
+}
+
+impl Index {
+    /// Calls `f` with those who claim a key id.
+    pub fn claimants<T>(&self, key_id: KeyId, f: impl FnOnce(&[Version]) -> T) -> T {
+        f(self.by_key_id.pin().get(&key_id).map_or(&[], Claimants::as_slice))
+    }
+
+    /// Takes an object as it is now. The new versions are in place before what the old ones had more is taken out, so
+    /// no valid token is missing for a moment. `seen_in` comes back in [`Entry::seen_in`].
+    pub fn apply(&self, token: &WireToken, seen_in: u32) {
+        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        let (entry, versions) = Entry::of(token, seen_in, &mut objects.scopes);
+        let before = objects.replace(entry.clone());
+        for key_id in distinct(entry.key_ids()) {
+            let claims = versions.iter().filter(|(id, _)| *id == key_id).map(|(_, version)| version);
+            self.claim(key_id, before.as_ref(), claims);
+        }
+        if let Some(before) = before {
+            self.forget(&before, |key_id| entry.key_ids().all(|kept| kept != key_id));
+        }
+    }
+
+    /// Forgets an object that is gone, or that can't be read.
+    pub fn delete(&self, namespace: &str, name: &str) {
+        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = objects.remove((namespace, name)) {
+            self.forget(&before, |_| true);
+        }
+    }
+
+    /// Forgets every object but these: what a fresh list, which has ended, did not show is gone.
+    pub fn retain(&self, mut present: impl FnMut(&Entry) -> bool) {
+        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        for gone in objects.entries.extract_if(|entry| !present(entry)) {
+            self.forget(&gone, |_| true);
+        }
+        // What the map has grown out of would else stay until later writes push it out.
+        self.by_key_id.guard().flush();
+    }
+
+    /// How many objects it holds.
+    pub fn len(&self) -> usize {
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner).entries.len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Takes an entry's claims back, on those of its key ids that are meant.
+    fn forget(&self, entry: &Entry, meant: impl Fn(KeyId) -> bool) {
+        for key_id in entry.key_ids().filter(|key_id| meant(*key_id)) {
+            self.claim(key_id, Some(entry), []);
+        }
+    }
+
+    /// Replaces one entry's claims on a key id by others, in one step for every reader.
+    fn claim<'v>(&self, key_id: KeyId, before: Option<&Entry>, after: impl IntoIterator<Item = &'v Version>) {
+        let map = self.by_key_id.pin();
+        let others = map.get(&key_id).map_or(&[][..], Claimants::as_slice).iter();
+        let others = others.filter(|version| before.is_none_or(|before| !version.entry.is(before)));
+        match Claimants::of(others.cloned().chain(after.into_iter().cloned()).collect()) {
+            Some(claimants) => map.insert(key_id, claimants),
+            None => map.remove(&key_id),
+        };
+    }
+}
+
+impl Objects {
+    /// Puts an entry in, and takes out the one that its object had.
+    fn replace(&mut self, entry: Entry) -> Option<Entry> {
+        let before = self.remove(entry.object());
+        let hash = self.hasher.hash_one(entry.object());
+        self.entries.insert_unique(hash, entry, |entry| self.hasher.hash_one(entry.object()));
+        before
+    }
+
+    fn remove(&mut self, object: (&str, &str)) -> Option<Entry> {
+        let hash = self.hasher.hash_one(object);
+        let found = self.entries.find_entry(hash, |entry| entry.object() == object).ok()?;
+        Some(found.remove().0)
+    }
+}
+
+/// A status may name one key id twice.
+fn distinct(key_ids: impl Iterator<Item = KeyId>) -> Vec<KeyId> {
+    let mut key_ids: Vec<_> = key_ids.collect();
+    key_ids.sort_unstable();
+    key_ids.dedup();
+    key_ids
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use tokenward_core::crd::{ApiToken, ApiTokenSpec};
+
+    /// What 1,000,000 tokens have 1,000,000 of.
+    #[test]
+    fn a_claim_is_no_larger_than_a_version() {
+        assert_eq!((size_of::<Entry>(), size_of::<Version>(), size_of::<Claimants>()), (8, 56, 56));
+    }
+
+    fn key_id(byte: u8) -> KeyId {
+        KeyId::from_bytes([byte; 16])
+    }
+
+    fn token(name: &str, keys: &[u8]) -> WireToken {
+        let versions: Vec<_> = keys
+            .iter()
+            .map(|key| {
+                serde_json::json!({
+                    "version": 1, "keyId": key_id(*key).as_str(), "state": "Active", "reason": "Created",
+                    "hash": format!("hmac-sha256:p1:{}", "A".repeat(43)), "issuedAt": "2026-01-01T00:00:00Z",
+                })
+            })
+            .collect();
+        let mut token =
+            ApiToken::new(name, ApiTokenSpec { scopes: vec!["a:b".to_owned()], ..Default::default() });
+        token.status = serde_json::from_value(serde_json::json!({ "versions": versions })).expect("status");
+        token.metadata.namespace = Some("ns".to_owned());
+        crate::endpoints::fixture::wire(&token)
+    }
+
+    fn names(index: &Index, key: u8) -> Vec<String> {
+        let mut names: Vec<_> = index
+            .claimants(key_id(key), |versions| versions.iter().map(|v| v.entry.name().to_owned()).collect());
+        names.sort();
+        names
+    }
+
+    #[derive(Clone, Debug)]
+    enum Event {
+        Apply(u8, Vec<u8>),
+        Delete(u8),
+        Relist(u8),
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            (0u8..4, proptest::collection::vec(0u8..5, 0..3))
+                .prop_map(|(name, keys)| Event::Apply(name, keys)),
+            (0u8..4).prop_map(Event::Delete),
+            any::<u8>().prop_map(Event::Relist),
+        ]
+    }
+
+    proptest! {
+        /// Whatever comes, the index shows what a plain map of the objects would.
+        #[test]
+        fn it_shows_what_is_there(events in proptest::collection::vec(event(), 0..40)) {
+            let index = Index::default();
+            let mut model: HashMap<u8, Vec<u8>> = HashMap::new();
+            for event in events {
+                match event {
+                    Event::Apply(name, mut keys) => {
+                        keys.dedup();
+                        index.apply(&token(&name.to_string(), &keys), 0);
+                        model.insert(name, keys);
+                    }
+                    Event::Delete(name) => {
+                        index.delete("ns", &name.to_string());
+                        model.remove(&name);
+                    }
+                    Event::Relist(bits) => {
+                        index.retain(|e| (0..4).any(|name| bits & (1 << name) != 0 && e.name() == name.to_string()));
+                        model.retain(|name, _| bits & (1 << name) != 0);
+                    }
+                }
+                prop_assert_eq!(index.len(), model.len());
+                for key in 0..5 {
+                    let mut expected: Vec<_> =
+                        model.iter().filter(|(_, keys)| keys.contains(&key)).map(|(name, _)| name.to_string()).collect();
+                    expected.sort();
+                    prop_assert_eq!(names(&index, key), expected);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The effects of the request path: a watch feeds the index, doors ask [`tokenward_core::check`] and answer.
+//!
+//! This file wires. A verifier holds no lease and writes nothing; it reads ApiTokens and one Secret, the pepper.
+//! With the API server down it goes on answering from memory, and everything that ends by time still ends in time.
+
+pub mod caller_auth;
+pub mod config;
+pub mod endpoints;
+mod feed;
+pub mod index;
+pub mod metrics;
+pub mod server;
+pub mod snapshot;
+mod staleness;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use futures::future::{self, OptionFuture};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinHandle};
+use tracing::{error, info, warn};
+
+use crate::caller_auth::Callers;
+use crate::config::VerifierArgs;
+use crate::endpoints::gateway::ext_authz::ExtAuthz;
+use crate::endpoints::{Doors, TrustedProxies};
+use crate::feed::Source;
+use crate::metrics::Metrics;
+use crate::server::{Patience, Server, open_files};
+use crate::snapshot::View;
+use crate::staleness::Limit;
+use tokenward_runtime::cluster::client::{Cluster, Heard};
+use tokenward_runtime::cluster::pepper;
+use tokenward_runtime::cluster::pepper::PepperState;
+use tokenward_runtime::listen::listen;
+use tokenward_runtime::shutdown;
+use tokenward_runtime::telemetry::probes;
+use tokenward_runtime::telemetry::probes::{Part, Readiness};
+use tokenward_runtime::tls::files::Certificates;
+
+/// Runs the verifier until SIGTERM or SIGINT.
+pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
+    let files = args.transport.tls()?;
+    let cluster = Cluster::find("verifier").await?;
+    let namespace = args.common.namespace.clone().unwrap_or_else(|| cluster.default_namespace().to_owned());
+    let stop = shutdown::on_signal()?;
+
+    let mut registry = Registry::with_prefix("tokenward");
+    let metrics = Metrics::register(&mut registry);
+    let certificates = files
+        .map(|files| Certificates::load(files, metrics.certificate_expiry.clone()).map(Arc::new))
+        .transpose()
+        .context("--tls-cert and --tls-key")?;
+    let acceptor = |protocol| certificates.as_ref().map(|own| own.acceptor(&[protocol])).transpose();
+    let (http_tls, grpc_tls) = (acceptor(b"http/1.1")?, acceptor(b"h2")?);
+    let max_connections = open_files::room_for(args.max_connections);
+    let readiness = Readiness::default();
+    let (pepper_ready, list_ready) = (readiness.part("pepper"), readiness.part("first list of ApiTokens"));
+    let fresh = readiness.part("news from the API server");
+    let telemetry = probes::serve(
+        args.common.telemetry_listen,
+        readiness.clone(),
+        registry,
+        stop.clone().cancelled_owned(),
+    )
+    .await?;
+    let listener = bind("--listen", args.listen)?;
+    let grpc_listener = args.grpc_listen.map(|listen| bind("--grpc-listen", listen)).transpose()?;
+    let version = env!("CARGO_PKG_VERSION");
+    info!(version, namespace, listen = %args.listen, grpc_listen = ?args.grpc_listen, "verifier starts");
+
+    let view = Arc::new(View::default());
+    let client = cluster.client()?;
+    let (peppers, follow_pepper) = pepper::follow(client.clone(), &namespace);
+    let connections = metrics.connections.clone();
+    let callers = Arc::new(Callers::new(view.clone(), Some(client)));
+    let trusted_proxies = TrustedProxies(args.trusted_proxies);
+    let ext_authz = ExtAuthz::new(view.clone(), trusted_proxies.clone(), &metrics);
+    let doors = Doors::new(view.clone(), trusted_proxies, callers, &metrics);
+    let (sources, heard) = sources(&cluster, args.common.namespaces())?;
+    let feed = feed::feed(sources, view.clone(), list_ready, metrics.clone());
+    let limit = Limit { max_staleness: args.max_staleness.unsigned_abs(), policy: args.stale_policy };
+    let freshness = staleness::watch(heard, limit, view.clone(), fresh, metrics);
+    let patience = Patience::default();
+    let server = Server::new(doors, http_tls, patience, max_connections, connections.clone());
+    let grpc = server::grpc::Server::new(ext_authz, readiness, grpc_tls, patience, connections);
+    // Tasks of their own: this one would have to be woken on another thread for each connection.
+    let served = tokio::spawn(server.serve(listener, stop.clone().cancelled_owned()));
+    let grpc_served = grpc_listener.map(|listener| tokio::spawn(grpc.serve(listener, stop)));
+    tokio::select! {
+        served = future::try_join(served, finished(grpc_served)) => served.map(drop).context("the doors are closed"),
+        () = follow_certificates(certificates) => bail!("the TLS certificate is no longer followed"),
+        () = feed => bail!("the watch of ApiTokens has ended"),
+        () = freshness => bail!("the age of the view is no longer looked at"),
+        () = follow_pepper => bail!("the watch of the pepper has ended"),
+        () = keep_pepper(peppers, view, pepper_ready) => bail!("the pepper is no longer followed"),
+        () = async { telemetry.await; future::pending().await } => Ok(()),
+    }
+}
+
+fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    listen(address).with_context(|| format!("{flag} {address} can't be had; choose another address or port"))
+}
+
+/// Waits for a task, if there is one.
+async fn finished(task: Option<JoinHandle<()>>) -> Result<(), JoinError> {
+    OptionFuture::from(task).await.unwrap_or(Ok(()))
+}
+
+/// One watch for each namespace, each with a connection of its own, and when each was last heard of.
+fn sources(cluster: &Cluster, namespaces: Option<Vec<String>>) -> anyhow::Result<(Vec<Source>, Vec<Heard>)> {
+    let namespaces = namespaces.map_or(vec![None], |named| named.into_iter().map(Some).collect());
+    let source = |namespace| {
+        let (client, heard) = cluster.watching_client()?;
+        Ok((Source { namespace, client }, heard))
+    };
+    namespaces.into_iter().map(source).collect()
+}
+
+/// Takes up new certificates, where there are any.
+async fn follow_certificates(certificates: Option<Arc<Certificates>>) {
+    match certificates {
+        Some(certificates) => certificates.follow().await,
+        None => future::pending().await,
+    }
+}
+
+/// Takes every usable pepper into use. One that vanishes later stays in use: it is what checks depend on.
+async fn keep_pepper(mut peppers: watch::Receiver<PepperState>, view: Arc<View>, ready: Part) {
+    while peppers.changed().await.is_ok() {
+        match &*peppers.borrow_and_update() {
+            PepperState::Present(peppers) => {
+                view.peppers.store(Some(peppers.clone()));
+                ready.set(true);
+            }
+            PepperState::Missing | PepperState::Damaged(_) if view.peppers.load().is_some() => {
+                error!(
+                    "the pepper's Secret is gone or damaged; checks go on with the one that was read before"
+                );
+            }
+            PepperState::Damaged(damage) => warn!(%damage, "not ready: the pepper can't be used"),
+            PepperState::Missing | PepperState::Unknown => {}
+        }
+    }
+}

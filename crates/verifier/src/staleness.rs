@@ -1,0 +1,58 @@
+//! How old the view is, and what follows from it.
+//!
+//! A verifier that is cut off from the API server goes on answering: what it knows was true, and whatever ends by
+//! time still ends. But it does not learn of revocations. So after `--max-staleness` it is no longer ready, which
+//! takes it out of a Service that has others, and by `--stale-policy` it answers nothing more.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{error, info};
+
+use crate::config::StalePolicy;
+use crate::metrics::Metrics;
+use crate::snapshot::View;
+use tokenward_runtime::cluster::client::Heard;
+use tokenward_runtime::telemetry::probes::Part;
+
+/// How often it is looked at: an age is off by at most as much.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// What is too old, and what to do then.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limit {
+    pub max_staleness: Duration,
+    pub policy: StalePolicy,
+}
+
+/// Looks after the age of a view that is fed by some watches, for as long as it is polled. The oldest of them counts.
+pub(super) async fn watch(watches: Vec<Heard>, limit: Limit, view: Arc<View>, ready: Part, metrics: Metrics) {
+    let mut stale = false;
+    ready.set(true);
+    loop {
+        let age = watches.iter().map(Heard::age).max().unwrap_or_default();
+        metrics.view_age.set(age.as_secs_f64());
+        if (age > limit.max_staleness) != stale {
+            stale = !stale;
+            ready.set(!stale);
+            view.set_stale(stale && limit.policy == StalePolicy::Deny);
+            tell(stale, age, limit);
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+fn tell(stale: bool, age: Duration, limit: Limit) {
+    let (seconds, max) = (age.as_secs(), limit.max_staleness.as_secs());
+    match (stale, limit.policy) {
+        (false, _) => info!("ready again: the API server is heard"),
+        (true, StalePolicy::Serve) => error!(
+            "not ready: the API server was not heard for {seconds} s, more than the {max} s of --max-staleness; \
+             checks go on from memory, revocations are not seen"
+        ),
+        (true, StalePolicy::Deny) => error!(
+            "not ready: the API server was not heard for {seconds} s, more than the {max} s of --max-staleness; by \
+             --stale-policy nothing is answered"
+        ),
+    }
+}
