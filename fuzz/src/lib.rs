@@ -1,6 +1,6 @@
-//! Doors without a port, behind which three ApiTokens are known, and what is to be said of any other text.
+//! Endpoints without a port, behind which three ApiTokens are known, and what is to be said of any other text.
 //!
-//! A target turns bytes into a request, hands it to the real [`Doors::answer`], and compares the decision with
+//! A target turns bytes into a request, hands it to the real [`Endpoints::answer`], and compares the decision with
 //! [`is_valid`], which knows the tokens by heart. That nothing panics, libFuzzer sees to.
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -17,10 +17,10 @@ use tokenward_core::crd::{ApiToken, ApiTokenSpec};
 use tokenward_core::token::format;
 use tokenward_core::token::format::{KeyId, Prefix};
 use tokenward_core::token::{Peppers, Plaintext};
-use tokenward_verifier::caller_auth::Callers;
-use tokenward_verifier::endpoints::{Doors, TrustedProxies};
+use tokenward_verifier::caller_auth::CallerAuthenticator;
+use tokenward_verifier::endpoints::{Endpoints, TrustedProxies};
 use tokenward_verifier::metrics::Metrics;
-use tokenward_verifier::snapshot::View;
+use tokenward_verifier::snapshot::Snapshot;
 use tokio::runtime::{Builder, Runtime};
 
 /// The scopes of [`TOKEN`].
@@ -33,7 +33,7 @@ pub static TOKEN: LazyLock<Plaintext> = LazyLock::new(|| plaintext(1));
 /// The token of a caller.
 pub static CALLER: LazyLock<Plaintext> = LazyLock::new(|| plaintext(2));
 
-static DOORS: LazyLock<Doors> = LazyLock::new(doors);
+static DOORS: LazyLock<Endpoints> = LazyLock::new(doors);
 /// Time limits need a runtime; nothing here waits for one to pass.
 static RUNTIME: LazyLock<Runtime> =
     LazyLock::new(|| Builder::new_current_thread().enable_time().build().expect("a runtime"));
@@ -78,12 +78,12 @@ fn plaintext(number: u8) -> Plaintext {
     format::make(&Prefix::default(), KeyId::from_bytes([number; 16]), &[number; 32])
 }
 
-fn doors() -> Doors {
+fn doors() -> Endpoints {
     for token in [&TOKEN, &CALLER] {
         // A fuzzer does not find them by itself.
         assert!(include_str!("../dictionary").contains(token.expose()), "the dictionary holds other tokens");
     }
-    let view = Arc::new(View::default());
+    let view = Arc::new(Snapshot::default());
     let peppers = Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers");
     let scopes = SCOPES.map(str::to_owned).to_vec();
     let token = api_token(&peppers, ("team", "orders"), scopes, &TOKEN);
@@ -100,10 +100,10 @@ fn doors() -> Doors {
     view.peppers.store(Some(Arc::new(peppers)));
     view.set_listed();
     let metrics = Metrics::register(&mut Registry::default());
-    let callers = Arc::new(Callers::new(view.clone(), None));
+    let callers = Arc::new(CallerAuthenticator::new(view.clone(), None));
     // Whose X-Forwarded-For is believed, so that it is read.
     let proxies = TrustedProxies(vec!["127.0.0.0/8".parse().expect("a network")]);
-    Doors::new(view, proxies, callers, &metrics)
+    Endpoints::new(view, proxies, callers, &metrics)
 }
 
 fn api_token(

@@ -10,7 +10,7 @@ use tokenward_runtime::cluster::lease::Claim;
 use tokenward_runtime::cluster::pepper::PepperState;
 use tokio::sync::watch;
 
-use crate::apitoken::cache::Memories;
+use crate::apitoken::cache::StateCache;
 use crate::metrics::Metrics;
 use crate::objects::SecretMeta;
 use crate::recorder;
@@ -25,7 +25,7 @@ pub(crate) struct Context {
     pub(crate) skipped: AtomicBool,
     pub(crate) peppers: watch::Receiver<PepperState>,
     pub(crate) secrets: Store<SecretMeta>,
-    pub(crate) memories: Arc<Memories>,
+    pub(crate) memories: Arc<StateCache>,
     pub(crate) events: recorder::Sender,
     pub(crate) metrics: Metrics,
     pub(crate) propagation: SignedDuration,

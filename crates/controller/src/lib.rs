@@ -50,7 +50,7 @@ use tokenward_runtime::shutdown;
 use tokenward_runtime::telemetry::probes;
 use tokenward_runtime::telemetry::probes::Readiness;
 
-use crate::apitoken::cache::Memories;
+use crate::apitoken::cache::StateCache;
 use crate::metrics::Metrics;
 use crate::requeue::Load;
 use crate::tokenwebhook::Webhooks;
@@ -109,7 +109,7 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
             .iter()
             .map(|scope| {
                 let (store, writer) = reflector::store();
-                let memories = Arc::<Memories>::default();
+                let memories = Arc::<StateCache>::default();
                 let load = Load::default();
                 let (nudges, nudged) = requeue::channel(memories.clone(), load.clone());
                 let shared = tokenwebhook::Shared {

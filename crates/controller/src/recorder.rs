@@ -19,7 +19,7 @@ const AT_ONCE: usize = 4;
 const NOTE: usize = 1024;
 
 /// What is told.
-pub(crate) struct Told {
+pub(crate) struct NewEvent {
     /// One CamelCase word.
     pub(crate) reason: &'static str,
     /// Whether it asks for attention.
@@ -28,7 +28,7 @@ pub(crate) struct Told {
     pub(crate) message: String,
 }
 
-impl From<Event> for Told {
+impl From<Event> for NewEvent {
     fn from(event: Event) -> Self {
         Self { reason: event.kind.as_str(), warning: event.kind.is_warning(), message: event.message }
     }
@@ -63,7 +63,7 @@ impl Sender {
     /// Hands in an Event about an object.
     // kube's Recorder would fold a later Event into an earlier one of the same reason and keep the earlier text,
     // which names another version.
-    pub(crate) fn send(&self, about: &impl Resource<DynamicType = ()>, event: Told) {
+    pub(crate) fn send(&self, about: &impl Resource<DynamicType = ()>, event: NewEvent) {
         let mut note = event.message;
         if note.len() > NOTE {
             let end = (0..=NOTE - 3).rev().find(|at| note.is_char_boundary(*at)).unwrap_or(0);

@@ -11,7 +11,7 @@ use kube::runtime::reflector::ObjectRef;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::apitoken::cache::Memories;
+use crate::apitoken::cache::StateCache;
 use crate::objects::Token;
 use tokenward_core::outbox::queue::Key;
 
@@ -41,9 +41,9 @@ struct Collecting {
 }
 
 /// Lets tokens go whose receipts are collected.
-struct Collector {
+struct ReceiptBatcher {
     collecting: mpsc::UnboundedReceiver<Collecting>,
-    memories: Arc<Memories>,
+    memories: Arc<StateCache>,
     load: Load,
     /// When it last did.
     last: Instant,
@@ -51,22 +51,25 @@ struct Collector {
 
 /// Asks for looks.
 #[derive(Clone)]
-pub(crate) struct Nudges {
+pub(crate) struct RequeueSender {
     now: mpsc::UnboundedSender<ObjectRef<Token>>,
     receipts: mpsc::UnboundedSender<Collecting>,
 }
 
 /// A new queue, and the tokens in it, each when its time comes.
-pub(crate) fn channel(memories: Arc<Memories>, load: Load) -> (Nudges, BoxStream<'static, ObjectRef<Token>>) {
+pub(crate) fn channel(
+    memories: Arc<StateCache>,
+    load: Load,
+) -> (RequeueSender, BoxStream<'static, ObjectRef<Token>>) {
     let (now, at_once) = mpsc::unbounded_channel();
     let (receipts, collecting) = mpsc::unbounded_channel();
     let at_once = stream::unfold(at_once, async |mut queue| Some((queue.recv().await?, queue)));
-    let collector = Collector { collecting, memories, load, last: Instant::now() };
-    let collected = stream::unfold(collector, Collector::next);
-    (Nudges { now, receipts }, stream::select(at_once, collected).boxed())
+    let collector = ReceiptBatcher { collecting, memories, load, last: Instant::now() };
+    let collected = stream::unfold(collector, ReceiptBatcher::next);
+    (RequeueSender { now, receipts }, stream::select(at_once, collected).boxed())
 }
 
-impl Nudges {
+impl RequeueSender {
     /// Has a token looked at.
     pub(crate) fn now(&self, token: ObjectRef<Token>) {
         // Nobody takes it once the process ends.
@@ -79,7 +82,7 @@ impl Nudges {
     }
 }
 
-impl Collector {
+impl ReceiptBatcher {
     async fn next(mut self) -> Option<(ObjectRef<Token>, Self)> {
         // The first that came is the first that is due.
         let Collecting { until, uid, token } = self.collecting.recv().await?;
@@ -116,13 +119,13 @@ mod tests {
     use super::*;
     use tokenward_core::outbox::events::Receipt;
 
-    fn due(memories: &Memories, uid: &str) -> Option<bool> {
+    fn due(memories: &StateCache, uid: &str) -> Option<bool> {
         memories.with_known(uid, |memory| memory.receipts.due)
     }
 
     #[tokio::test(start_paused = true)]
     async fn receipts_are_collected_and_hold_up_nobody() {
-        let memories = Arc::<Memories>::default();
+        let memories = Arc::<StateCache>::default();
         let (nudges, mut looks) = channel(memories.clone(), Load::default());
         let start = Instant::now();
         let receipt = Receipt { id: "evt".into(), webhook: "hook".into() };

@@ -26,7 +26,7 @@ use tokio::sync::Semaphore;
 use tracing::warn;
 use zeroize::Zeroizing;
 
-use crate::snapshot::{Question, View};
+use crate::snapshot::{TokenCheck, Snapshot};
 use tokenward_core::check::{Code, Decision};
 use tokenward_core::token::Token;
 use tokenward_runtime::cluster::{access, error};
@@ -59,14 +59,14 @@ pub enum Refused {
 }
 
 /// The callers.
-pub struct Callers {
-    view: Arc<View>,
+pub struct CallerAuthenticator {
+    view: Arc<Snapshot>,
     reviewer: Option<Reviewer>,
 }
 
-impl Callers {
+impl CallerAuthenticator {
     /// Knows callers by a view of our tokens, and by a cluster if there is one to be asked.
-    pub fn new(view: Arc<View>, client: Option<Client>) -> Self {
+    pub fn new(view: Arc<Snapshot>, client: Option<Client>) -> Self {
         Self { view, reviewer: client.map(Reviewer::new) }
     }
 
@@ -106,7 +106,7 @@ impl Callers {
     fn admit_token(&self, token: &str, client: Option<IpAddr>) -> Result<(), Refused> {
         // Its audiences bind where it may be presented: here, that is to us.
         let question =
-            Question { presented: token.as_bytes(), scopes: &[SCOPE], audience: Some(AUDIENCE), client };
+            TokenCheck { presented: token.as_bytes(), scopes: &[SCOPE], audience: Some(AUDIENCE), client };
         let admitted = self.view.decide(&question, |decision| match decision {
             Decision::Allow(_) => Ok(()),
             Decision::Deny(Code::IpNotAllowed) => {
@@ -135,7 +135,7 @@ struct Reviewer {
 
 impl Reviewer {
     fn new(client: Client) -> Self {
-        let verdicts = Cache::builder().max_capacity(VERDICTS).expire_after(Shortly).build();
+        let verdicts = Cache::builder().max_capacity(VERDICTS).expire_after(VerdictTtl).build();
         Self { client, verdicts, turns: Semaphore::new(REVIEWS), warned: Mutex::default() }
     }
 
@@ -163,7 +163,7 @@ impl Reviewer {
         let user = self.authenticate(token).await.map_err(unavailable)?;
         let user = user.ok_or(Refused::Unauthenticated("the ServiceAccount token is not valid".into()))?;
         let name = user.username.clone().unwrap_or_default();
-        if self.may_post(user, path).await.map_err(unavailable)? {
+        if self.authorize(user, path).await.map_err(unavailable)? {
             return Ok(());
         }
         Err(Refused::Forbidden(
@@ -199,7 +199,7 @@ impl Reviewer {
         }
     }
 
-    async fn may_post(&self, user: UserInfo, path: &str) -> kube::Result<bool> {
+    async fn authorize(&self, user: UserInfo, path: &str) -> kube::Result<bool> {
         let attributes = NonResourceAttributes { path: Some(path.to_owned()), verb: Some("post".to_owned()) };
         let question =
             SubjectAccessReviewSpec { non_resource_attributes: Some(attributes), ..access::about(user) };
@@ -208,9 +208,9 @@ impl Reviewer {
 }
 
 /// A right that was just granted should soon work; one that was taken away should soon not.
-struct Shortly;
+struct VerdictTtl;
 
-impl Expiry<[u8; 32], Verdict> for Shortly {
+impl Expiry<[u8; 32], Verdict> for VerdictTtl {
     fn expire_after_create(&self, _key: &[u8; 32], verdict: &Verdict, _created: Instant) -> Option<Duration> {
         Some(if verdict.is_ok() { ADMITTED_FOR } else { REFUSED_FOR })
     }

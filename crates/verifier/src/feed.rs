@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 use tracing::{info, warn};
 
 use crate::metrics::Metrics;
-use crate::snapshot::View;
+use crate::snapshot::Snapshot;
 use tokenward_core::check::{Metadata, WireToken};
 use tokenward_core::crd::ApiToken;
 use tokenward_runtime::backoff::WatchBackoff;
@@ -34,7 +34,7 @@ pub(super) struct Source {
 /// Feeds the view for as long as it is polled. Declares ready after the first full list of every source.
 pub(super) fn feed(
     sources: Vec<Source>,
-    view: Arc<View>,
+    view: Arc<Snapshot>,
     ready: Part,
     metrics: Metrics,
 ) -> impl Future<Output = ()> {
@@ -81,7 +81,7 @@ struct Listing {
 
 impl Listing {
     /// Takes an event into the index; answers whether the first full list has ended with it.
-    fn take(&mut self, event: Event<Object>, view: &View) -> bool {
+    fn take(&mut self, event: Event<Object>, view: &Snapshot) -> bool {
         match event {
             Event::Init => self.list = self.list.wrapping_add(1),
             Event::InitApply(object) | Event::Apply(object) => self.apply(&object, view),
@@ -96,7 +96,7 @@ impl Listing {
         false
     }
 
-    fn apply(&self, object: &Object, view: &View) {
+    fn apply(&self, object: &Object, view: &Snapshot) {
         match &object.token {
             Ok(token) => view.index.apply(token, self.list),
             Err(error) => {
@@ -209,7 +209,7 @@ mod tests {
     /// An object that is shown no more, or that can't be read any more, is forgotten; another namespace's is not.
     #[test]
     fn a_list_replaces_what_was_known() {
-        let view = View::default();
+        let view = Snapshot::default();
         let object = |text: &str| serde_json::from_str::<Object>(text).expect("an object");
         let mut all = Listing { namespace: None, list: 0, listed: false };
         let list = |listing: &mut Listing, objects: &[&str]| {

@@ -24,16 +24,16 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use tracing::{error, info, warn};
 
-use crate::caller_auth::Callers;
+use crate::caller_auth::CallerAuthenticator;
 use crate::config::VerifierArgs;
 use crate::endpoints::gateway::ext_authz::ExtAuthz;
-use crate::endpoints::{Doors, TrustedProxies};
+use crate::endpoints::{Endpoints, TrustedProxies};
 use crate::feed::Source;
 use crate::metrics::Metrics;
-use crate::server::{Patience, Server, open_files};
-use crate::snapshot::View;
+use crate::server::{Server, Timeouts, open_files};
+use crate::snapshot::Snapshot;
 use crate::staleness::Limit;
-use tokenward_runtime::cluster::client::{Cluster, Heard};
+use tokenward_runtime::cluster::client::{Cluster, WatchHeartbeat};
 use tokenward_runtime::cluster::pepper;
 use tokenward_runtime::cluster::pepper::PepperState;
 use tokenward_runtime::listen::listen;
@@ -73,19 +73,19 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     let version = env!("CARGO_PKG_VERSION");
     info!(version, namespace, listen = %args.listen, grpc_listen = ?args.grpc_listen, "verifier starts");
 
-    let view = Arc::new(View::default());
+    let view = Arc::new(Snapshot::default());
     let client = cluster.client()?;
     let (peppers, follow_pepper) = pepper::follow(client.clone(), &namespace);
     let connections = metrics.connections.clone();
-    let callers = Arc::new(Callers::new(view.clone(), Some(client)));
+    let callers = Arc::new(CallerAuthenticator::new(view.clone(), Some(client)));
     let trusted_proxies = TrustedProxies(args.trusted_proxies);
     let ext_authz = ExtAuthz::new(view.clone(), trusted_proxies.clone(), &metrics);
-    let doors = Doors::new(view.clone(), trusted_proxies, callers, &metrics);
+    let doors = Endpoints::new(view.clone(), trusted_proxies, callers, &metrics);
     let (sources, heard) = sources(&cluster, args.common.namespaces())?;
     let feed = feed::feed(sources, view.clone(), list_ready, metrics.clone());
     let limit = Limit { max_staleness: args.max_staleness.unsigned_abs(), policy: args.stale_policy };
     let freshness = staleness::watch(heard, limit, view.clone(), fresh, metrics);
-    let patience = Patience::default();
+    let patience = Timeouts::default();
     let server = Server::new(doors, http_tls, patience, max_connections, connections.clone());
     let grpc = server::grpc::Server::new(ext_authz, readiness, grpc_tls, patience, connections);
     // Tasks of their own: this one would have to be woken on another thread for each connection.
@@ -112,10 +112,13 @@ async fn finished(task: Option<JoinHandle<()>>) -> Result<(), JoinError> {
 }
 
 /// One watch for each namespace, each with a connection of its own, and when each was last heard of.
-fn sources(cluster: &Cluster, namespaces: Option<Vec<String>>) -> anyhow::Result<(Vec<Source>, Vec<Heard>)> {
+fn sources(
+    cluster: &Cluster,
+    namespaces: Option<Vec<String>>,
+) -> anyhow::Result<(Vec<Source>, Vec<WatchHeartbeat>)> {
     let namespaces = namespaces.map_or(vec![None], |named| named.into_iter().map(Some).collect());
     let source = |namespace| {
-        let (client, heard) = cluster.watching_client()?;
+        let (client, heard) = cluster.watch_client()?;
         Ok((Source { namespace, client }, heard))
     };
     namespaces.into_iter().map(source).collect()
@@ -130,7 +133,7 @@ async fn follow_certificates(certificates: Option<Arc<Certificates>>) {
 }
 
 /// Takes every usable pepper into use. One that vanishes later stays in use: it is what checks depend on.
-async fn keep_pepper(mut peppers: watch::Receiver<PepperState>, view: Arc<View>, ready: Part) {
+async fn keep_pepper(mut peppers: watch::Receiver<PepperState>, view: Arc<Snapshot>, ready: Part) {
     while peppers.changed().await.is_ok() {
         match &*peppers.borrow_and_update() {
             PepperState::Present(peppers) => {

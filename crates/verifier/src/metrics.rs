@@ -55,7 +55,7 @@ pub(super) enum Outcome {
     /// It is not.
     Denied(Code),
     /// No token was presented.
-    NoToken,
+    TokenError,
     /// The request broke the door's protocol.
     Malformed,
     /// Whoever asked may not.
@@ -66,7 +66,7 @@ pub(super) enum Outcome {
 
 /// The metrics of one door, looked up once.
 #[derive(Clone, Debug)]
-pub(super) struct DoorMetrics {
+pub(super) struct EndpointMetrics {
     outcomes: [Counter; Outcome::COUNT],
     latency: Latency,
 }
@@ -110,9 +110,9 @@ impl Metrics {
         metrics
     }
 
-    pub(super) fn door(&self, door: &'static str) -> DoorMetrics {
+    pub(super) fn door(&self, door: &'static str) -> EndpointMetrics {
         let counter = |code| self.checks.get_or_create_owned(&Check { door, code });
-        DoorMetrics {
+        EndpointMetrics {
             outcomes: Outcome::all().map(|outcome| counter(outcome.as_str())),
             latency: self.latency.get_or_create_owned(&Door { door }),
         }
@@ -133,7 +133,8 @@ impl Outcome {
 
     /// Every outcome, each at its own [`Self::index`].
     fn all() -> [Self; Self::COUNT] {
-        let others = [Self::Allowed, Self::NoToken, Self::Malformed, Self::CallerRefused, Self::Unavailable];
+        let others =
+            [Self::Allowed, Self::TokenError, Self::Malformed, Self::CallerRefused, Self::Unavailable];
         std::array::from_fn(|index| match Code::ALL.get(index) {
             Some(code) => Self::Denied(*code),
             None => others[index - Code::ALL.len()],
@@ -144,7 +145,7 @@ impl Outcome {
         match self {
             Self::Denied(code) => code as usize,
             Self::Allowed => Code::ALL.len(),
-            Self::NoToken => Code::ALL.len() + 1,
+            Self::TokenError => Code::ALL.len() + 1,
             Self::Malformed => Code::ALL.len() + 2,
             Self::CallerRefused => Code::ALL.len() + 3,
             Self::Unavailable => Code::ALL.len() + 4,
@@ -155,7 +156,7 @@ impl Outcome {
         match self {
             Self::Allowed => "ALLOWED",
             Self::Denied(code) => code.as_str(),
-            Self::NoToken => "NO_TOKEN",
+            Self::TokenError => "NO_TOKEN",
             Self::Malformed => "MALFORMED",
             Self::CallerRefused => "CALLER_REFUSED",
             Self::Unavailable => "UNAVAILABLE",
@@ -163,7 +164,7 @@ impl Outcome {
     }
 }
 
-impl DoorMetrics {
+impl EndpointMetrics {
     pub(super) fn count(&self, outcome: Outcome) {
         self.outcomes[outcome.index()].inc();
     }

@@ -13,7 +13,7 @@ use tokenward_core::token::{Peppers, Token};
 
 /// What the doors look into: the index, and the pepper in use.
 #[derive(Debug, Default)]
-pub struct View {
+pub struct Snapshot {
     /// The tokens.
     pub index: Index,
     /// The peppers, once they were read.
@@ -24,7 +24,7 @@ pub struct View {
 
 /// What is asked of a view.
 #[derive(Clone, Copy, Debug)]
-pub struct Question<'a> {
+pub struct TokenCheck<'a> {
     /// What a client presented as its token. It may be junk, or no text at all.
     pub presented: &'a [u8],
     /// The scopes that are needed, all of them.
@@ -62,7 +62,7 @@ impl Unavailable {
     }
 }
 
-impl View {
+impl Snapshot {
     /// Whether the index has shown a full list. Before that, nothing it lacks may be called unknown.
     pub fn is_listed(&self) -> bool {
         self.listed.load(Ordering::Acquire)
@@ -81,7 +81,7 @@ impl View {
     /// Decides on a question, and hands the decision to `f` while the entry that it tells of is held.
     pub fn decide<T>(
         &self,
-        question: &Question<'_>,
+        question: &TokenCheck<'_>,
         f: impl FnOnce(Decision<'_>) -> T,
     ) -> Result<T, Unavailable> {
         if self.stale.load(Ordering::Acquire) {
@@ -92,7 +92,7 @@ impl View {
         let Some(token) = std::str::from_utf8(question.presented).ok().and_then(Token::parse) else {
             return Ok(f(Decision::Deny(Code::NotFound)));
         };
-        let Question { scopes, audience, client, .. } = *question;
+        let TokenCheck { scopes, audience, client, .. } = *question;
         let request = check::Request { token, scopes, audience, client };
         let now = Timestamp::now();
         Ok(self.index.claimants(token.key_id(), |claimants| f(decide(claimants, peppers, &request, now))))

@@ -11,8 +11,8 @@ use tracing::{error, info};
 
 use crate::config::StalePolicy;
 use crate::metrics::Metrics;
-use crate::snapshot::View;
-use tokenward_runtime::cluster::client::Heard;
+use crate::snapshot::Snapshot;
+use tokenward_runtime::cluster::client::WatchHeartbeat;
 use tokenward_runtime::telemetry::probes::Part;
 
 /// How often it is looked at: an age is off by at most as much.
@@ -26,11 +26,17 @@ pub(super) struct Limit {
 }
 
 /// Looks after the age of a view that is fed by some watches, for as long as it is polled. The oldest of them counts.
-pub(super) async fn watch(watches: Vec<Heard>, limit: Limit, view: Arc<View>, ready: Part, metrics: Metrics) {
+pub(super) async fn watch(
+    watches: Vec<WatchHeartbeat>,
+    limit: Limit,
+    view: Arc<Snapshot>,
+    ready: Part,
+    metrics: Metrics,
+) {
     let mut stale = false;
     ready.set(true);
     loop {
-        let age = watches.iter().map(Heard::age).max().unwrap_or_default();
+        let age = watches.iter().map(WatchHeartbeat::age).max().unwrap_or_default();
         metrics.view_age.set(age.as_secs_f64());
         if (age > limit.max_staleness) != stale {
             stale = !stale;

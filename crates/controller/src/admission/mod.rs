@@ -24,7 +24,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use self::cert::rotator::Keeper;
+use self::cert::rotator::CertificateRotator;
 use self::cert::state::Names;
 use self::metrics::Metrics;
 use self::reviewer::{Reviewer, Token};
@@ -32,7 +32,7 @@ use crate::config::AdmissionArgs;
 use tokenward_core::outbox::destination::AddressPolicy;
 use tokenward_runtime::cluster::lease::Claim;
 use tokenward_runtime::telemetry::probes::{Part, Readiness};
-use tokenward_runtime::tls::Presented;
+use tokenward_runtime::tls::ServingCertificate;
 use tokenward_runtime::tls::files::Certificates;
 
 /// What answers the API server, bound to its port and not serving yet.
@@ -102,9 +102,9 @@ impl Admission {
                 }
             }
             Certificate::Own { namespace, names, configuration, lifetime } => {
-                let presented = Presented::default();
+                let presented = ServingCertificate::default();
                 let acceptor = presented.acceptor(&[b"http/1.1"])?;
-                let keeper = Keeper {
+                let keeper = CertificateRotator {
                     client,
                     namespace,
                     names,

@@ -19,11 +19,11 @@ use super::reconcile::Error;
 use crate::context::Context;
 use tokenward_core::crd::{ApiToken, ApiTokenStatus};
 use tokenward_core::lifecycle::{
-    Announcement, Content, Event, FINALIZER, Filling, Material, Observed, Refusal, RefusalKind, Release,
-    SecretState, Spec, Step, Wardrobe, announce, compose, inspect, previous_version, wipe,
+    Announcement, Content, DesiredData, Event, FINALIZER, Material, Observed, Refusal, RefusalKind, Release,
+    SecretMetadata, SecretState, Spec, Step, announce, compose, inspect, previous_version, wipe,
 };
 use tokenward_core::token::{KeyId, Peppers, Plaintext, format};
-use tokenward_runtime::cluster::error::{Remedy, is_already_exists, is_not_found, message, remedy};
+use tokenward_runtime::cluster::error::{ErrorClass, classify, is_already_exists, is_not_found, message};
 use tokenward_runtime::failpoint;
 
 /// The field manager of every write.
@@ -167,16 +167,16 @@ async fn write_secret(
             Err(source) => return Err(Error::ReadSecret { name: spec.secret_name.clone(), source }),
         },
     };
-    let wardrobe = Wardrobe::of(token, spec, version, status);
+    let wardrobe = SecretMetadata::of(token, spec, version, status);
     let held = match content {
         Content::Minted => context.memories.with(&uid, |memory| memory.held.take()),
-        Content::Kept => None,
+        Content::CertificateState => None,
     };
     let plaintext = held.as_ref().filter(|(held, _)| held.as_str() == key_id).map(|(_, plaintext)| plaintext);
     if content == Content::Minted && plaintext.is_none() {
         return Ok(Applied::LookAgain);
     }
-    let filling = Filling { version, plaintext, previous: previous_version(status, content) };
+    let filling = DesiredData { version, plaintext, previous: previous_version(status, content) };
     let creating = existing.is_none();
     let Some(mut secret) = compose(existing, token, spec, peppers, &wardrobe, &filling) else {
         return Ok(Applied::LookAgain);
@@ -208,13 +208,13 @@ async fn write_secret(
                 memory.held = held;
                 memory.look = true;
             });
-            let kind = match remedy(&source) {
-                Remedy::Forbidden => RefusalKind::Forbidden,
-                Remedy::Invalid => RefusalKind::Invalid,
-                Remedy::ReadAgain if is_already_exists(&source) => return Ok(Applied::LookAgain),
+            let kind = match classify(&source) {
+                ErrorClass::Forbidden => RefusalKind::Forbidden,
+                ErrorClass::Invalid => RefusalKind::Invalid,
+                ErrorClass::Conflict if is_already_exists(&source) => return Ok(Applied::LookAgain),
                 // The Secret is gone, not the token.
-                Remedy::Drop if !creating && is_not_found(&source) => return Ok(Applied::LookAgain),
-                Remedy::ReadAgain | Remedy::Drop | Remedy::Retry => return Err(failed(source)),
+                ErrorClass::Drop if !creating && is_not_found(&source) => return Ok(Applied::LookAgain),
+                ErrorClass::Conflict | ErrorClass::Drop | ErrorClass::Retry => return Err(failed(source)),
             };
             let refusal = Refusal { kind, message: message(&source), at: now };
             context.memories.with(&uid, |memory| memory.refusal = Some(refusal));

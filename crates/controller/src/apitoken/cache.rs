@@ -11,7 +11,7 @@ use tokenward_core::token::{KeyId, Plaintext};
 
 /// The memories of all tokens, by uid.
 #[derive(Default)]
-pub(crate) struct Memories(Mutex<HashMap<String, Memory>>);
+pub(crate) struct StateCache(Mutex<HashMap<String, Memory>>);
 
 /// What is remembered of one token.
 #[derive(Default)]
@@ -39,7 +39,7 @@ pub(crate) struct Inspected {
     finding: OwnSecret,
 }
 
-impl Memories {
+impl StateCache {
     /// Reads or changes what is remembered of a token.
     pub(crate) fn with<T>(&self, uid: &str, f: impl FnOnce(&mut Memory) -> T) -> T {
         // A panic elsewhere leaves plain data behind.

@@ -19,7 +19,7 @@ use crate::objects::Token;
 use tokenward_core::crd::ApiToken;
 use tokenward_core::lifecycle::{Observed, OwnSecret, SecretState, Spec, Step, inspect, next_step, wipe};
 use tokenward_core::token::Peppers;
-use tokenward_runtime::cluster::error::{Remedy, is_not_found, message, remedy};
+use tokenward_runtime::cluster::error::{ErrorClass, classify, is_not_found, message};
 use tokenward_runtime::cluster::pepper::PepperState;
 
 /// No token needs more steps than this in a row; one that does is looked at again later, so that it can't keep
@@ -72,14 +72,14 @@ impl Error {
         }
     }
 
-    fn remedy(&self) -> Remedy {
+    fn classify(&self) -> ErrorClass {
         match self {
             Self::ReadSecret { source, .. }
             | Self::WriteSecret { source, .. }
             | Self::WriteStatus(source)
-            | Self::WriteFinalizer(source) => remedy(source),
-            Self::Unreadable(_) => Remedy::Invalid,
-            Self::KeepEvents(_) | Self::Random(_) | Self::Pepper => Remedy::Retry,
+            | Self::WriteFinalizer(source) => classify(source),
+            Self::Unreadable(_) => ErrorClass::Invalid,
+            Self::KeepEvents(_) | Self::Random(_) | Self::Pepper => ErrorClass::Retry,
         }
     }
 }
@@ -214,7 +214,9 @@ async fn find_secret(
             context.memories.with(&uid, |memory| memory.look = false);
             Ok(SecretState::Absent)
         }
-        Err(error) if remedy(&error) == Remedy::Forbidden => Ok(SecretState::Unreadable(message(&error))),
+        Err(error) if classify(&error) == ErrorClass::Forbidden => {
+            Ok(SecretState::Unreadable(message(&error)))
+        }
         Err(source) => Err(Error::ReadSecret { name: spec.secret_name.clone(), source }),
     }
 }
@@ -228,17 +230,17 @@ fn is_new(token: &ApiToken) -> bool {
 pub(crate) fn after_failure(token: &Arc<Token>, error: &Error, context: &Context) -> Action {
     let (name, namespace) = (token.name_any(), token.namespace().unwrap_or_default());
     let uid = token.uid().unwrap_or_default();
-    match error.remedy() {
-        Remedy::ReadAgain => {
+    match error.classify() {
+        ErrorClass::Conflict => {
             context.metrics.conflicts.inc();
             return Action::requeue(Duration::from_millis(50));
         }
-        Remedy::Drop => {
+        ErrorClass::Drop => {
             debug!(namespace, name, "gone, or going with its namespace");
             context.memories.forget(&uid);
             return Action::await_change();
         }
-        Remedy::Forbidden | Remedy::Invalid | Remedy::Retry => {}
+        ErrorClass::Forbidden | ErrorClass::Invalid | ErrorClass::Retry => {}
     }
     let failures = context.memories.with(&uid, |memory| {
         memory.failures = memory.failures.saturating_add(1);

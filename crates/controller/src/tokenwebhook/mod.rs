@@ -30,11 +30,11 @@ use tracing::warn;
 
 use self::problem::Problem;
 use self::worker::{Endpoint, Note};
-use crate::apitoken::cache::Memories;
+use crate::apitoken::cache::StateCache;
 use crate::metrics::WebhookMetrics;
 use crate::objects::{Hook, Token};
 use crate::recorder;
-use crate::requeue::{Load, Nudges};
+use crate::requeue::{Load, RequeueSender};
 use tokenward_core::crd::{ApiToken, OutboxEvent, TokenWebhook};
 use tokenward_core::outbox::EventType;
 use tokenward_core::outbox::dead_letters;
@@ -57,10 +57,10 @@ pub(crate) struct Shared {
     pub(crate) claim: watch::Receiver<Claim>,
     pub(crate) events: recorder::Sender,
     pub(crate) metrics: WebhookMetrics,
-    pub(crate) memories: Arc<Memories>,
+    pub(crate) memories: Arc<StateCache>,
     pub(crate) schedule: Schedule,
     pub(crate) policy: Arc<AddressPolicy>,
-    pub(crate) nudges: Nudges,
+    pub(crate) nudges: RequeueSender,
     pub(crate) load: Load,
     pub(crate) registry: Mutex<Registry>,
 }

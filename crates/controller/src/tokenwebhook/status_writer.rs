@@ -18,11 +18,11 @@ use tracing::{debug, info, warn};
 use super::Shared;
 use super::conditions;
 use super::conditions::View;
-use crate::recorder::Told;
+use crate::recorder::NewEvent;
 use tokenward_core::crd::{ConditionType, TokenWebhook, TokenWebhookStatus, find_condition};
 use tokenward_core::outbox::payload::Message;
 use tokenward_core::outbox::queue::Key;
-use tokenward_runtime::cluster::error::{Remedy, message, remedy};
+use tokenward_runtime::cluster::error::{ErrorClass, classify, message};
 use tokenward_runtime::failpoint;
 
 /// How soon a status is written after something that counts, and after something that is a figure only.
@@ -30,7 +30,7 @@ pub(crate) const SOON: Duration = Duration::from_secs(1);
 pub(crate) const LATER: Duration = Duration::from_secs(5);
 
 /// What is owed once the status is stored.
-pub(crate) enum Pledge {
+pub(crate) enum AfterWrite {
     /// A word to who waits for it.
     Word(oneshot::Sender<()>),
     /// A receipt to a token: its event was given up, and that is on record.
@@ -63,9 +63,9 @@ pub(crate) struct Record {
     writing: bool,
     write_at: Option<Instant>,
     failures: u32,
-    pledges: Vec<Pledge>,
+    pledges: Vec<AfterWrite>,
     /// How many events were given up since that was last told.
-    pub(crate) buried: u64,
+    pub(crate) dead_lettered: u64,
 }
 
 impl Record {
@@ -81,7 +81,7 @@ impl Record {
             write_at: None,
             failures: 0,
             pledges: Vec::new(),
-            buried: 0,
+            dead_lettered: 0,
         }
     }
 
@@ -154,11 +154,11 @@ impl Record {
     /// Leaves the status to the process that leads now. Answers the events that were given up off the record.
     pub(crate) fn leave(&mut self) -> Vec<(Key, Arc<Message>)> {
         self.known = false;
-        self.buried = 0;
+        self.dead_lettered = 0;
         let owed = std::mem::take(&mut self.pledges).into_iter();
         let receipts = owed.filter_map(|pledge| match pledge {
-            Pledge::Receipt(key, message) => Some((key, message)),
-            Pledge::Word(_) => None,
+            AfterWrite::Receipt(key, message) => Some((key, message)),
+            AfterWrite::Word(_) => None,
         });
         receipts.collect()
     }
@@ -170,7 +170,7 @@ impl Record {
     }
 
     /// Owes something from the next write on.
-    pub(crate) fn promise(&mut self, pledge: Pledge) {
+    pub(crate) fn promise(&mut self, pledge: AfterWrite) {
         self.pledges.push(pledge);
     }
 
@@ -185,7 +185,7 @@ impl Record {
     }
 
     /// Begins to write the status, if there is anything new in it.
-    pub(crate) fn write(&mut self, view: &View<'_>) -> Option<BoxFuture<'static, (Answer, Vec<Pledge>)>> {
+    pub(crate) fn write(&mut self, view: &View<'_>) -> Option<BoxFuture<'static, (Answer, Vec<AfterWrite>)>> {
         self.write_at = None;
         conditions::describe(&mut self.status, view, Timestamp::now());
         if self.object.status.as_ref() == Some(&self.status) {
@@ -209,7 +209,7 @@ impl Record {
     }
 
     /// Takes what has come of a write. If it failed, answers that as [`Trouble`].
-    pub(crate) fn have_written(&mut self, answer: Answer, pledges: Vec<Pledge>) -> Result<(), Trouble> {
+    pub(crate) fn have_written(&mut self, answer: Answer, pledges: Vec<AfterWrite>) -> Result<(), Trouble> {
         self.writing = false;
         let error = match answer {
             Ok(object) => {
@@ -228,9 +228,9 @@ impl Record {
         }
         self.failures = self.failures.saturating_add(1);
         self.touch(Duration::from_millis(100) * 2u32.saturating_pow(self.failures.min(7)));
-        match remedy(&error) {
-            Remedy::ReadAgain => return Err(Trouble::Edited),
-            Remedy::Drop => {}
+        match classify(&error) {
+            ErrorClass::Conflict => return Err(Trouble::Edited),
+            ErrorClass::Drop => {}
             _ => warn!(
                 webhook = &*self.name,
                 error = message(&error),
@@ -240,12 +240,12 @@ impl Record {
         Err(Trouble::Again)
     }
 
-    fn fulfil(&self, pledges: Vec<Pledge>) {
+    fn fulfil(&self, pledges: Vec<AfterWrite>) {
         for pledge in pledges {
             match pledge {
                 // Who no longer waits has given up.
-                Pledge::Word(stored) => drop(stored.send(())),
-                Pledge::Receipt(key, message) => self.receipt(&key, &message),
+                AfterWrite::Word(stored) => drop(stored.send(())),
+                AfterWrite::Receipt(key, message) => self.receipt(&key, &message),
             }
         }
     }
@@ -265,16 +265,16 @@ impl Record {
             }
             _ => {}
         }
-        if self.buried > 0 {
-            let buried = std::mem::take(&mut self.buried);
-            self.tell("EventsGivenUp", true, &format!("{buried} events were given up; status.deadLetters has the last of them. To send them again, change the annotation tokenward.dev/replay"));
+        if self.dead_lettered > 0 {
+            let dead_lettered = std::mem::take(&mut self.dead_lettered);
+            self.tell("EventsGivenUp", true, &format!("{dead_lettered} events were given up; status.deadLetters has the last of them. To send them again, change the annotation tokenward.dev/replay"));
         }
     }
 
     /// Tells people, by a log line and an Event.
     pub(crate) fn tell(&self, reason: &'static str, warning: bool, sentence: &str) {
         info!(namespace = self.object.namespace(), webhook = &*self.name, event = reason, "{sentence}");
-        self.shared.events.send(&*self.object, Told { reason, warning, message: sentence.to_owned() });
+        self.shared.events.send(&*self.object, NewEvent { reason, warning, message: sentence.to_owned() });
     }
 
     fn api(&self) -> Api<TokenWebhook> {

@@ -23,13 +23,13 @@ use super::Shared;
 use super::conditions::{Health, View};
 use super::problem::Problem;
 use super::sender::{Queue, Run, Sent};
-use super::status_writer::{Answer, LATER, Pledge, Record, SOON, Trouble};
+use super::status_writer::{AfterWrite, Answer, LATER, Record, SOON, Trouble};
 use super::target;
 use super::target::{DEFAULT_MAX_AGE, Target};
 use tokenward_core::crd::{ConditionType, DeadLetter, HeldEvent, TokenWebhook, find_condition};
 use tokenward_core::outbox::dead_letters;
 use tokenward_core::outbox::payload::Message;
-use tokenward_core::outbox::queue::{Awaited, Job, Key, Lanes, Waiting, age};
+use tokenward_core::outbox::queue::{DeliveryQueue, Job, Key, PendingEvent, Waiting, age};
 use tokenward_core::outbox::retry::{Failure, Outcome};
 
 /// How many events of one endpoint are under way at once. While nothing succeeds, one.
@@ -73,7 +73,7 @@ enum Done {
     Looked(Result<Box<Target>, Problem>),
     Read(Answer),
     Seen(Answer),
-    Written(Answer, Vec<Pledge>),
+    Written(Answer, Vec<AfterWrite>),
 }
 
 /// The task.
@@ -82,7 +82,7 @@ pub(crate) struct Endpoint {
     notes: mpsc::UnboundedReceiver<Note>,
     record: Record,
     unserved: Option<Problem>,
-    lanes: Lanes,
+    lanes: DeliveryQueue,
     held: BTreeSet<Key>,
     target: Option<Box<Target>>,
     problem: Option<Problem>,
@@ -108,7 +108,7 @@ impl Endpoint {
         unserved: Option<Problem>,
     ) -> Self {
         Self {
-            lanes: Lanes::of(&object.name_any()),
+            lanes: DeliveryQueue::of(&object.name_any()),
             record: Record::new(shared.clone(), object),
             shared,
             notes,
@@ -282,7 +282,7 @@ impl Endpoint {
             Note::Keep(..) if !self.record.is_known() => {}
             Note::Keep(events, stored) => {
                 events.into_iter().for_each(|event| self.hold(event));
-                self.record.promise(Pledge::Word(stored));
+                self.record.promise(AfterWrite::Word(stored));
                 self.record.touch(Duration::ZERO);
             }
         }
@@ -333,7 +333,7 @@ impl Endpoint {
     fn see_held(&mut self) {
         let me = self.record.name();
         let stored = self.record.stored();
-        let mut lanes: BTreeMap<Key, Vec<Awaited>> = BTreeMap::new();
+        let mut lanes: BTreeMap<Key, Vec<PendingEvent>> = BTreeMap::new();
         for event in self.record.status.outbox.iter().filter(|event| stored.contains(&*event.id)) {
             let token = event.token.as_ref().map_or("", |token| &token.token_id);
             let events = lanes.entry(format!("{HELD}{token}").into()).or_default();
@@ -413,7 +413,7 @@ impl Endpoint {
         let attempts = job.attempts.saturating_add(1);
         let cause = failure.cause;
         if left.is_zero() {
-            self.bury(&job.key, job.message, attempts, cause, clock, now);
+            self.dead_letter(&job.key, job.message, attempts, cause, clock, now);
         } else {
             let wait = self.shared.schedule.wait(attempts, rand::random(), failure.retry_after);
             // The last attempt is made when the event is as old as it may get.
@@ -426,7 +426,7 @@ impl Endpoint {
     }
 
     /// Gives an event up. Its token is told once that is on record.
-    fn bury(
+    fn dead_letter(
         &mut self,
         key: &Key,
         message: Arc<Message>,
@@ -436,15 +436,15 @@ impl Endpoint {
         now: Timestamp,
     ) {
         self.shared.metrics.dead(cause);
-        self.record.buried += 1;
+        self.record.dead_lettered += 1;
         let event = HeldEvent { since: message.since, ..dead_letters::held(&message, now) };
         let letter = DeadLetter { event, at: now, attempts: attempts.into(), cause: cause.to_owned() };
-        dead_letters::bury(&mut self.record.status, letter);
+        dead_letters::dead_letter(&mut self.record.status, letter);
         self.lanes.done(key, &message.id, clock);
         if is_held(key) {
             self.see_held();
         } else {
-            self.record.promise(Pledge::Receipt(key.clone(), message));
+            self.record.promise(AfterWrite::Receipt(key.clone(), message));
         }
         self.record.touch(SOON);
     }
@@ -460,7 +460,7 @@ impl Endpoint {
         };
         let max_age = self.max_age();
         for job in self.lanes.older(max_age, now) {
-            self.bury(&job.key, job.message, job.attempts, cause, clock, now);
+            self.dead_letter(&job.key, job.message, job.attempts, cause, clock, now);
         }
         max_age.saturating_sub(self.lanes.oldest(now).unwrap_or_default()).clamp(SWEEP, LOOK)
     }
@@ -574,7 +574,7 @@ impl Endpoint {
             .extend(write.map(|write| write.map(|(answer, pledges)| Done::Written(answer, pledges)).boxed()));
     }
 
-    fn written(&mut self, answer: Answer, pledges: Vec<Pledge>) {
+    fn written(&mut self, answer: Answer, pledges: Vec<AfterWrite>) {
         match self.record.have_written(answer, pledges) {
             Ok(()) => self.see_held(),
             Err(Trouble::Left) => self.leave(),

@@ -46,7 +46,7 @@ pub struct ApiTokenStatus {
 
     /// The `expiresAt` that was told to be near, so that each is told once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expiry_told: Option<Timestamp>,
+    pub last_expiry_notice: Option<Timestamp>,
 
     /// Events that TokenWebhooks have not accepted yet. Unset while there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -20,7 +20,9 @@ mod tests;
 mod versions;
 
 pub use observed::{Observed, OwnSecret, Refusal, RefusalKind, SealedVersion, SecretState};
-pub use secret::{Filling, MANAGED_BY, MANAGED_BY_VALUE, TOKEN_LABEL, Wardrobe, compose, inspect, wipe};
+pub use secret::{
+    DesiredData, MANAGED_BY, MANAGED_BY_VALUE, SecretMetadata, TOKEN_LABEL, compose, inspect, wipe,
+};
 pub use spec::{InvalidSpec, Spec};
 pub use status::{Event, EventKind};
 pub use step::{Announcement, Content, Material, Step, announce, next_step, previous_version};

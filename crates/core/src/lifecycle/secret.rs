@@ -158,7 +158,7 @@ struct TemplateKeys {
 
 /// What a Secret of ours wears: labels, annotations and the owner, for the version that it holds.
 #[derive(Clone, Debug)]
-pub struct Wardrobe {
+pub struct SecretMetadata {
     labels: BTreeMap<String, String>,
     annotations: BTreeMap<String, String>,
     revoked: bool,
@@ -167,7 +167,7 @@ pub struct Wardrobe {
     uid: String,
 }
 
-impl Wardrobe {
+impl SecretMetadata {
     /// What the Secret should wear while it holds this version. The seal is not part of it: it needs the pepper.
     pub fn of(token: &ApiToken, spec: &Spec, version: &TokenVersion, status: &ApiTokenStatus) -> Self {
         let object = Object::of(token);
@@ -232,7 +232,7 @@ impl Wardrobe {
     }
 
     /// Puts it on, and takes off what an earlier template had put on. What others put on stays.
-    fn put_on(&self, metadata: &mut ObjectMeta, seal: String) {
+    fn apply_to(&self, metadata: &mut ObjectMeta, seal: String) {
         let labels = metadata.labels.get_or_insert_default();
         let annotations = metadata.annotations.get_or_insert_default();
         let before: TemplateKeys =
@@ -252,7 +252,7 @@ impl Wardrobe {
 }
 
 /// What the data of a Secret is to become.
-pub struct Filling<'a> {
+pub struct DesiredData<'a> {
     /// The version that it is to hold.
     pub version: &'a TokenVersion,
     /// Its token, if it is a new one; else it is in the Secret already.
@@ -268,8 +268,8 @@ pub fn compose(
     token: &ApiToken,
     spec: &Spec,
     peppers: &Peppers,
-    wardrobe: &Wardrobe,
-    filling: &Filling<'_>,
+    wardrobe: &SecretMetadata,
+    filling: &DesiredData<'_>,
 ) -> Option<Secret> {
     let object = Object::of(token);
     let version = filling.version;
@@ -313,7 +313,7 @@ pub fn compose(
         key_id: &version.key_id,
         hash: &hash,
     };
-    wardrobe.put_on(&mut secret.metadata, Seal::make(peppers, &sealed)?.to_string());
+    wardrobe.apply_to(&mut secret.metadata, Seal::make(peppers, &sealed)?.to_string());
     Some(secret)
 }
 

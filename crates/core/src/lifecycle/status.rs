@@ -351,8 +351,8 @@ fn tell_of_expiry(
     now: Timestamp,
 ) {
     let Some(at) = observed.expires_soon(now) else { return };
-    if status.revocation.is_none() && active(status).is_some() && status.expiry_told != Some(at) {
-        status.expiry_told = Some(at);
+    if status.revocation.is_none() && active(status).is_some() && status.last_expiry_notice != Some(at) {
+        status.last_expiry_notice = Some(at);
         events.push(Event::new(
             EventKind::Expiring,
             format!("expires at {at}; to keep it, set a later expiresAt"),

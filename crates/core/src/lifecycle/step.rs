@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::observed::RETRY;
 use super::rotate::{Due, due, is_repair, remember};
-use super::secret::{Wardrobe, to_millisecond};
+use super::secret::{SecretMetadata, to_millisecond};
 use super::status::{Event, EventKind, describe};
 use super::telling;
 use super::telling::Release;
@@ -46,7 +46,7 @@ pub enum Content {
     /// It was minted just now, and is held in memory.
     Minted,
     /// It is in the Secret already.
-    Kept,
+    CertificateState,
 }
 
 /// A version that is to be drawn.
@@ -232,17 +232,20 @@ pub fn announce(
 pub fn previous_version(status: &ApiTokenStatus, content: Content) -> Option<&str> {
     let previous = match content {
         Content::Minted => active(status),
-        Content::Kept => retiring(status),
+        Content::CertificateState => retiring(status),
     };
     previous.map(|version| version.key_id.as_str())
 }
 
 /// What the Secret should wear, and for which version.
-pub(super) fn wardrobe<'a>(observed: &'a Observed<'_>, spec: &Spec) -> Option<(&'a TokenVersion, Wardrobe)> {
+pub(super) fn wardrobe<'a>(
+    observed: &'a Observed<'_>,
+    spec: &Spec,
+) -> Option<(&'a TokenVersion, SecretMetadata)> {
     let status = observed.status()?;
     let held = observed.secret.holds()?;
     let version = status.version_of(held.as_str())?;
-    Some((version, Wardrobe::of(observed.token, spec, version, status)))
+    Some((version, SecretMetadata::of(observed.token, spec, version, status)))
 }
 
 /// The write that the Secret needs, if any. The status is recorded by now.
@@ -267,12 +270,12 @@ fn secret_step(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, no
     let Some(own) = observed.secret.ours() else { return Step::Wait(None) };
     let Some((version, wardrobe)) = wardrobe(observed, spec) else { return Step::Wait(None) };
     // The key for the previous token holds one just as long as it works; the new token is put there with it.
-    let previous = previous_version(status, Content::Kept);
+    let previous = previous_version(status, Content::CertificateState);
     let stale = own.previous.as_ref().is_some_and(|key_id| Some(key_id.as_str()) != previous);
     if own.in_place && !stale && wardrobe.fits(&own.metadata) {
         return Step::Wait(None);
     }
-    Step::WriteSecret { key_id: version.key_id.clone(), content: Content::Kept }
+    Step::WriteSecret { key_id: version.key_id.clone(), content: Content::CertificateState }
 }
 
 /// From when a pending version may go into the Secret; `None` is now. Every verifier must know it before anybody can

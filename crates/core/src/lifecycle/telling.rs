@@ -18,7 +18,7 @@ use super::{Observed, Step};
 use crate::crd::{ApiTokenStatus, OutboxEvent};
 use crate::outbox::EventType;
 use crate::outbox::events;
-use crate::outbox::events::{Happened, Owner};
+use crate::outbox::events::{Owner, Transition};
 
 /// Our finalizer.
 pub const FINALIZER: &str = "tokenward.dev/webhooks";
@@ -43,7 +43,7 @@ pub(super) fn record(
     events: &mut Vec<Event>,
     now: Timestamp,
 ) {
-    let happened: Vec<Happened> = events.iter().filter_map(|event| happened(event, status)).collect();
+    let happened: Vec<Transition> = events.iter().filter_map(|event| happened(event, status)).collect();
     for lost in push(status, observed, &happened, now) {
         let message = format!(
             "no room for {} of {} any more, so {} will not be told of it; see why deliveries fail",
@@ -58,7 +58,7 @@ pub(super) fn record(
 fn push(
     status: &mut ApiTokenStatus,
     observed: &Observed<'_>,
-    happened: &[Happened],
+    happened: &[Transition],
     now: Timestamp,
 ) -> Vec<OutboxEvent> {
     if observed.subscriptions.is_empty() {
@@ -70,7 +70,7 @@ fn push(
     events::record(&mut status.outbox, owner, observed.subscriptions, happened, now)
 }
 
-fn happened(event: &Event, status: &ApiTokenStatus) -> Option<Happened> {
+fn happened(event: &Event, status: &ApiTokenStatus) -> Option<Transition> {
     let rotation = || status.rotation.as_ref()?.last_reason.map(|reason| format!("{reason:?}"));
     let (type_, reason) = match event.kind {
         EventKind::Minted => (EventType::Created, rotation()),
@@ -86,7 +86,7 @@ fn happened(event: &Event, status: &ApiTokenStatus) -> Option<Happened> {
         EventKind::Expired => (EventType::Expired, None),
         EventKind::EventLost | EventKind::Rebuilt | EventKind::Stalled => return None,
     };
-    Some(Happened { type_, version: event.version.or_else(|| current(status)), reason })
+    Some(Transition { type_, version: event.version.or_else(|| current(status)), reason })
 }
 
 /// The version that works, or was the last to.
@@ -122,7 +122,7 @@ pub(super) fn depart(observed: &Observed<'_>, now: Timestamp) -> Step {
     let deleted = EventType::Deleted;
     let told = status.outbox.iter().flat_map(|o| &o.events).any(|event| event.type_ == deleted.as_str());
     if !told && wants_deletion(observed) {
-        let happened = Happened { type_: deleted, version: current(&status), reason: None };
+        let happened = Transition { type_: deleted, version: current(&status), reason: None };
         push(&mut status, observed, &[happened], now);
         return Step::Record(Box::new(status), Vec::new());
     }

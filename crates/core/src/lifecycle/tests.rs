@@ -201,9 +201,9 @@ impl World {
                     .find(|v| v.key_id == key_id)
                     .expect("the status knows what is delivered");
                 let spec = observed.spec.clone().expect("a spec");
-                let wardrobe = Wardrobe::of(&self.token, &spec, version, &status);
+                let wardrobe = SecretMetadata::of(&self.token, &spec, version, &status);
                 let held = (content == Content::Minted).then(|| self.held.as_ref().expect("it is held"));
-                let filling = Filling {
+                let filling = DesiredData {
                     version,
                     plaintext: held.map(|(_, p)| p),
                     previous: previous_version(&status, content),

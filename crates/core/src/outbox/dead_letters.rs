@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::EventType;
 use super::events;
-use super::events::Happened;
+use super::events::Transition;
 use super::payload::Message;
 use crate::crd::{DeadLetter, HeldEvent, TokenHandle, TokenWebhookStatus};
 
@@ -24,7 +24,7 @@ pub fn hold(status: &mut TokenWebhookStatus, event: HeldEvent) {
         status.outbox.push(event);
     } else {
         let at = event.since;
-        bury(status, DeadLetter { event, at, attempts: 0, cause: "Full".to_owned() });
+        dead_letter(status, DeadLetter { event, at, attempts: 0, cause: "Full".to_owned() });
     }
 }
 
@@ -34,7 +34,7 @@ pub fn accept(status: &mut TokenWebhookStatus, id: &str) {
 }
 
 /// Gives up an event, once.
-pub fn bury(status: &mut TokenWebhookStatus, letter: DeadLetter) {
+pub fn dead_letter(status: &mut TokenWebhookStatus, letter: DeadLetter) {
     accept(status, &letter.event.id);
     if status.dead_letters.iter().any(|known| known.event.id == letter.event.id) {
         return;
@@ -75,7 +75,7 @@ pub fn answer_ping(
         return false;
     }
     status.handled_ping = Some(annotation.unwrap_or_default().to_owned());
-    let ping = Happened { type_: EventType::Ping, version: None, reason: None };
+    let ping = Transition { type_: EventType::Ping, version: None, reason: None };
     let id = events::id(uid, &ping, now);
     let type_ = EventType::Ping.as_str().to_owned();
     let event = HeldEvent {
@@ -142,7 +142,7 @@ mod tests {
         for _ in 0..2 {
             hold(&mut status, event("kept"));
             hold(&mut status, event("accepted"));
-            bury(&mut status, letter("dead"));
+            dead_letter(&mut status, letter("dead"));
             hold(&mut status, event("dead"));
             accept(&mut status, "accepted");
         }
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn a_replay_is_asked_for_once_and_empties_the_letters() {
         let mut status = TokenWebhookStatus::default();
-        ["a", "b"].iter().for_each(|id| bury(&mut status, letter(id)));
+        ["a", "b"].iter().for_each(|id| dead_letter(&mut status, letter(id)));
         assert!(!answer_replay(&mut status, None, at(20)));
         assert!(answer_replay(&mut status, Some("1"), at(20)));
         assert!(!answer_replay(&mut status, Some("1"), at(30)));
@@ -162,7 +162,7 @@ mod tests {
         let waiting: Vec<_> = status.outbox.iter().map(|e| (&*e.id, e.since)).collect();
         assert_eq!(waiting, [("a", at(20)), ("b", at(20))]);
         // One fails again, and is counted again.
-        bury(&mut status, letter("a"));
+        dead_letter(&mut status, letter("a"));
         accept(&mut status, "b");
         assert_eq!((status.dead_lettered, status.outbox.len()), (Some(1), 0));
     }
@@ -175,7 +175,7 @@ mod tests {
             (status.outbox.len(), status.dead_letters.len(), status.dead_lettered),
             (MAX, 36, Some(36))
         );
-        (0..100).for_each(|n| bury(&mut status, letter(&format!("d{n}"))));
+        (0..100).for_each(|n| dead_letter(&mut status, letter(&format!("d{n}"))));
         assert_eq!((status.dead_letters.len(), status.dead_lettered), (MAX, Some(136)));
         assert!(answer_replay(&mut status, Some("1"), at(1)));
         assert_eq!((status.outbox.len(), status.dead_letters.len()), (MAX, MAX), "no room");

@@ -58,7 +58,7 @@ impl Receipts {
 
 /// Something that has happened, before it is known who wants it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Happened {
+pub struct Transition {
     /// What.
     pub type_: EventType,
     /// The version that it is about.
@@ -81,7 +81,7 @@ pub fn record(
     outbox: &mut Option<Outbox>,
     owner: Owner<'_>,
     subscriptions: &[Subscription],
-    happened: &[Happened],
+    happened: &[Transition],
     now: Timestamp,
 ) -> Vec<OutboxEvent> {
     let mut gave_way = Vec::new();
@@ -129,7 +129,7 @@ pub fn forget_gone(outbox: &mut Option<Outbox>, exists: impl Fn(&str) -> bool) {
 
 /// The id of an event: of this token, this transition and this moment, so that it differs after a restore from a
 /// backup too. It is stored with the event, and so the same for all its deliveries.
-pub fn id(uid: &str, happened: &Happened, now: Timestamp) -> String {
+pub fn id(uid: &str, happened: &Transition, now: Timestamp) -> String {
     let version = happened.version.unwrap_or_default();
     let text = format!("{uid}/{}/{version}/{}", happened.type_.as_str(), now.as_nanosecond());
     let mut digest = [0; 16];
@@ -165,8 +165,8 @@ mod tests {
         Timestamp::from_millisecond(1_800_000_000_000 + millis).expect("an instant")
     }
 
-    fn happened(type_: EventType, version: i64) -> Happened {
-        Happened { type_, version: Some(version), reason: None }
+    fn happened(type_: EventType, version: i64) -> Transition {
+        Transition { type_, version: Some(version), reason: None }
     }
 
     const LABELS: BTreeMap<String, String> = BTreeMap::new();

@@ -23,7 +23,7 @@ const CURRENT: &str = "current";
 /// Set apart what else is ever keyed with the same pepper.
 const PROOF_DOMAIN: &[u8] = b"tokenward/proof/v1";
 
-/// The name of a pepper: 1 to 16 lower-case letters and digits. Kept in place, as an index holds many.
+/// The name of a pepper: 1 to 16 lower-case letters and digits. CertificateState in place, as an index holds many.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PepperId([u8; 16]);
 

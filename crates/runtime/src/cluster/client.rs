@@ -50,8 +50,8 @@ impl Cluster {
     ///
     /// Bookmarks count, which say that nothing has changed: kube's watcher keeps them to itself, so it is the frames
     /// of the answers that are listened to.
-    pub fn watching_client(&self) -> anyhow::Result<(Client, Heard)> {
-        let heard = Heard::default();
+    pub fn watch_client(&self) -> anyhow::Result<(Client, WatchHeartbeat)> {
+        let heard = WatchHeartbeat::default();
         let listening = heard.clone();
         let mut config = self.config.clone();
         config.read_timeout = Some(BOOKMARK_TIMEOUT);
@@ -59,7 +59,7 @@ impl Cluster {
             let heard = answer.status().is_success().then(|| listening.clone());
             answer.map(|body| {
                 body.map_frame(move |frame: Frame<Bytes>| {
-                    heard.iter().for_each(Heard::note);
+                    heard.iter().for_each(WatchHeartbeat::note);
                     frame
                 })
             })
@@ -71,19 +71,19 @@ impl Cluster {
 
 /// When something was last heard of.
 #[derive(Clone, Debug)]
-pub struct Heard {
+pub struct WatchHeartbeat {
     start: Instant,
     /// In milliseconds since the start.
     last: Arc<AtomicU64>,
 }
 
-impl Default for Heard {
+impl Default for WatchHeartbeat {
     fn default() -> Self {
         Self { start: Instant::now(), last: Arc::default() }
     }
 }
 
-impl Heard {
+impl WatchHeartbeat {
     fn note(&self) {
         let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last.store(now, Ordering::Relaxed);

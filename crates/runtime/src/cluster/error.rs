@@ -6,9 +6,9 @@ use kube::runtime::watcher;
 
 /// What to do about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Remedy {
+pub enum ErrorClass {
     /// The object has changed since it was read: read it again.
-    ReadAgain,
+    Conflict,
     /// The object, or its namespace, is gone or going: there is nothing to do.
     Drop,
     /// A person has to act: a right is missing, a quota is used up.
@@ -20,23 +20,23 @@ pub enum Remedy {
 }
 
 /// Says what to do about an error of the client.
-pub fn remedy(error: &Error) -> Remedy {
+pub fn classify(error: &Error) -> ErrorClass {
     match error {
         Error::Api(status) => of_status(status),
         // The connection, TLS, the proxy, an answer that was cut off: all of it passes or is mended elsewhere.
-        _ => Remedy::Retry,
+        _ => ErrorClass::Retry,
     }
 }
 
-fn of_status(status: &Status) -> Remedy {
+fn of_status(status: &Status) -> ErrorClass {
     match status.code {
-        409 => Remedy::ReadAgain,
-        404 => Remedy::Drop,
-        403 if caused_by(status, "NamespaceTerminating") => Remedy::Drop,
-        403 => Remedy::Forbidden,
-        400 | 413 | 422 => Remedy::Invalid,
+        409 => ErrorClass::Conflict,
+        404 => ErrorClass::Drop,
+        403 if caused_by(status, "NamespaceTerminating") => ErrorClass::Drop,
+        403 => ErrorClass::Forbidden,
+        400 | 413 | 422 => ErrorClass::Invalid,
         // 401 passes too: a service account's token is renewed. 429 and 5xx say so themselves.
-        _ => Remedy::Retry,
+        _ => ErrorClass::Retry,
     }
 }
 
@@ -85,17 +85,17 @@ mod tests {
     #[test]
     fn every_answer_has_its_remedy() {
         for (json, expected) in [
-            (r#"{"code":409,"reason":"Conflict"}"#, Remedy::ReadAgain),
-            (r#"{"code":409,"reason":"AlreadyExists"}"#, Remedy::ReadAgain),
-            (r#"{"code":404}"#, Remedy::Drop),
-            (r#"{"code":403,"reason":"Forbidden"}"#, Remedy::Forbidden),
-            (r#"{"code":403,"details":{"causes":[{"reason":"NamespaceTerminating"}]}}"#, Remedy::Drop),
-            (r#"{"code":422}"#, Remedy::Invalid),
-            (r#"{"code":429,"details":{"retryAfterSeconds":1}}"#, Remedy::Retry),
-            (r#"{"code":500}"#, Remedy::Retry),
-            (r#"{"code":401}"#, Remedy::Retry),
+            (r#"{"code":409,"reason":"Conflict"}"#, ErrorClass::Conflict),
+            (r#"{"code":409,"reason":"AlreadyExists"}"#, ErrorClass::Conflict),
+            (r#"{"code":404}"#, ErrorClass::Drop),
+            (r#"{"code":403,"reason":"Forbidden"}"#, ErrorClass::Forbidden),
+            (r#"{"code":403,"details":{"causes":[{"reason":"NamespaceTerminating"}]}}"#, ErrorClass::Drop),
+            (r#"{"code":422}"#, ErrorClass::Invalid),
+            (r#"{"code":429,"details":{"retryAfterSeconds":1}}"#, ErrorClass::Retry),
+            (r#"{"code":500}"#, ErrorClass::Retry),
+            (r#"{"code":401}"#, ErrorClass::Retry),
         ] {
-            assert_eq!(remedy(&answer(json)), expected, "{json}");
+            assert_eq!(classify(&answer(json)), expected, "{json}");
         }
         assert!(is_already_exists(&answer(r#"{"code":409,"reason":"AlreadyExists"}"#)));
         assert!(!is_already_exists(&answer(r#"{"code":409,"reason":"Conflict"}"#)));

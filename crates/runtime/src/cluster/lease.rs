@@ -15,7 +15,7 @@ use kube::{Api, Client};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use super::error::{Remedy, is_already_exists, is_not_found, message, remedy};
+use super::error::{ErrorClass, classify, is_already_exists, is_not_found, message};
 
 /// How an election is held.
 #[derive(Clone, Debug)]
@@ -126,7 +126,7 @@ impl Election {
         // The resourceVersion that was read makes this lose against anybody who was faster.
         match self.api.replace(&name, &PostParams::default(), &lease).await {
             Ok(_) => Ok(true),
-            Err(error) if remedy(&error) == Remedy::ReadAgain => Ok(false),
+            Err(error) if classify(&error) == ErrorClass::Conflict => Ok(false),
             Err(error) => Err(error),
         }
     }

@@ -17,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use super::{PairError, Presented};
+use super::{PairError, ServingCertificate};
 
 /// How often the files are looked at. The kubelet itself needs a minute or two to bring a new one.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -35,7 +35,7 @@ pub struct Files {
 #[derive(Debug)]
 pub struct Certificates {
     files: Files,
-    presented: Presented,
+    presented: ServingCertificate,
     /// Of the files that hold it, to tell a new pair without keeping the key twice.
     digest: Mutex<[u8; 32]>,
     /// When it ends, in seconds since the epoch.
@@ -79,12 +79,13 @@ pub enum CertificateError {
 impl Certificates {
     /// Loads the pair. At the start there is none to go on with, so what is wrong with it is an error.
     pub fn load(files: Files, expiry: Gauge) -> Result<Self, CertificateError> {
-        let certificates = Self { files, presented: Presented::default(), digest: Mutex::default(), expiry };
+        let certificates =
+            Self { files, presented: ServingCertificate::default(), digest: Mutex::default(), expiry };
         certificates.renew()?;
         Ok(certificates)
     }
 
-    /// What turns a connection into one with TLS; see [`Presented::acceptor`].
+    /// What turns a connection into one with TLS; see [`ServingCertificate::acceptor`].
     pub fn acceptor(&self, protocols: &[&[u8]]) -> Result<TlsAcceptor, CertificateError> {
         self.presented.acceptor(protocols).map_err(CertificateError::Setup)
     }

@@ -21,7 +21,7 @@ use tokio_rustls::TlsAcceptor;
 
 /// What handshakes present: one certificate for every listener that shares it.
 #[derive(Clone, Debug)]
-pub struct Presented {
+pub struct ServingCertificate {
     provider: Arc<CryptoProvider>,
     in_use: Arc<InUse>,
 }
@@ -46,14 +46,14 @@ pub enum PairError {
     Unusable(rustls::Error),
 }
 
-impl Default for Presented {
+impl Default for ServingCertificate {
     /// Presents nothing yet: handshakes fail.
     fn default() -> Self {
         Self { provider: Arc::new(ring::default_provider()), in_use: Arc::default() }
     }
 }
 
-impl Presented {
+impl ServingCertificate {
     /// Presents this pair from now on: a chain in PEM, the server's own certificate first, and the key of that one.
     pub fn present(&self, chain: &[u8], key: &[u8]) -> Result<(), PairError> {
         let chain: Vec<_> = CertificateDer::pem_slice_iter(chain)

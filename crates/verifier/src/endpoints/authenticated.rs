@@ -16,15 +16,15 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::{Answer, body};
-use crate::caller_auth::{Callers, Refused};
-use crate::metrics::{DoorMetrics, Metrics, Outcome};
-use crate::snapshot::{Unavailable, View};
+use crate::caller_auth::{CallerAuthenticator, Refused};
+use crate::metrics::{EndpointMetrics, Metrics, Outcome};
+use crate::snapshot::{Snapshot, Unavailable};
 
 const JSON: &str = "application/json";
 /// How long a body may take.
 const BODY_TIME: Duration = Duration::from_secs(5);
 
-/// A protocol behind [`Guarded`]: from a view and a body to an answer.
+/// A protocol behind [`Authenticated`]: from a view and a body to an answer.
 pub(super) trait Door {
     /// Its name in metrics.
     const NAME: &'static str;
@@ -36,7 +36,7 @@ pub(super) trait Door {
     const MAX_BODY: usize;
 
     /// Answers a request, and tells the outcome of each check in it.
-    fn answer(view: &View, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure>;
+    fn answer(view: &Snapshot, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure>;
 
     /// The body of a failure, in the protocol's own form.
     fn failure(failure: &Failure) -> Answer;
@@ -62,15 +62,15 @@ pub(super) enum Failure {
 }
 
 /// A door whose callers are known.
-pub(super) struct Guarded<D> {
-    view: Arc<View>,
-    callers: Arc<Callers>,
-    metrics: DoorMetrics,
+pub(super) struct Authenticated<D> {
+    view: Arc<Snapshot>,
+    callers: Arc<CallerAuthenticator>,
+    metrics: EndpointMetrics,
     door: PhantomData<D>,
 }
 
-impl<D: Door> Guarded<D> {
-    pub(super) fn new(view: Arc<View>, callers: Arc<Callers>, metrics: &Metrics) -> Self {
+impl<D: Door> Authenticated<D> {
+    pub(super) fn new(view: Arc<Snapshot>, callers: Arc<CallerAuthenticator>, metrics: &Metrics) -> Self {
         Self { view, callers, metrics: metrics.door(D::NAME), door: PhantomData }
     }
 

@@ -8,8 +8,8 @@ use http::{HeaderMap, HeaderName, StatusCode};
 use hyper::body::Bytes;
 
 use super::Answer;
-use super::authorization::NoToken;
-use super::requirements::Needs;
+use super::authorization::TokenError;
+use super::requirements::Requirements;
 use super::verify::VerifyError;
 use crate::metrics::Outcome;
 use crate::snapshot::Unavailable;
@@ -24,16 +24,16 @@ pub(super) enum Refusal {
     /// 400: it breaks the protocol; says how.
     Malformed(Cow<'static, str>),
     /// 401: it presents nothing.
-    NoToken,
+    TokenError,
     /// 503: there is nothing to answer from.
     Unavailable(Unavailable),
 }
 
-impl From<NoToken> for Refusal {
-    fn from(no_token: NoToken) -> Self {
+impl From<TokenError> for Refusal {
+    fn from(no_token: TokenError) -> Self {
         match no_token {
-            NoToken::Missing => Self::NoToken,
-            NoToken::Ambiguous(what) => Self::Malformed(what.into()),
+            TokenError::Missing => Self::TokenError,
+            TokenError::Ambiguous(what) => Self::Malformed(what.into()),
         }
     }
 }
@@ -48,7 +48,7 @@ impl Refusal {
     pub(super) fn outcome(&self) -> Outcome {
         match self {
             Self::Malformed(_) => Outcome::Malformed,
-            Self::NoToken => Outcome::NoToken,
+            Self::TokenError => Outcome::TokenError,
             Self::Unavailable(_) => Outcome::Unavailable,
         }
     }
@@ -66,7 +66,7 @@ pub(super) fn insert_identity(headers: &mut HeaderMap, identity: Identity<'_>) {
 }
 
 /// The answer to a token that is not valid for what is asked.
-pub(super) fn denial(code: Code, needs: &Needs<'_>) -> Answer {
+pub(super) fn denial(code: Code, needs: &Requirements<'_>) -> Answer {
     match code {
         Code::InsufficientScope => {
             let scopes = needs.scopes.join(" ");
@@ -108,7 +108,7 @@ pub(super) fn refused(refusal: &Refusal) -> Answer {
             "invalid_request",
             what.clone(),
         ),
-        Refusal::NoToken => answer(
+        Refusal::TokenError => answer(
             StatusCode::UNAUTHORIZED,
             Some(r#"Bearer realm="tokenward""#),
             "no_token",

@@ -1,4 +1,4 @@
-//! Doors without a port, for tests: requests go in as values, and tokens are known by a number each.
+//! Endpoints without a port, for tests: requests go in as values, and tokens are known by a number each.
 
 use std::sync::{Arc, LazyLock};
 
@@ -9,10 +9,10 @@ use hyper::body::Bytes;
 use prometheus_client::registry::Registry;
 use tokio::runtime::Runtime;
 
-use super::{Doors, TrustedProxies};
-use crate::caller_auth::Callers;
+use super::{Endpoints, TrustedProxies};
+use crate::caller_auth::CallerAuthenticator;
 use crate::metrics::Metrics;
-use crate::snapshot::View;
+use crate::snapshot::Snapshot;
 use tokenward_core::check::WireToken;
 use tokenward_core::crd::{ApiToken, ApiTokenSpec};
 use tokenward_core::token::format;
@@ -34,8 +34,8 @@ pub(crate) fn wire(token: &ApiToken) -> WireToken {
 }
 
 pub(crate) struct Door {
-    pub(crate) doors: Doors,
-    pub(crate) view: Arc<View>,
+    pub(crate) doors: Endpoints,
+    pub(crate) view: Arc<Snapshot>,
     pub(crate) peppers: Peppers,
     pub(crate) registry: Registry,
 }
@@ -65,8 +65,8 @@ impl Answered {
     }
 }
 
-/// Doors that know token 1.
-pub(crate) fn known_door() -> Doors {
+/// Endpoints that know token 1.
+pub(crate) fn known_door() -> Endpoints {
     Door::new().doors
 }
 
@@ -86,14 +86,19 @@ pub(crate) fn spec() -> ApiTokenSpec {
 
 impl Door {
     pub(crate) fn unready(trusted_proxies: &[&str]) -> Self {
-        let view = Arc::new(View::default());
+        let view = Arc::new(Snapshot::default());
         let mut registry = Registry::with_prefix("tokenward");
         let metrics = Metrics::register(&mut registry);
         let trusted_proxies = trusted_proxies.iter().map(|net| net.parse().expect("a network")).collect();
         let trusted_proxies = TrustedProxies(trusted_proxies);
-        let callers = Arc::new(Callers::new(view.clone(), None));
+        let callers = Arc::new(CallerAuthenticator::new(view.clone(), None));
         let peppers = Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers");
-        Self { doors: Doors::new(view.clone(), trusted_proxies, callers, &metrics), view, peppers, registry }
+        Self {
+            doors: Endpoints::new(view.clone(), trusted_proxies, callers, &metrics),
+            view,
+            peppers,
+            registry,
+        }
     }
 
     pub(crate) fn behind(trusted_proxies: &[&str]) -> Self {

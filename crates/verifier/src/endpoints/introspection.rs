@@ -14,7 +14,7 @@ use super::Answer;
 use super::authenticated::{Door, Failure, json};
 use super::openapi::{IpAddress, Scopes};
 use crate::metrics::Outcome;
-use crate::snapshot::{Question, View};
+use crate::snapshot::{TokenCheck, Snapshot};
 use tokenward_core::check::{Decision, Identity};
 use tokenward_core::token::scope;
 
@@ -94,14 +94,14 @@ impl Door for Introspection {
     const MEDIA_TYPE: &'static str = "application/x-www-form-urlencoded";
     const MAX_BODY: usize = 16 * 1024;
 
-    fn answer(view: &View, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure> {
+    fn answer(view: &Snapshot, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure> {
         let form = IntrospectionRequest::parse(body)?;
         let Some(token) = &form.token else {
             return Err(Failure::Malformed("the parameter token is missing".into()));
         };
         let scopes = form.scopes()?;
         let client = form.client_ip.as_deref().map(client_ip).transpose()?;
-        let question = Question {
+        let question = TokenCheck {
             presented: token.as_bytes(),
             scopes: &scopes,
             audience: form.audience.as_deref(),

@@ -24,43 +24,43 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::{Body, Bytes};
 
-use self::authenticated::Guarded;
+use self::authenticated::Authenticated;
 pub use self::client_address::TrustedProxies;
 use self::gateway::forward_auth::ForwardAuth;
 use self::introspection::Introspection;
 use self::token_review::TokenReviews;
 use self::verify::{Verify, VerifyBatch};
-use crate::caller_auth::Callers;
+use crate::caller_auth::CallerAuthenticator;
 use crate::metrics::Metrics;
-use crate::snapshot::View;
+use crate::snapshot::Snapshot;
 
 /// An answer, whose body is small and at hand.
 pub type Answer = Response<Full<Bytes>>;
 
 /// All doors of a verifier.
-pub struct Doors {
+pub struct Endpoints {
     forward_auth: ForwardAuth,
-    introspection: Guarded<Introspection>,
-    token_reviews: Guarded<TokenReviews>,
-    verify: Guarded<Verify>,
-    verify_batch: Guarded<VerifyBatch>,
+    introspection: Authenticated<Introspection>,
+    token_reviews: Authenticated<TokenReviews>,
+    verify: Authenticated<Verify>,
+    verify_batch: Authenticated<VerifyBatch>,
     trusted_proxies: TrustedProxies,
     openapi: Bytes,
 }
 
-impl Doors {
+impl Endpoints {
     /// Opens the doors on a view.
     pub fn new(
-        view: Arc<View>,
+        view: Arc<Snapshot>,
         trusted_proxies: TrustedProxies,
-        callers: Arc<Callers>,
+        callers: Arc<CallerAuthenticator>,
         metrics: &Metrics,
     ) -> Self {
         Self {
-            introspection: Guarded::new(view.clone(), callers.clone(), metrics),
-            token_reviews: Guarded::new(view.clone(), callers.clone(), metrics),
-            verify: Guarded::new(view.clone(), callers.clone(), metrics),
-            verify_batch: Guarded::new(view.clone(), callers, metrics),
+            introspection: Authenticated::new(view.clone(), callers.clone(), metrics),
+            token_reviews: Authenticated::new(view.clone(), callers.clone(), metrics),
+            verify: Authenticated::new(view.clone(), callers.clone(), metrics),
+            verify_batch: Authenticated::new(view.clone(), callers, metrics),
             forward_auth: ForwardAuth::new(view, trusted_proxies.clone(), metrics),
             trusted_proxies,
             openapi: openapi::json().into(),

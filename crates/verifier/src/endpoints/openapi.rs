@@ -31,7 +31,7 @@ pub fn json() -> String {
     ),
     paths(auth, verify, verify_batch, introspect, token_review),
     components(schemas(VerifyError, OAuthError, Status)),
-    modifiers(&Callers, &Failures),
+    modifiers(&CallerAuthenticator, &Failures),
 )]
 struct Document;
 
@@ -112,9 +112,9 @@ fn text(description: &str) -> ObjectBuilder {
 }
 
 /// How callers show who they are.
-struct Callers;
+struct CallerAuthenticator;
 
-impl Modify for Callers {
+impl Modify for CallerAuthenticator {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         let scheme = |scheme, description: &str| {
             let mut http = Http::new(scheme);

@@ -8,26 +8,26 @@ use tokenward_core::token::scope::ScopesError;
 
 /// What the route needs, as the gateway's operator says it.
 #[derive(Debug, Default)]
-pub(super) struct Needs<'q> {
+pub(super) struct Requirements<'q> {
     pub(super) scopes: Vec<Cow<'q, str>>,
     pub(super) audience: Option<Cow<'q, str>>,
 }
 
 /// Reads what the route needs. `strict`: the query is all ours, so an unknown parameter is a mistake, and one that
 /// would leave a route open.
-pub(super) fn of_query(query: &str, strict: bool) -> Result<Needs<'_>, Refusal> {
+pub(super) fn from_query(query: &str, strict: bool) -> Result<Requirements<'_>, Refusal> {
     if query.is_empty() {
-        return Ok(Needs::default());
+        return Ok(Requirements::default());
     }
-    of_parameters(form_urlencoded::parse(query.as_bytes()), strict)
+    from_parameters(form_urlencoded::parse(query.as_bytes()), strict)
 }
 
 /// The same from parameters that were decoded already.
-pub(super) fn of_parameters<'q>(
+pub(super) fn from_parameters<'q>(
     parameters: impl IntoIterator<Item = (Cow<'q, str>, Cow<'q, str>)>,
     strict: bool,
-) -> Result<Needs<'q>, Refusal> {
-    let mut needs = Needs::default();
+) -> Result<Requirements<'q>, Refusal> {
+    let mut needs = Requirements::default();
     for (name, value) in parameters {
         match &*name {
             "scope" => {

@@ -16,7 +16,7 @@ use super::Answer;
 use super::authenticated::{Door, Failure, json};
 use super::verify::parse;
 use crate::metrics::Outcome;
-use crate::snapshot::{Question, View};
+use crate::snapshot::{TokenCheck, Snapshot};
 use tokenward_core::check::{Code, Decision, Identity};
 
 const API_VERSION: &str = <TokenReview as k8s_openapi::Resource>::API_VERSION;
@@ -57,11 +57,12 @@ impl Door for TokenReviews {
     const MEDIA_TYPE: &'static str = "application/json";
     const MAX_BODY: usize = 64 * 1024;
 
-    fn answer(view: &View, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure> {
+    fn answer(view: &Snapshot, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure> {
         let review: TokenReviewRequest<'_> = parse(body)?;
         validate(&review)?;
         let TokenReviewSpec { token, audiences } = review.spec;
-        let question = Question { presented: token.as_bytes(), scopes: &[], audience: None, client: None };
+        let question =
+            TokenCheck { presented: token.as_bytes(), scopes: &[], audience: None, client: None };
         let status = view.decide(&question, |decision| {
             let reviewed = match decision {
                 Decision::Allow(identity) => authenticated(identity, &audiences),

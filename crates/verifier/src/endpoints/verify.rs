@@ -12,7 +12,7 @@ use super::Answer;
 use super::authenticated::{Door, Failure, json};
 use super::openapi::{CodeSchema, IpAddress, Scope};
 use crate::metrics::Outcome;
-use crate::snapshot::{Question, Unavailable, View};
+use crate::snapshot::{TokenCheck, Snapshot, Unavailable};
 use tokenward_core::check::{Code, Decision, Identity};
 use tokenward_core::token::scope;
 
@@ -121,7 +121,7 @@ impl Door for Verify {
     const MEDIA_TYPE: &'static str = "application/json";
     const MAX_BODY: usize = 32 * 1024;
 
-    fn answer(view: &View, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure> {
+    fn answer(view: &Snapshot, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure> {
         let request: VerifyRequest<'_> = parse(body)?;
         request.validate("")?;
         Ok(json(&request.decide(view, outcomes)?))
@@ -138,7 +138,7 @@ impl Door for VerifyBatch {
     const MEDIA_TYPE: &'static str = Verify::MEDIA_TYPE;
     const MAX_BODY: usize = MAX_BATCH * 10 * 1024;
 
-    fn answer(view: &View, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure> {
+    fn answer(view: &Snapshot, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure> {
         let VerifyBatchRequest { checks } = parse(body)?;
         if !(1..=MAX_BATCH).contains(&checks.len()) {
             return Err(Failure::Malformed(
@@ -163,9 +163,13 @@ impl VerifyRequest<'_> {
             .map_err(|error| Failure::Malformed(format!("{place}scopes: {error}").into()))
     }
 
-    fn decide(&self, view: &View, outcomes: &mut dyn FnMut(Outcome)) -> Result<VerifyResponse, Unavailable> {
+    fn decide(
+        &self,
+        view: &Snapshot,
+        outcomes: &mut dyn FnMut(Outcome),
+    ) -> Result<VerifyResponse, Unavailable> {
         let scopes: Vec<&str> = self.scopes.iter().map(AsRef::as_ref).collect();
-        let question = Question {
+        let question = TokenCheck {
             presented: self.token.as_bytes(),
             scopes: &scopes,
             audience: self.audience.as_deref(),

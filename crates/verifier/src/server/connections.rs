@@ -16,7 +16,7 @@ use std::time::Instant;
 use slab::Slab;
 use tokio::sync::Notify;
 
-use super::Patience;
+use super::Timeouts;
 use super::progress::{Progress, Signal};
 use crate::metrics::ConnectionMetrics;
 
@@ -27,7 +27,7 @@ pub(super) struct Connections(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     table: Mutex<Table>,
-    /// Told when the last connection is gone.
+    /// NewEvent when the last connection is gone.
     empty: Notify,
     metrics: ConnectionMetrics,
 }
@@ -79,7 +79,7 @@ impl Connections {
     }
 
     /// Closes those that have been waited for long enough. To be called several times in `patience.head`.
-    pub(super) fn close_stalled(&self, now: Instant, patience: Patience) {
+    pub(super) fn close_stalled(&self, now: Instant, patience: Timeouts) {
         for (_, entry) in &mut self.table().entries {
             entry.look(now);
             if entry.is_stalled(now, patience) {
@@ -182,7 +182,7 @@ impl Entry {
     }
 
     /// Whether its client has had time enough. A request that is being answered has limits of its own.
-    fn is_stalled(&self, now: Instant, patience: Patience) -> bool {
+    fn is_stalled(&self, now: Instant, patience: Timeouts) -> bool {
         let head = self.head_since.is_some_and(|since| now - since > patience.head);
         !self.progress.is_busy() && (head || now - self.since > patience.idle)
     }
@@ -195,8 +195,8 @@ mod tests {
     use super::*;
 
     const TICK: Duration = Duration::from_secs(5);
-    const PATIENCE: Patience =
-        Patience { head: Duration::from_secs(10), idle: Duration::from_secs(60), drain: Duration::ZERO };
+    const PATIENCE: Timeouts =
+        Timeouts { head: Duration::from_secs(10), idle: Duration::from_secs(60), drain: Duration::ZERO };
 
     fn connections(most: usize) -> Connections {
         Connections::new(most, ConnectionMetrics::default())

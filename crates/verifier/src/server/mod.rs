@@ -29,7 +29,7 @@ use tokio_rustls::TlsAcceptor;
 use self::connections::Connections;
 use self::progress::{Progress, Signal};
 use self::socket::Socket;
-use crate::endpoints::{Answer, Doors};
+use crate::endpoints::{Answer, Endpoints};
 use crate::metrics::ConnectionMetrics;
 
 /// The largest request head. A token has 78 characters; cookies of a forwarded request are what needs room.
@@ -48,7 +48,7 @@ const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; c
 
 /// How long connections may take over things.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct Timeouts {
     /// For a request head to be complete, once its first byte or its connection is there; a TLS handshake is a
     /// part of that. It is noticed within one and a half times as much.
     pub head: Duration,
@@ -58,7 +58,7 @@ pub struct Patience {
     pub drain: Duration,
 }
 
-impl Default for Patience {
+impl Default for Timeouts {
     fn default() -> Self {
         Self { head: Duration::from_secs(10), idle: Duration::from_secs(600), drain: Duration::from_secs(10) }
     }
@@ -66,18 +66,18 @@ impl Default for Patience {
 
 /// What is served, and within which bounds.
 pub struct Server {
-    doors: Arc<Doors>,
+    doors: Arc<Endpoints>,
     tls: Option<TlsAcceptor>,
-    patience: Patience,
+    patience: Timeouts,
     connections: Connections,
 }
 
 impl Server {
     /// Serves these doors, in TLS if there is an acceptor, on at most so many connections at a time.
     pub(super) fn new(
-        doors: Doors,
+        doors: Endpoints,
         tls: Option<TlsAcceptor>,
-        patience: Patience,
+        patience: Timeouts,
         max_connections: usize,
         metrics: ConnectionMetrics,
     ) -> Self {
@@ -175,7 +175,7 @@ async fn https(mut socket: Socket, acceptor: TlsAcceptor, service: Arc<Service>)
 /// The doors, as one connection sees them. Its requests count up what this connection alone has: a count that all
 /// share would slow every core.
 struct Service {
-    doors: Arc<Doors>,
+    doors: Arc<Endpoints>,
     progress: Arc<Progress>,
     peer: IpAddr,
 }
@@ -189,7 +189,7 @@ impl Service {
     }
 }
 
-async fn answer<B: Body + Unpin>(doors: &Doors, mut request: Request<B>, peer: IpAddr) -> Answer {
+async fn answer<B: Body + Unpin>(doors: &Endpoints, mut request: Request<B>, peer: IpAddr) -> Answer {
     let mut answer = doors.answer(&mut request, peer).await;
     // What was not read of a body must not be taken for the next request. Boxed, as hardly any check has one, and
     // every connection would keep the room for it.

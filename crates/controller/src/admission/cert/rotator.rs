@@ -16,13 +16,13 @@ use serde_json::json;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use super::state::{Kept, Names, Pair, SECRET, Step};
+use super::state::{CertificateState, Names, Pair, SECRET, Step};
 use crate::admission::metrics::Metrics;
-use tokenward_runtime::cluster::error::{Remedy, message, remedy};
+use tokenward_runtime::cluster::error::{ErrorClass, classify, message};
 use tokenward_runtime::cluster::lease::Claim;
 use tokenward_runtime::cluster::watch::follow;
 use tokenward_runtime::telemetry::probes::Part;
-use tokenward_runtime::tls::Presented;
+use tokenward_runtime::tls::ServingCertificate;
 
 /// How long to wait after a write that failed.
 const RETRY: Duration = Duration::from_secs(5);
@@ -31,7 +31,7 @@ const LOOK: Duration = Duration::from_secs(60);
 const FIELD_MANAGER: &str = "tokenward";
 
 /// Looks after the certificates.
-pub(crate) struct Keeper {
+pub(crate) struct CertificateRotator {
     pub(crate) client: Client,
     /// The operator's own.
     pub(crate) namespace: String,
@@ -40,7 +40,7 @@ pub(crate) struct Keeper {
     pub(crate) configuration: String,
     pub(crate) lifetime: SignedDuration,
     pub(crate) claim: watch::Receiver<Claim>,
-    pub(crate) presented: Presented,
+    pub(crate) presented: ServingCertificate,
     pub(crate) metrics: Metrics,
     pub(crate) ready: Part,
 }
@@ -48,12 +48,12 @@ pub(crate) struct Keeper {
 /// The Secret as it was last seen.
 #[derive(Default)]
 struct Seen {
-    kept: Kept,
+    kept: CertificateState,
     /// `None`: there is no Secret.
     resource_version: Option<String>,
 }
 
-impl Keeper {
+impl CertificateRotator {
     /// Keeps them for as long as it is polled. Comes to an end if a watch does.
     pub(crate) async fn keep(mut self) {
         let secrets = Api::<Secret>::namespaced(self.client.clone(), &self.namespace);
@@ -128,9 +128,9 @@ impl Keeper {
             },
             _ => self.write(seen, step, now, secrets).await.map(|()| LOOK),
         };
-        done.unwrap_or_else(|error| match remedy(&error) {
+        done.unwrap_or_else(|error| match classify(&error) {
             // Somebody was faster; the watch tells.
-            Remedy::ReadAgain => LOOK,
+            ErrorClass::Conflict => LOOK,
             _ => {
                 warn!(error = message(&error), ?step, "the admission webhook's certificate; trying again");
                 RETRY
@@ -211,7 +211,7 @@ impl Seen {
     fn of(secret: Option<Secret>) -> Self {
         let Some(secret) = secret else { return Self::default() };
         Self {
-            kept: Kept::read(secret.data.unwrap_or_default()),
+            kept: CertificateState::read(secret.data.unwrap_or_default()),
             resource_version: secret.metadata.resource_version,
         }
     }

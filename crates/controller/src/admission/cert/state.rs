@@ -97,7 +97,7 @@ fn date(instant: Timestamp) -> OffsetDateTime {
 
 /// The certificates as they are kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Kept {
+pub struct CertificateState {
     /// What replicas present.
     pub current: Option<Pair>,
     /// What they will present.
@@ -119,7 +119,7 @@ pub enum Step {
     Wait(Timestamp),
 }
 
-impl Kept {
+impl CertificateState {
     /// Reads the Secret's data, and wipes it.
     pub fn read(mut data: BTreeMap<String, ByteString>) -> Self {
         let mut take = |key: &str| data.remove(key).map(|value| value.0);
@@ -207,7 +207,7 @@ mod tests {
         Some(Pair::make(&names(), now, LIFETIME).expect("a pair"))
     }
 
-    fn take(kept: Kept, now: Timestamp) -> (Kept, Step) {
+    fn take(kept: CertificateState, now: Timestamp) -> (CertificateState, Step) {
         let step = kept.next_step(&names(), LIFETIME, now);
         let made = matches!(step, Step::Make | Step::Announce).then(|| make(now)).flatten();
         (kept.after(step, made), step)
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_life_of_ninety_days() {
-        let (kept, step) = take(Kept::default(), days(0));
+        let (kept, step) = take(CertificateState::default(), days(0));
         assert_eq!(step, Step::Make);
         let (kept, step) = take(kept, days(0));
         assert_eq!(step, Step::Wait(days(60)));
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn what_can_not_serve_is_made_anew() {
-        let kept = Kept { current: make(start()), ..Kept::default() };
+        let kept = CertificateState { current: make(start()), ..CertificateState::default() };
         let (key, other) = (kept.current.clone().expect("a pair").key, make(start()).expect("a pair"));
         let broken = [
             Pair { key, ..other.clone() },
@@ -245,7 +245,7 @@ mod tests {
             Pair { key: Zeroizing::new(Vec::new()), ..other },
         ];
         for pair in broken {
-            let kept = Kept { current: Some(pair), ..Kept::default() };
+            let kept = CertificateState { current: Some(pair), ..CertificateState::default() };
             assert_eq!(kept.next_step(&names(), LIFETIME, start()), Step::Make);
         }
         assert_eq!(kept.next_step(&names(), LIFETIME, days(91)), Step::Make);
@@ -255,14 +255,15 @@ mod tests {
 
     #[test]
     fn an_operator_that_slept_presents_what_was_announced() {
-        let kept = Kept { current: make(days(0)), next: make(days(60)), previous: None };
+        let kept = CertificateState { current: make(days(0)), next: make(days(60)), previous: None };
         assert_eq!(take(kept, days(95)).1, Step::Promote);
     }
 
     #[test]
     fn what_is_kept_can_be_read_again_and_no_key_is_shown() {
-        let kept = Kept { current: make(days(0)), next: make(days(60)), previous: Some(b"p".to_vec()) };
-        assert_eq!(Kept::read(kept.to_data()), kept);
+        let kept =
+            CertificateState { current: make(days(0)), next: make(days(60)), previous: Some(b"p".to_vec()) };
+        assert_eq!(CertificateState::read(kept.to_data()), kept);
         assert!(format!("{kept:?}").contains("redacted"));
         assert!(!String::from_utf8(kept.bundle()).expect("text").contains("KEY"));
     }
@@ -273,13 +274,13 @@ mod tests {
         /// announced at the look before, unless nothing could be presented then.
         #[test]
         fn nobody_presents_what_is_not_trusted(waits in proptest::collection::vec(0i64..20, 1..40)) {
-            let (mut kept, mut now) = (take(Kept::default(), start()).0, start());
+            let (mut kept, mut now) = (take(CertificateState::default(), start()).0, start());
             for wait in waits {
                 now += SignedDuration::from_hours(24 * wait);
                 let before = kept.clone();
                 let step;
                 (kept, step) = take(kept, now);
-                let trusts = |kept: &Kept, pair: &Option<Pair>| {
+                let trusts = |kept: &CertificateState, pair: &Option<Pair>| {
                     let bundle = String::from_utf8(kept.bundle()).expect("text");
                     pair.iter().all(|pair| bundle.contains(std::str::from_utf8(&pair.certificate).expect("text")))
                 };

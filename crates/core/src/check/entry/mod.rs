@@ -235,7 +235,7 @@ fn ends_at(version: &WireVersion, issued_at: Timestamp, not_before: i64) -> Opti
         State::Pending | State::Active => millisecond(version.retire_at).unwrap_or(i64::MAX),
         // Without an end it has none left.
         State::Retiring => millisecond(version.retire_at).unwrap_or(i64::MIN),
-        // Kept, so that the code can say what became of it.
+        // CertificateState, so that the code can say what became of it.
         State::Retired | State::Revoked => i64::MIN,
         State::Unknown => return None,
     };

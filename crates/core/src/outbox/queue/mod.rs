@@ -16,7 +16,7 @@ use super::payload::Message;
 pub type Key = Arc<str>;
 
 /// An event, and the TokenWebhooks that have not accepted it.
-pub type Awaited = (Arc<Message>, Vec<String>);
+pub type PendingEvent = (Arc<Message>, Vec<String>);
 
 /// The events of one token as its status has them, and who waits for them.
 #[derive(Clone, Debug)]
@@ -24,7 +24,7 @@ pub struct Waiting {
     /// The lane.
     pub key: Key,
     /// The events in their order.
-    pub events: Vec<Awaited>,
+    pub events: Vec<PendingEvent>,
     /// How many events were lost, by TokenWebhook.
     pub lost: BTreeMap<String, i64>,
 }
@@ -42,7 +42,7 @@ pub struct Job {
 
 /// The lanes of one endpoint.
 #[derive(Debug)]
-pub struct Lanes {
+pub struct DeliveryQueue {
     webhook: String,
     lanes: HashMap<Key, Lane>,
     due: BTreeSet<(Instant, Key)>,
@@ -77,12 +77,12 @@ enum State {
 
 impl Waiting {
     fn events_for(&self, webhook: &str) -> impl Iterator<Item = &Arc<Message>> {
-        let waits = move |(_, webhooks): &&Awaited| webhooks.iter().any(|name| name == webhook);
+        let waits = move |(_, webhooks): &&PendingEvent| webhooks.iter().any(|name| name == webhook);
         self.events.iter().filter(waits).map(|(message, _)| message)
     }
 }
 
-impl Lanes {
+impl DeliveryQueue {
     /// The lanes of a TokenWebhook, empty.
     pub fn of(webhook: &str) -> Self {
         Self { webhook: webhook.to_owned(), lanes: HashMap::new(), due: BTreeSet::new(), pending: 0 }

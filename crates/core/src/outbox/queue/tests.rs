@@ -30,7 +30,7 @@ fn ids(ids: &[&str]) -> Vec<String> {
 
 #[test]
 fn a_failure_holds_up_its_own_token_only() {
-    let (mut lanes, start) = (Lanes::of("hook"), Instant::now());
+    let (mut lanes, start) = (DeliveryQueue::of("hook"), Instant::now());
     lanes.see(&waiting("a", &ids(&["a1", "a2"])), start);
     lanes.see(&waiting("b", &ids(&["b1"])), start);
     let first = lanes.next(start).expect("a job");
@@ -51,14 +51,14 @@ fn a_failure_holds_up_its_own_token_only() {
 
 #[test]
 fn what_waits_for_a_person_has_an_age() {
-    let (mut lanes, start) = (Lanes::of("hook"), Instant::now());
+    let (mut lanes, start) = (DeliveryQueue::of("hook"), Instant::now());
     let at = |seconds| Timestamp::from_second(seconds).expect("an instant");
     assert_eq!(lanes.oldest(at(60)), None);
     lanes.see(&waiting("a", &ids(&["a1"])), start);
     let younger = Message { since: at(50), ..message("b1") };
     let events = vec![(younger.into(), vec!["hook".to_owned()])];
     lanes.see(&Waiting { key: "b".into(), events, lost: BTreeMap::new() }, start);
-    let older = |lanes: &Lanes, than| {
+    let older = |lanes: &DeliveryQueue, than| {
         let jobs = lanes.older(Duration::from_secs(than), at(60));
         jobs.iter().map(|job| job.message.id.to_string()).collect::<Vec<_>>()
     };
@@ -72,7 +72,7 @@ fn what_waits_for_a_person_has_an_age() {
 
 #[test]
 fn what_the_watch_still_shows_is_not_sent_twice() {
-    let (mut lanes, now) = (Lanes::of("hook"), Instant::now());
+    let (mut lanes, now) = (DeliveryQueue::of("hook"), Instant::now());
     lanes.see(&waiting("a", &ids(&["a1"])), now);
     let job = lanes.next(now).expect("a job");
     lanes.done(&job.key, "a1", now);
@@ -85,7 +85,7 @@ fn what_the_watch_still_shows_is_not_sent_twice() {
 
 #[test]
 fn what_is_reopened_has_its_turn_again_and_before_what_follows() {
-    let (mut lanes, now) = (Lanes::of("hook"), Instant::now());
+    let (mut lanes, now) = (DeliveryQueue::of("hook"), Instant::now());
     lanes.see(&waiting("a", &ids(&["a1", "a2"])), now);
     let first = lanes.next(now).expect("a job");
     lanes.done(&first.key, "a1", now);
@@ -96,7 +96,7 @@ fn what_is_reopened_has_its_turn_again_and_before_what_follows() {
 
 #[test]
 fn a_token_that_goes_leaves_what_is_open() {
-    let (mut lanes, now) = (Lanes::of("hook"), Instant::now());
+    let (mut lanes, now) = (DeliveryQueue::of("hook"), Instant::now());
     lanes.see(&waiting("a", &ids(&["a1", "a2"])), now);
     let job = lanes.next(now).expect("a job");
     lanes.done(&job.key, "a1", now);
@@ -132,7 +132,7 @@ proptest! {
     /// any more, all of them are.
     #[test]
     fn order_is_kept_and_nothing_is_forgotten(acts in proptest::collection::vec(act(), 0..200)) {
-        let (mut lanes, mut now) = (Lanes::of("hook"), Instant::now());
+        let (mut lanes, mut now) = (DeliveryQueue::of("hook"), Instant::now());
         let mut stored: [Vec<String>; 3] = Default::default();
         let mut recorded: [Vec<String>; 3] = Default::default();
         let mut accepted: [Vec<String>; 3] = Default::default();

@@ -29,7 +29,7 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use super::{Patience, accept};
+use super::{Timeouts, accept};
 use crate::endpoints::gateway::ext_authz::{ExtAuthz, Peer};
 use crate::metrics::ConnectionMetrics;
 use tokenward_runtime::telemetry::probes::Readiness;
@@ -56,7 +56,7 @@ pub struct Server {
     door: ExtAuthz,
     readiness: Readiness,
     tls: Option<TlsAcceptor>,
-    patience: Patience,
+    patience: Timeouts,
     metrics: ConnectionMetrics,
 }
 
@@ -66,7 +66,7 @@ impl Server {
         door: ExtAuthz,
         readiness: Readiness,
         tls: Option<TlsAcceptor>,
-        patience: Patience,
+        patience: Timeouts,
         metrics: ConnectionMetrics,
     ) -> Self {
         Self { door, readiness, tls, patience, metrics }
@@ -107,7 +107,7 @@ async fn report(reporter: &HealthReporter, ready: bool) {
 struct Served {
     routes: Routes,
     tls: Option<TlsAcceptor>,
-    patience: Patience,
+    patience: Timeouts,
     metrics: ConnectionMetrics,
     stop: CancellationToken,
 }
@@ -189,7 +189,7 @@ fn protocol() -> http2::Builder<TokioExecutor> {
 /// The answer, or that the message did not come: nothing here takes long once it is there.
 async fn in_time(
     answer: impl Future<Output = Result<Response<Body>, Infallible>>,
-    patience: Patience,
+    patience: Timeouts,
 ) -> Result<Response<Body>, Infallible> {
     tokio::time::timeout(patience.head, answer).await.unwrap_or_else(|_| {
         Ok(Status::deadline_exceeded("the request did not come to its end in time").into_http())
@@ -211,7 +211,7 @@ impl Calls {
 
     /// Returns when no call has come for too long: the first within the time that a head may take, as whoever
     /// connects has a call to make, each further one within the time that a connection may be idle.
-    async fn cease(&self, patience: Patience) {
+    async fn cease(&self, patience: Timeouts) {
         let (mut before, mut wait) = (0, patience.head);
         loop {
             tokio::time::sleep(wait).await;

@@ -57,7 +57,7 @@ async fn start(head: Duration, idle: Duration) -> Server {
 async fn start_with(tls: Option<TlsAcceptor>, head: Duration, idle: Duration) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let patience = Patience { head, idle, drain: Duration::from_secs(5) };
+    let patience = Timeouts { head, idle, drain: Duration::from_secs(5) };
     let (stop, readiness) = (CancellationToken::new(), Readiness::default());
     let ready = readiness.part("test");
     let metrics = Metrics::register(&mut Registry::default());

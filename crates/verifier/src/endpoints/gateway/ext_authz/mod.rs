@@ -23,15 +23,15 @@ use self::request::Asked;
 use crate::endpoints::TrustedProxies;
 use crate::endpoints::authorization::presented;
 use crate::endpoints::challenge::{Refusal, denial, refused};
-use crate::metrics::{DoorMetrics, Metrics, Outcome};
-use crate::snapshot::{Question, View};
+use crate::metrics::{EndpointMetrics, Metrics, Outcome};
+use crate::snapshot::{Snapshot, TokenCheck};
 use tokenward_core::check::Decision;
 
 /// The door.
 pub struct ExtAuthz {
-    view: Arc<View>,
+    view: Arc<Snapshot>,
     trusted_proxies: TrustedProxies,
-    metrics: DoorMetrics,
+    metrics: EndpointMetrics,
 }
 
 /// The address of the gateway that asks, among the extensions of a call.
@@ -50,7 +50,7 @@ impl Authorization for ExtAuthz {
 
 impl ExtAuthz {
     /// Opens the door on a view.
-    pub fn new(view: Arc<View>, trusted_proxies: TrustedProxies, metrics: &Metrics) -> Self {
+    pub fn new(view: Arc<Snapshot>, trusted_proxies: TrustedProxies, metrics: &Metrics) -> Self {
         Self { view, trusted_proxies, metrics: metrics.door("ext_authz") }
     }
 
@@ -66,7 +66,7 @@ impl ExtAuthz {
         let needs = asked.needs()?;
         let headers = asked.headers()?;
         let scopes: Vec<&str> = needs.scopes.iter().map(AsRef::as_ref).collect();
-        let question = Question {
+        let question = TokenCheck {
             presented: presented(&headers)?,
             scopes: &scopes,
             audience: needs.audience.as_deref(),

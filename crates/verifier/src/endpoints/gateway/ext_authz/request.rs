@@ -14,7 +14,7 @@ use crate::endpoints::authorization::API_KEY;
 use crate::endpoints::challenge::Refusal;
 use crate::endpoints::client_address::FORWARDED_FOR;
 use crate::endpoints::requirements;
-use crate::endpoints::requirements::Needs;
+use crate::endpoints::requirements::Requirements;
 
 /// The headers that a check reads.
 const READ: [HeaderName; 3] = [AUTHORIZATION, API_KEY, FORWARDED_FOR];
@@ -40,9 +40,12 @@ impl<'a> Asked<'a> {
 
     /// What the route needs. Its extensions are for nobody but us, so one that is unknown is a mistake, and one
     /// that would leave a route open.
-    pub(super) fn needs(&self) -> Result<Needs<'a>, Refusal> {
+    pub(super) fn needs(&self) -> Result<Requirements<'a>, Refusal> {
         let extensions = self.attributes.context_extensions.iter();
-        requirements::of_parameters(extensions.map(|(name, value)| (Cow::from(name), Cow::from(value))), true)
+        requirements::from_parameters(
+            extensions.map(|(name, value)| (Cow::from(name), Cow::from(value))),
+            true,
+        )
     }
 
     /// The headers that a check reads.

@@ -18,20 +18,20 @@ use crate::endpoints::authorization::presented;
 use crate::endpoints::challenge::{Refusal, denial, insert_identity, refused};
 use crate::endpoints::client_address::TrustedProxies;
 use crate::endpoints::requirements;
-use crate::metrics::{DoorMetrics, Metrics, Outcome};
-use crate::snapshot::{Question, View};
+use crate::metrics::{EndpointMetrics, Metrics, Outcome};
+use crate::snapshot::{TokenCheck, Snapshot};
 use tokenward_core::check::{Decision, Identity};
 
 /// The door.
 pub(in crate::endpoints) struct ForwardAuth {
-    view: Arc<View>,
+    view: Arc<Snapshot>,
     trusted_proxies: TrustedProxies,
-    metrics: DoorMetrics,
+    metrics: EndpointMetrics,
 }
 
 impl ForwardAuth {
     pub(in crate::endpoints) fn new(
-        view: Arc<View>,
+        view: Arc<Snapshot>,
         trusted_proxies: TrustedProxies,
         metrics: &Metrics,
     ) -> Self {
@@ -48,9 +48,9 @@ impl ForwardAuth {
     fn check<B>(&self, request: &Request<B>, peer: IpAddr) -> Result<Answer, Refusal> {
         // Below /auth/ a gateway has put the client's own path and query: what is unknown there is not ours.
         let ours = request.uri().path() == "/auth";
-        let needs = requirements::of_query(request.uri().query().unwrap_or_default(), ours)?;
+        let needs = requirements::from_query(request.uri().query().unwrap_or_default(), ours)?;
         let scopes: Vec<&str> = needs.scopes.iter().map(AsRef::as_ref).collect();
-        let question = Question {
+        let question = TokenCheck {
             presented: presented(request.headers())?,
             scopes: &scopes,
             audience: needs.audience.as_deref(),
