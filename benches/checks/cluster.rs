@@ -1,4 +1,4 @@
-//! A real control plane with tokens that need no controller: the benchmark records their proofs itself.
+//! A real control plane with tokens that need no controller: the benchmark writes their hashes itself.
 
 use std::path::Path;
 

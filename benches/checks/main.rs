@@ -1,6 +1,6 @@
 //! What a check costs, beside the bare HTTP server and beside others that answer the same question.
 //!
-//! `cargo bench --bench checks` runs all of it in some 15 minutes and prints tables; `-- --write` keeps them in
+//! `cargo bench --bench checks` runs all of it in some 15 minutes and prints tables; `-- --write` stores them in
 //! `benches/RESULTS.md`; a name runs one part. The server has the first core for itself, the load the second. One
 //! server is asked after the other, round by round, and the median of the rounds counts, so that a machine whose
 //! speed drifts is fair to all.
@@ -39,7 +39,10 @@ use self::wrk::Wrk;
 
 /// Measures the verifier.
 #[derive(Parser)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 struct Args {
+    #[command(subcommand)]
+    role: Option<Role>,
     /// What to measure [default: everything]
     parts: Vec<Part>,
     /// How many rounds; medians count
@@ -57,7 +60,7 @@ struct Args {
     /// The tokenward that is measured, such as that of an image
     #[arg(long, default_value = env!("CARGO_BIN_EXE_tokenward"))]
     tokenward: PathBuf,
-    /// Keep the tables in benches/RESULTS.md
+    /// Store the tables in benches/RESULTS.md
     #[arg(long)]
     write: bool,
     /// What cargo passes to every benchmark
@@ -77,16 +80,12 @@ enum Part {
     Ready,
 }
 
-/// What this executable is when it runs itself.
-#[derive(Parser)]
-struct Inner {
-    #[command(subcommand)]
-    role: Role,
-}
-
+/// What this executable is when it starts itself.
 #[derive(Subcommand)]
 enum Role {
+    #[command(hide = true)]
     Bare { address: SocketAddr },
+    #[command(hide = true)]
     Load { address: SocketAddr, path: String, tokens: PathBuf, rate: f64, seconds: u64 },
 }
 
@@ -101,12 +100,13 @@ struct Bench {
 }
 
 fn main() -> anyhow::Result<()> {
-    match Inner::try_parse() {
-        Ok(Inner { role: Role::Bare { address } }) => bare::serve(address),
-        Ok(Inner { role: Role::Load { address, path, tokens, rate, seconds } }) => {
-            open_loop::main(address, &path, &tokens, rate, Duration::from_secs(seconds))
+    let args = Args::parse();
+    match args.role {
+        Some(Role::Bare { address }) => bare::serve(address),
+        Some(Role::Load { address, ref path, ref tokens, rate, seconds }) => {
+            open_loop::main(address, path, tokens, rate, Duration::from_secs(seconds))
         }
-        Err(_) => measure(&Args::parse()),
+        None => measure(&args),
     }
 }
 
@@ -139,7 +139,7 @@ fn measure(args: &Args) -> anyhow::Result<()> {
         ready::measure(&bench, args.objects, &mut report)?;
     }
     if args.write {
-        report.keep()?;
+        report.store()?;
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ use super::tokens;
 const CONNECTIONS: usize = 64;
 const HEAD_END: &[u8] = b"\r\n\r\n";
 
-/// Loads a server from a process on the second core; answers the median, 99 and 99.9 of 100 in microseconds.
+/// Loads a server from a process on the second core; returns the median, 99 and 99.9 of 100 in microseconds.
 pub fn run(server: &Server, tokens: &Path, rate: f64, time: Duration) -> anyhow::Result<[f64; 3]> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["load", &server.address.to_string(), server.path]).arg(tokens);
@@ -83,7 +83,7 @@ impl Load {
         Ok(Self { poll, connections, idle: (0..CONNECTIONS).collect() })
     }
 
-    /// Answers the latencies, and how many requests were refused.
+    /// Returns the latencies, and how many requests were refused.
     fn run(
         &mut self,
         requests: &[String],
@@ -133,7 +133,7 @@ impl Connection {
         self.stream.write_all(request.as_bytes()).context("a request was not taken")
     }
 
-    /// Reads what is there; answers the status once the answer is whole.
+    /// Reads what is there; returns the status once the answer is whole.
     fn receive(&mut self) -> anyhow::Result<Option<u16>> {
         let mut space = [0; 2048];
         loop {

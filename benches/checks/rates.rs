@@ -61,7 +61,7 @@ pub fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Loads each server in each round; answers the runs of each.
+/// Loads each server in each round; returns the runs of each.
 pub fn rounds(bench: &Bench, servers: &[Server]) -> anyhow::Result<Vec<Vec<Run>>> {
     let mut runs: Vec<Vec<Run>> = servers.iter().map(|_| Vec::new()).collect();
     for round in 0..=bench.rounds {

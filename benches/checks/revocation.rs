@@ -23,7 +23,7 @@ const REVOCATIONS: u64 = 500;
 const REPLICAS: usize = 3;
 /// The rest are asked for meanwhile, and stay good.
 const TOKENS: u64 = 1_500;
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Between two questions for the token that is being revoked.
 const REST: Duration = Duration::from_micros(250);
@@ -151,7 +151,7 @@ async fn report_events(mut events: Events, seen: Sender<Seen>) -> anyhow::Result
     Ok(())
 }
 
-/// Answers the delays of the watches and of the verifiers, in microseconds.
+/// Returns the delays of the watches and of the verifiers, in microseconds.
 async fn revoke_all(
     client: &Client,
     asked: &AtomicU64,
@@ -167,7 +167,7 @@ async fn revoke_all(
         let acknowledged = Instant::now();
         let mut missing: HashMap<bool, usize> = [(true, REPLICAS), (false, REPLICAS)].into();
         while missing.values().any(|left| *left > 0) {
-            let word = seen.recv_timeout(PATIENCE).context("a revocation was not seen")?;
+            let word = seen.recv_timeout(TIMEOUT).context("a revocation was not seen")?;
             if word.token != token {
                 continue;
             }

@@ -12,7 +12,7 @@ use devcluster::process::Guarded;
 use super::process;
 
 /// How long a server may take until it answers.
-const PATIENCE: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A running server.
 pub struct Server {
@@ -73,7 +73,7 @@ impl Server {
                 _ if self.process.try_wait()?.is_some() => {
                     bail!("{} has ended; see {}", self.name, log.display())
                 }
-                _ if start.elapsed() > PATIENCE => {
+                _ if start.elapsed() > TIMEOUT => {
                     bail!("{} answers a good and a bad token with {seen:?}; see {}", self.name, log.display())
                 }
                 _ => std::thread::sleep(Duration::from_millis(20)),
@@ -116,7 +116,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Asks; answers the status code.
+    /// Asks; returns the status code.
     pub fn ask(&mut self, token: &str) -> anyhow::Result<u16> {
         let path = self.path;
         let request = format!("GET {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {token}\r\n\r\n");
@@ -151,7 +151,7 @@ pub fn on_core(core: usize, command: &Command) -> Command {
     taskset
 }
 
-/// Runs a command on the second core to its end; answers what it printed.
+/// Runs a command on the second core to its end; returns what it printed.
 pub fn output(command: &Command) -> anyhow::Result<String> {
     let output = Guarded::output(on_core(1, command))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -18,7 +18,7 @@ wrk.headers["Content-Type"] = "application/json"
 wrk.body = '{"apiVersion":"authentication.k8s.io/v1","kind":"TokenReview","spec":{"token":"bench-user"}}'
 "#;
 
-/// Answers a row for the table of rates.
+/// Returns a row for the table of rates.
 pub fn measure(bench: &Bench) -> anyhow::Result<Vec<String>> {
     eprintln!("starting a control plane for TokenReview");
     let tokens = bench.folder.join("static-tokens.csv");

@@ -1,11 +1,11 @@
-//! Tables, as they are printed and kept.
+//! Tables, printed and stored.
 
 use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Context;
 
-/// What one benchmark reports: printed at once, kept for the file.
+/// What one benchmark reports: printed at once, and collected for the file.
 pub struct Report {
     heading: String,
     text: String,
@@ -53,7 +53,7 @@ impl Report {
     }
 
     /// Writes it into `benches/RESULTS.md`, in the place of what this benchmark reported before.
-    pub fn keep(&self) -> anyhow::Result<()> {
+    pub fn store(&self) -> anyhow::Result<()> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/RESULTS.md");
         let stored = std::fs::read_to_string(&path).unwrap_or_else(|_| "# Measured\n".to_owned());
         let text = match stored.split_once(&self.heading) {
@@ -91,8 +91,8 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-#[allow(dead_code, reason = "each benchmark has figures of its own kind")]
 /// A time in microseconds, in the unit that reads best.
+#[allow(dead_code, reason = "each benchmark has figures of its own kind")]
 pub fn time(microseconds: f64) -> String {
     if microseconds < 1000.0 {
         format!("{microseconds:.0} µs")

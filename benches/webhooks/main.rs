@@ -1,7 +1,7 @@
 //! What webhooks cost: a mass revocation with and without them, and deliveries beside a bare client.
 //!
 //! `cargo bench --bench webhooks` starts a control plane and one controller, and runs for some minutes;
-//! `-- --write` keeps the tables in `benches/RESULTS.md`, where it replaces its own section only. The machine must have
+//! `-- --write` stores the tables in `benches/RESULTS.md`, where it replaces its own section only. The machine must have
 //! nothing else to do: API server, controller and receiver share its cores, as they do in every row.
 //!
 //! Map: [`world`] is the cluster, the controller and its tokens, [`receiver`] the endpoints, [`post`] the bare client.
@@ -30,7 +30,10 @@ use self::world::{Revocation, World};
 
 /// Measures webhooks.
 #[derive(Parser)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 struct Args {
+    #[command(subcommand)]
+    role: Option<Role>,
     /// How many tokens are revoked at once
     #[arg(long, default_value_t = 10_000)]
     tokens: usize,
@@ -40,7 +43,7 @@ struct Args {
     /// How many rounds the deliveries beside the bare client have; medians count
     #[arg(long, default_value_t = 7)]
     rounds: usize,
-    /// Keep the tables in benches/RESULTS.md
+    /// Store the tables in benches/RESULTS.md
     #[arg(long)]
     write: bool,
     /// What cargo passes to every benchmark
@@ -63,25 +66,21 @@ impl Args {
     }
 }
 
-/// What this executable is when it runs itself.
-#[derive(Parser)]
-struct Inner {
-    #[command(subcommand)]
-    role: Role,
-}
-
+/// What this executable is when it starts itself.
 #[derive(Subcommand)]
 enum Role {
+    #[command(hide = true)]
     Post { address: SocketAddr, bodies: PathBuf, connections: usize },
 }
 
 fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
     let runtime = tokio::runtime::Runtime::new()?;
-    match Inner::try_parse() {
-        Ok(Inner { role: Role::Post { address, bodies, connections } }) => {
-            runtime.block_on(post::main(address, &bodies, connections))
+    match args.role {
+        Some(Role::Post { address, ref bodies, connections }) => {
+            runtime.block_on(post::main(address, bodies, connections))
         }
-        Err(_) => runtime.block_on(measure(&Args::parse())),
+        None => runtime.block_on(measure(&args)),
     }
 }
 
@@ -96,7 +95,7 @@ async fn measure(args: &Args) -> anyhow::Result<()> {
         revocations(&world, args, &mut report).await?;
     }
     if args.write {
-        report.keep()?;
+        report.store()?;
     }
     Ok(())
 }
@@ -126,9 +125,9 @@ async fn revocations(world: &World, args: &Args, report: &mut Report) -> anyhow:
     }
     let with = world.revoke("with", args.tokens).await?;
     let healthy = &receivers[0].2;
-    let told = healthy.until(args.tokens, "token.revoked").await?;
-    let last = told.duration_since(with.start);
-    // The endpoint that fails goes on being told for minutes, which nobody waits for here.
+    let accepted = healthy.until(args.tokens, "token.revoked").await?;
+    let last = accepted.duration_since(with.start);
+    // Delivery to the failing endpoint goes on for minutes, which nobody waits for here.
     let after = world.counts().await?;
     let (memory, terms) = (world.memory()?, world.terms()?);
     for (name, ..) in &receivers {
@@ -200,9 +199,9 @@ async fn revocation_without(world: &World, args: &Args, namespace: &str) -> anyh
     world.revoke(namespace, args.tokens).await
 }
 
-/// Events that have been held back go out at once, right after a bare client has posted the same bodies over as many
+/// Paused events go out at once, right after a bare client has posted the same bodies over as many
 /// connections. Every round has TokenWebhooks of its own, for which the same tokens' events have waited; the first one
-/// only tells the bodies.
+/// only collects the bodies.
 async fn deliveries(world: &World, args: &Args, report: &mut Report) -> anyhow::Result<()> {
     let namespace = "rates";
     world.namespace(namespace).await?;
@@ -277,10 +276,10 @@ async fn deliveries(world: &World, args: &Args, report: &mut Report) -> anyhow::
 
 /// How many tokens have events that wait for each round, whose receipts the next one waits for.
 const WAITING: usize = 4_000;
-/// How many TokenWebhooks deliver at once, so that it takes long enough to be told from noise.
+/// How many TokenWebhooks deliver at once, so that it takes long enough to measure.
 const WEBHOOKS: usize = 4;
 /// As many as an endpoint's events are under way at once.
 const CONNECTIONS: usize = 16;
 
 /// How long anything here may take.
-const PATIENCE: Duration = Duration::from_secs(600);
+const TIMEOUT: Duration = Duration::from_secs(600);

@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 
 use super::process::cpu;
 
-/// Runs it; answers the CPU time that it took, its start not counted.
+/// Runs it; returns the CPU time that it took, its start not counted.
 pub fn run(address: SocketAddr, bodies: &Path, connections: usize) -> anyhow::Result<Duration> {
     let mut command = Command::new(std::env::current_exe()?);
     let output =

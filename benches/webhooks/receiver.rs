@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
-use super::PATIENCE;
+use super::TIMEOUT;
 
 /// How it behaves.
 #[derive(Clone, Copy)]
@@ -101,7 +101,7 @@ impl Receiver {
         self.wait(count, "requests", || self.requests()).await
     }
 
-    /// Waits until so many events of a type were accepted; answers when the last of them was.
+    /// Waits until so many events of a type were accepted; returns when the last of them was.
     pub async fn until(&self, count: usize, type_: &str) -> anyhow::Result<Instant> {
         let start = Instant::now();
         // While fewer have come there is nothing to look through, which would hold up those that come.
@@ -116,15 +116,15 @@ impl Receiver {
 
     async fn wait(&self, count: usize, what: &str, so_far: impl Fn() -> usize) -> anyhow::Result<()> {
         let start = Instant::now();
-        let mut told = 0;
+        let mut printed = 0;
         loop {
             let come = so_far();
             if come >= count {
                 return Ok(());
             }
-            ensure!(start.elapsed() <= PATIENCE, "{come} of {count} {what} within {PATIENCE:?}");
-            if start.elapsed().as_secs() / 10 > told {
-                told = start.elapsed().as_secs() / 10;
+            ensure!(start.elapsed() <= TIMEOUT, "{come} of {count} {what} within {TIMEOUT:?}");
+            if start.elapsed().as_secs() / 10 > printed {
+                printed = start.elapsed().as_secs() / 10;
                 eprintln!("{come} of {count} {what}");
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -19,7 +19,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokenward_core::crd::{ApiToken, TokenWebhook};
 
-use super::{PATIENCE, process};
+use super::{TIMEOUT, process};
 
 /// How many requests are under way while tokens are made and revoked.
 const AT_ONCE: usize = 32;
@@ -219,7 +219,7 @@ impl World {
     pub async fn quiet(&self) -> anyhow::Result<()> {
         let mut before = u64::MAX;
         let start = Instant::now();
-        while start.elapsed() < PATIENCE {
+        while start.elapsed() < TIMEOUT {
             let now = self.counts().await?.statuses;
             if now == before {
                 return Ok(());
@@ -282,12 +282,12 @@ impl World {
         mut holds: impl AsyncFnMut() -> anyhow::Result<bool>,
     ) -> anyhow::Result<()> {
         let start = Instant::now();
-        let mut told = Instant::now();
+        let mut printed = Instant::now();
         while !holds().await? {
-            ensure!(start.elapsed() < PATIENCE, "no {what} within {PATIENCE:?}");
-            if told.elapsed() > Duration::from_secs(10) {
+            ensure!(start.elapsed() < TIMEOUT, "no {what} within {TIMEOUT:?}");
+            if printed.elapsed() > Duration::from_secs(10) {
                 eprintln!("waiting for {what}, {} s", start.elapsed().as_secs());
-                told = Instant::now();
+                printed = Instant::now();
             }
             tokio::time::sleep(Duration::from_millis(250)).await;
         }

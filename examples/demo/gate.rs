@@ -80,7 +80,7 @@ impl Gate {
         Ok(Answer { status, id, subject, scopes, took: start.elapsed() })
     }
 
-    /// Asks without a pause until the answer is `wanted`; answers when that was.
+    /// Asks without a pause until the answer is `wanted`; returns when that was.
     pub async fn until(&self, token: &Presented, query: &str, wanted: u16) -> anyhow::Result<Instant> {
         self.turn(token, query, wanted, &AtomicU64::new(0)).await
     }

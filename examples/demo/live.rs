@@ -47,7 +47,7 @@ impl Live {
         Self { seen, _task: task }
     }
 
-    /// Waits until a token is as wanted; answers it, and when that was seen.
+    /// Waits until a token is as wanted; returns it, and when that was seen.
     pub async fn until(
         &self,
         name: &str,

@@ -106,7 +106,7 @@ pub async fn set(
     Ok(())
 }
 
-/// Builds the program that users run: without the crash points that test builds have. Answers where it is.
+/// Builds the program that users run: without the crash points that test builds have. Returns where it is.
 fn build() -> anyhow::Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
@@ -160,7 +160,7 @@ impl Stage {
         token_in(&self.secrets(), secret, key).await
     }
 
-    /// Runs kubectl, which must succeed, with all rights; answers what it printed.
+    /// Runs kubectl, which must succeed, with all rights; returns what it printed.
     pub async fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let mut command = self.cluster.kubectl();
         command.args(arguments).current_dir(&self.root);
@@ -254,7 +254,7 @@ impl Stage {
         println!("The processes log to {}.", self.cluster.dir().join("logs").display());
     }
 
-    /// Stops all that was started; answers what is left, in a sentence.
+    /// Stops all that was started; returns what is left, in a sentence.
     pub async fn stop(mut self) -> anyhow::Result<&'static str> {
         let external = self.cluster.is_external();
         for process in self.processes.iter_mut().rev() {

@@ -67,7 +67,7 @@ pub async fn tell(show: &mut Show, stage: &Stage) -> anyhow::Result<()> {
 }
 
 impl Story<'_> {
-    /// Manifests become tokens in Secrets. Answers backend-prod's.
+    /// Manifests become tokens in Secrets. Returns backend-prod's.
     async fn apply(&mut self) -> anyhow::Result<Presented> {
         self.show.step("A team applies three ApiTokens, and gets three Secrets");
         let files = manifests()?;
@@ -140,7 +140,7 @@ impl Story<'_> {
         Ok(())
     }
 
-    /// An edit of the scopes mints a new secret, while checks go on. Answers it.
+    /// An edit of the scopes mints a new secret, while checks go on. Returns it.
     async fn rotate(&mut self, first: &Presented) -> anyhow::Result<Presented> {
         self.show.step("An edit of the spec rotates: backend-prod gets the scope billing:read");
         let before = self.gate.ask(first, KEPT).await?;
@@ -214,7 +214,7 @@ impl Story<'_> {
         Ok(())
     }
 
-    /// An endpoint wants to be told. Answers it, and the key that it verifies by.
+    /// An endpoint wants to be told. Returns it, and the key that it verifies by.
     async fn subscribe(&mut self) -> anyhow::Result<(Endpoint, Zeroizing<String>)> {
         self.show.step("A team wants to be told: a TokenWebhook to its endpoint");
         let endpoint = Endpoint::open().await?;
@@ -356,7 +356,7 @@ impl Story<'_> {
         }
     }
 
-    /// Changes an ApiToken; answers when the API server had answered.
+    /// Changes an ApiToken; returns when the API server had answered.
     async fn patch(&self, name: &str, patch: Value) -> anyhow::Result<Instant> {
         self.try_patch(name, patch).await.with_context(|| format!("{name} can't be patched"))?;
         Ok(Instant::now())
@@ -416,7 +416,7 @@ impl Traffic {
         }
     }
 
-    /// Ends them; answers how many checks there were, of which none failed.
+    /// Ends them; returns how many checks there were, of which none failed.
     async fn end(mut self) -> anyhow::Result<u64> {
         match self.tasks.try_join_next() {
             Some(Ok(error)) => return Err(error),

@@ -33,7 +33,7 @@ pub static TOKEN: LazyLock<Plaintext> = LazyLock::new(|| plaintext(1));
 /// The token of a caller.
 pub static CALLER: LazyLock<Plaintext> = LazyLock::new(|| plaintext(2));
 
-static DOORS: LazyLock<Endpoints> = LazyLock::new(doors);
+static ENDPOINTS: LazyLock<Endpoints> = LazyLock::new(endpoints);
 /// Time limits need a runtime; nothing here waits for one to pass.
 static RUNTIME: LazyLock<Runtime> =
     LazyLock::new(|| Builder::new_current_thread().enable_time().build().expect("a runtime"));
@@ -48,7 +48,7 @@ pub fn is_valid<'s>(presented: &[u8], scopes: impl IntoIterator<Item = &'s str>)
     }
 }
 
-/// The decision, if a door gives one: the JSON of its answer to a body, which the caller posts.
+/// The decision, if an endpoint gives one: the JSON of its answer to a body, which the caller posts.
 pub fn post(path: &str, media_type: &'static str, body: &[u8]) -> Option<Value> {
     let bearer = HeaderValue::try_from(format!("Bearer {}", CALLER.expose())).expect("a header");
     let request = Request::post(path)
@@ -67,7 +67,7 @@ pub fn post(path: &str, media_type: &'static str, body: &[u8]) -> Option<Value> 
 /// The status and the JSON of an answer; null if it has no body.
 pub fn answer(mut request: Request<Full<Bytes>>) -> (StatusCode, Value) {
     let (head, body) = RUNTIME.block_on(async {
-        let (head, body) = DOORS.answer(&mut request, IpAddr::V4(Ipv4Addr::LOCALHOST)).await.into_parts();
+        let (head, body) = ENDPOINTS.answer(&mut request, IpAddr::V4(Ipv4Addr::LOCALHOST)).await.into_parts();
         (head, body.collect().await.expect("a body at hand").to_bytes())
     });
     let json = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).expect("JSON") };
@@ -78,7 +78,7 @@ fn plaintext(number: u8) -> Plaintext {
     format::make(&Prefix::default(), KeyId::from_bytes([number; 16]), &[number; 32])
 }
 
-fn doors() -> Endpoints {
+fn endpoints() -> Endpoints {
     for token in [&TOKEN, &CALLER] {
         // A fuzzer does not find them by itself.
         assert!(include_str!("../dictionary").contains(token.expose()), "the dictionary holds other tokens");

@@ -12,7 +12,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     let Some(request) = request(input) else { return Corpus::Reject };
     let query = request.uri().query().unwrap_or_default().to_owned();
     let headers = request.headers().clone();
-    let (status, told) = answer(request);
+    let (status, body) = answer(request);
     match status.as_u16() {
         200 => {
             let needs: Vec<_> = form_urlencoded::parse(query.as_bytes())
@@ -22,8 +22,8 @@ fuzz_target!(|input: &[u8]| -> Corpus {
             let scopes = || needs.iter().flat_map(|scopes| scopes.split_ascii_whitespace());
             assert!(presented(&headers).any(|token| is_valid(token, scopes())), "{needs:?}");
         }
-        400 | 401 | 403 => assert!(told["error"].is_string() && told["message"].is_string()),
-        _ => panic!("{status} {told}"),
+        400 | 401 | 403 => assert!(body["error"].is_string() && body["message"].is_string()),
+        _ => panic!("{status} {body}"),
     }
     Corpus::Keep
 });

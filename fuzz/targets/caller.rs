@@ -1,4 +1,4 @@
-//! Who asks: the Authorization header of the doors that tell more than yes or no.
+//! The Authorization header of callers, at the endpoints that give reasons.
 
 #![no_main]
 
@@ -16,12 +16,12 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         .header(CONTENT_TYPE, "application/json")
         .body(r#"{"token":""}"#.into())
         .expect("a request");
-    let (status, told) = answer(request);
+    let (status, body) = answer(request);
     match status.as_u16() {
         200 => assert!(secret(input).is_some_and(|secret| is_valid(&secret, [CALLER_SCOPE]))),
         // 503: a JWT, which there is no API server here to ask about.
-        401 | 403 | 503 => assert!(told["error"].is_string() && told["message"].is_string()),
-        _ => panic!("{status} {told}"),
+        401 | 403 | 503 => assert!(body["error"].is_string() && body["message"].is_string()),
+        _ => panic!("{status} {body}"),
     }
     Corpus::Keep
 });

@@ -6,11 +6,13 @@ use libfuzzer_sys::fuzz_target;
 use tokenward_fuzz::{is_valid, post};
 
 fuzz_target!(|form: &[u8]| {
-    let Some(told) = post("/oauth2/introspect", "application/x-www-form-urlencoded", form) else { return };
+    let Some(response) = post("/oauth2/introspect", "application/x-www-form-urlencoded", form) else {
+        return;
+    };
     let field = |wanted: &str| form_urlencoded::parse(form).find(|(name, _)| name == wanted);
     let (_, token) = field("token").expect("a token");
     let scope = field("scope").map(|(_, scope)| scope).unwrap_or_default();
-    assert_eq!(told["active"], is_valid(token.as_bytes(), scope.split_ascii_whitespace()));
-    // Of a token that is not active, nothing else is told.
-    assert!(told["active"] == true || told.as_object().is_some_and(|told| told.len() == 1));
+    assert_eq!(response["active"], is_valid(token.as_bytes(), scope.split_ascii_whitespace()));
+    // Of a token that is not active, nothing else is revealed.
+    assert!(response["active"] == true || response.as_object().is_some_and(|response| response.len() == 1));
 });

@@ -18,9 +18,9 @@ struct Spec {
 }
 
 fuzz_target!(|body: &[u8]| {
-    let Some(told) = post("/tokenreview", "application/json", body) else { return };
+    let Some(response) = post("/tokenreview", "application/json", body) else { return };
     let Review { spec: Spec { token } } = serde_json::from_slice(body).expect("a review");
-    let status = &told["status"];
+    let status = &response["status"];
     assert_eq!(status["authenticated"], is_valid(token.as_bytes(), []));
     if token == TOKEN.expose() {
         assert_eq!(status["user"]["username"], "tokenward:team:orders");

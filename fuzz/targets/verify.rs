@@ -7,13 +7,13 @@ use serde_json::Value;
 use tokenward_fuzz::{is_valid, post};
 
 fuzz_target!(|body: &[u8]| {
-    let Some(told) = post("/v1/verify", "application/json", body) else { return };
+    let Some(response) = post("/v1/verify", "application/json", body) else { return };
     let asked: Value = serde_json::from_slice(body).expect("JSON");
     let token = asked["token"].as_str().expect("a token");
     let scopes = asked["scopes"].as_array().into_iter().flatten();
     let valid = is_valid(token.as_bytes(), scopes.map(|scope| scope.as_str().expect("a scope")));
-    assert_eq!(told["valid"], valid);
+    assert_eq!(response["valid"], valid);
     // Either whose it is, or why it is not valid.
-    assert_eq!(told["token"].is_object(), valid);
-    assert_eq!(told["code"].is_string(), !valid);
+    assert_eq!(response["token"].is_object(), valid);
+    assert_eq!(response["code"].is_string(), !valid);
 });

@@ -7,10 +7,10 @@ use serde_json::Value;
 use tokenward_fuzz::{is_valid, post};
 
 fuzz_target!(|body: &[u8]| {
-    let Some(told) = post("/v1/verify:batch", "application/json", body) else { return };
+    let Some(response) = post("/v1/verify:batch", "application/json", body) else { return };
     let asked: Value = serde_json::from_slice(body).expect("JSON");
     let checks = asked["checks"].as_array().expect("checks");
-    let results = told["results"].as_array().expect("results");
+    let results = response["results"].as_array().expect("results");
     assert_eq!(results.len(), checks.len());
     for (result, check) in results.iter().zip(checks) {
         let token = check["token"].as_str().expect("a token");

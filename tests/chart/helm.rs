@@ -19,7 +19,7 @@ pub fn chart() -> String {
     root().join("charts/tokenward").display().to_string()
 }
 
-/// Runs Helm without a cluster; answers whether it succeeded, what it printed, and its complaints.
+/// Runs Helm without a cluster; returns whether it succeeded, what it printed, and its complaints.
 pub fn try_helm(kubeconfig: Option<&Path>, args: &[&str]) -> (bool, String, String) {
     let home = tempfile::tempdir().expect("a folder");
     let mut command = Command::new(&*PROGRAM);
@@ -35,14 +35,14 @@ pub fn try_helm(kubeconfig: Option<&Path>, args: &[&str]) -> (bool, String, Stri
     (output.status.success(), text(output.stdout), text(output.stderr))
 }
 
-/// Runs Helm, which must succeed; answers what it printed.
+/// Runs Helm, which must succeed; returns what it printed.
 pub fn helm(kubeconfig: &Path, args: &[&str]) -> String {
     let (ok, printed, complaint) = try_helm(Some(kubeconfig), args);
     assert!(ok, "helm {args:?}: {complaint}");
     printed
 }
 
-/// Renders the chart as the release `tokenward` in the namespace of that name; answers the text.
+/// Renders the chart as the release `tokenward` in the namespace of that name; returns the text.
 pub fn render(args: &[&str]) -> String {
     let (ok, printed, complaint) = try_render(args);
     assert!(ok, "helm template {args:?}: {complaint}");

@@ -100,8 +100,8 @@ pub async fn an_uninstall_keeps_what_can_t_be_made_again(stage: &Stage) {
     };
     let pepper_before = pepper(site);
 
-    let told = stage.helm(&["uninstall", "tokenward", "-n", "tokenward"]);
-    assert!(told.contains("apitokens.tokenward.dev") && told.contains("kept"), "{told}");
+    let printed = stage.helm(&["uninstall", "tokenward", "-n", "tokenward"]);
+    assert!(printed.contains("apitokens.tokenward.dev") && printed.contains("kept"), "{printed}");
     let left = site.kubectl(&[
         "get",
         "clusterroles,clusterrolebindings,validatingwebhookconfigurations,validatingadmissionpolicies",

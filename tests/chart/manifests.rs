@@ -131,11 +131,11 @@ pub async fn the_plain_manifests_are_valid_for_the_api_server_s_own_schemas(stag
         .args(ours.map(|name| root().join("deploy").join(name)))
         .output()
         .expect("kubeconform runs");
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
-    let summary: Value = serde_json::from_str(&told).unwrap_or_else(|_| panic!("{output:?}"));
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let summary: Value = serde_json::from_str(&printed).unwrap_or_else(|_| panic!("{output:?}"));
     let summary = &summary["summary"];
-    assert!(output.status.success(), "{told}");
-    assert!(summary["valid"].as_u64() > Some(20) && summary["skipped"] == 0, "{told}");
+    assert!(output.status.success(), "{printed}");
+    assert!(summary["valid"].as_u64() > Some(20) && summary["skipped"] == 0, "{printed}");
 }
 
 /// One file for each kind, which refuses fields that the kind does not have.

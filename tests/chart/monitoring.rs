@@ -110,8 +110,8 @@ pub fn alerts_say_what_they_should() {
     let samples = fs::read_to_string(samples).expect("a text");
     for line in fs::read_to_string(rules).expect("a text").lines() {
         if let Some((_, alert)) = line.split_once("- alert: ") {
-            let told = format!("alertname: {alert}\n        exp_alerts");
-            assert!(samples.contains(&told), "{alert} is never raised in alerts.yaml");
+            let expected = format!("alertname: {alert}\n        exp_alerts");
+            assert!(samples.contains(&expected), "{alert} is never raised in alerts.yaml");
         }
     }
 }

@@ -19,7 +19,7 @@ use tokenward_core::crd::{ConditionType, TokenWebhook};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::Shared;
-use testkit::{PATIENCE, Site, Space, Tenant, eventually, free_port, message};
+use testkit::{Site, Space, TIMEOUT, Tenant, eventually, free_port, message};
 
 /// The label of namespaces in which the shared controller is asked.
 const ASKED: &str = "tokenward.test/admission";
@@ -150,7 +150,7 @@ pub async fn a_secret_has_one_token(shared: &Shared) {
     assert!(refusal.contains("argoproj.io"), "{refusal}");
 }
 
-pub async fn scopes_are_handed_out_by_who_may(shared: &Shared) {
+pub async fn scopes_are_granted_only_with_the_right(shared: &Shared) {
     let space = asked(shared, "grants").await;
     allow(&space, "alice", &["orders:*", "audit:read"]).await;
     allow(&space, "argocd", &[]).await;
@@ -168,7 +168,7 @@ pub async fn scopes_are_handed_out_by_who_may(shared: &Shared) {
     let refusal = argocd.try_create("synced", spec(&["orders:read"])).await.expect_err("a refusal");
     assert!(refusal.contains("argocd may not grant orders:read"), "{refusal}");
 
-    // An edit is asked about what it gains, so a token of somebody with more rights can be looked after.
+    // An edit is asked about what it gains, so a token of somebody with more rights can be edited.
     space.create("rich", spec(&["payments:*", "orders:read"])).await;
     alice.patch("rich", json!({"spec": {"displayName": "Payments"}})).await;
     alice.patch("rich", json!({"spec": {"scopes": ["payments:read", "orders:read"]}})).await;
@@ -300,7 +300,7 @@ pub async fn certificates_are_replaced_under_load(site: &Site) {
     tenant.peppers().delete(SECRET, &DeleteParams::default()).await.expect("a deletion");
     ask_at(&site.client, tenant.namespace(), "certificates", address.port(), own).await;
     is_asked(&tenant.space).await;
-    let gone = tokio::time::timeout(PATIENCE, async {
+    let gone = tokio::time::timeout(TIMEOUT, async {
         while served(&tenant).await == certificate {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -312,7 +312,7 @@ pub async fn certificates_are_replaced_under_load(site: &Site) {
     replicas[survivor].kill();
     let refusal = tenant.space.try_create("held-up", spec(&["a:b"])).await.expect_err("a refusal");
     assert!(refusal.contains("failed calling webhook"), "{refusal}");
-    // All that is kept ends meanwhile.
+    // All cached verdicts end meanwhile.
     tokio::time::sleep(Duration::from_secs(12)).await;
     replicas[survivor] = start(&ports[survivor]);
     eventually("admission", async || tenant.space.try_create("held-up", spec(&["a:b"])).await).await;
@@ -328,7 +328,7 @@ async fn served(tenant: &Tenant<'_>) -> Vec<u8> {
 
 /// With the certificate of others, such as cert-manager's, nothing is made and nothing is written; it is followed as
 /// it changes.
-pub async fn the_certificate_of_others_is_served(site: &Site) {
+pub async fn a_provided_certificate_is_served(site: &Site) {
     let tenant = Tenant::new(site, "cert-manager").await;
     let folder = tempfile::tempdir().expect("a folder");
     let host = format!("{SECRET}.{}.svc", tenant.namespace());
@@ -363,7 +363,7 @@ pub async fn the_certificate_of_others_is_served(site: &Site) {
     api.delete("cert-manager", &DeleteParams::default()).await.expect("a deletion");
 }
 
-/// A certificate that nobody else has signed, put where the controller looks; answers it.
+/// A certificate that nobody else has signed, put where the controller looks; returns it.
 fn issue(folder: &Path, host: &str) -> String {
     let params = rcgen::CertificateParams::new(vec![host.to_owned()]).expect("parameters");
     let key = rcgen::KeyPair::generate().expect("a key");

@@ -124,7 +124,7 @@ impl<'s> Case<'s> {
         (token, self.space.get("t").await.status.and_then(|status| status.token_id))
     }
 
-    /// Answers the tokenId.
+    /// Returns the tokenId.
     async fn assert_sound(&self) -> Option<String> {
         let status = self.space.get("t").await.status.expect("a status");
         let live = status.versions.iter().filter(|version| version.state.is_live()).count();
@@ -179,7 +179,7 @@ impl Watch {
         Self { stop, checks, task }
     }
 
-    /// Answers how many checks were made, none of which has failed.
+    /// Returns how many checks were made, none of which has failed.
     async fn end(self, case: &str) -> u32 {
         self.stop.store(true, Ordering::Relaxed);
         let failures = self.task.await.expect("the watch");

@@ -1,4 +1,4 @@
-//! What a gRPC client is told by a verifier. What Envoy makes of it is looked at in `tests/gateways`.
+//! What a gRPC client gets from a verifier. What Envoy makes of it is tested in `tests/gateways`.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tonic_health::pb::health_client::HealthClient;
 use crate::Shared;
 use testkit::{Process, eventually};
 
-pub async fn a_grpc_client_gets_the_answers_of_auth(shared: &Shared) {
+pub async fn a_grpc_client_gets_the_decisions_of_auth(shared: &Shared) {
     let space = shared.site.namespace("grpc").await;
     let token = space.active("t", json!({"scopes": ["a:b"]})).await;
     let constraints = json!({"cidrs": ["192.0.2.0/24"]});
@@ -41,7 +41,7 @@ pub async fn a_grpc_client_gets_the_answers_of_auth(shared: &Shared) {
 
     space.patch("t", json!({"spec": {"revoked": true}})).await;
     verifier.answers(&token, "", 401).await;
-    assert_eq!(check(&token, "a:b", "192.0.2.1").await, 401, "revoked at one door and not at the other");
+    assert_eq!(check(&token, "a:b", "192.0.2.1").await, 401, "revoked at one endpoint and not at the other");
     let counted = r#"tokenward_checks_total{door="ext_authz",code="REVOKED"} 1"#;
     assert!(verifier.metrics().await.contains(counted), "{}", verifier.metrics().await);
     assert!(!verifier.log().contains(&token), "the log holds a token");

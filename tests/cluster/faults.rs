@@ -20,7 +20,7 @@ use kube::{Api, Client};
 use serde_json::json;
 use tokenward_core::crd::{ConditionType, VersionState};
 
-use testkit::{PATIENCE, Process, Site, Tenant, client_of, condition, eventually};
+use testkit::{Process, Site, TIMEOUT, Tenant, client_of, condition, eventually};
 
 async fn leads(process: &Process) -> bool {
     process.metrics().await.lines().any(|line| line == "tokenward_leader 1")
@@ -157,7 +157,7 @@ pub async fn a_missing_pepper_stops_the_controller(site: &Site) {
     verifier.answers(&token, "", 200).await;
 }
 
-pub async fn an_api_server_that_fails_is_endured(site: &Site) {
+pub async fn a_failing_api_server_is_tolerated(site: &Site) {
     let space = site.namespace("endure").await;
     let faults = Arc::new(AtomicU32::new(0));
     let kubeconfig = faulty(site, faults.clone()).await;
@@ -218,7 +218,7 @@ pub async fn an_api_server_that_fails_is_endured(site: &Site) {
 }
 
 /// Where nothing changes, bookmarks are all that is heard: about one a minute, so this takes minutes.
-pub async fn a_quiet_cluster_is_heard(site: &Site) {
+pub async fn bookmarks_keep_a_quiet_watch_fresh(site: &Site) {
     let space = site.namespace("quiet").await;
     // It makes the pepper, and then has nothing to do.
     let _controller = site.controller(&[]).ready().await;
@@ -353,7 +353,7 @@ pub async fn a_namespace_goes_with_its_tokens(site: &Site) {
     assert_eq!(before, failures().await);
 }
 
-pub async fn a_forbidden_secret_is_told(site: &Site) {
+pub async fn a_forbidden_secret_is_reported(site: &Site) {
     let space = site.namespace("forbidden").await;
     let roles: Api<ClusterRole> = Api::all(site.client.clone());
     let role = roles.get("tokenward-controller").await.expect("the role");
@@ -388,7 +388,7 @@ pub async fn a_forbidden_secret_is_told(site: &Site) {
     patch(json!(rules)).await;
     let start = std::time::Instant::now();
     space.condition("t", ConditionType::Active, "True").await;
-    assert!(start.elapsed() < PATIENCE, "{}", controller.log());
+    assert!(start.elapsed() < TIMEOUT, "{}", controller.log());
     assert!(condition(&space.get("t").await, ConditionType::Stalled).is_none());
 
     // Taken away later, the right is missed with the next look into the Secret, which is not called damaged.

@@ -1,4 +1,4 @@
-//! Kubernetes as a client: kube-apiserver accepts ApiTokens, and judges the callers of the doors.
+//! Kubernetes as a client: kube-apiserver accepts ApiTokens, and authorizes the callers of the endpoints.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -49,8 +49,8 @@ impl Trusting {
         Self { site, verifier, _controller: controller, pki }
     }
 
-    /// Asks a door with curl; answers the status and the body.
-    fn post(&self, caller: &str, door: &str, body: &Value) -> (u16, Value) {
+    /// Asks an endpoint with curl; returns the status and the body.
+    fn post(&self, caller: &str, path: &str, body: &Value) -> (u16, Value) {
         let mut curl = Command::new("curl");
         curl.args([
             "--silent",
@@ -63,7 +63,7 @@ impl Trusting {
         ]);
         curl.arg(self.pki.path("ca.crt")).args(["--json", &body.to_string()]);
         curl.args(["--header", &format!("Authorization: Bearer {caller}")]);
-        let output = curl.arg(format!("https://{}{door}", self.verifier.listen)).output().expect("curl");
+        let output = curl.arg(format!("https://{}{path}", self.verifier.listen)).output().expect("curl");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let (body, status) = text.rsplit_once('\n').unwrap_or_else(|| panic!("{output:?}"));
         (status.parse().expect("a status"), serde_json::from_str(body).unwrap_or_default())
@@ -199,7 +199,7 @@ pub async fn a_service_account_may_ask_once_it_is_bound(trusting: &Trusting) {
     // Signed by nobody: it has the form and the audience, so the API server is asked, and says no.
     let (head, _) = caller.rsplit_once('.').expect("a JWT");
     assert_eq!(ask(&format!("{head}.{}", "A".repeat(342))).0, 401);
-    // The account is gone: its token is believed as long as verdicts are kept, and no longer.
+    // The account is gone: its token is accepted as long as verdicts are cached, and no longer.
     site.kubectl(&["delete", "serviceaccount", "shop", "-n", namespace]);
     eventually("the account is forgotten", async || match ask(&caller) {
         (401, _) => Ok(()),

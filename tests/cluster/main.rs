@@ -1,6 +1,6 @@
 //! tokenward on a real API server: the tests' table of contents.
 //!
-//! One control plane, one controller and one verifier serve all tests that leave them whole, each in a namespace
+//! One control plane, one controller and one verifier serve all tests that do not break them, each in a namespace
 //! of its own. Tests that break processes share a second control plane and start their own; the one that breaks
 //! the API server has a third, in a fourth the API server itself asks a verifier, and a fifth is of the oldest
 //! Kubernetes. A name filters, as with any test: `cargo test --test cluster -- rotation`.
@@ -15,7 +15,7 @@
 
 mod admission;
 mod crash;
-mod doors;
+mod endpoints;
 mod ext_authz;
 mod faults;
 mod install;
@@ -39,7 +39,7 @@ use testkit::{Process, Site};
 use tokenward_core::token::Token;
 use tokio::runtime::Runtime;
 
-/// A cluster with a controller and a verifier that look after every namespace.
+/// A cluster with a controller and a verifier for all namespaces.
 struct Shared {
     site: Site,
     verifier: Process,
@@ -65,8 +65,8 @@ impl Shared {
 }
 
 impl Shared {
-    /// Whether a token stands anywhere but in a Secret: in a log, a status, an Event.
-    fn tells_a_token(&self) -> bool {
+    /// Whether a token is anywhere but in a Secret: in a log, a status, an Event.
+    fn leaks_a_token(&self) -> bool {
         let api = self.site.kubectl(&["get", "apitokens,events", "-A", "-o", "yaml"]);
         let places = [
             ("the controller's log", self.controller.log()),
@@ -75,8 +75,8 @@ impl Shared {
         ];
         places.iter().any(|(place, text)| {
             let mut words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-            let told = words.find_map(Token::parse);
-            told.inspect(|token| eprintln!("FAILED: {place} holds a token: {token:?}")).is_some()
+            let leaked = words.find_map(Token::parse);
+            leaked.inspect(|token| eprintln!("FAILED: {place} contains a token: {token:?}")).is_some()
         })
     }
 }
@@ -96,7 +96,7 @@ fn main() -> ExitCode {
     // The longest first.
     tests!(suite, runtime, breakable, Site::start(), crash::no_crash_loses_or_revives_a_token);
     tests!(suite, runtime, breakable, Site::start(), webhook::faults::no_crash_loses_an_event);
-    tests!(suite, runtime, alone, Site::start(), faults::an_api_server_that_fails_is_endured);
+    tests!(suite, runtime, alone, Site::start(), faults::a_failing_api_server_is_tolerated);
     let version = Options { version: Some(Version::V1_33), ..Options::default() };
     tests!(suite, runtime, oldest, Shared::start_with(version), oldest::the_oldest_kubernetes_does_as_well);
     tests!(
@@ -117,8 +117,8 @@ fn main() -> ExitCode {
         secret::a_secret_that_is_always_broken_stalls,
         sockets::hostile_load_leaves_good_checks_answered,
         sockets::checks_are_answered_in_tls_and_certificates_are_renewed,
-        doors::hostile_requests_are_refused,
-        doors::hostile_tokens_are_refused,
+        endpoints::hostile_requests_are_rejected,
+        endpoints::hostile_tokens_are_rejected,
         rotation::a_schedule_rotates,
         rotation::a_second_rotation_waits_for_the_overlap,
     );
@@ -128,8 +128,8 @@ fn main() -> ExitCode {
         breakable,
         Site::start(),
         admission::certificates_are_replaced_under_load,
-        admission::the_certificate_of_others_is_served,
-        faults::a_forbidden_secret_is_told,
+        admission::a_provided_certificate_is_served,
+        faults::a_forbidden_secret_is_reported,
         faults::two_controllers_take_turns,
         faults::clocks_that_are_off_harm_nothing,
         faults::a_namespace_goes_with_its_tokens,
@@ -137,19 +137,19 @@ fn main() -> ExitCode {
         sockets::a_verifier_says_what_its_transport_lacks,
         webhook::events_arrive_signed_and_in_order,
         webhook::filters_choose_tokens_and_events,
-        webhook::what_an_endpoint_answers_is_heeded,
+        webhook::an_endpoint_s_status_code_decides,
         webhook::the_signing_key_is_replaced_without_a_gap,
         webhook::faults::a_new_leader_goes_on,
         webhook::faults::an_endpoint_away_for_an_hour_misses_nothing,
-        webhook::faults::a_bad_endpoint_holds_up_no_other,
+        webhook::faults::a_bad_endpoint_delays_no_other,
         webhook::faults::a_deleted_token_leaves_its_events,
         webhook::faults::a_namespace_goes_whatever_its_endpoint_does,
-        webhook::faults::what_is_given_up_is_counted_and_can_be_replayed,
-        webhook::faults::what_is_held_back_is_given_up_once_it_may_wait_no_longer,
+        webhook::faults::dead_letters_are_counted_and_can_be_replayed,
+        webhook::faults::paused_events_are_dead_lettered_at_max_age,
         webhook::faults::a_full_outbox_says_so,
-        webhook::faults::what_is_wrong_is_said_and_mended_by_the_user,
-        webhook::faults::addresses_inside_are_not_asked,
-        webhook::faults::a_hundred_webhooks_are_all_told,
+        webhook::faults::problems_are_reported_and_fixed_by_the_user,
+        webhook::faults::internal_addresses_get_no_request,
+        webhook::faults::a_hundred_webhooks_receive_every_event,
     );
     tests!(
         suite,
@@ -157,7 +157,7 @@ fn main() -> ExitCode {
         shared,
         Shared::start(),
         admission::a_secret_has_one_token,
-        admission::scopes_are_handed_out_by_who_may,
+        admission::scopes_are_granted_only_with_the_right,
         admission::a_token_from_before_can_be_edited,
         admission::a_webhook_that_points_inside_is_refused,
         install::every_example_becomes_active,
@@ -169,9 +169,9 @@ fn main() -> ExitCode {
         rotation::a_trigger_rotates_once,
         rotation::a_cut_ends_what_came_before,
         rotation::without_overlap_the_old_secret_ends,
-        rotation::the_previous_secret_is_kept_beside,
+        rotation::the_previous_secret_stays_under_its_own_key,
         rotation::scopes_never_widen_for_an_issued_secret,
-        rotation::kept_changes_do_not_rotate,
+        rotation::changes_under_keep_do_not_rotate,
         revocation::a_revocation_is_at_once_and_for_good,
         revocation::on_revoke_delete_takes_the_secret_away,
         revocation::suspension_is_reversible,
@@ -180,21 +180,21 @@ fn main() -> ExitCode {
         revocation::a_token_born_revoked_is_not_minted,
         secret::a_lost_secret_is_minted_anew,
         secret::an_edited_secret_is_minted_anew,
-        secret::other_keys_and_labels_are_kept,
-        secret::the_template_is_put_on_and_taken_off,
+        secret::other_keys_and_labels_are_preserved,
+        secret::the_template_is_applied_and_removed,
         secret::a_renamed_key_moves_the_token,
         secret::a_secret_that_is_not_accepted_says_so,
         secret::a_retained_secret_outlives_its_token,
         secret::a_wiped_status_is_rebuilt,
         secret::a_status_that_claims_nonsense_gives_nothing,
-        doors::the_challenge_follows_the_rfc,
-        doors::public_answers_do_not_tell_revoked_from_unknown,
-        ext_authz::a_grpc_client_gets_the_answers_of_auth,
+        endpoints::the_challenge_follows_the_rfc,
+        endpoints::public_responses_do_not_distinguish_revoked_from_unknown,
+        ext_authz::a_grpc_client_gets_the_decisions_of_auth,
         ext_authz::a_verifier_without_a_pepper_denies_and_is_not_healthy,
     );
     // Minutes of waiting: only with `--ignored`, as `.ci/run` does.
     let mut waits = Vec::new();
-    tests!(waits, runtime, breakable, Site::start(), faults::a_quiet_cluster_is_heard);
+    tests!(waits, runtime, breakable, Site::start(), faults::bookmarks_keep_a_quiet_watch_fresh);
     tests!(
         waits,
         runtime,
@@ -205,9 +205,9 @@ fn main() -> ExitCode {
     let waits = waits.into_iter().map(|trial| trial.with_ignored_flag(true));
     let suite = suite.into_iter().chain(waits).collect();
     let conclusion = libtest_mimic::run(&arguments, suite);
-    let told = [&shared, &oldest].iter().any(|shared| shared.get().is_some_and(Shared::tells_a_token));
-    // What was started ends here: the processes first, then their cluster. Unless a test still runs, nobody else
-    // holds it.
+    let leaked = [&shared, &oldest].iter().any(|shared| shared.get().is_some_and(Shared::leaks_a_token));
+    // What was started ends here: the processes first, then their cluster. Unless a test still runs, these are
+    // the last references.
     drop((
         Arc::into_inner(shared),
         Arc::into_inner(breakable),
@@ -216,5 +216,5 @@ fn main() -> ExitCode {
         Arc::into_inner(trusting),
         Arc::into_inner(oldest),
     ));
-    if told { ExitCode::FAILURE } else { conclusion.exit_code() }
+    if leaked { ExitCode::FAILURE } else { conclusion.exit_code() }
 }

@@ -27,7 +27,7 @@ pub async fn a_revocation_is_at_once_and_for_good(shared: &Shared) {
     assert_eq!(status.phase, Some(Phase::Revoked));
     assert_eq!(condition(&token, ConditionType::Ready).expect("Ready").0, "Revoked");
     assert!(testkit::has(&token, ConditionType::Ready, "True"), "Flux and Argo CD end here");
-    let secret = space.secrets().get("t").await.expect("the Secret is kept");
+    let secret = space.secrets().get("t").await.expect("the Secret stays");
     assert_eq!(secret.labels().get("tokenward.dev/revoked").map(String::as_str), Some("true"));
 
     // Nothing brings it back: not a new trigger, not an edit, not the loss of the status, not of the Secret.
@@ -76,7 +76,7 @@ pub async fn a_deletion_revokes_and_a_new_object_is_a_new_token(shared: &Shared)
     .await;
     assert_eq!(shared.verifier.check(&old, "").await, 401);
     // Kubernetes' garbage collector takes the Secret with its owner. It learns of a new kind only every 30 s, so here
-    // what it goes by is looked at, not waited for.
+    // what it goes by is read, not waited for.
     let secret = space.secrets().get("t").await.expect("a Secret");
     let owners: Vec<_> = secret.owner_references().iter().map(|r| (r.uid.clone(), r.controller)).collect();
     assert_eq!(owners, [(space.get("t").await.uid().expect("a uid"), Some(true))]);
@@ -94,7 +94,7 @@ pub async fn suspension_is_reversible(shared: &Shared) {
     shared.verifier.answers(&secret, "", 200).await;
     space.condition("t", ConditionType::Active, "True").await;
     assert_eq!(space.secret_of("t").await, secret);
-    space.told("t", &["Suspended", "Resumed"]).await;
+    space.has_events("t", &["Suspended", "Resumed"]).await;
 }
 
 pub async fn expiry_is_by_the_clock(shared: &Shared) {

@@ -36,7 +36,7 @@ pub async fn an_edit_rotates_with_an_overlap(shared: &Shared) {
     );
     let (_, message) = condition(&token, ConditionType::Rotating).expect("Rotating");
     assert!(message.starts_with("version 1 works until "), "{message}");
-    space.told("t", &["Minted", "Rotated"]).await;
+    space.has_events("t", &["Minted", "Rotated"]).await;
     space.stays("t", Duration::from_millis(500)).await;
 }
 
@@ -75,7 +75,7 @@ pub async fn a_schedule_rotates(shared: &Shared) {
     shared.verifier.answers(&first, "", 401).await;
     shared.verifier.answers(&second, "", 200).await;
     space.until("t", "the end of the overlap", |t| condition(t, ConditionType::Rotating).is_none()).await;
-    space.told("t", &["KeyRetired"]).await;
+    space.has_events("t", &["KeyRetired"]).await;
 }
 
 pub async fn a_cut_ends_what_came_before(shared: &Shared) {
@@ -105,7 +105,7 @@ pub async fn without_overlap_the_old_secret_ends(shared: &Shared) {
     shared.verifier.answers(&new, "", 200).await;
 }
 
-pub async fn the_previous_secret_is_kept_beside(shared: &Shared) {
+pub async fn the_previous_secret_stays_under_its_own_key(shared: &Shared) {
     let space = shared.site.namespace("previous").await;
     let spec = json!({
         "scopes": ["a:b"],
@@ -165,7 +165,7 @@ pub async fn scopes_never_widen_for_an_issued_secret(shared: &Shared) {
     assert_eq!(scopes, "a:read");
 }
 
-pub async fn kept_changes_do_not_rotate(shared: &Shared) {
+pub async fn changes_under_keep_do_not_rotate(shared: &Shared) {
     let space = shared.site.namespace("keep").await;
     let secret = space.active("t", json!({"scopes": ["a:read"], "rotation": {"onSpecChange": "Keep"}})).await;
     space.patch("t", json!({"spec": {"scopes": ["a:read", "a:write"]}})).await;

@@ -39,7 +39,7 @@ pub async fn a_foreign_secret_is_not_touched(shared: &Shared) {
         let (reason, message) = condition(&token, ConditionType::Stalled).expect("Stalled");
         assert_eq!(reason, "SecretConflict");
         assert!(message.contains("delete it, or create an ApiToken with another secret.name"), "{message}");
-        space.told(name, &["Stalled"]).await;
+        space.has_events(name, &["Stalled"]).await;
         let after = space.secrets().get(name).await.expect("a Secret");
         assert_eq!(
             (after.data, after.metadata.resource_version),
@@ -142,7 +142,7 @@ pub async fn a_secret_that_is_always_broken_stalls(shared: &Shared) {
     shared.verifier.answers(&token, "", 200).await;
 }
 
-pub async fn other_keys_and_labels_are_kept(shared: &Shared) {
+pub async fn other_keys_and_labels_are_preserved(shared: &Shared) {
     let space = shared.site.namespace("others").await;
     space.active("t", json!({"scopes": ["a:b"]})).await;
     patch_secret(
@@ -162,7 +162,7 @@ pub async fn other_keys_and_labels_are_kept(shared: &Shared) {
     assert!(secret.annotations().contains_key("reloader.stakater.com/match"));
 }
 
-pub async fn the_template_is_put_on_and_taken_off(shared: &Shared) {
+pub async fn the_template_is_applied_and_removed(shared: &Shared) {
     let space = shared.site.namespace("template").await;
     let secret = space
         .active("t", json!({"scopes": ["a:b"], "secret": {"template": {"labels": {"team": "a", "tier": "1"}, "annotations": {"note": "n"}}}}))

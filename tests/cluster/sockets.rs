@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 
 use crate::Shared;
-use testkit::{PATIENCE, Process, Site, client, eventually};
+use testkit::{Process, Site, TIMEOUT, client, eventually};
 
 // === TLS ===
 
@@ -70,7 +70,7 @@ impl Pki {
         self.path("..data/tls.key")
     }
 
-    /// Asks with curl; answers the HTTP status, or what curl says.
+    /// Asks with curl; returns the HTTP status, or what curl says.
     async fn curl(&self, verifier: SocketAddr, token: &str, more: &[&str]) -> Result<String, String> {
         let mut command = Command::new("curl");
         command.args([
@@ -119,7 +119,7 @@ impl Session {
         Self { child: command.spawn().expect("openssl") }
     }
 
-    /// Asks on the one connection; answers the status line.
+    /// Asks on the one connection; returns the status line.
     fn ask(&mut self, token: &str) -> String {
         let stdin = self.child.stdin.as_mut().expect("a pipe");
         let request = format!("GET /auth HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {token}\r\n\r\n");
@@ -199,7 +199,7 @@ async fn certificates_change_under_an_open_connection(pki: &Pki, verifier: &Proc
         subject => Err(subject),
     })
     .await;
-    assert_eq!(warnings(), 2, "told once each");
+    assert_eq!(warnings(), 2, "logged once each");
     assert_eq!(pki.curl(listen, good, &[]).await.as_deref(), Ok("200 1.1"));
 }
 
@@ -228,7 +228,7 @@ async fn clients_that_speak_no_tls_are_sent_away(pki: &Pki, listen: SocketAddr, 
 
 /// Whether the other side closes.
 fn ends(mut stream: TcpStream) -> bool {
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
     loop {
         match stream.read(&mut [0; 1024]) {
             Ok(0) => return true,
@@ -266,19 +266,19 @@ const HOSTILE: usize = 10_000;
 /// Good checks, asked beside all else, each of which must be answered with 200.
 struct Checks {
     stop: Arc<AtomicBool>,
-    kept: Arc<AtomicU64>,
+    reused: Arc<AtomicU64>,
     new: Arc<AtomicU64>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Checks {
     fn start(verifier: SocketAddr, token: &str) -> Self {
-        let (stop, kept, new) = (Arc::default(), Arc::default(), Arc::default());
+        let (stop, reused, new) = (Arc::default(), Arc::default(), Arc::default());
         let tasks = vec![
-            Self::ask(verifier, token, &kept_client(), &stop, &kept),
+            Self::ask(verifier, token, &pooled_client(), &stop, &reused),
             Self::ask(verifier, token, &client(), &stop, &new),
         ];
-        Self { stop, kept, new, tasks }
+        Self { stop, reused, new, tasks }
     }
 
     fn ask(
@@ -302,7 +302,7 @@ impl Checks {
 
     /// Waits until so many more of each kind were answered; fails if one was not.
     async fn go_on(&self, what: &str) {
-        let counts = || [&self.kept, &self.new].map(|count| count.load(Ordering::Relaxed));
+        let counts = || [&self.reused, &self.new].map(|count| count.load(Ordering::Relaxed));
         let before = counts();
         eventually(&format!("good checks {what}"), async || {
             assert!(!self.tasks.iter().any(|task| task.is_finished()), "a good check failed {what}");
@@ -321,7 +321,7 @@ impl Checks {
 }
 
 /// A client that keeps its connection, as gateways do.
-fn kept_client() -> reqwest::Client {
+fn pooled_client() -> reqwest::Client {
     reqwest::Client::builder()
         .pool_max_idle_per_host(1)
         .timeout(Duration::from_secs(10))
@@ -405,10 +405,10 @@ async fn large_bodies_change_nothing(verifier: &Process, checks: &Checks, good: 
     }
 }
 
-/// Sends a head and 100 MB, or as much of it as is taken; answers what comes back.
+/// Sends a head and 100 MB, or as much of it as is taken; returns what comes back.
 fn send_large(listen: SocketAddr, head: &str) -> String {
     let mut stream = TcpStream::connect(listen).expect("a connection");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
     stream.write_all(head.as_bytes()).expect("a head");
     let mut writer = stream.try_clone().expect("a second handle");
     let writing = std::thread::spawn(move || {
@@ -431,10 +431,10 @@ async fn garbage_changes_nothing(verifier: &Process, checks: &Checks) {
     }
 }
 
-/// Presents garbage as fast as it goes; answers how often it was refused with 401.
+/// Presents garbage as fast as it goes; returns how often it was refused with 401.
 fn flood(listen: SocketAddr, seed: usize, times: usize) -> usize {
     let mut stream = TcpStream::connect(listen).expect("a connection");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
     let mut refused = 0;
     for at in 0..times {
         let garbage = format!("tw_{:078}", at * 7919 + seed);

@@ -1,4 +1,4 @@
-//! Bad input at each door: each refuses it in its protocol's own form, and the slowest answer is told.
+//! Bad input at each endpoint: each rejects it in its protocol's own form. The slowest response time is printed.
 
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,8 @@ const JSON: &str = "application/json";
 const FORM: &str = "application/x-www-form-urlencoded";
 const ROUNDS: usize = 20;
 
-/// A door whose callers are known, as its protocol has it.
-struct Door {
+/// An endpoint with authenticated callers, and its protocol's rules.
+struct Endpoint {
     path: &'static str,
     media_type: &'static str,
     /// The largest body, in bytes.
@@ -25,8 +25,8 @@ struct Door {
     form: fn(&Value, StatusCode) -> bool,
 }
 
-const DOORS: [Door; 4] = [
-    Door {
+const ENDPOINTS: [Endpoint; 4] = [
+    Endpoint {
         path: "/v1/verify",
         media_type: JSON,
         max_body: 32 * 1024,
@@ -46,7 +46,7 @@ const DOORS: [Door; 4] = [
         ],
         form: is_verify_error,
     },
-    Door {
+    Endpoint {
         path: "/v1/verify:batch",
         media_type: JSON,
         max_body: 1000 * 1024,
@@ -60,7 +60,7 @@ const DOORS: [Door; 4] = [
         ],
         form: is_verify_error,
     },
-    Door {
+    Endpoint {
         path: "/oauth2/introspect",
         media_type: FORM,
         max_body: 16 * 1024,
@@ -75,7 +75,7 @@ const DOORS: [Door; 4] = [
         ],
         form: is_oauth_error,
     },
-    Door {
+    Endpoint {
         path: "/tokenreview",
         media_type: JSON,
         max_body: 64 * 1024,
@@ -118,7 +118,7 @@ struct Bad {
 
 pub fn each_door_refuses_in_its_own_form(stage: &Stage) {
     let mut requests = bad_gateway_requests(stage);
-    requests.extend(DOORS.iter().flat_map(|door| bad_requests(door, stage)));
+    requests.extend(ENDPOINTS.iter().flat_map(|endpoint| bad_requests(endpoint, stage)));
     // One that keeps its connection, as a gateway's and a service's would.
     let client = Client::builder().timeout(Duration::from_secs(10)).build().expect("a client");
     let mut times: Vec<Vec<Duration>> = vec![Vec::new(); requests.len()];
@@ -130,7 +130,7 @@ pub fn each_door_refuses_in_its_own_form(stage: &Stage) {
     report(&requests, &mut times);
 }
 
-/// Tells how long the slowest kind of bad request took. Told, not asserted: it depends on the machine.
+/// Prints how long the slowest kind of bad request took. Not asserted, since it depends on the machine.
 fn report(requests: &[Bad], times: &mut [Vec<Duration>]) {
     times.iter_mut().for_each(|times| times.sort_unstable());
     let all = times.iter().zip(requests);
@@ -170,20 +170,20 @@ fn bad_gateway_requests(stage: &Stage) -> Vec<Bad> {
     cases.map(bad).into()
 }
 
-fn bad_requests(door: &Door, stage: &Stage) -> Vec<Bad> {
+fn bad_requests(endpoint: &Endpoint, stage: &Stage) -> Vec<Bad> {
     let request = |what: &str, body: &[u8], expected| Bad {
         what: what.to_owned(),
         method: Method::POST,
-        path: door.path.to_owned(),
+        path: endpoint.path.to_owned(),
         headers: vec![
             (AUTHORIZATION.as_str(), format!("Bearer {}", stage.caller)),
-            (CONTENT_TYPE.as_str(), door.media_type.to_owned()),
+            (CONTENT_TYPE.as_str(), endpoint.media_type.to_owned()),
         ],
         body: body.to_owned(),
         expected,
-        form: door.form,
+        form: endpoint.form,
     };
-    let good = |what, expected| request(what, door.good.as_bytes(), expected);
+    let good = |what, expected| request(what, endpoint.good.as_bytes(), expected);
     let as_caller = |what, credentials: String, expected| {
         let mut bad = good(what, expected);
         bad.headers[0].1 = credentials;
@@ -197,19 +197,19 @@ fn bad_requests(door: &Door, stage: &Stage) -> Vec<Bad> {
         as_caller("a caller that may not", format!("Bearer {}", stage.token), 403),
         Bad { method: Method::GET, ..good("not a POST", 405) },
         Bad { method: Method::DELETE, ..good("not a POST", 405) },
-        request("a body too large", &vec![b' '; door.max_body + 1], 413),
+        request("a body too large", &vec![b' '; endpoint.max_body + 1], 413),
     ];
     let mut unlabelled = good("no media type", 415);
     unlabelled.headers.truncate(1);
     bad.push(unlabelled);
-    bad.extend(door.bad.iter().map(|body| request(&String::from_utf8_lossy(body), body, 400)));
-    if door.media_type == JSON {
-        bad.push(request("as deep as it may be large", &vec![b'['; door.max_body], 400));
+    bad.extend(endpoint.bad.iter().map(|body| request(&String::from_utf8_lossy(body), body, 400)));
+    if endpoint.media_type == JSON {
+        bad.push(request("as deep as it may be large", &vec![b'['; endpoint.max_body], 400));
     }
     bad
 }
 
-/// Sends a request, which must be refused in due form; answers how long that took.
+/// Sends a request, which must be refused in due form; returns how long that took.
 async fn refused(client: &Client, stage: &Stage, bad: &Bad) -> Duration {
     let Bad { what, method, path, headers, body, expected, form } = bad;
     let request = client.request(method.clone(), stage.url(path)).body(body.clone());
@@ -225,8 +225,8 @@ async fn refused(client: &Client, stage: &Stage, bad: &Bad) -> Duration {
     // RFC 9110: 401 without a challenge is no 401, and 405 says what is allowed.
     assert!(*expected != 401 || headers.contains_key(WWW_AUTHENTICATE), "{path}, {what}");
     assert!(*expected != 405 || header(&headers, "allow") == "POST", "{path}, {what}");
-    let told = serde_json::from_str(&text).expect("JSON");
-    assert!(form(&told, status), "{path}, {what}: {text}");
+    let body = serde_json::from_str(&text).expect("JSON");
+    assert!(form(&body, status), "{path}, {what}: {text}");
     took
 }
 

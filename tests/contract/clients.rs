@@ -23,7 +23,7 @@ pub fn curl_introspects_as_a_bearer(stage: &Stage) {
 pub fn curl_verifies(stage: &Stage) {
     let client = || Command::new(example("verify.sh"));
     let answer = ask(stage, client(), &["orders:read"], &stage.caller, &stage.token);
-    let token = &told(&answer)["token"];
+    let token = &body(&answer)["token"];
     assert_eq!(token["namespace"], stage.space.name.as_str());
     assert_eq!(token["name"], "orders");
     assert_eq!(token["scopes"], json!(["orders:read", "orders:write"]));
@@ -33,7 +33,7 @@ pub fn curl_verifies(stage: &Stage) {
     ];
     for (token, scope, code) in refusals {
         let answer = ask(stage, client(), &[scope], &stage.caller, token);
-        assert_eq!(told(&answer), json!({"valid": false, "code": code}));
+        assert_eq!(body(&answer), json!({"valid": false, "code": code}));
     }
     let stranger = ask(stage, client(), &["orders:read"], &stage.token, &stage.token);
     refused(&stranger, "403");
@@ -42,15 +42,15 @@ pub fn curl_verifies(stage: &Stage) {
 fn introspection_tells_whose_it_is(stage: &Stage, client: impl Fn() -> Command) {
     let subject = format!("{}/orders", stage.space.name);
     let answer = ask(stage, client(), &["orders:read"], &stage.caller, &stage.token);
-    let told_of = told(&answer);
-    assert_eq!(told_of["active"], true);
-    assert_eq!(told_of["sub"], subject.as_str());
-    assert_eq!(told_of["scope"], "orders:read orders:write");
-    assert_eq!(told_of["token_type"], "Bearer");
-    // Of a token that does not do, nothing else is told.
+    let claims = body(&answer);
+    assert_eq!(claims["active"], true);
+    assert_eq!(claims["sub"], subject.as_str());
+    assert_eq!(claims["scope"], "orders:read orders:write");
+    assert_eq!(claims["token_type"], "Bearer");
+    // Of a inactive token, nothing else is revealed.
     for (token, scope) in [(&*stage.token, "orders:delete"), ("tw_never_was", "orders:read")] {
         let answer = ask(stage, client(), &[scope], &stage.caller, token);
-        assert_eq!(told(&answer), json!({"active": false}));
+        assert_eq!(body(&answer), json!({"active": false}));
     }
     let stranger = ask(stage, client(), &["orders:read"], &stage.token, &stage.token);
     refused(&stranger, "403");
@@ -78,7 +78,7 @@ fn ask(stage: &Stage, mut client: Command, scopes: &[&str], caller: &str, token:
 }
 
 /// What a client printed, which must have succeeded.
-fn told(output: &Output) -> Value {
+fn body(output: &Output) -> Value {
     let Output { status, stdout, stderr } = output;
     assert!(status.success(), "{status}: {}", String::from_utf8_lossy(stderr));
     serde_json::from_slice(stdout).expect("JSON")

@@ -1,4 +1,4 @@
-//! Clients that are not ours at the doors that speak JSON and forms, against a verifier on a real API server; and the
+//! Clients of others at the endpoints that speak JSON and forms, against a verifier on a real API server; and the
 //! published libraries of Standard Webhooks at the other end of the controller's events.
 //!
 //! schemathesis holds the verifier to the document that it serves; Authlib and curl ask as users' services would, by

@@ -45,12 +45,12 @@ impl Stage {
         Self { verifier, _controller: controller, site, runtime, space, python, caller, token }
     }
 
-    /// Runs kubectl, which must succeed; answers what it printed.
+    /// Runs kubectl, which must succeed; returns what it printed.
     pub fn kubectl(&self, args: &[&str]) -> String {
         self.site.kubectl(args)
     }
 
-    /// The address of a door.
+    /// The URL of an endpoint.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.verifier.listen)
     }

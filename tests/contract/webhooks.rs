@@ -76,7 +76,7 @@ pub fn go_verifies(stage: &Stage) {
     verifies(stage, "go", Command::new(binary));
 }
 
-/// A receiver with the right key is told of a token's life; the library refuses what another key has signed.
+/// A receiver with the right key receives the events of a token; the library rejects what another key has signed.
 fn verifies(stage: &Stage, language: &str, command: Command) {
     let receiver = Receiver::start(command, KEY);
     stage.runtime.block_on(async {

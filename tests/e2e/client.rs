@@ -99,7 +99,7 @@ impl<'s> Client<'s> {
         self.stage.sh(&format!("for i in $(seq 100); do {gone} && exit; sleep 0.2; done; exit 1"));
     }
 
-    /// Runs a command in its container; answers what it printed.
+    /// Runs a command in its container; returns what it printed.
     pub fn exec(&self, command: &str) -> String {
         self.kubectl(&format!("exec deployment/{} -- {command}", self.name))
     }

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::client::Client;
 use crate::stage::{Stage, within};
-use testkit::{PATIENCE, eventually};
+use testkit::{TIMEOUT, eventually};
 
 /// How long a kubelet may take to bring a changed Secret into a file: its period of a minute, and some more.
 const REFRESH: Duration = Duration::from_secs(150);
@@ -78,7 +78,7 @@ pub async fn a_revocation_is_seen_by_a_running_pod(stage: &Stage) {
 
     let start = Instant::now();
     space.patch("t", json!({"spec": {"revoked": true}})).await;
-    within(PATIENCE, "401", || match client.answers().last() {
+    within(TIMEOUT, "401", || match client.answers().last() {
         Some(Some(401)) => Ok(()),
         other => Err(format!("{other:?}")),
     })

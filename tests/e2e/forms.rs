@@ -30,7 +30,7 @@ pub async fn the_controller_serves_from_the_network_of_its_node(stage: &Stage) {
 }
 
 /// The last of all: what was installed for the whole cluster is for one namespace from here on.
-pub async fn one_namespace_alone_is_looked_after(stage: &Stage) {
+pub async fn only_the_watched_namespace_is_reconciled(stage: &Stage) {
     let shop = stage.namespace("shop").await;
     let elsewhere = stage.site.namespace("elsewhere").await;
     stage.sh(&format!("{UPGRADE} --set 'watchNamespaces={{{}}}'", shop.name));

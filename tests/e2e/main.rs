@@ -48,7 +48,7 @@ fn main() -> ExitCode {
         release::an_image_that_can_t_be_pulled_stops_nothing,
         release::a_reinstall_picks_up_the_tokens,
         forms::the_controller_serves_from_the_network_of_its_node,
-        forms::one_namespace_alone_is_looked_after,
+        forms::only_the_watched_namespace_is_reconciled,
     );
     let conclusion = libtest_mimic::run(&arguments, suite);
     // The cluster ends here. Unless a test still runs, nobody else holds it.

@@ -44,8 +44,8 @@ pub async fn an_image_that_can_t_be_pulled_stops_nothing(stage: &Stage) {
     assert!(!ok, "{said}");
     eventually("a pod without its image", async || {
         let pods = stage.sh("kubectl get pods -n tokenward");
-        let told = pods.contains("ErrImagePull") || pods.contains("ImagePullBackOff");
-        if told { Ok(()) } else { Err(pods) }
+        let reported = pods.contains("ErrImagePull") || pods.contains("ImagePullBackOff");
+        if reported { Ok(()) } else { Err(pods) }
     })
     .await;
     client.answered(20).await;
@@ -95,7 +95,7 @@ pub async fn a_reinstall_picks_up_the_tokens(stage: &Stage) {
     space.active("u", json!({"scopes": ["orders:read"]})).await;
 }
 
-/// What of a token must not change: its id, its versions with their key ids and proofs, and the secret itself.
+/// What of a token must not change: its id, its versions with their key ids and hashes, and the secret itself.
 async fn known(space: &Space) -> (Option<String>, String, String) {
     let status = space.get("t").await.status.expect("a status");
     let versions = status.versions.iter().map(|version| (version.version, &version.key_id, &version.hash));

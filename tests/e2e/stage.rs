@@ -10,7 +10,7 @@ use devcluster::{Image, Options};
 
 use testkit::{Site, Space};
 
-/// What users are told to type.
+/// The commands of the install guide.
 const INSTALL: &str = include_str!("../../docs/install.md");
 /// A shell for pods, under the name by which the chart's own test asks for it.
 pub const BUSYBOX: &str = "busybox:1.37";
@@ -54,14 +54,14 @@ impl Stage {
         self.sh(&format!("kubectl rollout status -n tokenward --timeout=180s {deployments}"));
     }
 
-    /// Runs a script that must succeed, as a user types it in the project's folder; answers what it printed.
+    /// Runs a script that must succeed, as a user types it in the project's folder; returns what it printed.
     pub fn sh(&self, script: &str) -> String {
         let (ok, output) = self.try_sh(script);
         assert!(ok, "{script}\n{output}\n{}", self.state());
         output
     }
 
-    /// Runs a script; answers whether it succeeded, and all that it printed.
+    /// Runs a script; returns whether it succeeded, and all that it printed.
     pub fn try_sh(&self, script: &str) -> (bool, String) {
         let mut path = self.programs.clone().into_os_string();
         path.push(":");
@@ -128,13 +128,13 @@ fn commands<'t>(text: &'t str, heading: &str) -> &'t str {
 }
 
 /// Looks until something is found, for longer than most tests wait.
-pub async fn within<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
+pub async fn within<T>(timeout: Duration, what: &str, mut check: impl FnMut() -> Result<T, String>) -> T {
     let start = Instant::now();
     loop {
-        match look() {
+        match check() {
             Ok(found) => return found,
-            Err(seen) if start.elapsed() > patience => {
-                panic!("no {what} within {patience:?}; last seen: {seen}")
+            Err(seen) if start.elapsed() > timeout => {
+                panic!("no {what} within {timeout:?}; last seen: {seen}")
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
         }

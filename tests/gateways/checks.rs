@@ -218,7 +218,7 @@ pub async fn a_revocation_holds_from_the_next_request(shared: &Shared, stage: &S
     }
 }
 
-pub async fn connections_are_kept_and_bodies_are_not_sent(shared: &Shared, stage: &mut Stage) {
+pub async fn connections_are_reused_and_bodies_are_not_sent(shared: &Shared, stage: &mut Stage) {
     const REQUESTS: u64 = 30;
     const BODY: usize = 100_000;
     let (connections, bytes) = (stage.relay.connections(), stage.relay.bytes());

@@ -20,7 +20,7 @@ pub struct Reply {
 
 /// What curl writes about an answer.
 #[derive(Deserialize)]
-struct Told {
+struct Written {
     /// Three digits: 000 is none.
     status: String,
     headers: BTreeMap<String, Vec<String>>,
@@ -46,7 +46,7 @@ impl Curl {
     }
 
     pub fn method(mut self, method: &str) -> Self {
-        // HEAD is told apart, as its answer has no body to wait for.
+        // HEAD is an option of its own, as its answer has no body to wait for.
         let args: &[&str] = if method == "HEAD" { &["--head"] } else { &["--request", method] };
         self.0.args(args);
         self
@@ -74,10 +74,10 @@ impl Curl {
     /// Sends it. No answer at all has the status 0.
     pub fn send(mut self) -> Reply {
         let output = self.0.stdin(Stdio::null()).output().expect("curl, which this test needs: install it");
-        let told: Told = serde_json::from_slice(&output.stderr)
+        let written: Written = serde_json::from_slice(&output.stderr)
             .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
         let body = String::from_utf8_lossy(&output.stdout).into_owned();
-        Reply { status: told.status.parse().expect("a status"), headers: told.headers, body }
+        Reply { status: written.status.parse().expect("a status"), headers: written.headers, body }
     }
 }
 

@@ -18,12 +18,12 @@ pub struct Gateway {
     /// Sets what makes the program run a file, in the folder of that file.
     command: fn(&mut Command, &Path, SocketAddr),
     /// The port of the verifier that it asks.
-    pub door: fn(&Process) -> SocketAddr,
+    pub endpoint: fn(&Process) -> SocketAddr,
     /// Whether the client gets the verifier's body with a refusal.
     pub passes_body: bool,
-    /// Whether it can be told to drop headers by a pattern, or by their names only.
+    /// Whether it can be configured to drop headers by a pattern, or by their names only.
     pub drops_by_pattern: bool,
-    /// Whether it can be told how long to wait for the verifier.
+    /// Whether it can be configured how long to wait for the verifier.
     pub gives_up: bool,
     /// What else a test replaces in the files.
     edits: &'static [(&'static str, &'static str)],
@@ -40,7 +40,7 @@ pub const ALL: [Gateway; 6] = [
             let globals = format!("daemon off; pid {};", folder.join("pid").display());
             command.args(["-e", "stderr", "-g", &globals, "-c"]).arg(folder.join("nginx.conf"));
         },
-        door: HTTP,
+        endpoint: HTTP,
         passes_body: false,
         drops_by_pattern: false,
         gives_up: true,
@@ -53,7 +53,7 @@ pub const ALL: [Gateway; 6] = [
         command: |command, _, _| {
             command.args(["-f", "haproxy.cfg"]);
         },
-        door: HTTP,
+        endpoint: HTTP,
         passes_body: true,
         drops_by_pattern: true,
         gives_up: true,
@@ -69,7 +69,7 @@ pub const ALL: [Gateway; 6] = [
             command.env("CADDY_ADMIN", format!("unix/{}", folder.join("admin").display()));
             command.env("XDG_DATA_HOME", folder).env("XDG_CONFIG_HOME", folder);
         },
-        door: HTTP,
+        endpoint: HTTP,
         passes_body: true,
         drops_by_pattern: true,
         gives_up: true,
@@ -82,7 +82,7 @@ pub const ALL: [Gateway; 6] = [
         command: |command, _, _| {
             command.args(["--disable-hot-restart", "--concurrency", "2", "-c", "envoy-http.yaml"]);
         },
-        door: HTTP,
+        endpoint: HTTP,
         passes_body: true,
         drops_by_pattern: true,
         gives_up: true,
@@ -98,7 +98,7 @@ pub const ALL: [Gateway; 6] = [
             // It asks its maker for news otherwise.
             command.args(["--global.checknewversion=false", "--global.sendanonymoususage=false"]);
         },
-        door: HTTP,
+        endpoint: HTTP,
         passes_body: true,
         drops_by_pattern: true,
         // After 30 s, which can't be changed.
@@ -115,7 +115,7 @@ const ENVOY_GRPC: Gateway = Gateway {
     command: |command, _, _| {
         command.args(["--disable-hot-restart", "--concurrency", "2", "-c", "envoy-grpc.yaml"]);
     },
-    door: |verifier| verifier.grpc,
+    endpoint: |verifier| verifier.grpc,
     passes_body: true,
     drops_by_pattern: true,
     gives_up: true,

@@ -84,7 +84,7 @@ fn main() -> ExitCode {
         alone,
         a_verifier_that_hangs_closes_the_gateway,
         a_verifier_that_is_gone_closes_the_gateway,
-        connections_are_kept_and_bodies_are_not_sent
+        connections_are_reused_and_bodies_are_not_sent
     );
     checks!(
         suite,
@@ -108,9 +108,11 @@ fn main() -> ExitCode {
         |(_, gateway)| gateway.name == "haproxy",
         a_script_that_fails_closes_the_gateway
     );
-    let told = fixtures.clone();
-    suite.push(Trial::test("envoy-grpc::a_filter_and_the_log_learn_whose_token_it_is", move || {
-        told.runtime.block_on(metadata::a_filter_and_the_log_learn_whose_token_it_is(told.shared()));
+    let shared_fixtures = fixtures.clone();
+    suite.push(Trial::test("envoy-grpc::the_filter_and_the_log_get_the_identity", move || {
+        shared_fixtures
+            .runtime
+            .block_on(metadata::the_filter_and_the_log_get_the_identity(shared_fixtures.shared()));
         Ok(())
     }));
     let conclusion = libtest_mimic::run(&arguments, suite);

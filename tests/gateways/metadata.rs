@@ -6,7 +6,7 @@ use crate::gateway::ENVOY_WITH_A_FILTER;
 use crate::stage::{Shared, Stage};
 use testkit::eventually;
 
-pub async fn a_filter_and_the_log_learn_whose_token_it_is(shared: &Shared) {
+pub async fn the_filter_and_the_log_get_the_identity(shared: &Shared) {
     let stage = Stage::start(shared, &ENVOY_WITH_A_FILTER).await;
     let (token, space) = (&shared.admin, &shared.space.name);
     let key_id = tokenward_core::token::Token::parse(&token.secret).expect("a token").key_id();
@@ -22,7 +22,7 @@ pub async fn a_filter_and_the_log_learn_whose_token_it_is(shared: &Shared) {
         assert_eq!(reply.header(header), Some(value), "{reply:?}");
     }
     let refused = stage.curl("/admin/").bearer(&shared.orders.secret).send();
-    assert_eq!((refused.status, refused.header("seen-id")), (403, None), "nobody is told whom it refuses");
+    assert_eq!((refused.status, refused.header("seen-id")), (403, None), "a denial carries no identity");
 
     // Envoy writes its log now and then.
     let expected = |line: &Value| line["subject"] == json!(token.subject) && line["path"] == "/admin/";

@@ -77,7 +77,7 @@ fn id(token: &ApiToken) -> String {
 impl Stage {
     pub async fn start(shared: &Shared, kind: &'static Gateway) -> Self {
         let verifier = shared.site.verifier(&["--trusted-proxies", "127.0.0.1/32"]).ready().await;
-        let (relay, upstream) = (Relay::open((kind.door)(&verifier)).await, Upstream::open().await);
+        let (relay, upstream) = (Relay::open((kind.endpoint)(&verifier)).await, Upstream::open().await);
         let gateway = kind.start(relay.address, upstream.address);
         let mut stage = Self { gateway, kind, relay, upstream, verifier };
         eventually(kind.name, async || {

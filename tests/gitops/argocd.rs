@@ -29,7 +29,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-pub async fn health_is_told_in_every_state(stage: &Stage) {
+pub async fn health_is_reported_in_every_state(stage: &Stage) {
     let space = stage.site.namespace("argocd-health").await;
     stage.site.kubectl(&["create", "secret", "generic", "taken", "-n", &space.name, "--from-literal=a=b"]);
     for (name, spec, reason, expected) in [
@@ -58,7 +58,7 @@ pub async fn health_is_told_in_every_state(stage: &Stage) {
 }
 
 /// What is not ready and not stuck is under way.
-pub async fn a_webhook_s_health_is_told(_: &Stage) {
+pub async fn a_webhook_s_health_is_reported(_: &Stage) {
     let condition = |type_: &str, status: &str| json!({"type": type_, "status": status, "reason": "Because", "message": format!("{type_} is {status}")});
     for (conditions, expected) in [
         (vec![condition("Ready", "True"), condition("Healthy", "True")], "Healthy"),

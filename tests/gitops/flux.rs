@@ -99,7 +99,7 @@ pub async fn a_revocation_by_commit_ends_ready(stage: &Stage) {
     repository.reconcile();
     space.reason("orders", ConditionType::Ready, "Revoked").await;
     assert!(repository.drift().is_empty());
-    // Taken back in Git, it stays revoked in the cluster, and Git is told why.
+    // Reverted in Git, it stays revoked in the cluster, and the error says why.
     repository.edit("orders.yaml", "  revoked: true\n  revocationReason: KeyCompromise\n", "");
     repository.commit("take it back");
     let complaint = repository.try_reconcile(&[]).expect_err("a refusal");

@@ -50,8 +50,8 @@ fn main() -> ExitCode {
         flux::a_revocation_by_commit_ends_ready,
         flux::a_bad_commit_shows_the_api_server_s_message,
         flux::nothing_drifts_once_the_controller_has_worked,
-        argocd::health_is_told_in_every_state,
-        argocd::a_webhook_s_health_is_told,
+        argocd::health_is_reported_in_every_state,
+        argocd::a_webhook_s_health_is_reported,
         argocd::no_example_differs_from_git,
     );
     let conclusion = libtest_mimic::run(&arguments, suite);

@@ -93,7 +93,7 @@ impl<'s> Repository<'s> {
         self.try_reconcile(&["-drift"]).unwrap_or_else(|complaint| panic!("flux: {complaint}"))
     }
 
-    /// Reconciles; answers the complaint if that fails.
+    /// Reconciles; returns the complaint if that fails.
     pub fn try_reconcile(&self, flags: &[&str]) -> Result<Vec<Outcome>, String> {
         let mut flux = Command::new(&*tool::FLUX);
         flux.env("KUBECONFIG", self.site.cluster.kubeconfig()).args([

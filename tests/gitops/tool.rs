@@ -12,8 +12,8 @@ pub static ARGOCD: LazyLock<PathBuf> = LazyLock::new(|| build("argocd"));
 fn build(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gitops").join(name);
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let mut told = std::io::stderr();
-    let _ = writeln!(told, "building the {name} program; the first time takes some minutes");
+    let mut stderr = std::io::stderr();
+    let _ = writeln!(stderr, "building the {name} program; the first time takes some minutes");
     let mut go = Command::new("go");
     go.args(["build", "-mod=readonly", "-buildvcs=false", "-o"]).arg(&program).arg(".").current_dir(folder);
     go.env("GOWORK", "off").env("CGO_ENABLED", "0");
@@ -21,7 +21,7 @@ fn build(name: &str) -> PathBuf {
     program
 }
 
-/// Runs a program with a text on its standard input; answers whether it succeeded, what it printed, and its complaint.
+/// Runs a program with a text on its standard input; returns whether it succeeded, what it printed, and its complaint.
 pub fn run(mut command: Command, input: &str) -> (bool, String, String) {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("a process");

@@ -46,15 +46,15 @@ pub fn tokenward() -> PathBuf {
     binary
 }
 
-/// A folder for what tests leave behind.
+/// The folder for logs of processes.
 fn scratch() -> PathBuf {
     let folder = tokenward().with_file_name("test-logs");
     std::fs::create_dir_all(&folder).expect("a folder");
     folder
 }
 
-/// How long something that must happen may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long `eventually` waits: generous, since the machine may be busy.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A cluster on which what users install is installed.
 pub struct Site {
@@ -63,12 +63,12 @@ pub struct Site {
 }
 
 impl Site {
-    /// Starts one.
+    /// Starts one with default options.
     pub async fn start() -> Self {
         Self::start_with(Options::default()).await
     }
 
-    /// Starts one that is not as most tests want it.
+    /// Starts one with options of its own.
     pub async fn start_with(options: Options) -> Self {
         let site = Self::bare(options).await;
         let root = root();
@@ -87,21 +87,21 @@ impl Site {
         Self { cluster, client }
     }
 
-    /// Runs kubectl, which must succeed; answers what it printed.
+    /// Runs kubectl, which must succeed; returns what it printed.
     pub fn kubectl(&self, args: &[&str]) -> String {
         let (ok, output) = self.try_kubectl(args);
         assert!(ok, "kubectl {args:?}: {output}");
         output
     }
 
-    /// Runs kubectl; answers whether it succeeded, and all that it printed.
+    /// Runs kubectl; returns whether it succeeded, and all that it printed.
     pub fn try_kubectl(&self, args: &[&str]) -> (bool, String) {
         let output = self.cluster.kubectl().args(args).stdin(Stdio::null()).output().expect("kubectl");
         let text = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8_lossy(&text).into_owned())
     }
 
-    /// A namespace of its own.
+    /// Creates a namespace with a unique name.
     pub async fn namespace(&self, name: &str) -> Space {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("{name}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -159,8 +159,8 @@ impl Site {
     }
 }
 
-/// An installation of its own beside others: its namespace holds another pepper and another lease, and it looks
-/// after one namespace only. With all rights, where rights are not what is tested.
+/// A second installation on the same cluster: a pepper and a lease of its own, in a namespace of its own, for one
+/// watched namespace. With all rights, where rights are not what is tested.
 pub struct Tenant<'s> {
     site: &'s Site,
     operator: Space,
@@ -193,7 +193,7 @@ impl<'s> Tenant<'s> {
         self.operator.secrets()
     }
 
-    /// The namespace that holds its pepper.
+    /// The namespace of its pepper.
     pub fn namespace(&self) -> &str {
         &self.operator.name
     }
@@ -283,7 +283,7 @@ impl Process {
         .await;
     }
 
-    /// Asks `/auth`; answers the status code.
+    /// Asks `/auth`; returns the status code.
     pub async fn check(&self, token: &str, query: &str) -> u16 {
         self.ask(token, query).await.status().as_u16()
     }
@@ -294,7 +294,7 @@ impl Process {
         client().get(url).bearer_auth(token).send().await.expect("an answer")
     }
 
-    /// Waits until a token has this answer.
+    /// Waits until `/auth` returns this status code for a token.
     pub async fn answers(&self, token: &str, query: &str, expected: u16) {
         eventually(&format!("{expected} for a token ({query})"), async || {
             match self.check(token, query).await {
@@ -310,7 +310,7 @@ impl Process {
         let _ = self.guarded.kill();
     }
 
-    /// Asks it to end; answers its exit code and how long it took.
+    /// Asks it to end; returns its exit code and how long it took.
     pub fn terminate(&mut self) -> (Option<i32>, Duration) {
         let start = Instant::now();
         let status = self.guarded.terminate(Duration::from_secs(20)).expect("an exit status");
@@ -322,14 +322,14 @@ impl Process {
         self.guarded.pid()
     }
 
-    /// Waits until it has ended by itself; answers its exit code, `None` for a signal.
+    /// Waits until it has ended by itself; returns its exit code, `None` for a signal.
     pub async fn ended(&mut self) -> Option<i32> {
         let start = Instant::now();
         loop {
             if let Some(status) = self.guarded.try_wait().expect("a status") {
                 return status.code();
             }
-            assert!(start.elapsed() < PATIENCE * 2, "the process does not end: {}", self.log());
+            assert!(start.elapsed() < TIMEOUT * 2, "the process does not end: {}", self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -340,7 +340,7 @@ impl Process {
     }
 }
 
-/// The HTTP client of all tests, which keeps its connections as a gateway does.
+/// The HTTP client of all tests, which reuses its connections as a gateway does.
 pub fn client() -> reqwest::Client {
     reqwest::Client::builder()
         .pool_max_idle_per_host(0)
@@ -375,7 +375,7 @@ impl Space {
         self.try_create(name, spec).await.expect("an ApiToken")
     }
 
-    /// Tries to; answers the API server's message if it refuses.
+    /// Tries to; returns the API server's message if it denies that.
     pub async fn try_create(&self, name: &str, spec: Value) -> Result<ApiToken, String> {
         let object = json!({
             "apiVersion": "tokenward.dev/v1alpha1", "kind": "ApiToken", "metadata": {"name": name}, "spec": spec,
@@ -389,7 +389,7 @@ impl Space {
         self.client.request::<ApiToken>(request).await.map_err(|error| message(&error))
     }
 
-    /// Creates an ApiToken and waits until it is active; answers the token in its Secret.
+    /// Creates an ApiToken and waits until it is active; returns the token in its Secret.
     pub async fn active(&self, name: &str, spec: Value) -> String {
         self.create(name, spec).await;
         self.condition(name, ConditionType::Active, "True").await;
@@ -405,7 +405,7 @@ impl Space {
         self.try_patch(name, patch).await.expect("a patch")
     }
 
-    /// Tries to; answers the API server's message if it refuses.
+    /// Tries to; returns the API server's message if it denies that.
     pub async fn try_patch(&self, name: &str, patch: Value) -> Result<ApiToken, String> {
         let params = PatchParams::default();
         self.tokens().patch(name, &params, &Patch::Merge(patch)).await.map_err(|error| message(&error))
@@ -427,7 +427,7 @@ impl Space {
         data(&secret, "token").expect("a token in the Secret")
     }
 
-    /// Waits until an ApiToken is as wanted; answers it.
+    /// Waits until an ApiToken is as wanted; returns it.
     pub async fn until(&self, name: &str, what: &str, wanted: impl Fn(&ApiToken) -> bool) -> ApiToken {
         eventually(what, async || match self.tokens().get(name).await {
             Ok(token) if wanted(&token) => Ok(token),
@@ -452,7 +452,7 @@ impl Space {
         .await
     }
 
-    /// Waits until the Secret holds this version; answers its token.
+    /// Waits until the Secret contains this version; returns its token.
     pub async fn version(&self, name: &str, version: i64) -> String {
         let what = format!("version {version} of {name}");
         let token = self
@@ -474,12 +474,12 @@ impl Space {
         assert_eq!(before.metadata.resource_version, after.metadata.resource_version);
     }
 
-    /// Waits until these Events were told of an object. They are written beside the work.
-    pub async fn told(&self, name: &str, reasons: &[&str]) {
+    /// Waits until an object has Events with these reasons. They are written apart from the work.
+    pub async fn has_events(&self, name: &str, reasons: &[&str]) {
         eventually(&format!("Events {reasons:?} of {name}"), async || {
             let events = self.events(name).await;
-            let told = reasons.iter().all(|reason| events.iter().any(|event| event == reason));
-            if told { Ok(()) } else { Err(format!("{events:?}")) }
+            let complete = reasons.iter().all(|reason| events.iter().any(|event| event == reason));
+            if complete { Ok(()) } else { Err(format!("{events:?}")) }
         })
         .await;
     }
@@ -517,7 +517,7 @@ pub fn data(secret: &Secret, key: &str) -> Option<String> {
     String::from_utf8(value.0.clone()).ok()
 }
 
-/// The API server's words.
+/// The API server's message.
 pub fn message(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message.clone(),
@@ -525,14 +525,14 @@ pub fn message(error: &kube::Error) -> String {
     }
 }
 
-/// Waits until something holds, and says what was seen last if it does not.
-pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
+/// Polls until `check` succeeds; panics with its last error after [`TIMEOUT`].
+pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Result<T, String>) -> T {
     let start = Instant::now();
     loop {
-        match look().await {
+        match check().await {
             Ok(found) => return found,
-            Err(seen) if start.elapsed() > PATIENCE => {
-                panic!("no {what} within {PATIENCE:?}; last seen: {seen}")
+            Err(seen) if start.elapsed() > TIMEOUT => {
+                panic!("no {what} within {TIMEOUT:?}; last seen: {seen}")
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }

@@ -14,7 +14,7 @@ use tokenward_core::crd::ConditionType;
 
 use super::receiver::{Answer, Delivery, Receiver};
 use super::{Hooks, assert_sound};
-use testkit::{PATIENCE, Process, Site, eventually};
+use testkit::{Process, Site, TIMEOUT, eventually};
 
 /// How many cases of the crash test run at once.
 const AT_ONCE: usize = 4;
@@ -48,7 +48,7 @@ async fn crash(site: &Site, what: &str, point: String) {
     let mut controller = hooks.controller(&[]).await;
     hooks.hook("hook", &receiver).await;
     space.active("t", json!({"scopes": ["a:b"]})).await;
-    receiver.until_told("t", &["token.created"]).await;
+    receiver.until_received("t", &["token.created"]).await;
     hooks.settled().await;
     controller.kill();
     let mut doomed = hooks.controller_with(&[], &[("TOKENWARD_FAILPOINT", &point)]);
@@ -61,10 +61,10 @@ async fn crash(site: &Site, what: &str, point: String) {
     assert_eq!(doomed.ended().await, None, "{what} {point}: not killed: {}", doomed.log());
     let _controller = hooks.controller(&[]).await;
     match what {
-        "revoke" => receiver.until_told("t", &["token.created", "token.revoked"]).await,
-        "create" => receiver.until_told("n", &["token.created"]).await,
+        "revoke" => receiver.until_received("t", &["token.created", "token.revoked"]).await,
+        "create" => receiver.until_received("n", &["token.created"]).await,
         "delete" => {
-            receiver.until_told("t", &["token.created", "token.deleted"]).await;
+            receiver.until_received("t", &["token.created", "token.deleted"]).await;
             until_gone(&hooks, "t").await;
         }
         _ => {
@@ -95,7 +95,7 @@ async fn until_gone(hooks: &Hooks<'_>, name: &str) {
     .await;
 }
 
-/// Makes tokens `t0` to `t{n-1}` and waits until they are active and told of.
+/// Makes tokens `t0` to `t{n-1}` and waits until they are active and their events delivered.
 async fn tokens(hooks: &Hooks<'_>, receiver: &Receiver, n: usize) -> Vec<String> {
     let names: Vec<String> = (0..n).map(|i| format!("t{i}")).collect();
     for name in &names {
@@ -103,7 +103,7 @@ async fn tokens(hooks: &Hooks<'_>, receiver: &Receiver, n: usize) -> Vec<String>
     }
     for name in &names {
         hooks.space().condition(name, ConditionType::Active, "True").await;
-        receiver.until_told(name, &["token.created"]).await;
+        receiver.until_received(name, &["token.created"]).await;
     }
     names
 }
@@ -146,7 +146,7 @@ pub async fn a_new_leader_goes_on(site: &Site) {
     one.kill();
     receiver.behave(at_the_second_time());
     for name in &names {
-        receiver.until_told(name, &["token.created", "token.revoked"]).await;
+        receiver.until_received(name, &["token.created", "token.revoked"]).await;
     }
     hooks.settled().await;
     assert_sound(&receiver, &hooks.key("hook").await);
@@ -173,8 +173,8 @@ pub async fn an_endpoint_away_for_an_hour_misses_nothing(site: &Site) {
     tokio::time::sleep(Duration::from_secs(6)).await;
     receiver.reopen().await;
     for name in &names {
-        let told = ["token.created", "token.suspended", "token.resumed", "token.revoked"];
-        receiver.until_told(name, &told).await;
+        let expected = ["token.created", "token.suspended", "token.resumed", "token.revoked"];
+        receiver.until_received(name, &expected).await;
     }
     hooks.reason("hook", ConditionType::Healthy, "Delivering").await;
     hooks.settled().await;
@@ -182,7 +182,7 @@ pub async fn an_endpoint_away_for_an_hour_misses_nothing(site: &Site) {
 }
 
 /// One endpoint hangs, one has a full disk half of the time: neither holds up the third, or its own other tokens.
-pub async fn a_bad_endpoint_holds_up_no_other(site: &Site) {
+pub async fn a_bad_endpoint_delays_no_other(site: &Site) {
     let hooks = Hooks::new(site, "hook-bad").await;
     let [good, hanging, failing] = [Receiver::open().await, Receiver::open().await, Receiver::open().await];
     let _controller = hooks.controller(&["--webhook-time-scale", "600"]).await;
@@ -191,8 +191,8 @@ pub async fn a_bad_endpoint_holds_up_no_other(site: &Site) {
     }
     let names = tokens(&hooks, &good, 30).await;
     for name in &names {
-        failing.until_told(name, &["token.created"]).await;
-        hanging.until_told(name, &["token.created"]).await;
+        failing.until_received(name, &["token.created"]).await;
+        hanging.until_received(name, &["token.created"]).await;
     }
     hooks.settled().await;
     hanging.behave(|_, _| Answer::Hang);
@@ -205,14 +205,16 @@ pub async fn a_bad_endpoint_holds_up_no_other(site: &Site) {
         for name in &names {
             // A revocation that comes before the suspension was seen swallows it.
             let last = format!("token.revoked of {name}");
-            receiver.until(&last, |_| receiver.told(name).last().is_some_and(|t| t == "token.revoked")).await;
+            receiver
+                .until(&last, |_| receiver.received(name).last().is_some_and(|t| t == "token.revoked"))
+                .await;
         }
     }
     for (name, receiver) in [("good", &good), ("failing", &failing)] {
         assert_sound(receiver, &hooks.key(name).await);
     }
     for name in &names {
-        assert_eq!(good.told(name), failing.told(name), "{name}: another order");
+        assert_eq!(good.received(name), failing.received(name), "{name}: another order");
     }
     hooks.reason("hanging", ConditionType::Healthy, "Timeout").await;
     // What is delivered elsewhere waits for the hanging one alone.
@@ -247,19 +249,20 @@ pub async fn a_deleted_token_leaves_its_events(site: &Site) {
     for name in &names {
         until_gone(&hooks, name).await;
     }
-    assert!(start.elapsed() < PATIENCE);
-    let kept =
-        hooks.until("hook", "five events kept", |w| w.status.as_ref().is_some_and(|s| s.outbox.len() == 5));
-    drop(kept.await);
+    assert!(start.elapsed() < TIMEOUT);
+    let stored = hooks.until("hook", "five events in the outbox", |w| {
+        w.status.as_ref().is_some_and(|s| s.outbox.len() == 5)
+    });
+    drop(stored.await);
     // They outlive the controller too.
     controller.kill();
     receiver.answer(200);
     let _controller = hooks.controller(&["--webhook-time-scale", "20"]).await;
     for name in &names[..2] {
-        receiver.until_told(name, &["token.created", "token.revoked", "token.deleted"]).await;
+        receiver.until_received(name, &["token.created", "token.revoked", "token.deleted"]).await;
     }
-    receiver.until_told(&names[2], &["token.created", "token.deleted"]).await;
-    hooks.until("hook", "nothing kept", |w| w.status.as_ref().is_some_and(|s| s.outbox.is_empty())).await;
+    receiver.until_received(&names[2], &["token.created", "token.deleted"]).await;
+    hooks.until("hook", "an empty outbox", |w| w.status.as_ref().is_some_and(|s| s.outbox.is_empty())).await;
 }
 
 pub async fn a_namespace_goes_whatever_its_endpoint_does(site: &Site) {
@@ -280,7 +283,7 @@ pub async fn a_namespace_goes_whatever_its_endpoint_does(site: &Site) {
     .await;
 }
 
-pub async fn what_is_given_up_is_counted_and_can_be_replayed(site: &Site) {
+pub async fn dead_letters_are_counted_and_can_be_replayed(site: &Site) {
     let hooks = Hooks::new(site, "hook-dead").await;
     let receiver = Receiver::open().await;
     let controller = hooks.controller(&["--webhook-time-scale", "600"]).await;
@@ -307,7 +310,7 @@ pub async fn what_is_given_up_is_counted_and_can_be_replayed(site: &Site) {
     receiver.answer(200);
     hooks.annotate("hook", "tokenward.dev/replay", "2026-11-21").await;
     for name in &names {
-        receiver.until_told(name, &["token.created", "token.revoked"]).await;
+        receiver.until_received(name, &["token.created", "token.revoked"]).await;
     }
     hooks
         .until("hook", "none dead", |w| {
@@ -319,7 +322,7 @@ pub async fn what_is_given_up_is_counted_and_can_be_replayed(site: &Site) {
     assert_sound(&receiver, &hooks.key("hook").await);
 }
 
-pub async fn what_is_held_back_is_given_up_once_it_may_wait_no_longer(site: &Site) {
+pub async fn paused_events_are_dead_lettered_at_max_age(site: &Site) {
     let hooks = Hooks::new(site, "hook-held-back").await;
     let receiver = Receiver::open().await;
     // The default, 75 h, is 450 s here, and an hour is 6 s.
@@ -358,11 +361,11 @@ pub async fn a_full_outbox_says_so(site: &Site) {
     let status = hooks.space().get(name).await.status.expect("a status");
     let outbox = status.outbox.expect("an outbox");
     assert_eq!((outbox.events.len(), outbox.lost.get("hook")), (32, Some(&4)));
-    hooks.space().told(name, &["EventLost"]).await;
+    hooks.space().has_events(name, &["EventLost"]).await;
     hooks.until("hook", "the loss", |w| w.status.as_ref().and_then(|s| s.lost) == Some(4)).await;
 }
 
-pub async fn what_is_wrong_is_said_and_mended_by_the_user(site: &Site) {
+pub async fn problems_are_reported_and_fixed_by_the_user(site: &Site) {
     let hooks = Hooks::new(site, "hook-wrong").await;
     let space = hooks.space();
     let receiver = Receiver::open().await;
@@ -418,14 +421,14 @@ pub async fn what_is_wrong_is_said_and_mended_by_the_user(site: &Site) {
     ready("Ready").await;
     receiver.until("a ping", |log| !log.is_empty()).await;
     assert_sound(&receiver, key);
-    let told =
+    let visible =
         controller.log() + &site.kubectl(&["get", "tokenwebhooks,events", "-n", &space.name, "-o", "yaml"]);
     for secret in ["hunter2", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", &receiver.url()] {
-        assert!(!told.contains(secret), "{secret} is told");
+        assert!(!visible.contains(secret), "{secret} is visible");
     }
 }
 
-pub async fn addresses_inside_are_not_asked(site: &Site) {
+pub async fn internal_addresses_get_no_request(site: &Site) {
     let hooks = Hooks::new(site, "hook-inside").await;
     let receiver = Receiver::open().await;
     let _controller = hooks.tenant.controller(&["--webhook-allow-private"]).ready().await;
@@ -446,7 +449,7 @@ pub async fn addresses_inside_are_not_asked(site: &Site) {
     assert!(receiver.log().is_empty());
 }
 
-pub async fn a_hundred_webhooks_are_all_told(site: &Site) {
+pub async fn a_hundred_webhooks_receive_every_event(site: &Site) {
     let hooks = Hooks::new(site, "hook-hundred").await;
     let receiver = Receiver::open().await;
     let _controller = hooks.controller(&[]).await;
@@ -463,7 +466,7 @@ pub async fn a_hundred_webhooks_are_all_told(site: &Site) {
         hooks.space().patch(name, json!({"spec": {"revoked": true}})).await;
     }
     receiver
-        .until("each path told of each token", |log| {
+        .until("each path received each token", |log| {
             paths.iter().all(|path| {
                 ["a", "b", "c"].iter().all(|name| log.iter().any(|d| d.path == *path && d.token() == *name))
             })
@@ -492,9 +495,9 @@ pub async fn an_api_server_away_for_a_minute_loses_nothing(site: &Site) {
     tokio::time::sleep(Duration::from_secs(60)).await;
     site.cluster.start_apiserver().expect("a start");
     for name in &names[..9] {
-        receiver.until_told(name, &["token.created", "token.revoked"]).await;
+        receiver.until_received(name, &["token.created", "token.revoked"]).await;
     }
-    receiver.until_told("t9", &["token.created", "token.expiring", "token.expired"]).await;
+    receiver.until_received("t9", &["token.created", "token.expiring", "token.expired"]).await;
     hooks.settled().await;
     assert_sound(&receiver, &hooks.key("hook").await);
     drop(controller);

@@ -79,7 +79,7 @@ impl<'s> Hooks<'s> {
         .await
     }
 
-    /// Waits until a condition has this reason; answers its message.
+    /// Waits until a condition has this reason; returns its message.
     pub async fn reason(&self, name: &str, type_: ConditionType, reason: &str) -> String {
         let of = |webhook: &TokenWebhook| {
             let status = webhook.status.as_ref()?;
@@ -134,17 +134,17 @@ pub async fn events_arrive_signed_and_in_order(site: &Site) {
     let rotation = json!({"trigger": "1", "overlap": "1s"});
     space.active("t", json!({"scopes": ["a:b"], "rotation": rotation})).await;
     space.patch("t", json!({"spec": {"rotation": {"trigger": "2"}}})).await;
-    receiver.until_told("t", &["token.created", "token.rotated", "token.key_retired"]).await;
+    receiver.until_received("t", &["token.created", "token.rotated", "token.key_retired"]).await;
     space.patch("t", json!({"spec": {"suspend": true}})).await;
     space.reason("t", ConditionType::Active, "Suspended").await;
     space.patch("t", json!({"spec": {"suspend": false}})).await;
     space.condition("t", ConditionType::Active, "True").await;
     let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_mins(10);
     space.patch("t", json!({"spec": {"expiresAt": soon.to_string()}})).await;
-    space.told("t", &["Expiring"]).await;
+    space.has_events("t", &["Expiring"]).await;
     space.patch("t", json!({"spec": {"revoked": true, "revocationReason": "KeyCompromise"}})).await;
     space.reason("t", ConditionType::Revoked, "Enforced").await;
-    let mut told = vec![
+    let mut received = vec![
         "token.created",
         "token.rotated",
         "token.key_retired",
@@ -153,7 +153,7 @@ pub async fn events_arrive_signed_and_in_order(site: &Site) {
         "token.expiring",
         "token.revoked",
     ];
-    receiver.until_told("t", &told).await;
+    receiver.until_received("t", &received).await;
     let revoked = receiver.log().into_iter().find(|d| d.type_() == "token.revoked").expect("it").json();
     let status = space.get("t").await.status.expect("a status");
     let expected = json!({
@@ -163,19 +163,19 @@ pub async fn events_arrive_signed_and_in_order(site: &Site) {
     assert_eq!(revoked["data"], expected);
     assert_eq!(revoked["timestamp"], json!(status.revocation.expect("a record").requested_at));
     hooks.settled().await;
-    // A deletion leaves no status, and is told all the same.
+    // A deletion leaves no status, and is received all the same.
     space.delete("t").await;
-    told.push("token.deleted");
-    receiver.until_told("t", &told).await;
+    received.push("token.deleted");
+    receiver.until_received("t", &received).await;
     eventually("t gone", async || match space.tokens().get_opt("t").await.expect("an answer") {
         None => Ok(()),
         Some(token) => Err(format!("{:?}", token.metadata)),
     })
     .await;
-    assert_eq!(receiver.told("early"), Vec::<String>::new());
+    assert_eq!(receiver.received("early"), Vec::<String>::new());
     assert_sound(&receiver, &hooks.key("audit").await);
     let text = controller.log() + &controller.metrics().await;
-    assert!(!text.contains("whsec_") && !text.contains(&hooks.key("audit").await), "a key is told");
+    assert!(!text.contains("whsec_") && !text.contains(&hooks.key("audit").await), "a key is received");
     let line = site.kubectl(&["get", "tokenwebhooks", "-n", &space.name]);
     let columns: Vec<&str> = line.lines().next().unwrap_or_default().split_whitespace().collect();
     assert_eq!(columns, ["NAME", "READY", "HEALTHY", "PENDING", "DEAD", "LAST-SUCCESS", "REASON", "AGE"]);
@@ -208,12 +208,12 @@ pub async fn filters_choose_tokens_and_events(site: &Site) {
         space.condition(name, ConditionType::Active, "True").await;
         space.patch(name, json!({"spec": {"revoked": true}})).await;
     }
-    receivers[0].until_told("a", &["token.revoked"]).await;
-    receivers[0].until_told("b", &["token.revoked"]).await;
-    receivers[1].until_told("a", &["token.created", "token.revoked"]).await;
+    receivers[0].until_received("a", &["token.revoked"]).await;
+    receivers[0].until_received("b", &["token.revoked"]).await;
+    receivers[1].until_received("a", &["token.created", "token.revoked"]).await;
     hooks.settled().await;
-    assert_eq!(receivers[1].told("b"), Vec::<String>::new());
-    // Only where somebody wants to be told of the deletion is a token held.
+    assert_eq!(receivers[1].received("b"), Vec::<String>::new());
+    // Only where somebody wants to be received of the deletion is a token held.
     let finalizers = async |name: &str| space.get(name).await.metadata.finalizers.unwrap_or_default();
     assert_eq!((finalizers("a").await.len(), finalizers("b").await.len()), (1, 0));
     hooks.api().delete("team", &DeleteParams::default()).await.expect("a deletion");
@@ -224,7 +224,7 @@ pub async fn filters_choose_tokens_and_events(site: &Site) {
     .await;
 }
 
-pub async fn what_an_endpoint_answers_is_heeded(site: &Site) {
+pub async fn an_endpoint_s_status_code_decides(site: &Site) {
     let hooks = Hooks::new(site, "answers").await;
     let space = hooks.space();
     let _controller = hooks.controller(&["--webhook-time-scale", "10"]).await;
@@ -238,7 +238,7 @@ pub async fn what_an_endpoint_answers_is_heeded(site: &Site) {
     let asked = std::time::Instant::now();
     hooks.reason("hook", ConditionType::Healthy, "Delivering").await;
     receiver.answer(200);
-    receiver.until_told("t", &["token.created"]).await;
+    receiver.until_received("t", &["token.created"]).await;
     assert!(asked.elapsed() > Duration::from_secs(4), "{:?}", asked.elapsed());
     assert_eq!(receiver.log().iter().filter(|d| d.status == 503).count(), 1);
     // Gone is gone, until somebody says otherwise.
@@ -252,7 +252,7 @@ pub async fn what_an_endpoint_answers_is_heeded(site: &Site) {
     assert_eq!(receiver.log().len(), count, "a disabled endpoint was asked");
     receiver.answer(200);
     hooks.annotate("hook", "tokenward.dev/ping", "again").await;
-    receiver.until_told("t", &["token.created", "token.suspended", "token.resumed"]).await;
+    receiver.until_received("t", &["token.created", "token.suspended", "token.resumed"]).await;
     hooks.reason("hook", ConditionType::Ready, "Ready").await;
     eventually("the other ping", async || {
         match receiver.accepted().iter().filter(|d| d.type_() == "webhook.ping").count() {

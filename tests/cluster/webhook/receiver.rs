@@ -128,7 +128,7 @@ impl Receiver {
     }
 
     /// The types of the events of a token that were accepted, in the order of their first acceptance.
-    pub fn told(&self, token: &str) -> Vec<String> {
+    pub fn received(&self, token: &str) -> Vec<String> {
         let mut seen = BTreeSet::new();
         let of_token = self.accepted().into_iter().filter(|delivery| delivery.token() == token);
         of_token
@@ -138,10 +138,10 @@ impl Receiver {
     }
 
     /// Waits until just these events of a token were accepted, in this order.
-    pub async fn until_told(&self, token: &str, types: &[&str]) {
+    pub async fn until_received(&self, token: &str, types: &[&str]) {
         eventually(&format!("{types:?} of {token}"), async || {
-            let told = self.told(token);
-            if told == types { Ok(()) } else { Err(format!("{told:?}")) }
+            let received = self.received(token);
+            if received == types { Ok(()) } else { Err(format!("{received:?}")) }
         })
         .await;
     }

@@ -12,12 +12,12 @@ use tokenward_core::token::{Plaintext, Token};
 use tokio::task::spawn_blocking;
 
 use crate::Shared;
-use testkit::{PATIENCE, client};
+use testkit::{TIMEOUT, client};
 
 /// An answer must be here by then: well before a verifier gives a connection up, far beyond what one takes.
 const SOON: Duration = Duration::from_secs(5);
 
-pub async fn hostile_tokens_are_refused(shared: &Shared) {
+pub async fn hostile_tokens_are_rejected(shared: &Shared) {
     let space = shared.site.namespace("hostile").await;
     let good = space.active("t", json!({"scopes": ["a:b"]})).await;
     shared.verifier.answers(&good, "scope=a:b", 200).await;
@@ -77,7 +77,7 @@ async fn copies_of_a_status_give_nothing(shared: &Shared, good: &str) {
     assert_eq!(shared.verifier.check(good, "").await, 200, "nobody else is harmed");
 }
 
-pub async fn hostile_requests_are_refused(shared: &Shared) {
+pub async fn hostile_requests_are_rejected(shared: &Shared) {
     let space = shared.site.namespace("requests").await;
     let good = space.active("t", json!({"scopes": ["a:b"]})).await;
     shared.verifier.answers(&good, "", 200).await;
@@ -96,7 +96,7 @@ pub async fn hostile_requests_are_refused(shared: &Shared) {
     drop(idle);
     for slow in slow {
         let took = slow.await.expect("a slow client");
-        assert!(took < PATIENCE, "a slow client holds its connection");
+        assert!(took < TIMEOUT, "a slow client holds its connection");
     }
     assert_eq!(shared.verifier.check(&good, "").await, 200);
     assert!(!shared.verifier.log().contains("panicked"), "{}", shared.verifier.log());
@@ -215,7 +215,7 @@ pub async fn the_challenge_follows_the_rfc(shared: &Shared) {
     assert!(!allowed.headers().contains_key("www-authenticate"));
 }
 
-pub async fn public_answers_do_not_tell_revoked_from_unknown(shared: &Shared) {
+pub async fn public_responses_do_not_distinguish_revoked_from_unknown(shared: &Shared) {
     let space = shared.site.namespace("alike").await;
     let minute_ago = Timestamp::now() - SignedDuration::from_secs(60);
     let ends = [
@@ -282,7 +282,7 @@ impl Answer {
     }
 }
 
-/// Sends bytes as they are; answers what comes back until the connection is closed, or nothing more comes.
+/// Sends bytes as they are; returns what comes back until the connection is closed, or nothing more comes.
 ///
 /// What matters is that something happens soon: an answer, or the end.
 async fn exchange(shared: &Shared, request: Vec<u8>) -> Answer {
@@ -333,12 +333,12 @@ fn half_open(listen: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Sends a head byte by byte, until it is no longer wanted or patience ends; answers how long that took.
+/// Sends a head byte by byte, until it is no longer wanted or patience ends; returns how long that took.
 fn drip(listen: SocketAddr) -> Duration {
     let start = Instant::now();
     let mut stream = half_open(listen);
     stream.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
-    while start.elapsed() < PATIENCE && stream.write_all(b"x").is_ok() {
+    while start.elapsed() < TIMEOUT && stream.write_all(b"x").is_ok() {
         match stream.read(&mut [0; 1024]) {
             Ok(0) => break,
             Ok(_) => {}
