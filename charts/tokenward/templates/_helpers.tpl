@@ -39,12 +39,12 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{/* "true" where only some namespaces are looked after, so that nothing may hold for the whole cluster. */}}
+{{/* "true" where only some namespaces are watched, so that nothing may be cluster-wide. */}}
 {{- define "tokenward.tenant" -}}
 {{- if .Values.watchNamespaces }}true{{ end -}}
 {{- end -}}
 
-{{/* "true" where manifests are judged by the controller before they are stored. */}}
+{{/* "true" where the controller serves the admission webhook. */}}
 {{- define "tokenward.admission" -}}
 {{- if and .Values.admission.enabled (not .Values.watchNamespaces) }}true{{ end -}}
 {{- end -}}
@@ -61,7 +61,7 @@ Fail
 {{- end -}}
 {{- end -}}
 
-{{/* Variables by which the controller judges manifests; each is a flag's other name. */}}
+{{/* Environment variables of admission; each stands for a flag. */}}
 {{- define "tokenward.admissionEnv" -}}
 {{- $fullname := include "tokenward.fullname" . -}}
 {{- with .Values.admission -}}

@@ -1,8 +1,8 @@
-{{/* What the controller may do in each namespace that it looks after. */}}
+{{/* What the controller may do in each namespace that it watches. */}}
 {{- define "tokenward.controllerRules" -}}
 - apiGroups: [tokenward.dev]
   resources: [apitokens]
-  # patch: its own finalizer, on tokens whose deletion a TokenWebhook wants to be told of.
+  # patch: its own finalizer, on tokens to whose deletion a TokenWebhook subscribes.
   verbs: [get, list, watch, patch]
 - apiGroups: [tokenward.dev]
   resources: [tokenwebhooks]
@@ -19,7 +19,7 @@
   verbs: [create]
 {{- end -}}
 
-{{/* What a verifier may do in each namespace that it looks after. */}}
+{{/* What a verifier may do in each namespace that it watches. */}}
 {{- define "tokenward.verifierRules" -}}
 - apiGroups: [tokenward.dev]
   resources: [apitokens]
@@ -115,11 +115,11 @@ subjects:
   verbs: [create]
 {{- end -}}
 
-{{/* What judging manifests takes beyond the rest: its own configuration, and to ask who may grant. */}}
+{{/* What admission needs beyond the rest: its own configuration, and to ask who may grant. */}}
 {{- define "tokenward.admissionRules" -}}
 {{- if include "tokenward.admission" . -}}
 {{- if not .Values.admission.certificate.certManager.enabled -}}
-# To tell the API server which certificates to trust.
+# To write the caBundle.
 - apiGroups: [admissionregistration.k8s.io]
   resources: [validatingwebhookconfigurations]
   resourceNames: [{{ include "tokenward.fullname" . }}]
