@@ -1,4 +1,4 @@
-//! The verifier as a gateway asks it: `GET /auth` over connections that are kept.
+//! The verifier as a gateway asks it: `GET /auth` over connections that are reused.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use reqwest::Client;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 use crate::show::unmet;
 
 /// The characters of a token after its prefix and the underscore, and those of its key id that are shown.
@@ -100,7 +100,7 @@ impl Gate {
             if status == wanted {
                 return Ok(Instant::now());
             }
-            if status != *before.get_or_insert(status) || start.elapsed() > PATIENCE {
+            if status != *before.get_or_insert(status) || start.elapsed() > TIMEOUT {
                 return Err(unmet(&format!("{token} with {query:?}"), wanted, status));
             }
             asked.fetch_add(1, Ordering::Relaxed);
@@ -130,7 +130,7 @@ impl Gate {
             }
         };
         tokio::select! {
-            warm = timeout(PATIENCE, warm) => warm.context("the verifier is too slow to be measured")?,
+            warm = timeout(TIMEOUT, warm) => warm.context("the verifier is too slow to be measured")?,
             // Before anything was done.
             ended = watches.join_next() => {
                 let early = match ended {

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 use crate::show::unmet;
 
 /// An event, as it came.
@@ -41,7 +41,7 @@ impl Arrival {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
 
-    /// Whether the key's holder has sent just this: HMAC-SHA256 over `id.timestamp.body`.
+    /// Whether it was signed with the key: HMAC-SHA256 over `id.timestamp.body`.
     pub fn verifies(&self, key: &str) -> bool {
         let Some(Ok(key)) = key.strip_prefix("whsec_").map(|key| STANDARD.decode(key)) else { return false };
         let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&key) else { return false };
@@ -84,8 +84,8 @@ impl Endpoint {
     pub async fn until(&self, type_: &str) -> anyhow::Result<Arrival> {
         let mut arrived = self.arrived.clone();
         let of_type = |arrivals: &Vec<Arrival>| arrivals.iter().find(|a| a.event()["type"] == type_).cloned();
-        let look = arrived.wait_for(|arrivals| of_type(arrivals).is_some());
-        let found = timeout(PATIENCE, look).await.ok().and_then(Result::ok).and_then(|seen| of_type(&seen));
+        let wait = arrived.wait_for(|arrivals| of_type(arrivals).is_some());
+        let found = timeout(TIMEOUT, wait).await.ok().and_then(Result::ok).and_then(|seen| of_type(&seen));
         found.ok_or_else(|| unmet("the endpoint", type_, format!("{} events", self.arrived.borrow().len())))
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 use crate::show::unmet;
 
 type Seen = BTreeMap<String, ApiToken>;
@@ -55,8 +55,8 @@ impl Live {
         wanted: impl Fn(&ApiToken) -> bool,
     ) -> anyhow::Result<(ApiToken, Instant)> {
         let mut seen = self.seen.clone();
-        let look = seen.wait_for(|seen| seen.get(name).is_some_and(&wanted));
-        if let Ok(Ok(seen)) = timeout(PATIENCE, look).await {
+        let wait = seen.wait_for(|seen| seen.get(name).is_some_and(&wanted));
+        if let Ok(Ok(seen)) = timeout(TIMEOUT, wait).await {
             let at = Instant::now();
             if let Some(token) = seen.get(name) {
                 return Ok((token.clone(), at));
@@ -70,7 +70,7 @@ impl Live {
                 .join(", ")
         });
         Err(unmet(
-            &format!("{name} within {} s", PATIENCE.as_secs()),
+            &format!("{name} within {} s", TIMEOUT.as_secs()),
             what,
             conditions.as_deref().unwrap_or("no status"),
         ))
@@ -84,12 +84,12 @@ pub fn has(token: &ApiToken, type_: ConditionType) -> bool {
         && find_condition(&status.conditions, type_).is_some_and(|condition| condition.status == "True")
 }
 
-/// The version that the Secret holds.
+/// The version in the Secret.
 pub fn version(token: &ApiToken) -> Option<i64> {
     Some(token.status.as_ref()?.secret_ref.as_ref()?.version)
 }
 
-/// Whether the Secret holds this version of the token.
+/// Whether the Secret contains this version of the token.
 pub fn delivered(token: &ApiToken, wanted: i64) -> bool {
     version(token) == Some(wanted) && has(token, ConditionType::Delivered)
 }

@@ -1,10 +1,10 @@
-//! `cargo demo`: the life of three tokens on a real cluster, told step by step, each step measured and held to.
+//! `cargo demo`: the life of three tokens on a real cluster, step by step; each step is measured and checked.
 //!
-//! `--keep` leaves it all running afterwards, to play with, until Ctrl-C. A step that does not hold ends the demo
+//! `--keep` leaves it all running afterwards, to play with, until Ctrl-C. A step that fails ends the demo
 //! with an error that says what was expected and what was seen.
 //!
 //! Map: [`story`] is what is shown, one function a step. [`stage`] sets up what it is shown on: the cluster, what
-//! users install, the two processes. [`gate`] asks the verifier as a gateway does, [`hook`] is told of events, [`live`]
+//! users install, the two processes. [`gate`] asks the verifier as a gateway does, [`hook`] receives events, [`live`]
 //! watches the ApiTokens, [`show`] prints.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a demo talks to its user")]
@@ -29,8 +29,8 @@ use tokio::sync::watch;
 use self::show::Show;
 use self::stage::Stage;
 
-/// How long something that must happen may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait for anything: generous, since the machine may be busy.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// By convention 128 and the number of SIGINT.
 const INTERRUPTED: u8 = 130;
@@ -75,12 +75,12 @@ async fn run(args: &Args) -> ExitCode {
         },
         Err(error) => Err(error),
     };
-    let kept = show.is_told();
+    let complete = show.is_complete();
     let code = match &outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => {
             println!("\nInterrupted; stopping what was started.");
-            if kept { ExitCode::SUCCESS } else { ExitCode::from(INTERRUPTED) }
+            if complete { ExitCode::SUCCESS } else { ExitCode::from(INTERRUPTED) }
         }
         Err(error) => {
             show.failure(error, stage.as_mut().map(Stage::log_tails).unwrap_or_default().as_slice());
@@ -103,7 +103,7 @@ async fn run(args: &Args) -> ExitCode {
 async fn demo(args: &Args, show: &mut Show, stage: &mut Option<Stage>) -> anyhow::Result<()> {
     stage::set(args.kubeconfig.clone(), show, stage).await?;
     let stage = stage.as_ref().context("a stage that was set is there")?;
-    story::tell(show, stage).await?;
+    story::run(show, stage).await?;
     show.summary();
     if args.keep {
         stage.say_how_to_use();

@@ -4,7 +4,7 @@ use std::env;
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
-/// The columns of a line: what was looked at, and what was seen.
+/// The columns of a line: what was checked, and what was seen.
 const WHAT: usize = 78;
 const SEEN: usize = 6;
 const TOOK: usize = 10;
@@ -23,7 +23,7 @@ pub fn expect<T: PartialEq + ToString>(what: &str, expected: T, seen: T) -> anyh
     if expected == seen { Ok(()) } else { Err(unmet(what, expected, seen)) }
 }
 
-/// The error of an expectation that does not hold.
+/// The error of an expectation that is not met.
 pub fn unmet(what: &str, expected: impl ToString, seen: impl ToString) -> anyhow::Error {
     Unmet { what: what.to_owned(), expected: expected.to_string(), seen: seen.to_string() }.into()
 }
@@ -35,7 +35,7 @@ pub struct Show {
     steps: u32,
     step: String,
     figures: Vec<(String, String)>,
-    told: bool,
+    complete: bool,
 }
 
 impl Show {
@@ -47,7 +47,7 @@ impl Show {
             steps: 0,
             step: "Starting".to_owned(),
             figures: Vec::new(),
-            told: false,
+            complete: false,
         }
     }
 
@@ -58,7 +58,7 @@ impl Show {
         println!("\n{}", self.paint("1", &format!("{:>2}. {title}", self.steps)));
     }
 
-    /// Something held.
+    /// A check passed.
     pub fn ok(&self, what: &str, seen: impl ToString, took: Option<Duration>) {
         let mark = self.paint("32", "✓");
         let took = took.map(duration).unwrap_or_default();
@@ -84,9 +84,9 @@ impl Show {
         self.figures.push((name.into(), value.into()));
     }
 
-    /// Prints the table. The story is told.
+    /// Prints the table, after the last step.
     pub fn summary(&mut self) {
-        self.told = true;
+        self.complete = true;
         self.figure("the whole demo", duration(self.start.elapsed()));
         println!("\n{}", self.paint("1", "What was measured"));
         let length = |text: &str| text.chars().count();
@@ -104,9 +104,9 @@ impl Show {
         println!();
     }
 
-    /// Whether all steps have held.
-    pub fn is_told(&self) -> bool {
-        self.told
+    /// Whether all steps have passed.
+    pub fn is_complete(&self) -> bool {
+        self.complete
     }
 
     /// Says which step failed and how, and what the processes logged last.

@@ -1,4 +1,4 @@
-//! What the story is told on: a cluster, what users install there, and the two processes with their own rights.
+//! Where the story runs: a cluster, what users install there, and the two processes with their own rights.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -16,7 +16,7 @@ use kube::{Api, Client};
 use serde_json::Value;
 use tokenward_core::crd::{ApiToken, TokenWebhook};
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 use crate::gate::{Gate, Presented};
 use crate::show::{Show, duration};
 
@@ -155,7 +155,7 @@ impl Stage {
         &self.gate
     }
 
-    /// The token that a Secret holds.
+    /// The token in a Secret.
     pub async fn token_in(&self, secret: &str, key: &str) -> anyhow::Result<Presented> {
         token_in(&self.secrets(), secret, key).await
     }
@@ -285,8 +285,8 @@ impl Process {
             if let Some(status) = self.guarded.try_wait()? {
                 bail!("tokenward {} has ended ({status})", self.role);
             }
-            if start.elapsed() > PATIENCE {
-                bail!("tokenward {} is not ready within {} s: {seen}", self.role, PATIENCE.as_secs());
+            if start.elapsed() > TIMEOUT {
+                bail!("tokenward {} is not ready within {} s: {seen}", self.role, TIMEOUT.as_secs());
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -299,7 +299,7 @@ impl Process {
     }
 }
 
-/// The token that a Secret holds.
+/// The token in a Secret.
 pub async fn token_in(secrets: &Api<Secret>, secret: &str, key: &str) -> anyhow::Result<Presented> {
     let found = secrets.get(secret).await.with_context(|| format!("the Secret {secret}"))?;
     let value = found.data.as_ref().and_then(|data| data.get(key));
@@ -307,10 +307,10 @@ pub async fn token_in(secrets: &Api<Secret>, secret: &str, key: &str) -> anyhow:
     Ok(Presented::new(std::str::from_utf8(&value.0).context("the token is no text")?))
 }
 
-/// Three free ports on loopback, held at the same time so that they differ.
+/// Three free ports on loopback, bound at the same time so that they differ.
 fn free_ports() -> anyhow::Result<[SocketAddr; 3]> {
     let bind = || TcpListener::bind("127.0.0.1:0").context("no free port on 127.0.0.1");
-    let held = [bind()?, bind()?, bind()?];
-    let [first, second, third] = held.each_ref().map(TcpListener::local_addr);
+    let bound_ports = [bind()?, bind()?, bind()?];
+    let [first, second, third] = bound_ports.each_ref().map(TcpListener::local_addr);
     Ok([first?, second?, third?])
 }

@@ -1,4 +1,4 @@
-//! The story: what happens to three tokens, one function a step. Each step holds or ends the demo.
+//! The story: what happens to three tokens, one function a step. A step that fails ends the demo.
 
 use std::fs;
 use std::path::Path;
@@ -35,7 +35,7 @@ const PIPELINE_AUDIENCE: &str = "audience=https://webhooks.example.com";
 const WEBHOOK: &str = "audit";
 
 /// A scope that backend-prod keeps, one that it gets, and one that it loses.
-const KEPT: &str = "scope=tokens:read";
+const UNCHANGED_SCOPE: &str = "scope=tokens:read";
 const ADDED: &str = "scope=billing:read";
 const LOST: &str = "scope=audit:read";
 
@@ -51,7 +51,7 @@ struct Story<'a> {
 }
 
 /// Tells it all.
-pub async fn tell(show: &mut Show, stage: &Stage) -> anyhow::Result<()> {
+pub async fn run(show: &mut Show, stage: &Stage) -> anyhow::Result<()> {
     let mut story = Story { show, stage, gate: stage.gate(), live: Live::of(stage.tokens()) };
     let first = story.apply().await?;
     story.check(&first).await?;
@@ -63,7 +63,7 @@ pub async fn tell(show: &mut Show, stage: &Stage) -> anyhow::Result<()> {
     story.hear(&endpoint, &key).await?;
     story.unrevoke().await?;
     story.repair().await?;
-    story.look().await
+    story.inspect().await
 }
 
 impl Story<'_> {
@@ -105,11 +105,11 @@ impl Story<'_> {
     /// A gateway asks.
     async fn check(&mut self, token: &Presented) -> anyhow::Result<()> {
         self.show.step("A gateway asks the verifier, GET /auth");
-        self.gate.until(token, KEPT, 200).await?;
-        let answer = self.gate.ask(token, KEPT).await?;
+        self.gate.until(token, UNCHANGED_SCOPE, 200).await?;
+        let answer = self.gate.ask(token, UNCHANGED_SCOPE).await?;
         expect("a check with a scope that the token has", 200, answer.status)?;
         expect("X-Tokenward-Subject", format!("{NAMESPACE}/{BACKEND}"), answer.subject.clone())?;
-        self.show.ok(&format!("{token} with {KEPT}"), 200, Some(answer.took));
+        self.show.ok(&format!("{token} with {UNCHANGED_SCOPE}"), 200, Some(answer.took));
         for (name, value) in [("Id", answer.id), ("Subject", answer.subject), ("Scopes", answer.scopes)] {
             self.show.note(&format!("X-Tokenward-{name}: {value}"));
         }
@@ -118,7 +118,7 @@ impl Story<'_> {
         let garbage = Presented::new("tw_0000000000000000000000000000000000000000000000000000000000000");
         let questions = [
             (token, "scope=payments:write", 403, "a scope that it lacks"),
-            (&garbage, KEPT, 401, "garbage in the shape of a token"),
+            (&garbage, UNCHANGED_SCOPE, 401, "garbage in the shape of a token"),
             (&pipeline, PIPELINE_AUDIENCE, 200, "an audience that it is for"),
             (&pipeline, "audience=https://other.example.com", 401, "another audience"),
         ];
@@ -129,7 +129,7 @@ impl Story<'_> {
         }
         let mut times = Vec::with_capacity(STILL);
         for _ in 0..STILL {
-            let answer = self.gate.ask(token, KEPT).await?;
+            let answer = self.gate.ask(token, UNCHANGED_SCOPE).await?;
             expect("one of many checks", 200, answer.status)?;
             times.push(answer.took);
         }
@@ -143,7 +143,7 @@ impl Story<'_> {
     /// An edit of the scopes mints a new secret, while checks go on. Returns it.
     async fn rotate(&mut self, first: &Presented) -> anyhow::Result<Presented> {
         self.show.step("An edit of the spec rotates: backend-prod gets the scope billing:read");
-        let before = self.gate.ask(first, KEPT).await?;
+        let before = self.gate.ask(first, UNCHANGED_SCOPE).await?;
         let traffic = Traffic::start(self.gate, self.stage.secrets(), first);
         traffic.flows().await;
         let scopes = json!(["tokens:read", "tokens:rotate", "audit:read", "billing:read"]);
@@ -166,8 +166,8 @@ impl Story<'_> {
         self.show.figure("rotation: checks meanwhile / failed", format!("{checks} / 0"));
 
         let questions = [
-            (first, KEPT, 200, "the old secret, in the overlap"),
-            (&second, KEPT, 200, "the new secret"),
+            (first, UNCHANGED_SCOPE, 200, "the old secret, in the overlap"),
+            (&second, UNCHANGED_SCOPE, 200, "the new secret"),
             (first, ADDED, 403, "the old secret does not get the added scope"),
             (&second, ADDED, 200, "the new secret has it: the scope ratchet"),
         ];
@@ -194,7 +194,7 @@ impl Story<'_> {
         let lags = self.gate.measure(&[second, first], LOST, 403, patch).await?;
         self.lags("narrowing: patch answered -> first 403", 403, &lags);
         for (token, what) in [(first, "the old secret for a scope left"), (second, "the new one")] {
-            let answer = self.gate.ask(token, KEPT).await?;
+            let answer = self.gate.ask(token, UNCHANGED_SCOPE).await?;
             expect(what, 200, answer.status)?;
             self.show.ok(what, 200, Some(answer.took));
         }
@@ -214,9 +214,9 @@ impl Story<'_> {
         Ok(())
     }
 
-    /// An endpoint wants to be told. Returns it, and the key that it verifies by.
+    /// A team subscribes an endpoint. Returns it, and the key that it verifies by.
     async fn subscribe(&mut self) -> anyhow::Result<(Endpoint, Zeroizing<String>)> {
-        self.show.step("A team wants to be told: a TokenWebhook to its endpoint");
+        self.show.step("A team subscribes: a TokenWebhook to its endpoint");
         let endpoint = Endpoint::open().await?;
         let webhook = TokenWebhook::new(
             WEBHOOK,
@@ -244,9 +244,9 @@ impl Story<'_> {
         Ok((endpoint, key))
     }
 
-    /// It was told of the revocation.
+    /// It received the revocation.
     async fn hear(&mut self, endpoint: &Endpoint, key: &str) -> anyhow::Result<()> {
-        self.show.step("The endpoint was told: a signed event, by Standard Webhooks");
+        self.show.step("The endpoint received a signed event, by Standard Webhooks");
         let arrival = endpoint.until("token.revoked").await?;
         let event = arrival.event();
         expect("the event's token", BACKEND, event["data"]["name"].as_str().unwrap_or_default())?;
@@ -268,11 +268,15 @@ impl Story<'_> {
         let patch = json!({"spec": {"revoked": true, "revocationReason": "KeyCompromise"}});
         let revoke = async { self.patch(BACKEND, patch).await.map(drop) };
         let start = Instant::now();
-        let lags = self.gate.measure(&[second, first], KEPT, 401, revoke).await?;
+        let lags = self.gate.measure(&[second, first], UNCHANGED_SCOPE, 401, revoke).await?;
         self.lags("revocation: patch answered -> first 401", 401, &lags);
         for _ in 0..STILL / 2 {
             for token in [first, second] {
-                expect("a check after the first 401", 401, self.gate.ask(token, KEPT).await?.status)?;
+                expect(
+                    "a check after the first 401",
+                    401,
+                    self.gate.ask(token, UNCHANGED_SCOPE).await?.status,
+                )?;
             }
         }
         self.show.ok(&format!("{STILL} more checks, both secrets"), 401, None);
@@ -321,14 +325,14 @@ impl Story<'_> {
         for (presented, wanted, what) in
             [(&repaired, 200, "the new token"), (&forged, 401, "what was written by hand")]
         {
-            self.gate.until(presented, KEPT, wanted).await?;
+            self.gate.until(presented, UNCHANGED_SCOPE, wanted).await?;
             self.show.ok(what, wanted, None);
         }
         Ok(())
     }
 
     /// What an operator sees of all that.
-    async fn look(&mut self) -> anyhow::Result<()> {
+    async fn inspect(&mut self) -> anyhow::Result<()> {
         self.show.step("What kubectl shows of it");
         let tokens = self.stage.kubectl(&["get", "apitokens", "-n", NAMESPACE, "-o", "wide"]).await?;
         self.show.quote(&format!("kubectl get apitokens -n {NAMESPACE} -o wide"), &tokens);
@@ -367,7 +371,7 @@ impl Story<'_> {
     }
 }
 
-/// Checks that never stop: with the first secret, and with what the Secret holds at that moment.
+/// Checks that never stop: with the first secret, and with what the Secret contains at that moment.
 struct Traffic {
     tasks: JoinSet<anyhow::Error>,
     passed: [Arc<AtomicU64>; 2],
@@ -432,11 +436,11 @@ impl Traffic {
 }
 
 async fn passes(gate: &Gate, token: &Presented, what: &str) -> anyhow::Result<()> {
-    let answer = gate.ask(token, KEPT).await?;
+    let answer = gate.ask(token, UNCHANGED_SCOPE).await?;
     expect(&format!("a check during the rotation, with {what}: {token}"), 200, answer.status)
 }
 
-/// The files in `examples/` that hold an ApiToken, as kubectl is given them.
+/// The files in `examples/` that contain an ApiToken, as arguments of kubectl.
 fn manifests() -> anyhow::Result<Vec<String>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     let mut files = Vec::new();
