@@ -1,6 +1,6 @@
 //! Durations as users write them: `90m`, `1h30m`, `720h`.
 //!
-//! The text is kept as it was written: a controller that rewrote `60m` as `1h` would differ from Git.
+//! The text is stored as it was written: a controller that rewrote `60m` as `1h` would differ from Git.
 
 use std::borrow::Cow;
 

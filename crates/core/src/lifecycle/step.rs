@@ -22,22 +22,22 @@ use crate::token::{Hash, KeyId};
 /// One write, or waiting.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
-    /// Draw a key, and make its version known by [`announce`] and a status write.
+    /// Generate a token, and record its version by [`announce`] and a status write.
     Announce(Box<Announcement>),
-    /// Write this status, then tell these events.
+    /// Write this status, then these Kubernetes Events.
     Record(Box<ApiTokenStatus>, Vec<Event>),
-    /// Write the Secret, so that it holds this version.
+    /// Write the Secret with the token of this version.
     WriteSecret {
         /// The key id of the version.
         key_id: String,
         /// Where its token comes from.
         content: Content,
     },
-    /// Delete our Secret.
+    /// Delete the Secret, which is ours.
     DeleteSecret,
-    /// Put our finalizer on, so that a deletion is not missed.
+    /// Add the finalizer, so that a deletion is not missed.
     AddFinalizer,
-    /// Take it off.
+    /// Store the undelivered events in their TokenWebhooks, then remove the finalizer.
     RemoveFinalizer(Handover),
     /// Nothing to do, until something changes or this instant.
     Wait(Option<Timestamp>),
@@ -46,29 +46,29 @@ pub enum Step {
 /// Where the token that is written into the Secret comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// It was minted just now, and is held in memory.
+    /// It was minted just now, and is in memory.
     Minted,
-    /// It is in the Secret already.
+    /// The Secret contains it already.
     Existing,
 }
 
-/// A version that is to be drawn.
+/// A new version, for which the caller generates a token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Announcement {
-    /// Its number.
+    /// The number of the version.
     pub version: i64,
-    /// Why.
+    /// Why it is issued.
     pub reason: RotationReason,
     status: ApiTokenStatus,
     events: Vec<Event>,
 }
 
-/// What was drawn for an [`Announcement`].
+/// What was generated for an [`Announcement`].
 #[derive(Clone, Debug)]
 pub struct Material {
     /// The version's key id.
     pub key_id: KeyId,
-    /// The proof of its token.
+    /// The hash of its token.
     pub hash: Hash,
 }
 
@@ -82,7 +82,7 @@ pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
         return step;
     }
     let mut events = Vec::new();
-    let mut status = settle(observed, &mut events, now);
+    let mut status = update(observed, &mut events, now);
     let due = match &observed.spec {
         Ok(spec) => due(observed, &status, spec, now),
         Err(_) => Due::Nothing(None),
@@ -110,8 +110,8 @@ pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
     }
 }
 
-/// What time, the Secret and the spec make of the status, before anything new is drawn.
-fn settle(observed: &Observed<'_>, events: &mut Vec<Event>, now: Timestamp) -> ApiTokenStatus {
+/// Brings the status up to date with the time, the Secret and the spec, before any new version.
+fn update(observed: &Observed<'_>, events: &mut Vec<Event>, now: Timestamp) -> ApiTokenStatus {
     let mut status = observed.status().cloned().unwrap_or_default();
     status.observed_generation = observed.token.metadata.generation;
     transitions::remove_missing_webhooks(&mut status, observed);
@@ -165,15 +165,16 @@ fn prepare(
     reason: RotationReason,
     now: Timestamp,
 ) -> Announcement {
-    let redrawn = pending(&status).map(|version| version.version);
+    let replaced = pending(&status).map(|version| version.version);
     status.versions.retain(|version| version.state != VersionState::Pending);
-    // A broken Secret is repaired at once, since pods can't start without it. Only then does an older secret lose
-    // the rest of its overlap: three must never work at once.
+    // A broken Secret is repaired at once, since pods can't start without it; a trigger comes here during an overlap
+    // only if the Secret contains no token. In both cases an older version loses the rest of its overlap, since three
+    // must never work at once.
     let makes_room = is_repair(reason) || reason == RotationReason::Trigger;
     for version in &mut status.versions {
         let cut = observed.cut_by_not_before(version, now);
-        let gives_way = makes_room && version.state == VersionState::Retiring;
-        if version.state.is_live() && (cut || gives_way) {
+        let is_displaced = makes_room && version.state == VersionState::Retiring;
+        if version.state.is_live() && (cut || is_displaced) {
             version.state = VersionState::Retired;
             let why = if cut {
                 "rotation.notBefore has passed it"
@@ -198,11 +199,12 @@ fn prepare(
     if let Some(trigger) = &spec.trigger {
         rotation.handled_trigger = Some(trigger.clone());
     }
-    // Its place is kept until the material is here.
-    Announcement { version: redrawn.unwrap_or(0).max(newest + 1), reason, status, events }
+    // `announce` inserts the version, once its token exists.
+    Announcement { version: replaced.unwrap_or(0).max(newest + 1), reason, status, events }
 }
 
-/// Makes an announced version known: the status to write before its token goes anywhere, and the events to tell.
+/// The status that records a new version, to be written before its token leaves the process, and the events to write
+/// after it.
 pub fn announce(
     observed: &Observed<'_>,
     announcement: Announcement,
@@ -231,7 +233,7 @@ pub fn announce(
     (status, events)
 }
 
-/// The version whose token belongs under the key for the previous one, once the Secret holds what is written.
+/// The key id of the token that belongs under the data key for the previous one, once the Secret is written.
 pub fn previous_version(status: &ApiTokenStatus, content: Content) -> Option<&str> {
     let previous = match content {
         Content::Minted => active(status),
@@ -261,7 +263,7 @@ fn secret_step(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, no
     }
     let Some(own) = observed.secret.ours() else { return Step::Wait(None) };
     let Some((version, metadata)) = desired_metadata(observed, spec) else { return Step::Wait(None) };
-    // The key for the previous token holds one just as long as it works; the new token is put there with it.
+    // The previous token stays in the Secret only as long as it works. It is written together with its successor.
     let previous = previous_version(status, Content::Existing);
     let stale = own.previous.as_ref().is_some_and(|key_id| Some(key_id.as_str()) != previous);
     if own.in_place && !stale && metadata.matches(&own.metadata) {
@@ -274,11 +276,11 @@ fn secret_step(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, no
 /// read it, or the first to use it would be refused.
 fn deliver_at(observed: &Observed<'_>, pending: &TokenVersion, now: Timestamp) -> Option<Timestamp> {
     let at = pending.issued_at.checked_add(observed.propagation).ok()?;
-    // A clock that was set back must not hold up a delivery for longer than the propagation takes.
+    // A clock that was set back must not delay a delivery for longer than the propagation takes.
     (now < at && now >= pending.issued_at).then_some(at)
 }
 
-/// When time alone will call for another look.
+/// When the token has to be reconciled again, if nothing changes until then.
 fn wake(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timestamp) -> Option<Timestamp> {
     let retry = (observed.secret.out_of_reach() && status.revocation.is_none())
         .then(|| now.checked_add(RETRY).ok())
@@ -290,7 +292,7 @@ fn wake(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timesta
     };
     let retirement = retiring(status).and_then(|version| version.retire_at);
     let expiry = observed.token.spec.expires_at.filter(|_| status.revocation.is_none());
-    let notice = observed.told_to_expire_at().filter(|_| status.revocation.is_none());
+    let notice = observed.expiry_notice_at().filter(|_| status.revocation.is_none());
     [retry, due, retirement, expiry, notice].into_iter().flatten().filter(|at| *at > now).min()
 }
 
