@@ -96,7 +96,7 @@ pub enum SecretState {
 
 impl SecretState {
     /// Whether it can neither be used nor written: it is not ours, or could not be read.
-    pub fn out_of_reach(&self) -> bool {
+    pub fn is_inaccessible(&self) -> bool {
         match self {
             Self::Foreign | Self::Unreadable(_) => true,
             Self::Absent | Self::Ours(_) => false,

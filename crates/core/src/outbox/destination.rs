@@ -231,7 +231,7 @@ mod tests {
     }
 
     proptest! {
-        /// However an IPv4 address is written into an IPv6 one, it is judged as itself.
+        /// However an IPv4 address is embedded in an IPv6 one, it is treated as IPv4.
         #[test]
         fn no_disguise_changes_the_judgement(v4: u32, allow_private: bool, middle: u16) {
             let policy = AddressPolicy { allow_private, ..Default::default() };

@@ -10,7 +10,7 @@ use crate::token::scope::any_covers;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(in crate::check) struct Scopes(Arc<Box<str>>);
 
-/// All interned lists.
+/// The set of interned lists.
 #[derive(Debug, Default)]
 pub struct ScopePool {
     lists: HashSet<Scopes>,

@@ -119,3 +119,37 @@ fn seal(secret: &Secret, object: &Object<'_>, peppers: &Peppers) -> Option<Optio
     let (token_id, version) = (sealed.token_id.to_owned(), sealed.version);
     Some(Some(SealedVersion { token_id, version, key_id, hash, issued_at }))
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+    use super::*;
+
+    #[test]
+    fn the_controlling_owner_counts() {
+        for (uid, controller, expected) in
+            [("u", Some(true), true), ("u", Some(false), false), ("u", None, false), ("v", Some(true), false)]
+        {
+            let owner = OwnerReference { uid: uid.to_owned(), controller, ..Default::default() };
+            let metadata = ObjectMeta { owner_references: Some(vec![owner]), ..Default::default() };
+            assert_eq!(is_controlled_by(&metadata, "u"), expected, "{uid} {controller:?}");
+        }
+        assert!(!is_controlled_by(&ObjectMeta::default(), ""));
+    }
+
+    #[test]
+    fn both_labels_count() {
+        let metadata = |labels: &[(&str, &str)]| ObjectMeta {
+            labels: Some(labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()),
+            ..Default::default()
+        };
+        let (by, token) = ((MANAGED_BY, MANAGED_BY_VALUE), (TOKEN_LABEL, "t"));
+        assert!(has_labels_of(&metadata(&[by, token]), "t"));
+        assert!(!has_labels_of(&metadata(&[by, token]), "other"));
+        assert!(!has_labels_of(&metadata(&[by]), "t"));
+        assert!(!has_labels_of(&metadata(&[token]), "t"));
+        assert!(!has_labels_of(&metadata(&[(MANAGED_BY, "helm"), token]), "t"));
+        assert!(!has_labels_of(&ObjectMeta::default(), "t"));
+    }
+}
