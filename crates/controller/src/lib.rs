@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::admission::Admission;
+use crate::apitoken::error::Error;
 use crate::apitoken::reconcile;
 use crate::config::ControllerArgs;
 use crate::context::Context;
@@ -331,7 +332,7 @@ fn becomes_leader(context: Arc<Context>) -> impl Stream<Item = ()> {
     })
 }
 
-async fn timed(token: Arc<Token>, context: Arc<Context>) -> Result<controller::Action, reconcile::Error> {
+async fn timed(token: Arc<Token>, context: Arc<Context>) -> Result<controller::Action, Error> {
     let (start, _work) = (Instant::now(), context.load.begin());
     let result = reconcile::reconcile(token, context.clone()).await;
     context.metrics.reconciled(start.elapsed());

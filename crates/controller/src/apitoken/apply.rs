@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use super::cache::Inspected;
-use super::reconcile::Error;
+use super::error::Error;
 use crate::context::Context;
 use tokenward_core::crd::{ApiToken, ApiTokenStatus};
 use tokenward_core::lifecycle::{

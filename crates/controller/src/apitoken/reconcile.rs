@@ -8,12 +8,12 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
-use thiserror::Error;
 use tracing::{debug, warn};
 
 use super::apply;
 use super::apply::Applied;
 use super::cache::Inspected;
+use super::error::Error;
 use crate::context::Context;
 use crate::objects::Token;
 use tokenward_core::crd::ApiToken;
@@ -25,64 +25,6 @@ use tokenward_runtime::cluster::pepper::PepperState;
 /// No token needs more steps than this in a row; one that does is looked at again later, so that it can't keep
 /// others waiting.
 const STEPS: usize = 16;
-
-/// Why a look at a token ended early.
-#[derive(Debug, Error)]
-pub(crate) enum Error {
-    /// The object does not parse: the CRD that is installed is not ours.
-    #[error(
-        "the ApiToken can't be read, so nothing is done for it: {0}; install the CRDs of this version of tokenward"
-    )]
-    Unreadable(String),
-    /// The Secret could not be read. An unreadable Secret is never taken for an absent one.
-    #[error("Secret {name} could not be read: {source}")]
-    ReadSecret { name: String, source: kube::Error },
-    /// The Secret could not be written.
-    #[error("Secret {name} could not be written: {source}")]
-    WriteSecret { name: String, source: kube::Error },
-    /// The status could not be written.
-    #[error("the status could not be written: {0}")]
-    WriteStatus(kube::Error),
-    /// The finalizer could not be put on or taken off.
-    #[error("the finalizer could not be written: {0}")]
-    WriteFinalizer(kube::Error),
-    /// What a deleted token leaves undelivered could not be kept.
-    #[error("what is undelivered could not be kept in TokenWebhook {0}")]
-    KeepEvents(String),
-    /// The operating system gave no random bytes.
-    #[error("the operating system gave no random bytes: {0}")]
-    Random(String),
-    /// The pepper is not there.
-    #[error("the pepper is not there")]
-    Pepper,
-}
-
-impl Error {
-    /// One word for metrics.
-    pub(crate) fn reason(&self) -> &'static str {
-        match self {
-            Self::Unreadable(_) => "unreadable",
-            Self::ReadSecret { .. } => "read_secret",
-            Self::WriteSecret { .. } => "write_secret",
-            Self::WriteStatus(_) => "write_status",
-            Self::WriteFinalizer(_) => "write_finalizer",
-            Self::KeepEvents(_) => "keep_events",
-            Self::Random(_) => "random",
-            Self::Pepper => "pepper",
-        }
-    }
-
-    fn classify(&self) -> ErrorClass {
-        match self {
-            Self::ReadSecret { source, .. }
-            | Self::WriteSecret { source, .. }
-            | Self::WriteStatus(source)
-            | Self::WriteFinalizer(source) => classify(source),
-            Self::Unreadable(_) => ErrorClass::Invalid,
-            Self::KeepEvents(_) | Self::Random(_) | Self::Pepper => ErrorClass::Retry,
-        }
-    }
-}
 
 /// Looks at a token, and makes steps until there is nothing to do but wait.
 pub(crate) async fn reconcile(token: Arc<Token>, context: Arc<Context>) -> Result<Action, Error> {
@@ -250,18 +192,11 @@ pub(crate) fn after_failure(token: &Arc<Token>, error: &Error, context: &Context
     let delay = Duration::from_millis(100)
         .saturating_mul(2u32.saturating_pow(failures.min(9)))
         .min(Duration::from_secs(10));
-    let cause = match error {
-        Error::ReadSecret { source, .. }
-        | Error::WriteSecret { source, .. }
-        | Error::WriteStatus(source)
-        | Error::WriteFinalizer(source) => message(source),
-        other => other.to_string(),
-    };
     warn!(
         namespace,
         name,
         reason = error.reason(),
-        cause,
+        cause = error.cause(),
         retry_in_ms = delay.as_millis(),
         "failed; trying again"
     );
