@@ -72,7 +72,7 @@ impl<'e> Identity<'e> {
 
 /// Decides on the versions that claim the presented key id.
 ///
-/// There may be several, since a key id can be copied into another status; the one whose proof holds is meant, and
+/// There may be several, since a key id can be copied into another status; the one whose hash holds is meant, and
 /// if none does, the token does not exist.
 pub fn decide<'e>(
     claimants: impl IntoIterator<Item = &'e Version>,
@@ -82,7 +82,7 @@ pub fn decide<'e>(
 ) -> Decision<'e> {
     let proven = claimants.into_iter().find(|version| {
         let (namespace, name) = version.entry.object();
-        peppers.holds(namespace, name, &request.token, &version.proof)
+        peppers.verify(namespace, name, &request.token, &version.hash)
     });
     let Some(version) = proven else { return Decision::Deny(Code::NotFound) };
     let identity = Identity { entry: &version.entry, version, key_id: request.token.key_id() };
@@ -151,7 +151,7 @@ mod tests {
 
     /// An ApiToken with one secret that was issued a second ago.
     fn token() -> ApiToken {
-        let hash = peppers().prove_new("ns", "name", &plaintext(1)).expect("proof");
+        let hash = peppers().hash("ns", "name", &plaintext(1)).expect("hash");
         let mut token =
             ApiToken::new("name", ApiTokenSpec { scopes: vec!["orders:*".to_owned()], ..Default::default() });
         token.metadata.namespace = Some("ns".to_owned());

@@ -26,4 +26,4 @@ pub use secret::{
 pub use spec::{InvalidSpec, Spec};
 pub use status::{Event, EventKind};
 pub use step::{Announcement, Content, Material, Step, announce, next_step, previous_version};
-pub use telling::{FINALIZER, Release};
+pub use telling::{FINALIZER, Handover};

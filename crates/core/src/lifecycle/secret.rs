@@ -53,7 +53,7 @@ pub fn inspect(secret: &Secret, token: &ApiToken, spec: &Spec, peppers: &Peppers
         versions.iter().find_map(|version| {
             let hash = Hash::parse(&version.hash)?;
             (version.key_id == presented.key_id().as_str()
-                && peppers.holds(object.namespace, object.name, &presented, &hash.mac))
+                && peppers.verify(object.namespace, object.name, &presented, &hash.mac))
             .then(|| presented.key_id())
         })
     };
@@ -100,7 +100,7 @@ fn seal(secret: &Secret, object: &Object<'_>, peppers: &Peppers) -> Option<Optio
         .flatten()
         .filter_map(|(_, value)| Token::parse(std::str::from_utf8(&value.0).ok()?))
         .find(|presented| presented.key_id() == key_id)?;
-    let hash = peppers.prove(seal.pepper(), object.namespace, object.name, &presented)?;
+    let hash = peppers.hash_with(seal.pepper(), object.namespace, object.name, &presented)?;
     let uid = annotation(metadata, TOKEN_UID)?;
     let (version, issued_at) = (annotation(metadata, VERSION)?, annotation(metadata, ISSUED_AT)?);
     let sealed = Sealed {
@@ -113,7 +113,7 @@ fn seal(secret: &Secret, object: &Object<'_>, peppers: &Peppers) -> Option<Optio
         key_id: text,
         hash: &hash,
     };
-    if !seal.holds(peppers, &sealed) {
+    if !seal.verify(peppers, &sealed) {
         return None;
     }
     let believed = uid == object.uid || object.restored;

@@ -7,7 +7,7 @@ use super::rotate::{Due, due, is_repair, remember};
 use super::secret::{SecretMetadata, to_millisecond};
 use super::status::{Event, EventKind, describe};
 use super::telling;
-use super::telling::Release;
+use super::telling::Handover;
 use super::versions::{
     active, normalise, pending, promote, prune, rebuild, retire_due, retiring, secret_ref,
 };
@@ -33,9 +33,9 @@ pub enum Step {
     /// Delete our Secret.
     DeleteSecret,
     /// Put our finalizer on, so that a deletion is not missed.
-    Hold,
+    AddFinalizer,
     /// Take it off.
-    Release(Release),
+    RemoveFinalizer(Handover),
     /// Nothing to do, until something changes or this instant.
     Wait(Option<Timestamp>),
 }
@@ -46,7 +46,7 @@ pub enum Content {
     /// It was minted just now, and is held in memory.
     Minted,
     /// It is in the Secret already.
-    CertificateState,
+    Existing,
 }
 
 /// A version that is to be drawn.
@@ -232,7 +232,7 @@ pub fn announce(
 pub fn previous_version(status: &ApiTokenStatus, content: Content) -> Option<&str> {
     let previous = match content {
         Content::Minted => active(status),
-        Content::CertificateState => retiring(status),
+        Content::Existing => retiring(status),
     };
     previous.map(|version| version.key_id.as_str())
 }
@@ -270,12 +270,12 @@ fn secret_step(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, no
     let Some(own) = observed.secret.ours() else { return Step::Wait(None) };
     let Some((version, wardrobe)) = wardrobe(observed, spec) else { return Step::Wait(None) };
     // The key for the previous token holds one just as long as it works; the new token is put there with it.
-    let previous = previous_version(status, Content::CertificateState);
+    let previous = previous_version(status, Content::Existing);
     let stale = own.previous.as_ref().is_some_and(|key_id| Some(key_id.as_str()) != previous);
     if own.in_place && !stale && wardrobe.fits(&own.metadata) {
         return Step::Wait(None);
     }
-    Step::WriteSecret { key_id: version.key_id.clone(), content: Content::CertificateState }
+    Step::WriteSecret { key_id: version.key_id.clone(), content: Content::Existing }
 }
 
 /// From when a pending version may go into the Secret; `None` is now. Every verifier must know it before anybody can

@@ -29,11 +29,11 @@ const LIMIT: SignedDuration = SignedDuration::from_secs(30);
 
 /// The end of a token that was held.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Release {
+pub struct Handover {
     /// What is undelivered, for the TokenWebhooks that it names.
     pub undelivered: Vec<OutboxEvent>,
     /// Whether it is released even if that can't be kept.
-    pub at_any_cost: bool,
+    pub best_effort: bool,
 }
 
 /// Records what has happened for those who want to be told.
@@ -107,8 +107,8 @@ pub(super) fn forget_gone(status: &mut ApiTokenStatus, observed: &Observed<'_>) 
 /// Whether the finalizer has to be put on or taken off a token that is not being deleted.
 pub(super) fn finalizer(observed: &Observed<'_>) -> Option<Step> {
     match (wants_deletion(observed), is_held(observed)) {
-        (true, false) => Some(Step::Hold),
-        (false, true) => Some(Step::Release(Release::default())),
+        (true, false) => Some(Step::AddFinalizer),
+        (false, true) => Some(Step::RemoveFinalizer(Handover::default())),
         (true, true) | (false, false) => None,
     }
 }
@@ -132,7 +132,7 @@ pub(super) fn depart(observed: &Observed<'_>, now: Timestamp) -> Step {
     let since = observed.token.metadata.deletion_timestamp.as_ref().map_or(now, |time| time.0);
     let after = |wait| since.checked_add(wait).unwrap_or(since);
     if undelivered.is_empty() || now >= after(PATIENCE) {
-        return Step::Release(Release { undelivered, at_any_cost: now >= after(LIMIT) });
+        return Step::RemoveFinalizer(Handover { undelivered, best_effort: now >= after(LIMIT) });
     }
     Step::Wait(Some(after(PATIENCE)))
 }

@@ -185,7 +185,7 @@ impl World {
                 let draw = self.draws + 1;
                 let key_id = KeyId::from_bytes([draw; 16]);
                 let plaintext = format::make(&Prefix::default(), key_id, &[draw; 32]);
-                let hash = self.peppers.prove_new("ns", "name", &plaintext).expect("a proof");
+                let hash = self.peppers.hash("ns", "name", &plaintext).expect("a proof");
                 let (status, events) =
                     announce(&observed, *announcement, &Material { key_id, hash }, self.now);
                 self.draws = draw;
@@ -222,8 +222,8 @@ impl World {
                 }
             }
             Step::DeleteSecret => self.secret = None,
-            Step::Hold => self.token.metadata.finalizers = Some(vec![FINALIZER.to_owned()]),
-            Step::Release(_) => self.token.metadata.finalizers = None,
+            Step::AddFinalizer => self.token.metadata.finalizers = Some(vec![FINALIZER.to_owned()]),
+            Step::RemoveFinalizer(_) => self.token.metadata.finalizers = None,
         }
         self.judge_change(before.as_ref());
         true
@@ -680,12 +680,12 @@ fn a_deletion_waits_for_its_event_and_not_for_ever() {
     assert!(!world.step(), "and waited for");
     let step =
         |world: &World, seconds| next_step(&world.observed(), world.now + SignedDuration::from_secs(seconds));
-    let Step::Release(late) = step(&world, 10) else { panic!("it waits too long") };
-    assert_eq!((late.undelivered.len(), late.at_any_cost), (1, false));
-    let Step::Release(last) = step(&world, 30) else { panic!("it waits for ever") };
-    assert!(last.at_any_cost);
+    let Step::RemoveFinalizer(late) = step(&world, 10) else { panic!("it waits too long") };
+    assert_eq!((late.undelivered.len(), late.best_effort), (1, false));
+    let Step::RemoveFinalizer(last) = step(&world, 30) else { panic!("it waits for ever") };
+    assert!(last.best_effort);
     let gone = World { subscriptions: Vec::new(), token: world.token.clone(), ..World::new() };
-    assert_eq!(step(&gone, 0), Step::Release(Release::default()), "nobody wants it any more");
+    assert_eq!(step(&gone, 0), Step::RemoveFinalizer(Handover::default()), "nobody wants it any more");
     world.accept();
-    assert_eq!(step(&world, 0), Step::Release(Release::default()));
+    assert_eq!(step(&world, 0), Step::RemoveFinalizer(Handover::default()));
 }

@@ -21,9 +21,9 @@ const ALGORITHM: &str = "hmac-sha256";
 const PEPPER_BYTES: usize = 32;
 const CURRENT: &str = "current";
 /// Set apart what else is ever keyed with the same pepper.
-const PROOF_DOMAIN: &[u8] = b"tokenward/proof/v1";
+const HASH_DOMAIN: &[u8] = b"tokenward/proof/v1";
 
-/// The name of a pepper: 1 to 16 lower-case letters and digits. CertificateState in place, as an index holds many.
+/// The name of a pepper: 1 to 16 lower-case letters and digits. Stored inline, so that it is `Copy`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PepperId([u8; 16]);
 
@@ -124,14 +124,20 @@ impl Peppers {
     }
 
     /// The proof of a token under one of the peppers. `None`: no pepper of that id.
-    pub fn prove(&self, pepper: &PepperId, namespace: &str, name: &str, token: &Token<'_>) -> Option<Hash> {
-        let mac = self.mac(pepper, PROOF_DOMAIN, &proof_fields(namespace, name, token.expose()))?;
+    pub fn hash_with(
+        &self,
+        pepper: &PepperId,
+        namespace: &str,
+        name: &str,
+        token: &Token<'_>,
+    ) -> Option<Hash> {
+        let mac = self.mac(pepper, HASH_DOMAIN, &hash_fields(namespace, name, token.expose()))?;
         Some(Hash { pepper: *pepper, mac })
     }
 
     /// The proof of a new token, under the current pepper.
-    pub fn prove_new(&self, namespace: &str, name: &str, token: &Plaintext) -> Option<Hash> {
-        let mac = self.mac(&self.current, PROOF_DOMAIN, &proof_fields(namespace, name, token.expose()))?;
+    pub fn hash(&self, namespace: &str, name: &str, token: &Plaintext) -> Option<Hash> {
+        let mac = self.mac(&self.current, HASH_DOMAIN, &hash_fields(namespace, name, token.expose()))?;
         Some(Hash { pepper: self.current, mac })
     }
 
@@ -139,11 +145,11 @@ impl Peppers {
     ///
     /// Every pepper is tried, the current one first: there are few, and an index of a million proofs need not keep a
     /// million times which it was.
-    pub fn holds(&self, namespace: &str, name: &str, token: &Token<'_>, proof: &[u8; 32]) -> bool {
+    pub fn verify(&self, namespace: &str, name: &str, token: &Token<'_>, proof: &[u8; 32]) -> bool {
         let current = self.keys.get(&self.current);
         let retired = self.keys.iter().filter(|(id, _)| **id != self.current).map(|(_, key)| key);
-        let fields = proof_fields(namespace, name, token.expose());
-        current.into_iter().chain(retired).any(|key| are_equal(&mac(key, PROOF_DOMAIN, &fields), proof))
+        let fields = hash_fields(namespace, name, token.expose());
+        current.into_iter().chain(retired).any(|key| are_equal(&mac(key, HASH_DOMAIN, &fields), proof))
     }
 
     /// HMAC-SHA256 over a domain and fields, each with its length before it, so that no two lists of fields
@@ -169,7 +175,7 @@ fn are_equal(one: &[u8; 32], other: &[u8; 32]) -> bool {
     pairs.fold(Choice::from(1), |all, equal| all & equal).into()
 }
 
-fn proof_fields<'a>(namespace: &'a str, name: &'a str, token: &'a str) -> [&'a [u8]; 3] {
+fn hash_fields<'a>(namespace: &'a str, name: &'a str, token: &'a str) -> [&'a [u8]; 3] {
     [namespace.as_bytes(), name.as_bytes(), token.as_bytes()]
 }
 
@@ -211,13 +217,13 @@ mod tests {
             let plaintext = make(&Prefix::default(), key_id, &secret);
             let other = make(&Prefix::default(), key_id, &other_secret);
             let token = Token::parse(plaintext.expose()).expect("token");
-            let hash = peppers.prove_new(&ns, &name, &plaintext).expect("proof");
+            let hash = peppers.hash(&ns, &name, &plaintext).expect("proof");
             let stored = Hash::parse(&hash.to_string()).expect("stored form").mac;
-            prop_assert!(peppers.holds(&ns, &name, &token, &stored));
-            prop_assert_eq!(peppers.holds(&other_ns, &other_name, &token, &stored), (&other_ns, &other_name) == (&ns, &name));
+            prop_assert!(peppers.verify(&ns, &name, &token, &stored));
+            prop_assert_eq!(peppers.verify(&other_ns, &other_name, &token, &stored), (&other_ns, &other_name) == (&ns, &name));
             let other = Token::parse(other.expose()).expect("token");
-            prop_assert_eq!(peppers.holds(&ns, &name, &other, &stored), secret == other_secret);
-            prop_assert!(!super::tests::peppers(2).holds(&ns, &name, &token, &stored));
+            prop_assert_eq!(peppers.verify(&ns, &name, &other, &stored), secret == other_secret);
+            prop_assert!(!super::tests::peppers(2).verify(&ns, &name, &token, &stored));
         }
 
         #[test]
@@ -231,20 +237,20 @@ mod tests {
     fn fields_do_not_run_together() {
         let peppers = peppers(1);
         let plaintext = make(&Prefix::default(), KeyId::from_bytes([0; 16]), &[0; 32]);
-        assert_ne!(peppers.prove_new("ab", "c", &plaintext), peppers.prove_new("a", "bc", &plaintext));
+        assert_ne!(peppers.hash("ab", "c", &plaintext), peppers.hash("a", "bc", &plaintext));
     }
 
     #[test]
     fn retired_peppers_still_prove() {
         let plaintext = make(&Prefix::default(), KeyId::from_bytes([0; 16]), &[0; 32]);
         let token = Token::parse(plaintext.expose()).expect("token");
-        let old = peppers(1).prove_new("ns", "name", &plaintext).expect("proof");
+        let old = peppers(1).hash("ns", "name", &plaintext).expect("proof");
         let mut data = Peppers::new_data(&[1; 32]);
         data.insert("p2".to_owned(), vec![2; 32]);
         data.insert("current".to_owned(), b"p2".to_vec());
         let rotated = Peppers::from_data(&data).expect("peppers");
-        assert!(rotated.holds("ns", "name", &token, &old.mac));
-        assert_eq!(rotated.prove_new("ns", "name", &plaintext).expect("proof").pepper.as_str(), "p2");
+        assert!(rotated.verify("ns", "name", &token, &old.mac));
+        assert_eq!(rotated.hash("ns", "name", &plaintext).expect("proof").pepper.as_str(), "p2");
     }
 
     #[test]

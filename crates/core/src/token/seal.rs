@@ -63,7 +63,7 @@ impl Seal {
     }
 
     /// Whether it vouches for this, in constant time.
-    pub fn holds(&self, peppers: &Peppers, sealed: &Sealed<'_>) -> bool {
+    pub fn verify(&self, peppers: &Peppers, sealed: &Sealed<'_>) -> bool {
         mac(peppers, &self.pepper, sealed).is_some_and(|made| made.ct_eq(&self.mac).into())
     }
 }
@@ -118,7 +118,7 @@ mod tests {
         let sealed = sealed(&hash);
         let seal =
             Seal::parse(&Seal::make(&peppers, &sealed).expect("seal").to_string()).expect("stored form");
-        assert!(seal.holds(&peppers, &sealed));
+        assert!(seal.verify(&peppers, &sealed));
         for other in [
             Sealed { namespace: "other", ..sealed },
             Sealed { name: "other", ..sealed },
@@ -130,7 +130,7 @@ mod tests {
             Sealed { hash: &other_hash, ..sealed },
             Sealed { namespace: "n", name: "sn", ..sealed },
         ] {
-            assert!(!seal.holds(&peppers, &other), "{other:?}");
+            assert!(!seal.verify(&peppers, &other), "{other:?}");
         }
     }
 
@@ -138,7 +138,7 @@ mod tests {
     fn a_seal_of_another_pepper_is_worthless() {
         let hash = hash(1);
         let seal = Seal::make(&peppers(2), &sealed(&hash)).expect("seal");
-        assert!(!seal.holds(&peppers(1), &sealed(&hash)));
+        assert!(!seal.verify(&peppers(1), &sealed(&hash)));
         assert_eq!(Seal::parse("nonsense"), None);
         assert_eq!(Seal::parse("p1:AAAA"), None);
     }

@@ -59,8 +59,8 @@ pub(super) struct Limits {
 pub struct Version {
     /// The token that it is a secret of.
     pub entry: Entry,
-    /// The proof of the token that it stands for.
-    pub(super) proof: [u8; 32],
+    /// The hash of the token that it stands for.
+    pub(super) hash: [u8; 32],
     /// When it retires, or is cut by `rotation.notBefore`, in milliseconds since the epoch.
     pub(super) ends_at: i64,
     /// What it may do: what both it was issued with and the spec grants.
@@ -101,7 +101,7 @@ impl Entry {
         let versions = read.into_iter().filter_map(|(key_id, issued_at, version)| {
             let version = Version {
                 entry: entry.clone(),
-                proof: Hash::parse(&version.hash)?.mac,
+                hash: Hash::parse(&version.hash)?.mac,
                 ends_at: ends_at(version, issued_at, not_before)?,
                 scopes: pool.share(&granted_by_both(&version.scopes, &token.spec.scopes)),
             };
@@ -235,7 +235,7 @@ fn ends_at(version: &WireVersion, issued_at: Timestamp, not_before: i64) -> Opti
         State::Pending | State::Active => millisecond(version.retire_at).unwrap_or(i64::MAX),
         // Without an end it has none left.
         State::Retiring => millisecond(version.retire_at).unwrap_or(i64::MIN),
-        // CertificateState, so that the code can say what became of it.
+        // In the index, so that a check can deny with `RETIRED`.
         State::Retired | State::Revoked => i64::MIN,
         State::Unknown => return None,
     };
