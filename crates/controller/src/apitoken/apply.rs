@@ -85,7 +85,7 @@ async fn announce_new(
     let (version, reason) = (announcement.version, announcement.reason);
     let (status, events) = announce(observed, announcement, &Material { key_id, hash }, now);
     let applied = record(status, events, observed, context, "announce").await?;
-    context.memories.with(&uid(observed), |memory| memory.held = Some((key_id, plaintext)));
+    context.cache.with(&uid(observed), |memory| memory.held = Some((key_id, plaintext)));
     context.metrics.minted(reason);
     info!(namespace, name, version, key_id = %key_id, ?reason, "minted");
     Ok(applied)
@@ -116,7 +116,7 @@ async fn record(
         api.replace_status(&token.name_any(), &params(), &object).await.map_err(Error::WriteStatus)?;
     failpoint::after(point);
     context.metrics.status_writes.inc();
-    let some_wait = context.memories.with(&uid(observed), |memory| {
+    let some_wait = context.cache.with(&uid(observed), |memory| {
         memory.written = written.resource_version().and_then(|version| version.parse().ok());
         let outbox = written.status.as_ref().and_then(|status| status.outbox.as_ref());
         memory.receipts.retain(outbox)
@@ -169,7 +169,7 @@ async fn write_secret(
     };
     let wardrobe = SecretMetadata::of(token, spec, version, status);
     let held = match content {
-        Content::Minted => context.memories.with(&uid, |memory| memory.held.take()),
+        Content::Minted => context.cache.with(&uid, |memory| memory.held.take()),
         Content::Existing => None,
     };
     let plaintext = held.as_ref().filter(|(held, _)| held.as_str() == key_id).map(|(_, plaintext)| plaintext);
@@ -195,7 +195,7 @@ async fn write_secret(
             context.metrics.secret_writes.inc();
             let state = inspect(&written, token, spec, peppers);
             wipe(&mut written);
-            context.memories.with(&uid, |memory| {
+            context.cache.with(&uid, |memory| {
                 memory.refusal = None;
                 memory.look = false;
                 memory.inspected = Inspected::of(&state, token, spec);
@@ -204,7 +204,7 @@ async fn write_secret(
         }
         Err(source) => {
             // Whether it was written is unknown or known not to be: either way the token is still at hand.
-            context.memories.with(&uid, |memory| {
+            context.cache.with(&uid, |memory| {
                 memory.held = held;
                 memory.look = true;
             });
@@ -217,7 +217,7 @@ async fn write_secret(
                 ErrorClass::Conflict | ErrorClass::Drop | ErrorClass::Retry => return Err(failed(source)),
             };
             let refusal = Refusal { kind, message: message(&source), at: now };
-            context.memories.with(&uid, |memory| memory.refusal = Some(refusal));
+            context.cache.with(&uid, |memory| memory.refusal = Some(refusal));
             context.metrics.failed("secret_refused");
             Ok(Applied::LookAgain)
         }
@@ -265,7 +265,7 @@ async fn write_finalizer(wanted: bool, observed: &Observed<'_>, context: &Contex
     match written.map_err(Error::WriteFinalizer)? {
         gone if gone.metadata.deletion_timestamp.is_some() && !wanted => Ok(Applied::Gone),
         written => {
-            context.memories.with(&uid(observed), |memory| {
+            context.cache.with(&uid(observed), |memory| {
                 memory.written = written.resource_version().and_then(|version| version.parse().ok());
             });
             Ok(Applied::Status(Box::new(written)))

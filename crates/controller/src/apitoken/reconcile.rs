@@ -19,12 +19,15 @@ use crate::objects::Token;
 use tokenward_core::crd::ApiToken;
 use tokenward_core::lifecycle::{Observed, OwnSecret, SecretState, Spec, Step, inspect, next_step, wipe};
 use tokenward_core::token::Peppers;
+use tokenward_runtime::backoff::Backoff;
 use tokenward_runtime::cluster::error::{ErrorClass, classify, is_not_found, message};
 use tokenward_runtime::cluster::pepper::PepperState;
 
 /// No token needs more steps than this in a row; one that does is looked at again later, so that it can't keep
 /// others waiting.
 const STEPS: usize = 16;
+/// The waits after failures in a row.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
 
 /// Looks at a token, and makes steps until there is nothing to do but wait.
 pub(crate) async fn reconcile(token: Arc<Token>, context: Arc<Context>) -> Result<Action, Error> {
@@ -38,7 +41,7 @@ pub(crate) async fn reconcile(token: Arc<Token>, context: Arc<Context>) -> Resul
         return Ok(Action::requeue(Duration::from_secs(5)));
     }
     let action = steps(token, &context).await?;
-    context.memories.with(&uid, |memory| memory.failures = 0);
+    context.cache.with(&uid, |memory| memory.failures = 0);
     Ok(action)
 }
 
@@ -53,7 +56,7 @@ async fn steps(mut token: ApiToken, context: &Context) -> Result<Action, Error> 
             (None, Ok(spec)) => find_secret(&token, spec, &peppers, context).await?,
             (None, Err(_)) => SecretState::Absent,
         };
-        let (held, refusal, receipts) = context.memories.with(&uid, |memory| {
+        let (held, refusal, receipts) = context.cache.with(&uid, |memory| {
             (memory.held.as_ref().map(|(key_id, _)| *key_id), memory.refusal.clone(), memory.receipts.clone())
         });
         let subscriptions = context.webhooks.subscriptions(&token.namespace().unwrap_or_default());
@@ -73,7 +76,7 @@ async fn steps(mut token: ApiToken, context: &Context) -> Result<Action, Error> 
         if let Step::Wait(until) = step {
             if observed.refusal.as_ref().is_some_and(|refusal| now >= refusal.retry_at()) {
                 // What was refused is no longer wanted.
-                context.memories.with(&uid, |memory| memory.refusal = None);
+                context.cache.with(&uid, |memory| memory.refusal = None);
                 continue;
             }
             return Ok(wait(until, now));
@@ -107,7 +110,7 @@ fn wait(until: Option<Timestamp>, now: Timestamp) -> Action {
 /// Whether the cache still shows an object as it was before this process wrote its status.
 fn is_echo(token: &ApiToken, context: &Context) -> bool {
     let version = token.resource_version().and_then(|version| version.parse::<u64>().ok());
-    let written = context.memories.with(&token.uid().unwrap_or_default(), |memory| memory.written);
+    let written = context.cache.with(&token.uid().unwrap_or_default(), |memory| memory.written);
     matches!((version, written), (Some(version), Some(written)) if version < written)
 }
 
@@ -130,7 +133,7 @@ async fn find_secret(
     let uid = token.uid().unwrap_or_default();
     let cached = context.secrets.get(&ObjectRef::new(&spec.secret_name).within(&namespace));
     if let Some(cached) = &cached {
-        let known = context.memories.with(&uid, |memory| {
+        let known = context.cache.with(&uid, |memory| {
             memory.inspected.as_ref()?.recall(cached.metadata.resource_version.as_deref(), token, spec)
         });
         if let Some(finding) = known {
@@ -139,7 +142,7 @@ async fn find_secret(
                 ..finding
             })));
         }
-    } else if is_new(token) && !context.memories.with(&uid, |memory| memory.look) {
+    } else if is_new(token) && !context.cache.with(&uid, |memory| memory.look) {
         // Creating it fails if it exists after all, and then it is looked for.
         return Ok(SecretState::Absent);
     }
@@ -149,11 +152,11 @@ async fn find_secret(
         Ok(mut secret) => {
             let state = inspect(&secret, token, spec, peppers);
             wipe(&mut secret);
-            context.memories.with(&uid, |memory| memory.inspected = Inspected::of(&state, token, spec));
+            context.cache.with(&uid, |memory| memory.inspected = Inspected::of(&state, token, spec));
             Ok(state)
         }
         Err(error) if is_not_found(&error) => {
-            context.memories.with(&uid, |memory| memory.look = false);
+            context.cache.with(&uid, |memory| memory.look = false);
             Ok(SecretState::Absent)
         }
         Err(error) if classify(&error) == ErrorClass::Forbidden => {
@@ -179,19 +182,17 @@ pub(crate) fn after_failure(token: &Arc<Token>, error: &Error, context: &Context
         }
         ErrorClass::Drop => {
             debug!(namespace, name, "gone, or going with its namespace");
-            context.memories.forget(&uid);
+            context.cache.forget(&uid);
             return Action::await_change();
         }
         ErrorClass::Forbidden | ErrorClass::Invalid | ErrorClass::Retry => {}
     }
-    let failures = context.memories.with(&uid, |memory| {
+    let failures = context.cache.with(&uid, |memory| {
         memory.failures = memory.failures.saturating_add(1);
         memory.failures
     });
     context.metrics.failed(error.reason());
-    let delay = Duration::from_millis(100)
-        .saturating_mul(2u32.saturating_pow(failures.min(9)))
-        .min(Duration::from_secs(10));
+    let delay = BACKOFF.wait(failures);
     warn!(
         namespace,
         name,
