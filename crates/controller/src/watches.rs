@@ -19,7 +19,7 @@ use crate::context::{Common, Context};
 use crate::objects::{SecretMeta, Token};
 use crate::requeue::{self, Load};
 use crate::tokenwebhook::{self, Webhooks};
-use tokenward_core::lifecycle::{MANAGED_BY, MANAGED_BY_VALUE, TOKEN_LABEL};
+use tokenward_core::crd::labels::{MANAGED_BY, MANAGED_BY_VALUE, TOKEN_LABEL};
 use tokenward_runtime::backoff::WatchBackoff;
 use tokenward_runtime::cluster::error::watch_message;
 

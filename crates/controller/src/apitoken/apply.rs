@@ -17,9 +17,10 @@ use zeroize::Zeroizing;
 use super::cache::Inspected;
 use super::error::Error;
 use crate::context::Context;
+use tokenward_core::crd::labels::WEBHOOKS_FINALIZER;
 use tokenward_core::crd::{ApiToken, ApiTokenStatus};
 use tokenward_core::lifecycle::{
-    Announcement, Content, DesiredData, Event, FINALIZER, Handover, Material, Observed, Refusal, RefusalKind,
+    Announcement, Content, DesiredData, Event, Handover, Material, Observed, Refusal, RefusalKind,
     SecretMetadata, SecretState, Spec, Step, announce, compose, inspect, previous_version, wipe,
 };
 use tokenward_core::token::{KeyId, Peppers, Plaintext, format};
@@ -251,8 +252,8 @@ async fn write_finalizer(wanted: bool, observed: &Observed<'_>, context: &Contex
     let token = observed.token;
     let api = Api::<ApiToken>::namespaced(context.client.clone(), &token.namespace().unwrap_or_default());
     let mut finalizers = token.metadata.finalizers.clone().unwrap_or_default();
-    finalizers.retain(|finalizer| finalizer != FINALIZER);
-    finalizers.extend(wanted.then(|| FINALIZER.to_owned()));
+    finalizers.retain(|finalizer| finalizer != WEBHOOKS_FINALIZER);
+    finalizers.extend(wanted.then(|| WEBHOOKS_FINALIZER.to_owned()));
     // The resourceVersion that was read makes this lose against anybody who changed the list meanwhile.
     let patch = json!({
         "metadata": {"finalizers": finalizers, "resourceVersion": token.metadata.resource_version},

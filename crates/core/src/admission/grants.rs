@@ -6,12 +6,10 @@
 
 use k8s_openapi::api::authorization::v1::ResourceAttributes;
 
-/// The verb.
+use crate::crd::labels::{GROUP, SCOPES_RESOURCE};
+
+/// The verb of the right.
 pub const VERB: &str = "grant";
-/// The resource, which exists in rules only.
-pub const RESOURCE: &str = "scopes";
-/// Its group.
-pub const GROUP: &str = "tokenward.dev";
 
 /// The names of which one must be granted for a scope to be: itself, and the wildcards that cover it, narrowest first.
 pub fn names(scope: &str) -> impl Iterator<Item = String> {
@@ -26,7 +24,7 @@ pub fn right(namespace: &str, name: Option<String>) -> ResourceAttributes {
         namespace: Some(namespace.to_owned()),
         verb: Some(VERB.to_owned()),
         group: Some(GROUP.to_owned()),
-        resource: Some(RESOURCE.to_owned()),
+        resource: Some(SCOPES_RESOURCE.to_owned()),
         name,
         ..Default::default()
     }

@@ -320,6 +320,20 @@ pub enum RevocationReason {
     Unspecified,
 }
 
+impl RevocationReason {
+    /// The name in the API and in events.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::KeyCompromise => "KeyCompromise",
+            Self::Superseded => "Superseded",
+            Self::Decommissioned => "Decommissioned",
+            Self::OwnerLeft => "OwnerLeft",
+            Self::PolicyViolation => "PolicyViolation",
+            Self::Unspecified => "Unspecified",
+        }
+    }
+}
+
 /// Whether an edit of scopes, audiences, constraints or format rotates the secret. Default Rotate. With Keep, added
 /// scopes have no effect until the next rotation, since a secret never gains rights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]

@@ -12,6 +12,7 @@
 mod apitoken;
 mod conditions;
 mod duration;
+pub mod labels;
 mod status;
 mod tokenwebhook;
 
@@ -34,9 +35,6 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
 };
 use kube_core::CustomResourceExt;
-
-/// The API group of both kinds; also the prefix of every label and annotation that tokenward writes.
-pub const GROUP: &str = "tokenward.dev";
 
 /// Both CRDs, each with the file name under which `crds/` keeps it.
 pub fn all() -> [(&'static str, CustomResourceDefinition); 2] {

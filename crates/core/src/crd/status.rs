@@ -142,7 +142,24 @@ pub enum RotationReason {
     /// `rotation.notBefore` has passed its predecessor.
     NotBefore,
     /// One of many, rotated together.
+    // No code produces it yet: it is reserved for the bulk rotation of the management API.
     Bulk,
+}
+
+impl RotationReason {
+    /// The name in the API, in events and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "Created",
+            Self::SpecChange => "SpecChange",
+            Self::Trigger => "Trigger",
+            Self::Schedule => "Schedule",
+            Self::SecretMissing => "SecretMissing",
+            Self::SecretTampered => "SecretTampered",
+            Self::NotBefore => "NotBefore",
+            Self::Bulk => "Bulk",
+        }
+    }
 }
 
 /// What the controller remembers of rotations.
@@ -189,6 +206,9 @@ pub struct RevocationStatus {
 }
 
 /// From where a revocation came.
+// Only `Spec` is produced today. The others are part of the stored API already, because an enum value added to a CRD
+// later is one that older controllers and clients can't read: `Api` and `Bulk` wait for the management API, `Cli` for
+// the kubectl plugin, `Anomaly` for the rules over usage statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub enum RevocationSource {
@@ -276,4 +296,22 @@ pub enum Phase {
     Revoked,
     /// Somebody has to act.
     Failed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_have_one_spelling() {
+        use RotationReason::*;
+        for reason in [Created, SpecChange, Trigger, Schedule, SecretMissing, SecretTampered, NotBefore, Bulk]
+        {
+            assert_eq!(serde_json::to_value(reason).expect("JSON"), reason.as_str());
+        }
+        use RevocationReason::*;
+        for reason in [KeyCompromise, Superseded, Decommissioned, OwnerLeft, PolicyViolation, Unspecified] {
+            assert_eq!(serde_json::to_value(reason).expect("JSON"), reason.as_str());
+        }
+    }
 }

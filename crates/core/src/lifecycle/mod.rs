@@ -7,23 +7,22 @@
 //! ([`Step::Record`]). So the Secret never holds a token that the status does not know, and the predecessor's
 //! overlap is counted from the delivery of its successor.
 
+mod conditions;
+mod finalizer;
 mod observed;
 mod revoke;
 mod rotate;
 mod secret;
 mod spec;
-mod status;
 mod step;
-mod telling;
 #[cfg(test)]
 mod tests;
+mod transitions;
 mod versions;
 
+pub use finalizer::Handover;
 pub use observed::{Observed, OwnSecret, Refusal, RefusalKind, SealedVersion, SecretState};
-pub use secret::{
-    DesiredData, MANAGED_BY, MANAGED_BY_VALUE, SecretMetadata, TOKEN_LABEL, compose, inspect, wipe,
-};
+pub use secret::{DesiredData, SecretMetadata, compose, has_labels_of, inspect, is_controlled_by, wipe};
 pub use spec::{InvalidSpec, Spec};
-pub use status::{Event, EventKind};
 pub use step::{Announcement, Content, Material, Step, announce, next_step, previous_version};
-pub use telling::{FINALIZER, Handover};
+pub use transitions::{Event, EventKind};

@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::{InvalidSpec, Spec};
+use super::spec::{InvalidSpec, Spec};
 use crate::crd::{ApiToken, ApiTokenStatus, TokenVersion};
 use crate::outbox::events::Receipts;
 use crate::outbox::subscription::Subscription;
@@ -111,11 +111,11 @@ impl SecretState {
         }
     }
 
-    /// The version whose token the Secret holds: proven against the status or, where the status does not know it,
-    /// by the seal.
-    pub fn holds(&self) -> Option<KeyId> {
+    /// The key id of the token that the Secret contains: verified against the status or, where the status does not
+    /// know it, by the seal.
+    pub fn key_id(&self) -> Option<KeyId> {
         let own = self.ours()?;
-        own.holds.or_else(|| own.sealed.as_ref().map(|sealed| sealed.key_id))
+        own.verified.or_else(|| own.sealed.as_ref().map(|sealed| sealed.key_id))
     }
 }
 
@@ -124,8 +124,8 @@ impl SecretState {
 pub struct OwnSecret {
     /// Its metadata.
     pub metadata: ObjectMeta,
-    /// The version whose token it holds, proven against the status.
-    pub holds: Option<KeyId>,
+    /// The key id of the token that it contains, verified against the status.
+    pub verified: Option<KeyId>,
     /// Whether that token is under the data key that the spec names.
     pub in_place: bool,
     /// The version whose token the key for the previous token holds.

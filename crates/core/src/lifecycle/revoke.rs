@@ -2,7 +2,8 @@
 
 use jiff::Timestamp;
 
-use super::Observed;
+use super::observed::Observed;
+use super::secret::desired_metadata;
 use crate::crd::{
     ApiTokenStatus, OnRevoke, RevocationReason, RevocationSource, RevocationStatus, VersionState,
 };
@@ -43,7 +44,7 @@ fn secret_is_done(observed: &Observed<'_>) -> bool {
     match spec.on_revoke {
         OnRevoke::Delete => false,
         OnRevoke::Keep => {
-            super::step::wardrobe(observed, spec).is_none_or(|(_, wardrobe)| wardrobe.fits(&own.metadata))
+            desired_metadata(observed, spec).is_none_or(|(_, metadata)| metadata.matches(&own.metadata))
         }
     }
 }

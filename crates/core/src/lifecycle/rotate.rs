@@ -2,9 +2,9 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::spec::SPEC_HASH_PREFIX;
+use super::observed::{Observed, SecretState};
+use super::spec::{SPEC_HASH_PREFIX, Spec};
 use super::versions::{active, pending, retiring};
-use super::{Observed, SecretState, Spec};
 use crate::crd::{ApiTokenStatus, OnSpecChange, RotationReason};
 
 /// How long a repair waits after the last one, by how many there were within [`REPAIR_WINDOW`]. Beyond these,
@@ -51,7 +51,7 @@ pub(super) fn due(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec,
     let overlap_ends = retiring(status).and_then(|version| version.retire_at);
     let wanted = |reason| overlap_ends.map_or(Due::Now(reason), |until| Due::Queued(reason, until));
     if trigger_changed(status, spec) {
-        return match observed.secret.holds() {
+        return match observed.secret.key_id() {
             // A person asks for what a throttled repair would do.
             None => Due::Now(RotationReason::Trigger),
             Some(_) => wanted(RotationReason::Trigger),
@@ -74,7 +74,7 @@ pub(super) fn due(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec,
 fn damage(observed: &Observed<'_>, active: &str) -> Option<RotationReason> {
     match &observed.secret {
         SecretState::Absent => Some(RotationReason::SecretMissing),
-        SecretState::Ours(_) if observed.secret.holds().is_none_or(|held| held.as_str() != active) => {
+        SecretState::Ours(_) if observed.secret.key_id().is_none_or(|held| held.as_str() != active) => {
             Some(RotationReason::SecretTampered)
         }
         SecretState::Ours(_) | SecretState::Foreign | SecretState::Unreadable(_) => None,

@@ -9,6 +9,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use crate::crd::labels::GROUP;
 use crate::crd::{ApiToken, DurationError, OnDelete, OnRevoke, OnSpecChange};
 use crate::token::Prefix;
 use crate::token::format::PrefixError;
@@ -159,8 +160,7 @@ impl Spec {
 }
 
 /// Label and annotation domains by which tools own their objects.
-const RESERVED: [&str; 6] =
-    ["tokenward.dev", "argoproj.io", "fluxcd.io", "helm.sh", "k8s.io", "kubernetes.io"];
+const RESERVED: [&str; 6] = [GROUP, "argoproj.io", "fluxcd.io", "helm.sh", "k8s.io", "kubernetes.io"];
 
 fn is_reserved(key: &str) -> bool {
     let Some((domain, _)) = key.split_once('/') else { return false };

@@ -2,16 +2,19 @@
 
 use jiff::Timestamp;
 
-use super::observed::RETRY;
+use super::conditions::describe;
+use super::finalizer;
+use super::finalizer::Handover;
+use super::observed::{Observed, RETRY};
+use super::revoke;
 use super::rotate::{Due, due, is_repair, remember};
-use super::secret::{SecretMetadata, to_millisecond};
-use super::status::{Event, EventKind, describe};
-use super::telling;
-use super::telling::Handover;
+use super::secret::desired_metadata;
+use super::spec::Spec;
+use super::transitions;
+use super::transitions::{Event, EventKind};
 use super::versions::{
     active, normalise, pending, promote, prune, rebuild, retire_due, retiring, secret_ref,
 };
-use super::{Observed, Spec, revoke};
 use crate::crd::{ApiTokenStatus, OnRevoke, RotationReason, TokenVersion, VersionState};
 use crate::token::format::token_id;
 use crate::token::{Hash, KeyId};
@@ -73,9 +76,9 @@ pub struct Material {
 pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
     let now = to_millisecond(now);
     if observed.deleting() {
-        return telling::depart(observed, now);
+        return finalizer::finalize(observed, now);
     }
-    if let Some(step) = telling::finalizer(observed) {
+    if let Some(step) = finalizer::ensure(observed) {
         return step;
     }
     let mut events = Vec::new();
@@ -88,9 +91,9 @@ pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
         return Step::Announce(Box::new(prepare(observed, status, events, spec, reason, now)));
     }
     describe(&mut status, observed, due, &mut events, now);
-    telling::record(&mut status, observed, &mut events, now);
+    transitions::record(&mut status, observed, &mut events, now);
     if observed.status() != Some(&status) || observed.receipts.due {
-        telling::settle(&mut status, observed);
+        transitions::remove_delivered(&mut status, observed);
     }
     if observed.status() != Some(&status) {
         return Step::Record(Box::new(status), events);
@@ -111,7 +114,7 @@ pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
 fn settle(observed: &Observed<'_>, events: &mut Vec<Event>, now: Timestamp) -> ApiTokenStatus {
     let mut status = observed.status().cloned().unwrap_or_default();
     status.observed_generation = observed.token.metadata.generation;
-    telling::forget_gone(&mut status, observed);
+    transitions::remove_missing_webhooks(&mut status, observed);
     normalise(&mut status.versions);
     if revoke::latch(&mut status, observed, now) {
         events.push(Event::new(
@@ -223,8 +226,8 @@ pub fn announce(
     );
     prune(&mut status.versions);
     describe(&mut status, observed, Due::Nothing(None), &mut events, now);
-    telling::record(&mut status, observed, &mut events, now);
-    telling::settle(&mut status, observed);
+    transitions::record(&mut status, observed, &mut events, now);
+    transitions::remove_delivered(&mut status, observed);
     (status, events)
 }
 
@@ -235,17 +238,6 @@ pub fn previous_version(status: &ApiTokenStatus, content: Content) -> Option<&st
         Content::Existing => retiring(status),
     };
     previous.map(|version| version.key_id.as_str())
-}
-
-/// What the Secret should wear, and for which version.
-pub(super) fn wardrobe<'a>(
-    observed: &'a Observed<'_>,
-    spec: &Spec,
-) -> Option<(&'a TokenVersion, SecretMetadata)> {
-    let status = observed.status()?;
-    let held = observed.secret.holds()?;
-    let version = status.version_of(held.as_str())?;
-    Some((version, SecretMetadata::of(observed.token, spec, version, status)))
 }
 
 /// The write that the Secret needs, if any. The status is recorded by now.
@@ -268,11 +260,11 @@ fn secret_step(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, no
         };
     }
     let Some(own) = observed.secret.ours() else { return Step::Wait(None) };
-    let Some((version, wardrobe)) = wardrobe(observed, spec) else { return Step::Wait(None) };
+    let Some((version, metadata)) = desired_metadata(observed, spec) else { return Step::Wait(None) };
     // The key for the previous token holds one just as long as it works; the new token is put there with it.
     let previous = previous_version(status, Content::Existing);
     let stale = own.previous.as_ref().is_some_and(|key_id| Some(key_id.as_str()) != previous);
-    if own.in_place && !stale && wardrobe.fits(&own.metadata) {
+    if own.in_place && !stale && metadata.matches(&own.metadata) {
         return Step::Wait(None);
     }
     Step::WriteSecret { key_id: version.key_id.clone(), content: Content::Existing }
@@ -300,4 +292,9 @@ fn wake(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timesta
     let expiry = observed.token.spec.expires_at.filter(|_| status.revocation.is_none());
     let notice = observed.told_to_expire_at().filter(|_| status.revocation.is_none());
     [retry, due, retirement, expiry, notice].into_iter().flatten().filter(|at| *at > now).min()
+}
+
+/// Truncates to milliseconds, the precision of timestamps in a status.
+fn to_millisecond(now: Timestamp) -> Timestamp {
+    Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
 }

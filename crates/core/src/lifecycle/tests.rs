@@ -10,6 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::check::{Code, Decision, Entry, Request, ScopePool, decide};
+use crate::crd::labels::WEBHOOKS_FINALIZER;
 use crate::crd::{
     ApiToken, ApiTokenSpec, ApiTokenStatus, OnDelete, OnRevoke, OnSpecChange, Rotation, SecretSpec,
     TokenWebhook, TokenWebhookSpec, VersionState, find_condition,
@@ -222,7 +223,7 @@ impl World {
                 }
             }
             Step::DeleteSecret => self.secret = None,
-            Step::AddFinalizer => self.token.metadata.finalizers = Some(vec![FINALIZER.to_owned()]),
+            Step::AddFinalizer => self.token.metadata.finalizers = Some(vec![WEBHOOKS_FINALIZER.to_owned()]),
             Step::RemoveFinalizer(_) => self.token.metadata.finalizers = None,
         }
         self.judge_change(before.as_ref());
@@ -493,7 +494,7 @@ proptest! {
         if world.wanted() && !stalled && !throttled {
             let current = world.current().expect("a Secret");
             let foreign = matches!(world.observed().secret, SecretState::Foreign);
-            let holds_active = world.observed().secret.holds().is_some_and(|held| world.status().versions.iter().any(|v| v.key_id == held.as_str() && v.state == VersionState::Active));
+            let holds_active = world.observed().secret.key_id().is_some_and(|held| world.status().versions.iter().any(|v| v.key_id == held.as_str() && v.state == VersionState::Active));
             prop_assert!(foreign || !holds_active || world.check(&current).is_ok(), "{:#?}", world.status());
         }
         if world.token.spec.revoked == Some(true) {

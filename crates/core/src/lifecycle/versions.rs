@@ -2,7 +2,8 @@
 
 use jiff::Timestamp;
 
-use super::{Observed, Spec};
+use super::observed::Observed;
+use super::spec::Spec;
 use crate::crd::{ApiTokenStatus, SecretRef, TokenVersion, VersionState};
 use crate::token::{Hash, KeyId};
 
@@ -71,7 +72,7 @@ pub(super) fn promote(
     spec: &Spec,
     now: Timestamp,
 ) -> Option<i64> {
-    let delivered = observed.secret.holds()?;
+    let delivered = observed.secret.key_id()?;
     let at = status
         .versions
         .iter()
@@ -126,7 +127,7 @@ pub(super) fn prune(versions: &mut Vec<TokenVersion>) {
 /// Which Secret holds which version, as far as is known.
 pub(super) fn secret_ref(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec) -> Option<SecretRef> {
     let own = observed.secret.ours()?;
-    let held = observed.secret.holds()?;
+    let held = observed.secret.key_id()?;
     let version = status.version_of(held.as_str())?;
     Some(SecretRef {
         name: spec.secret_name.clone(),

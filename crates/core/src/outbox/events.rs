@@ -112,7 +112,7 @@ pub fn record(
 }
 
 /// Takes out what is delivered.
-pub fn settle(outbox: &mut Option<Outbox>, receipts: &HashSet<Receipt>) {
+pub fn remove_delivered(outbox: &mut Option<Outbox>, receipts: &HashSet<Receipt>) {
     if receipts.is_empty() {
         return;
     }
@@ -120,7 +120,7 @@ pub fn settle(outbox: &mut Option<Outbox>, receipts: &HashSet<Receipt>) {
 }
 
 /// Takes out what waits for TokenWebhooks that are gone.
-pub fn forget_gone(outbox: &mut Option<Outbox>, exists: impl Fn(&str) -> bool) {
+pub fn remove_missing_webhooks(outbox: &mut Option<Outbox>, exists: impl Fn(&str) -> bool) {
     if let Some(outbox) = outbox {
         outbox.lost.retain(|webhook, _| exists(webhook));
     }
@@ -196,9 +196,9 @@ mod tests {
             [subscription("a", "*"), subscription("b", "token.*"), subscription("c", "token.deleted")];
         record(&mut outbox, owner(), &hooks, &[happened(EventType::Revoked, 1)], at(0));
         let id = outbox.as_ref().expect("an outbox").events[0].id.clone();
-        settle(&mut outbox, &[receipt(&id, "a"), receipt("evt_other", "b")].into());
+        remove_delivered(&mut outbox, &[receipt(&id, "a"), receipt("evt_other", "b")].into());
         assert_eq!(outbox.as_ref().expect("an outbox").events[0].webhooks, ["b"]);
-        settle(&mut outbox, &[receipt(&id, "b")].into());
+        remove_delivered(&mut outbox, &[receipt(&id, "b")].into());
         assert_eq!(outbox, None);
     }
 
@@ -207,9 +207,9 @@ mod tests {
         let mut outbox = None;
         let hooks = [subscription("a", "*"), subscription("b", "*")];
         record(&mut outbox, owner(), &hooks, &[happened(EventType::Revoked, 1)], at(0));
-        forget_gone(&mut outbox, |name| name == "b");
+        remove_missing_webhooks(&mut outbox, |name| name == "b");
         assert_eq!(outbox.as_ref().expect("an outbox").events[0].webhooks, ["b"]);
-        forget_gone(&mut outbox, |_| false);
+        remove_missing_webhooks(&mut outbox, |_| false);
         assert_eq!(outbox, None);
     }
 
@@ -240,7 +240,7 @@ mod tests {
         receipts.due = true;
         assert!(receipts.retain(outbox.as_ref()), "the write was decided on before");
         assert_eq!(receipts, Receipts { accepted: [receipt(&id, "a")].into(), due: false });
-        settle(&mut outbox, &receipts.accepted);
+        remove_delivered(&mut outbox, &receipts.accepted);
         assert!(!receipts.retain(outbox.as_ref()));
         assert_eq!(receipts, Receipts::default());
     }
@@ -287,7 +287,7 @@ mod tests {
                     Act::Delivers(event, hook) => {
                         let event = outbox.as_ref().and_then(|o| o.events.get(*event)).cloned();
                         if let Some(event) = event.filter(|e| e.webhooks.iter().any(|w| w == names[*hook])) {
-                            settle(&mut outbox, &[receipt(&event.id, names[*hook])].into());
+                            remove_delivered(&mut outbox, &[receipt(&event.id, names[*hook])].into());
                             *delivered.entry(names[*hook]).or_default() += 1;
                         }
                     }
@@ -295,7 +295,7 @@ mod tests {
                         hooks.retain(|h| h.name() != names[*hook]);
                         wanted.remove(names[*hook]);
                         delivered.remove(names[*hook]);
-                        forget_gone(&mut outbox, |name| hooks.iter().any(|h| h.name() == name));
+                        remove_missing_webhooks(&mut outbox, |name| hooks.iter().any(|h| h.name() == name));
                     }
                 }
                 let waits = |name: &str| outbox.iter().flat_map(|o| &o.events).filter(|e| e.webhooks.iter().any(|w| w == name)).count() as i64;
