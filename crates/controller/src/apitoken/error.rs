@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 use tokenward_runtime::cluster::error::{ErrorClass, classify, message};
+use tokenward_runtime::entropy::NoEntropy;
 
 /// Why the reconciliation of an ApiToken ended early.
 #[derive(Debug, Error)]
@@ -23,8 +24,8 @@ pub(crate) enum Error {
     /// The undelivered events of a deleted token could not be stored in this TokenWebhook.
     #[error("undelivered events could not be stored in TokenWebhook {0}")]
     KeepEvents(String),
-    #[error("the operating system gave no random bytes: {0}")]
-    Random(String),
+    #[error(transparent)]
+    Random(#[from] NoEntropy),
     #[error("the pepper is not there")]
     Pepper,
 }
