@@ -21,7 +21,6 @@ use std::time::Duration;
 use anyhow::bail;
 use futures::future;
 use kube::Client;
-use kube::runtime::reflector::Store;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -31,16 +30,16 @@ use crate::admission::Admission;
 use crate::config::ControllerArgs;
 use crate::context::Common;
 use crate::metrics::Metrics;
-use crate::objects::Token;
 use tokenward_core::outbox::destination::AddressPolicy;
 use tokenward_core::outbox::retry::Schedule;
 use tokenward_runtime::backoff::Backoff;
 use tokenward_runtime::cluster::client::Cluster;
 use tokenward_runtime::cluster::lease;
-use tokenward_runtime::cluster::lease::{Claim, Election};
+use tokenward_runtime::cluster::lease::Election;
 use tokenward_runtime::cluster::pepper;
 use tokenward_runtime::cluster::pepper::{PEPPER_SECRET, PepperState};
 use tokenward_runtime::shutdown;
+use tokenward_runtime::sync::optional;
 use tokenward_runtime::telemetry::probes;
 use tokenward_runtime::telemetry::probes::{Part, Readiness};
 
@@ -138,13 +137,13 @@ impl Process {
             lists_ready.set(true);
             future::pending::<()>().await;
         };
-        let admission = answer_reviews(admission, client, claim, tokens, addresses, stop);
+        let admission = admission.map(|admission| admission.run(client, claim, tokens, addresses, stop));
         tokio::select! {
             () = reconcile => Ok(()),
             () = report_lists => Ok(()),
             () = follow_pepper => bail!("the watch of the pepper has ended"),
             () = write_events => bail!("the queue of Events has ended"),
-            Err(error) = admission => Err(error),
+            Err(error) = optional(admission) => Err(error),
             state = lost_pepper(peppers) => bail!("{state}"),
         }
     }
@@ -171,21 +170,6 @@ async fn run_controllers(
         done.cancel();
     };
     future::join(controllers, election.run(done.cancelled())).await;
-}
-
-/// Serves admission reviews, if enabled. Ends with an error only.
-async fn answer_reviews(
-    admission: Option<Admission>,
-    client: Client,
-    claim: watch::Receiver<Claim>,
-    tokens: Vec<Store<Token>>,
-    addresses: Arc<AddressPolicy>,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
-    if let Some(admission) = admission {
-        admission.run(client, claim, tokens, addresses, stop).await?;
-    }
-    future::pending().await
 }
 
 /// Makes sure that there is a pepper, waiting for an API server that is not there yet.
