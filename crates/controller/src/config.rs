@@ -30,7 +30,7 @@ pub struct ControllerArgs {
     /// The admission webhook.
     #[command(flatten)]
     pub admission: AdmissionArgs,
-    /// How long before its expiresAt an ApiToken gets an Event and its TokenWebhooks get apitoken.expiring
+    /// How long before its expiresAt an ApiToken gets an Event and TokenWebhooks get token.expiring
     #[arg(long, env = "TOKENWARD_EXPIRY_NOTICE", default_value = "168h", value_parser = duration)]
     pub expiry_notice: SignedDuration,
     /// Webhook delivery.

@@ -6,6 +6,7 @@ pub mod config;
 pub mod entropy;
 pub mod failpoint;
 pub mod listen;
+pub mod serve;
 pub mod shutdown;
 pub mod sync;
 pub mod telemetry;
