@@ -10,7 +10,7 @@ use tokenward_verifier::config::VerifierArgs;
 #[derive(Debug, Parser)]
 #[command(name = "tokenward", version, about, propagate_version = true)]
 pub struct Cli {
-    /// What to run.
+    /// The role of this process.
     #[command(subcommand)]
     pub role: Role,
 }
@@ -20,15 +20,15 @@ pub struct Cli {
 pub enum Role {
     /// Mints, delivers, rotates and revokes: reconciles ApiTokens. The only role that reads or writes Secrets
     Controller(ControllerArgs),
-    /// Answers whether a presented token is valid, from memory. Any number of replicas
+    /// Checks presented tokens, from memory. Any number of replicas
     Verifier(VerifierArgs),
     /// Prints the CustomResourceDefinitions
     Crds(CrdsArgs),
-    /// Prints the OpenAPI document of the verifier's HTTP doors
+    /// Prints the OpenAPI document of the verifier's HTTP endpoints
     Openapi,
 }
 
-/// What `crds` takes.
+/// The flags of `crds`.
 #[derive(Clone, Debug, Args)]
 pub struct CrdsArgs {
     /// Write one file a kind into this directory, instead of printing all
@@ -45,12 +45,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_definition_is_sound() {
+    fn the_definition_is_valid() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn documented_defaults_hold() {
+    fn the_defaults_are_as_documented() {
         let Role::Verifier(verifier) = Cli::parse_from(["tokenward", "verifier"]).role else {
             panic!("verifier")
         };
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_duration_without_a_unit_is_refused_with_advice() {
+    fn a_duration_without_a_unit_is_an_error_with_advice() {
         let error = Cli::try_parse_from(["tokenward", "controller", "--propagation", "30"])
             .expect_err("no unit")
             .to_string();

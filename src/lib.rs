@@ -1,4 +1,4 @@
-//! The command line, as a library so that tests can ask it which flags there are.
+//! The command line, as a library so that tests can list its flags.
 
 pub mod cli;
 pub mod manifests;

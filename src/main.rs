@@ -11,7 +11,8 @@ use tokenward_core::crd;
 use tokenward_runtime::config::CommonArgs;
 use tokenward_runtime::telemetry;
 
-// Built with musl, the image's allocator would serve one thread at a time; and what is tested is what is shipped.
+// The image is built with musl, whose allocator serves one thread at a time. Other builds use the same allocator, so that
+// what is tested is what is shipped.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -56,7 +57,7 @@ fn crds(args: &CrdsArgs) -> anyhow::Result<()> {
 
 fn print(text: &str) -> anyhow::Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
-        // A reader such as `head` has seen enough.
+        // A reader such as `head` may close the pipe early.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         written => written.context("standard output"),
     }

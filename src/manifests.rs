@@ -1,4 +1,4 @@
-//! The CRDs as `crds/` and the chart hold them.
+//! The CRDs as they are in `crds/` and in the chart.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 

@@ -16,7 +16,7 @@ use testkit::{Process, Site, Space, data, has};
 /// What happens, and at which writes the controller is killed.
 const MINT: [&str; 3] = ["announce", "deliver", "record"];
 const ROTATE: [&str; 3] = ["announce", "deliver", "record"];
-const REVOKE: [&str; 3] = ["record", "record@2", "dress"];
+const REVOKE: [&str; 3] = ["record", "record@2", "update-secret"];
 
 /// How many cases run at once.
 const AT_ONCE: usize = 6;

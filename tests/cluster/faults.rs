@@ -91,7 +91,7 @@ pub async fn two_controllers_take_turns(site: &Site) {
         } else {
             let (code, took) = leader.terminate();
             assert_eq!(code, Some(0), "{}", leader.log());
-            assert!(leader.log().contains("gave the lease back"), "{took:?}: {}", leader.log());
+            assert!(leader.log().contains("released the lease"), "{took:?}: {}", leader.log());
         }
         for name in &names {
             space.version(name, version).await;

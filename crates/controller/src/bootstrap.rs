@@ -1,4 +1,4 @@
-//! The pepper's first start, and the stop when it is missing.
+//! Creates the pepper on the very first start, and refuses to start when it was lost since.
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
@@ -6,44 +6,38 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, PostParams};
 use kube::core::DeserializeGuard;
 use kube::{Api, Client};
-use rand::TryRng;
-use rand::rngs::SysRng;
 use thiserror::Error;
 use tracing::info;
-use zeroize::Zeroizing;
 
 use tokenward_core::crd::ApiToken;
 use tokenward_core::crd::labels::WARNING_ANNOTATION;
 use tokenward_core::token::{PepperError, Peppers};
 use tokenward_runtime::cluster::error::{is_already_exists, is_not_found, message};
 use tokenward_runtime::cluster::pepper::{PEPPER_SECRET, read};
+use tokenward_runtime::entropy::{NoEntropy, random_bytes};
 
-/// How many tokens are read at once while looking for one that has a hash.
-const PAGE: u32 = 500;
+/// How many tokens one page of the search for a stored hash lists.
+const PAGE_SIZE: u32 = 500;
 
 /// Why there is no pepper to work with.
 #[derive(Debug, Error)]
 pub(crate) enum Error {
-    /// It is missing, and a new one would kill every token.
+    /// There is no pepper, and a new one would invalidate every token.
     #[error(
         "Secret {namespace}/{PEPPER_SECRET} is missing, but ApiToken {example} carries a hash that was made with it. \
-         A new pepper would kill every token, so none is made. Restore the Secret from a backup. To give all tokens \
-         up instead, delete the ApiTokens and start again"
+         A new pepper would invalidate every token, so none is made. Restore the Secret from a backup. To discard all \
+         tokens instead, delete the ApiTokens and start again"
     )]
     Missing { namespace: String, example: String },
-    /// It is there, and not usable.
     #[error("Secret {namespace}/{PEPPER_SECRET} can't be used: {source}. Restore it from a backup")]
     Damaged { namespace: String, source: PepperError },
-    /// The API server's answer.
     #[error("{attempt}: {}", message(.source))]
     Api { attempt: String, source: kube::Error },
-    /// The operating system gave no random bytes.
-    #[error("the operating system gave no random bytes: {0}")]
-    Random(String),
+    #[error(transparent)]
+    Random(#[from] NoEntropy),
 }
 
-/// Makes sure that there is a pepper. Makes one on the very first start, and only then: as long as no ApiToken
-/// carries a hash.
+/// Makes sure that there is a pepper. Creates one only as long as no ApiToken has a hash in its status.
 pub(crate) async fn ensure(client: &Client, namespace: &str, tokens: &[Api<ApiToken>]) -> Result<(), Error> {
     let api = Api::<Secret>::namespaced(client.clone(), namespace);
     let attempt = |attempt: &str| {
@@ -63,8 +57,7 @@ pub(crate) async fn ensure(client: &Client, namespace: &str, tokens: &[Api<ApiTo
             return Err(Error::Missing { namespace: namespace.to_owned(), example });
         }
     }
-    let mut pepper = Zeroizing::new([0; 32]);
-    SysRng.try_fill_bytes(&mut *pepper).map_err(|error| Error::Random(error.to_string()))?;
+    let pepper = random_bytes()?;
     let secret = Secret {
         metadata: ObjectMeta {
             name: Some(PEPPER_SECRET.to_owned()),
@@ -72,7 +65,7 @@ pub(crate) async fn ensure(client: &Client, namespace: &str, tokens: &[Api<ApiTo
             annotations: Some(
                 [(
                     WARNING_ANNOTATION.to_owned(),
-                    "Back this Secret up: without it, every token is dead.".to_owned(),
+                    "Back this Secret up: without it, every token is invalid.".to_owned(),
                 )]
                 .into(),
             ),
@@ -85,7 +78,7 @@ pub(crate) async fn ensure(client: &Client, namespace: &str, tokens: &[Api<ApiTo
     };
     match api.create(&PostParams::default(), &secret).await {
         Ok(_) => {
-            info!(namespace, secret = PEPPER_SECRET, "made the pepper, on this very first start; back it up");
+            info!(namespace, secret = PEPPER_SECRET, "created the pepper; back it up");
             Ok(())
         }
         // Another replica was faster.
@@ -101,17 +94,17 @@ async fn find_hash(api: &Api<ApiToken>) -> Result<Option<String>, Error> {
         Some(namespace) => Api::namespaced(api.clone().into_client(), namespace),
         None => Api::all(api.clone().into_client()),
     };
-    let mut params = ListParams::default().limit(PAGE);
+    let mut params = ListParams::default().limit(PAGE_SIZE);
     loop {
         let page = api
             .list(&params)
             .await
             .map_err(|source| Error::Api { attempt: "listing ApiTokens".to_owned(), source })?;
-        let carries = |token: &DeserializeGuard<ApiToken>| match &token.0 {
+        let has_hash = |token: &DeserializeGuard<ApiToken>| match &token.0 {
             Ok(token) => token.status.as_ref().is_some_and(|status| !status.versions.is_empty()),
             Err(_) => true,
         };
-        if let Some(token) = page.items.iter().find(|token| carries(token)) {
+        if let Some(token) = page.items.iter().find(|token| has_hash(token)) {
             let metadata = kube::Resource::meta(token);
             let (namespace, name) = (metadata.namespace.as_deref(), metadata.name.as_deref());
             return Ok(Some(format!("{}/{}", namespace.unwrap_or_default(), name.unwrap_or_default())));

@@ -1,4 +1,4 @@
-//! What the reconciliations of all ApiTokens share.
+//! What reconciliations share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,9 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use jiff::SignedDuration;
 use kube::Client;
 use kube::runtime::reflector::Store;
-use tokenward_runtime::cluster::lease::Claim;
-use tokenward_runtime::cluster::pepper::PepperState;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::apitoken::cache::StateCache;
 use crate::metrics::Metrics;
@@ -16,16 +15,37 @@ use crate::objects::SecretMeta;
 use crate::recorder;
 use crate::requeue::Load;
 use crate::tokenwebhook::Webhooks;
+use tokenward_core::outbox::destination::AddressPolicy;
+use tokenward_core::outbox::retry::Schedule;
+use tokenward_runtime::cluster::lease::Claim;
+use tokenward_runtime::cluster::pepper::PepperState;
 
-/// What every look at a token shares.
+/// What the controllers of all watched namespaces share.
+#[derive(Clone)]
+pub(crate) struct Common {
+    pub(crate) client: Client,
+    pub(crate) claim: watch::Receiver<Claim>,
+    pub(crate) peppers: watch::Receiver<PepperState>,
+    pub(crate) events: recorder::Sender,
+    pub(crate) metrics: Metrics,
+    /// Where webhooks may go.
+    pub(crate) addresses: Arc<AddressPolicy>,
+    /// When failed deliveries are repeated.
+    pub(crate) schedule: Schedule,
+    pub(crate) propagation: SignedDuration,
+    pub(crate) expiry_notice: SignedDuration,
+    pub(crate) stop: CancellationToken,
+}
+
+/// What the reconciliations of one controller share.
 pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) claim: watch::Receiver<Claim>,
-    /// A write was left undone for want of the lease, so whoever gets it must look at everything.
+    /// A write was skipped for want of the lease, so the next leader must reconcile everything.
     pub(crate) skipped: AtomicBool,
     pub(crate) peppers: watch::Receiver<PepperState>,
     pub(crate) secrets: Store<SecretMeta>,
-    pub(crate) memories: Arc<StateCache>,
+    pub(crate) cache: Arc<StateCache>,
     pub(crate) events: recorder::Sender,
     pub(crate) metrics: Metrics,
     pub(crate) propagation: SignedDuration,
@@ -35,7 +55,7 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// Whether this replica may write. Asked just before each write.
+    /// Whether this replica may write. To be asked just before each write.
     pub(crate) fn may_write(&self) -> bool {
         let may = self.claim.borrow().holds();
         if !may {

@@ -62,32 +62,32 @@ impl Metrics {
             leader: Gauge::default(),
             webhooks: WebhookMetrics::register(registry),
         };
-        registry.register("minted", "Secrets minted, by reason", metrics.minted.clone());
+        registry.register("secrets_minted", "Secrets minted, by reason", metrics.minted.clone());
         registry.register(
             "reconcile_failures",
-            "Looks at a token that failed, by reason",
+            "Failed reconciliations of ApiTokens, by reason",
             metrics.failures.clone(),
         );
         registry.register_with_unit(
             "reconcile_duration",
-            "How long a look at a token took, all its writes included",
+            "How long a reconciliation of an ApiToken took, with all its writes",
             Unit::Seconds,
             metrics.reconciled.clone(),
         );
         registry.register(
             "write_conflicts",
-            "Writes that lost a race and were decided anew",
+            "Writes that were rejected with a conflict",
             metrics.conflicts.clone(),
         );
-        registry.register("status_writes", "Statuses written", metrics.status_writes.clone());
-        registry.register("secret_writes", "Secrets written or deleted", metrics.secret_writes.clone());
-        registry.register("secret_reads", "Secrets read in full", metrics.secret_reads.clone());
-        registry.register("leader", "1 while this replica holds the lease", metrics.leader.clone());
+        registry.register("status_writes", "Writes of ApiToken statuses", metrics.status_writes.clone());
+        registry.register("secret_writes", "Writes and deletions of Secrets", metrics.secret_writes.clone());
+        registry.register("secret_reads", "Reads of Secrets with their data", metrics.secret_reads.clone());
+        registry.register("leader", "1 while this replica is the leader, else 0", metrics.leader.clone());
         metrics
     }
 
     pub(crate) fn minted(&self, reason: RotationReason) {
-        self.minted.get_or_create(&Reason { reason: format!("{reason:?}") }).inc();
+        self.minted.get_or_create(&Reason { reason: reason.as_str().to_owned() }).inc();
     }
 
     pub(crate) fn failed(&self, reason: &str) {

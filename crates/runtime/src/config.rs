@@ -1,4 +1,4 @@
-//! Flags and environment variables that every server takes.
+//! Flags and environment variables of every server.
 
 use std::net::SocketAddr;
 
@@ -8,35 +8,35 @@ use tokenward_core::crd::DurationString;
 
 use crate::telemetry::log;
 
-/// What both servers take.
+/// The flags of every server.
 #[derive(Clone, Debug, Args)]
 pub struct CommonArgs {
-    /// The operator's own namespace, which holds the pepper and the lease [default: that of the kubeconfig or the service account]
+    /// The operator's own namespace, with the pepper and the lease [default: that of the kubeconfig or the service account]
     #[arg(long, env = "TOKENWARD_NAMESPACE")]
     pub namespace: Option<String>,
-    /// Where /livez, /readyz and /metrics are served
+    /// Address of /livez, /readyz and /metrics
     #[arg(long, env = "TOKENWARD_TELEMETRY_LISTEN", default_value = "[::]:9090")]
     pub telemetry_listen: SocketAddr,
-    /// The namespaces whose ApiTokens are looked after, separated by commas [default: all]
+    /// Namespaces to watch for ApiTokens, separated by commas [default: all]
     #[arg(long, env = "TOKENWARD_WATCH_NAMESPACES", value_delimiter = ',')]
     pub watch_namespaces: Vec<String>,
-    /// What is logged, such as info, debug or info,tokenward=debug
+    /// Log filter, such as info, debug or info,tokenward=debug
     #[arg(long, env = "TOKENWARD_LOG", default_value = "info")]
     pub log: String,
-    /// The form of the log
+    /// Log format
     #[arg(long, env = "TOKENWARD_LOG_FORMAT", default_value = "auto")]
     pub log_format: log::Format,
 }
 
 impl CommonArgs {
-    /// The namespaces to watch. `None` is all of them.
+    /// The namespaces to watch. `None`: all.
     pub fn namespaces(&self) -> Option<Vec<String>> {
         let named: Vec<_> = self.watch_namespaces.iter().filter(|name| !name.is_empty()).cloned().collect();
         (!named.is_empty()).then_some(named)
     }
 }
 
-/// Reads a duration flag, in the form that the CRDs take: `90s`, `1h30m`.
+/// Parses a duration flag in the format of the CRDs: `90s`, `1h30m`.
 pub fn duration(text: &str) -> Result<SignedDuration, String> {
     DurationString::new(text).parse().map_err(|error| error.to_string())
 }

@@ -1,13 +1,20 @@
-//! Ports to listen on.
+//! Listening sockets.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use anyhow::Context;
 use tokio::net::{TcpListener, TcpSocket};
 
-/// Connections that wait to be accepted. With the usual 128 a burst overflows it, and each client that falls out
-/// waits a second for its next try. The system's own limit (`net.core.somaxconn`) holds, too.
+/// Connections that wait to be accepted. With the usual 128 a burst overflows it, and each client that is dropped
+/// waits a second for its next try. The system's own limit (`net.core.somaxconn`) applies, too.
 const BACKLOG: u32 = 4096;
+
+/// Listens on the address of a command-line flag, which the error names.
+pub fn listen_on(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    listen(address)
+        .with_context(|| format!("{flag}: cannot bind to {address}; choose another address or port"))
+}
 
 /// Listens on an address. `[::]` stands for all addresses, IPv4 too: a client that comes by IPv4 is seen as
 /// `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2). Where the machine has no IPv6 it stands for all that there are, so that a
@@ -25,7 +32,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
         TcpSocket::new_v4()?
     } else {
         let socket = TcpSocket::new_v6()?;
-        // The machine's own default may be otherwise.
+        // The default is a setting of the system.
         rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
         socket
     };
@@ -35,7 +42,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Whether IPv4 would fare no better.
+/// Whether IPv4 would fail for the same reason.
 fn is_final(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::PermissionDenied)
 }

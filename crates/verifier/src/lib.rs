@@ -36,7 +36,7 @@ use crate::staleness::Limit;
 use tokenward_runtime::cluster::client::{Cluster, WatchHeartbeat};
 use tokenward_runtime::cluster::pepper;
 use tokenward_runtime::cluster::pepper::PepperState;
-use tokenward_runtime::listen::listen;
+use tokenward_runtime::listen::listen_on;
 use tokenward_runtime::shutdown;
 use tokenward_runtime::telemetry::probes;
 use tokenward_runtime::telemetry::probes::{Part, Readiness};
@@ -103,7 +103,7 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
 }
 
 fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    listen(address).with_context(|| format!("{flag} {address} can't be had; choose another address or port"))
+    listen_on(flag, address)
 }
 
 /// Waits for a task, if there is one.

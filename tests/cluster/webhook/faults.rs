@@ -22,8 +22,8 @@ const AT_ONCE: usize = 4;
 /// What happens, and at which of its writes and requests the controller is killed.
 const CRASHES: [(&str, &[&str]); 4] = [
     ("revoke", &["record", "record@2", "send", "ledger"]),
-    ("create", &["hold", "announce", "deliver", "record", "send"]),
-    ("delete", &["record", "send", "release"]),
+    ("create", &["add-finalizer", "announce", "deliver", "record", "send"]),
+    ("delete", &["record", "send", "remove-finalizer"]),
     ("subscribe", &["sign", "ledger", "send"]),
 ];
 

@@ -14,7 +14,6 @@ mod metrics;
 mod reviewer;
 mod server;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -27,10 +26,12 @@ use tokio_util::sync::CancellationToken;
 use self::cert::rotator::CertificateRotator;
 use self::cert::state::Names;
 use self::metrics::Metrics;
-use self::reviewer::{Reviewer, Token};
+use self::reviewer::Reviewer;
 use crate::config::AdmissionArgs;
+use crate::objects::Token;
 use tokenward_core::outbox::destination::AddressPolicy;
 use tokenward_runtime::cluster::lease::Claim;
+use tokenward_runtime::listen::listen_on;
 use tokenward_runtime::telemetry::probes::{Part, Readiness};
 use tokenward_runtime::tls::ServingCertificate;
 use tokenward_runtime::tls::files::Certificates;
@@ -74,7 +75,7 @@ impl Admission {
                 lifetime: args.admission_certificate_lifetime,
             },
         };
-        let listener = bind(listen)?;
+        let listener = listen_on("--admission-listen", listen)?;
         let ready = readiness.part("certificate of the admission webhook");
         let enforce_scope_grants = args.enforce_scope_grants;
         Ok(Some(Self { listener, certificate, enforce_scope_grants, metrics, ready }))
@@ -122,9 +123,4 @@ impl Admission {
             }
         }
     }
-}
-
-fn bind(listen: SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {
-    tokenward_runtime::listen::listen(listen)
-        .with_context(|| format!("--admission-listen {listen} can't be had; choose another port"))
 }

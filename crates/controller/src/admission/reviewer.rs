@@ -6,13 +6,13 @@ use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::authentication::v1::UserInfo;
 use k8s_openapi::api::authorization::v1::SubjectAccessReviewSpec;
 use k8s_openapi::api::core::v1::Secret;
-use kube::core::DeserializeGuard;
 use kube::core::admission::{AdmissionRequest, AdmissionResponse};
 use kube::runtime::reflector::Store;
 use kube::{Api, Client, Resource, ResourceExt};
 use tracing::warn;
 
 use super::metrics::{Metrics, Verdict};
+use crate::objects::Token;
 use tokenward_core::admission::grants;
 use tokenward_core::admission::rules::{Questions, Refusal, destination, questions};
 use tokenward_core::crd::{ApiToken, TokenWebhook};
@@ -20,9 +20,6 @@ use tokenward_core::lifecycle::has_labels_of;
 use tokenward_core::outbox::destination::AddressPolicy;
 use tokenward_runtime::cluster::access;
 use tokenward_runtime::cluster::error::message;
-
-/// An ApiToken as the controller's watch keeps it.
-pub(crate) type Token = DeserializeGuard<ApiToken>;
 
 /// SubjectAccessReviews that one review may have under way.
 const GRANTS_AT_ONCE: usize = 8;

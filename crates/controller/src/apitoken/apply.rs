@@ -2,20 +2,18 @@
 //!
 //! Every write carries what it was decided on: the status its object's resourceVersion, a new Secret the demand
 //! that there is none, a changed or deleted one the version that was read. A write that lost a race changes
-//! nothing, and the token is looked at again.
+//! nothing, and the token is observed again.
 
 use jiff::Timestamp;
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::{Api, ResourceExt};
-use rand::TryRng;
-use rand::rngs::SysRng;
+use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 use tracing::{info, warn};
-use zeroize::Zeroizing;
 
-use super::cache::Inspected;
-use super::reconcile::Error;
+use super::cache::{Inspected, TokenState};
+use super::error::Error;
 use crate::context::Context;
 use tokenward_core::crd::labels::WEBHOOKS_FINALIZER;
 use tokenward_core::crd::{ApiToken, ApiTokenStatus};
@@ -25,282 +23,301 @@ use tokenward_core::lifecycle::{
 };
 use tokenward_core::token::{KeyId, Peppers, Plaintext, format};
 use tokenward_runtime::cluster::error::{ErrorClass, classify, is_already_exists, is_not_found, message};
-use tokenward_runtime::failpoint;
+use tokenward_runtime::{entropy, failpoint};
 
 /// The field manager of every write.
 const MANAGER: &str = "tokenward";
 
-/// What a write has left behind.
+/// The outcome of a step.
 pub(crate) enum Applied {
-    /// The object with its new status.
+    /// The object with its new status or finalizers.
     Status(Box<ApiToken>),
     /// The Secret as it is now.
     Secret(SecretState),
-    /// Something that has to be looked at.
-    LookAgain,
-    /// Nothing: the object goes.
+    /// What the step was decided on may be outdated: observe again.
+    Reobserve,
+    /// The finalizer was removed, and the object goes with it.
     Gone,
 }
 
-/// Makes one step.
-pub(crate) async fn apply(
-    step: Step,
-    observed: &Observed<'_>,
-    peppers: &Peppers,
-    context: &Context,
-    now: Timestamp,
-) -> Result<Applied, Error> {
-    match (step, &observed.spec) {
-        (Step::Announce(announcement), Ok(spec)) => {
-            announce_new(*announcement, spec, observed, peppers, context, now).await
-        }
-        (Step::Record(status, events), _) => record(*status, events, observed, context, "record").await,
-        (Step::WriteSecret { key_id, content }, Ok(spec)) => {
-            write_secret(&key_id, content, spec, observed, peppers, context, now).await
-        }
-        (Step::DeleteSecret, Ok(spec)) => delete_secret(spec, observed, context).await,
-        (Step::AddFinalizer, _) => write_finalizer(true, observed, context).await,
-        (Step::RemoveFinalizer(release), _) => {
-            keep_undelivered(&release, observed, context).await?;
-            write_finalizer(false, observed, context).await
-        }
-        // A spec that can't be acted on asks for none of these; waiting is not a write.
-        (Step::Announce(_) | Step::WriteSecret { .. } | Step::DeleteSecret | Step::Wait(_), _) => {
-            Ok(Applied::LookAgain)
+/// What a step was decided on, and what it takes to make it.
+pub(crate) struct StepContext<'a> {
+    pub(crate) observed: &'a Observed<'a>,
+    pub(crate) peppers: &'a Peppers,
+    pub(crate) context: &'a Context,
+    pub(crate) now: Timestamp,
+}
+
+impl StepContext<'_> {
+    /// Makes one step.
+    pub(crate) async fn apply(&self, step: Step) -> Result<Applied, Error> {
+        match (step, &self.observed.spec) {
+            (Step::Announce(announcement), Ok(spec)) => self.announce_new(*announcement, spec).await,
+            (Step::Record(status, events), _) => self.record(*status, events, "record").await,
+            (Step::WriteSecret { key_id, content }, Ok(spec)) => {
+                self.write_secret(&key_id, content, spec).await
+            }
+            (Step::DeleteSecret, Ok(spec)) => self.delete_secret(spec).await,
+            (Step::AddFinalizer, _) => self.write_finalizer(true).await,
+            (Step::RemoveFinalizer(handover), _) => {
+                self.hand_over(&handover).await?;
+                self.write_finalizer(false).await
+            }
+            // A spec that can't be acted on asks for none of these; waiting is not a write.
+            (Step::Announce(_) | Step::WriteSecret { .. } | Step::DeleteSecret | Step::Wait(_), _) => {
+                Ok(Applied::Reobserve)
+            }
         }
     }
-}
 
-/// Draws a token and makes its version known. The token itself stays here until it is delivered.
-async fn announce_new(
-    announcement: Announcement,
-    spec: &Spec,
-    observed: &Observed<'_>,
-    peppers: &Peppers,
-    context: &Context,
-    now: Timestamp,
-) -> Result<Applied, Error> {
-    let (namespace, name) = (observed.token.namespace().unwrap_or_default(), observed.token.name_any());
-    let (key_id, plaintext) = draw(spec)?;
-    let hash = peppers.hash(&namespace, &name, &plaintext).ok_or(Error::Pepper)?;
-    let (version, reason) = (announcement.version, announcement.reason);
-    let (status, events) = announce(observed, announcement, &Material { key_id, hash }, now);
-    let applied = record(status, events, observed, context, "announce").await?;
-    context.memories.with(&uid(observed), |memory| memory.held = Some((key_id, plaintext)));
-    context.metrics.minted(reason);
-    info!(namespace, name, version, key_id = %key_id, ?reason, "minted");
-    Ok(applied)
-}
-
-fn draw(spec: &Spec) -> Result<(KeyId, Plaintext), Error> {
-    let mut key = [0; 16];
-    let mut secret = Zeroizing::new([0; 32]);
-    SysRng.try_fill_bytes(&mut key).map_err(|error| Error::Random(error.to_string()))?;
-    SysRng.try_fill_bytes(&mut *secret).map_err(|error| Error::Random(error.to_string()))?;
-    let key_id = KeyId::from_bytes(key);
-    Ok((key_id, format::make(&spec.prefix, key_id, &secret)))
-}
-
-/// Writes a status, and tells its events once it is stored.
-async fn record(
-    status: ApiTokenStatus,
-    events: Vec<Event>,
-    observed: &Observed<'_>,
-    context: &Context,
-    point: &'static str,
-) -> Result<Applied, Error> {
-    let token = observed.token;
-    let api = Api::<ApiToken>::namespaced(context.client.clone(), &token.namespace().unwrap_or_default());
-    let object = ApiToken { status: Some(status), ..token.clone() };
-    failpoint::before(point);
-    let written =
-        api.replace_status(&token.name_any(), &params(), &object).await.map_err(Error::WriteStatus)?;
-    failpoint::after(point);
-    context.metrics.status_writes.inc();
-    let some_wait = context.memories.with(&uid(observed), |memory| {
-        memory.written = written.resource_version().and_then(|version| version.parse().ok());
-        let outbox = written.status.as_ref().and_then(|status| status.outbox.as_ref());
-        memory.receipts.retain(outbox)
-    });
-    if some_wait {
-        context.webhooks.collect_receipts(token);
+    /// Generates a token and records its version. The token itself stays in memory until it is delivered.
+    async fn announce_new(&self, announcement: Announcement, spec: &Spec) -> Result<Applied, Error> {
+        let (namespace, name) = (self.namespace(), self.observed.token.name_any());
+        let (key_id, plaintext) = generate(spec)?;
+        let hash = self.peppers.hash(&namespace, &name, &plaintext).ok_or(Error::Pepper)?;
+        let (version, reason) = (announcement.version, announcement.reason);
+        let (status, events) = announce(self.observed, announcement, &Material { key_id, hash }, self.now);
+        let applied = self.record(status, events, "announce").await?;
+        self.remember(|state| state.minted = Some((key_id, plaintext)));
+        self.context.metrics.minted(reason);
+        info!(namespace, name, version, key_id = %key_id, reason = reason.as_str(), "minted");
+        Ok(applied)
     }
-    for event in events {
-        info!(
-            namespace = token.namespace(),
-            name = token.name_any(),
-            event = event.kind.as_str(),
-            "{}",
-            event.message
-        );
-        context.events.send(token, event.into());
-    }
-    Ok(Applied::Status(Box::new(written)))
-}
 
-/// Writes the Secret so that it holds a version, over the one that is there now if it is ours.
-async fn write_secret(
-    key_id: &str,
-    content: Content,
-    spec: &Spec,
-    observed: &Observed<'_>,
-    peppers: &Peppers,
-    context: &Context,
-    now: Timestamp,
-) -> Result<Applied, Error> {
-    let token = observed.token;
-    let uid = uid(observed);
-    let Some(status) = &token.status else { return Ok(Applied::LookAgain) };
-    let Some(version) = status.version_of(key_id) else { return Ok(Applied::LookAgain) };
-    let api = Api::<Secret>::namespaced(context.client.clone(), &token.namespace().unwrap_or_default());
-    let failed = |source| Error::WriteSecret { name: spec.secret_name.clone(), source };
-    let existing = match &observed.secret {
-        SecretState::Absent => None,
-        SecretState::Foreign | SecretState::Unreadable(_) => return Ok(Applied::LookAgain),
-        SecretState::Ours(own) => match api.get(&spec.secret_name).await {
-            Ok(secret) if secret.metadata.resource_version == own.metadata.resource_version => Some(secret),
-            // It is no longer what the decision was made on.
+    /// Writes a status, and emits its events once it is stored.
+    async fn record(
+        &self,
+        status: ApiTokenStatus,
+        events: Vec<Event>,
+        point: &'static str,
+    ) -> Result<Applied, Error> {
+        let token = self.observed.token;
+        let object = ApiToken { status: Some(status), ..token.clone() };
+        failpoint::before(point);
+        let written = self
+            .api()
+            .replace_status(&token.name_any(), &params(), &object)
+            .await
+            .map_err(Error::WriteStatus)?;
+        failpoint::after(point);
+        self.context.metrics.status_writes.inc();
+        let receipts_pending = self.remember(|state| {
+            state.written = resource_version(&written);
+            let outbox = written.status.as_ref().and_then(|status| status.outbox.as_ref());
+            state.receipts.retain(outbox)
+        });
+        if receipts_pending {
+            self.context.webhooks.collect_receipts(token);
+        }
+        for event in events {
+            info!(
+                namespace = token.namespace(),
+                name = token.name_any(),
+                event = event.kind.as_str(),
+                "{}",
+                event.message
+            );
+            self.context.events.send(token, event.into());
+        }
+        Ok(Applied::Status(Box::new(written)))
+    }
+
+    /// Writes the Secret with the content of a version: a new one, or over the one that is there if it is ours.
+    async fn write_secret(&self, key_id: &str, content: Content, spec: &Spec) -> Result<Applied, Error> {
+        let token = self.observed.token;
+        let Some(status) = &token.status else { return Ok(Applied::Reobserve) };
+        let Some(version) = status.version_of(key_id) else { return Ok(Applied::Reobserve) };
+        let existing = match self.read_existing(spec).await? {
+            Existing::Absent => None,
+            Existing::Ours(secret) => Some(*secret),
+            Existing::Changed => return Ok(Applied::Reobserve),
+        };
+        let minted = match content {
+            Content::Minted => match self.remember(|state| state.minted.take()) {
+                Some(minted) if minted.0.as_str() == key_id => Some(minted),
+                _ => return Ok(Applied::Reobserve),
+            },
+            Content::Existing => None,
+        };
+        let creates = existing.is_none();
+        let metadata = SecretMetadata::of(token, spec, version, status);
+        let data = DesiredData {
+            version,
+            plaintext: minted.as_ref().map(|(_, plaintext)| plaintext),
+            previous: previous_version(status, content),
+        };
+        let Some(mut secret) = compose(existing, token, spec, self.peppers, &metadata, &data) else {
+            return Ok(Applied::Reobserve);
+        };
+        let point = if content == Content::Minted { "deliver" } else { "update-secret" };
+        failpoint::before(point);
+        let result = if creates {
+            self.api().create(&params(), &secret).await
+        } else {
+            self.api().replace(&spec.secret_name, &params(), &secret).await
+        };
+        failpoint::after(point);
+        wipe(&mut secret);
+        match result {
+            Ok(written) => Ok(self.secret_written(written, spec)),
+            Err(error) => self.secret_not_written(error, minted, spec, creates),
+        }
+    }
+
+    /// Reads the Secret that is to be replaced, and makes sure that it is the one that the step was decided on.
+    async fn read_existing(&self, spec: &Spec) -> Result<Existing, Error> {
+        let own = match &self.observed.secret {
+            SecretState::Absent => return Ok(Existing::Absent),
+            SecretState::Foreign | SecretState::Unreadable(_) => return Ok(Existing::Changed),
+            SecretState::Ours(own) => own,
+        };
+        match self.api::<Secret>().get(&spec.secret_name).await {
+            Ok(secret) if secret.metadata.resource_version == own.metadata.resource_version => {
+                Ok(Existing::Ours(Box::new(secret)))
+            }
             Ok(mut secret) => {
                 wipe(&mut secret);
-                return Ok(Applied::LookAgain);
+                Ok(Existing::Changed)
             }
-            Err(error) if is_not_found(&error) => return Ok(Applied::LookAgain),
-            Err(source) => return Err(Error::ReadSecret { name: spec.secret_name.clone(), source }),
-        },
-    };
-    let wardrobe = SecretMetadata::of(token, spec, version, status);
-    let held = match content {
-        Content::Minted => context.memories.with(&uid, |memory| memory.held.take()),
-        Content::Existing => None,
-    };
-    let plaintext = held.as_ref().filter(|(held, _)| held.as_str() == key_id).map(|(_, plaintext)| plaintext);
-    if content == Content::Minted && plaintext.is_none() {
-        return Ok(Applied::LookAgain);
+            Err(error) if is_not_found(&error) => Ok(Existing::Changed),
+            Err(source) => Err(Error::ReadSecret { name: spec.secret_name.clone(), source }),
+        }
     }
-    let filling = DesiredData { version, plaintext, previous: previous_version(status, content) };
-    let creating = existing.is_none();
-    let Some(mut secret) = compose(existing, token, spec, peppers, &wardrobe, &filling) else {
-        return Ok(Applied::LookAgain);
-    };
-    let point = if content == Content::Minted { "deliver" } else { "dress" };
-    failpoint::before(point);
-    let result = if creating {
-        api.create(&params(), &secret).await
-    } else {
-        api.replace(&spec.secret_name, &params(), &secret).await
-    };
-    failpoint::after(point);
-    wipe(&mut secret);
-    match result {
-        Ok(mut written) => {
-            context.metrics.secret_writes.inc();
-            let state = inspect(&written, token, spec, peppers);
-            wipe(&mut written);
-            context.memories.with(&uid, |memory| {
-                memory.refusal = None;
-                memory.look = false;
-                memory.inspected = Inspected::of(&state, token, spec);
-            });
-            Ok(Applied::Secret(state))
+
+    fn secret_written(&self, mut written: Secret, spec: &Spec) -> Applied {
+        self.context.metrics.secret_writes.inc();
+        let token = self.observed.token;
+        let secret = inspect(&written, token, spec, self.peppers);
+        wipe(&mut written);
+        self.remember(|state| {
+            state.refusal = None;
+            state.recheck_secret = false;
+            state.inspected = Inspected::of(&secret, token, spec);
+        });
+        Applied::Secret(secret)
+    }
+
+    /// Either it was not written or nobody knows: the minted token stays in memory for the next attempt.
+    fn secret_not_written(
+        &self,
+        error: kube::Error,
+        minted: Option<(KeyId, Plaintext)>,
+        spec: &Spec,
+        creates: bool,
+    ) -> Result<Applied, Error> {
+        self.remember(|state| {
+            state.minted = minted;
+            state.recheck_secret = true;
+        });
+        let kind = match classify(&error) {
+            ErrorClass::Forbidden => RefusalKind::Forbidden,
+            ErrorClass::Invalid => RefusalKind::Invalid,
+            ErrorClass::Conflict if is_already_exists(&error) => return Ok(Applied::Reobserve),
+            // The Secret is gone, not the token.
+            ErrorClass::Drop if !creates && is_not_found(&error) => return Ok(Applied::Reobserve),
+            ErrorClass::Conflict | ErrorClass::Drop | ErrorClass::Retry => {
+                return Err(Error::WriteSecret { name: spec.secret_name.clone(), source: error });
+            }
+        };
+        let refusal = Refusal { kind, message: message(&error), at: self.now };
+        self.remember(|state| state.refusal = Some(refusal));
+        self.context.metrics.failed("secret_refused");
+        Ok(Applied::Reobserve)
+    }
+
+    async fn delete_secret(&self, spec: &Spec) -> Result<Applied, Error> {
+        let Some(own) = self.observed.secret.ours() else { return Ok(Applied::Reobserve) };
+        let preconditions = Preconditions {
+            uid: own.metadata.uid.clone(),
+            resource_version: own.metadata.resource_version.clone(),
+        };
+        let params = DeleteParams { preconditions: Some(preconditions), ..Default::default() };
+        failpoint::before("delete");
+        let result = self.api::<Secret>().delete(&spec.secret_name, &params).await;
+        failpoint::after("delete");
+        match result {
+            Ok(_) => {
+                self.context.metrics.secret_writes.inc();
+                Ok(Applied::Secret(SecretState::Absent))
+            }
+            Err(error) if is_not_found(&error) => Ok(Applied::Secret(SecretState::Absent)),
+            Err(source) => Err(Error::WriteSecret { name: spec.secret_name.clone(), source }),
         }
-        Err(source) => {
-            // Whether it was written is unknown or known not to be: either way the token is still at hand.
-            context.memories.with(&uid, |memory| {
-                memory.held = held;
-                memory.look = true;
-            });
-            let kind = match classify(&source) {
-                ErrorClass::Forbidden => RefusalKind::Forbidden,
-                ErrorClass::Invalid => RefusalKind::Invalid,
-                ErrorClass::Conflict if is_already_exists(&source) => return Ok(Applied::LookAgain),
-                // The Secret is gone, not the token.
-                ErrorClass::Drop if !creating && is_not_found(&source) => return Ok(Applied::LookAgain),
-                ErrorClass::Conflict | ErrorClass::Drop | ErrorClass::Retry => return Err(failed(source)),
-            };
-            let refusal = Refusal { kind, message: message(&source), at: now };
-            context.memories.with(&uid, |memory| memory.refusal = Some(refusal));
-            context.metrics.failed("secret_refused");
-            Ok(Applied::LookAgain)
+    }
+
+    /// Adds or removes tokenward's finalizer, and no other.
+    async fn write_finalizer(&self, wanted: bool) -> Result<Applied, Error> {
+        let token = self.observed.token;
+        let mut finalizers = token.metadata.finalizers.clone().unwrap_or_default();
+        finalizers.retain(|finalizer| finalizer != WEBHOOKS_FINALIZER);
+        finalizers.extend(wanted.then(|| WEBHOOKS_FINALIZER.to_owned()));
+        // With the resourceVersion that was read, the patch fails if anybody has changed the list meanwhile.
+        let patch = json!({
+            "metadata": {"finalizers": finalizers, "resourceVersion": token.metadata.resource_version},
+        });
+        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..Default::default() };
+        let point = if wanted { "add-finalizer" } else { "remove-finalizer" };
+        failpoint::before(point);
+        let written = self.api::<ApiToken>().patch(&token.name_any(), &params, &Patch::Merge(patch)).await;
+        failpoint::after(point);
+        let written = written.map_err(Error::WriteFinalizer)?;
+        if written.metadata.deletion_timestamp.is_some() && !wanted {
+            return Ok(Applied::Gone);
         }
+        self.remember(|state| state.written = resource_version(&written));
+        Ok(Applied::Status(Box::new(written)))
+    }
+
+    /// Moves the undelivered events of a deleted token to the TokenWebhooks that subscribe to them.
+    async fn hand_over(&self, handover: &Handover) -> Result<(), Error> {
+        if handover.undelivered.is_empty() {
+            return Ok(());
+        }
+        let (namespace, name) = (self.namespace(), self.observed.token.name_any());
+        match self.context.webhooks.keep(self.observed.token, &handover.undelivered).await {
+            Ok(()) => Ok(()),
+            Err(webhook) if handover.best_effort => {
+                warn!(
+                    namespace,
+                    name, webhook, "undelivered events of a deleted token are lost: they could not be stored"
+                );
+                Ok(())
+            }
+            Err(webhook) => Err(Error::KeepEvents(webhook)),
+        }
+    }
+
+    fn api<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>>(&self) -> Api<K> {
+        Api::namespaced(self.context.client.clone(), &self.namespace())
+    }
+
+    fn namespace(&self) -> String {
+        self.observed.token.namespace().unwrap_or_default()
+    }
+
+    fn remember<T>(&self, change: impl FnOnce(&mut TokenState) -> T) -> T {
+        self.context.cache.with(&self.observed.token.uid().unwrap_or_default(), change)
     }
 }
 
-async fn delete_secret(spec: &Spec, observed: &Observed<'_>, context: &Context) -> Result<Applied, Error> {
-    let Some(own) = observed.secret.ours() else { return Ok(Applied::LookAgain) };
-    let api =
-        Api::<Secret>::namespaced(context.client.clone(), &observed.token.namespace().unwrap_or_default());
-    let preconditions = Preconditions {
-        uid: own.metadata.uid.clone(),
-        resource_version: own.metadata.resource_version.clone(),
-    };
-    let params = DeleteParams { preconditions: Some(preconditions), ..Default::default() };
-    failpoint::before("delete");
-    let result = api.delete(&spec.secret_name, &params).await;
-    failpoint::after("delete");
-    match result {
-        Ok(_) => {
-            context.metrics.secret_writes.inc();
-            Ok(Applied::Secret(SecretState::Absent))
-        }
-        Err(error) if is_not_found(&error) => Ok(Applied::Secret(SecretState::Absent)),
-        Err(source) => Err(Error::WriteSecret { name: spec.secret_name.clone(), source }),
-    }
+/// What is found where a Secret is to be written.
+enum Existing {
+    Absent,
+    /// The one that the step was decided on.
+    Ours(Box<Secret>),
+    /// Something else than the step was decided on.
+    Changed,
 }
 
-/// Puts the finalizer on or takes it off, and touches no other.
-async fn write_finalizer(wanted: bool, observed: &Observed<'_>, context: &Context) -> Result<Applied, Error> {
-    let token = observed.token;
-    let api = Api::<ApiToken>::namespaced(context.client.clone(), &token.namespace().unwrap_or_default());
-    let mut finalizers = token.metadata.finalizers.clone().unwrap_or_default();
-    finalizers.retain(|finalizer| finalizer != WEBHOOKS_FINALIZER);
-    finalizers.extend(wanted.then(|| WEBHOOKS_FINALIZER.to_owned()));
-    // The resourceVersion that was read makes this lose against anybody who changed the list meanwhile.
-    let patch = json!({
-        "metadata": {"finalizers": finalizers, "resourceVersion": token.metadata.resource_version},
-    });
-    let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..Default::default() };
-    let point = if wanted { "hold" } else { "release" };
-    failpoint::before(point);
-    let written = api.patch(&token.name_any(), &params, &Patch::Merge(patch)).await;
-    failpoint::after(point);
-    match written.map_err(Error::WriteFinalizer)? {
-        gone if gone.metadata.deletion_timestamp.is_some() && !wanted => Ok(Applied::Gone),
-        written => {
-            context.memories.with(&uid(observed), |memory| {
-                memory.written = written.resource_version().and_then(|version| version.parse().ok());
-            });
-            Ok(Applied::Status(Box::new(written)))
-        }
-    }
+fn generate(spec: &Spec) -> Result<(KeyId, Plaintext), Error> {
+    let key_id = KeyId::from_bytes(*entropy::random_bytes()?);
+    Ok((key_id, format::make(&spec.prefix, key_id, &*entropy::random_bytes()?)))
 }
 
-/// Moves what a deleted token leaves undelivered to the TokenWebhooks that want it.
-async fn keep_undelivered(
-    release: &Handover,
-    observed: &Observed<'_>,
-    context: &Context,
-) -> Result<(), Error> {
-    if release.undelivered.is_empty() {
-        return Ok(());
-    }
-    let (namespace, name) = (observed.token.namespace().unwrap_or_default(), observed.token.name_any());
-    match context.webhooks.keep(observed.token, &release.undelivered).await {
-        Ok(()) => Ok(()),
-        Err(webhook) if release.best_effort => {
-            warn!(
-                namespace,
-                name, webhook, "a deleted token's undelivered events are given up: they can't be kept"
-            );
-            Ok(())
-        }
-        Err(webhook) => Err(Error::KeepEvents(webhook)),
-    }
+fn resource_version(object: &ApiToken) -> Option<u64> {
+    object.resource_version()?.parse().ok()
 }
 
 fn params() -> PostParams {
     PostParams { field_manager: Some(MANAGER.to_owned()), ..Default::default() }
-}
-
-fn uid(observed: &Observed<'_>) -> String {
-    observed.token.uid().unwrap_or_default()
 }

@@ -1,78 +1,79 @@
-//! What is remembered of each token between two looks at it. Losing it costs a read or a new draw, never a token.
+//! What is remembered of each token between two reconciliations. Losing it costs a read or a new token, never one that
+//! was delivered.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use tokenward_core::crd::ApiToken;
 use tokenward_core::lifecycle::{OwnSecret, Refusal, SecretState, Spec};
 use tokenward_core::outbox::events::Receipts;
 use tokenward_core::token::{KeyId, Plaintext};
+use tokenward_runtime::sync::lock;
 
-/// The memories of all tokens, by uid.
+/// The states of all tokens, by uid.
 #[derive(Default)]
-pub(crate) struct StateCache(Mutex<HashMap<String, Memory>>);
+pub(crate) struct StateCache(Mutex<HashMap<String, TokenState>>);
 
 /// What is remembered of one token.
 #[derive(Default)]
-pub(crate) struct Memory {
-    /// Minted and made known, not delivered yet.
-    pub(crate) held: Option<(KeyId, Plaintext)>,
-    /// The refusal of the last attempt to write the Secret.
+pub(crate) struct TokenState {
+    /// Generated and recorded in the status, but not in the Secret yet.
+    pub(crate) minted: Option<(KeyId, Plaintext)>,
+    /// Why the API server refused the last attempt to write the Secret.
     pub(crate) refusal: Option<Refusal>,
-    /// What a Secret was found to hold.
+    /// The last inspection of the Secret.
     pub(crate) inspected: Option<Inspected>,
-    /// The resourceVersion of the last status that this process wrote. Older ones are echoes.
+    /// The resourceVersion of the last write of this process. The watch may still deliver older ones.
     pub(crate) written: Option<u64>,
-    /// How often in a row something failed.
+    /// Failures in a row.
     pub(crate) failures: u32,
-    /// A Secret is known to be in the way that the watch, which sees labelled ones only, does not show.
-    pub(crate) look: bool,
+    /// There may be a Secret that the watch, which sees labelled ones only, does not show: read it before creating one.
+    pub(crate) recheck_secret: bool,
     /// What TokenWebhooks have accepted and the status does not say yet.
     pub(crate) receipts: Receipts,
 }
 
-/// What a Secret was found to hold, as long as nothing that was looked at has changed.
+/// The result of inspecting a Secret, valid as long as nothing that it depends on has changed.
 pub(crate) struct Inspected {
     resource_version: Option<String>,
-    question: u64,
+    expected: u64,
     finding: OwnSecret,
 }
 
 impl StateCache {
-    /// Reads or changes what is remembered of a token.
-    pub(crate) fn with<T>(&self, uid: &str, f: impl FnOnce(&mut Memory) -> T) -> T {
-        // A panic elsewhere leaves plain data behind.
-        let mut memories = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match memories.get_mut(uid) {
-            Some(memory) => f(memory),
-            None => f(memories.entry(uid.to_owned()).or_default()),
+    /// Reads or changes the state of a token, which is new if there is none.
+    pub(crate) fn with<T>(&self, uid: &str, f: impl FnOnce(&mut TokenState) -> T) -> T {
+        let mut states = lock(&self.0);
+        match states.get_mut(uid) {
+            Some(state) => f(state),
+            None => f(states.entry(uid.to_owned()).or_default()),
         }
     }
 
-    /// The same for a token of which something is remembered.
-    pub(crate) fn with_known<T>(&self, uid: &str, f: impl FnOnce(&mut Memory) -> T) -> Option<T> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(uid).map(f)
+    /// Reads or changes the state of a token, if there is one.
+    pub(crate) fn with_known<T>(&self, uid: &str, f: impl FnOnce(&mut TokenState) -> T) -> Option<T> {
+        lock(&self.0).get_mut(uid).map(f)
     }
 
     /// Forgets a token that is gone.
     pub(crate) fn forget(&self, uid: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        lock(&self.0).remove(uid);
     }
 }
 
 impl Inspected {
-    /// Remembers what was found, if the Secret is ours. The metadata is left to the watch's cache.
+    /// An inspection to remember, if the Secret is ours. Its metadata is in the watch's cache already.
     pub(crate) fn of(state: &SecretState, token: &ApiToken, spec: &Spec) -> Option<Self> {
         let own = state.ours()?;
         Some(Self {
             resource_version: own.metadata.resource_version.clone(),
-            question: question(token, spec),
+            expected: fingerprint(token, spec),
             finding: OwnSecret { metadata: Default::default(), ..own.clone() },
         })
     }
 
-    /// What was found, if it was this Secret and the same question.
+    /// The result, if it is of this version of the Secret and of the same token.
     pub(crate) fn recall(
         &self,
         resource_version: Option<&str>,
@@ -80,13 +81,13 @@ impl Inspected {
         spec: &Spec,
     ) -> Option<OwnSecret> {
         let same =
-            self.resource_version.as_deref() == resource_version && self.question == question(token, spec);
+            self.resource_version.as_deref() == resource_version && self.expected == fingerprint(token, spec);
         (same && resource_version.is_some()).then(|| self.finding.clone())
     }
 }
 
-/// All that a Secret was held against.
-fn question(token: &ApiToken, spec: &Spec) -> u64 {
+/// A hash of all parts of the token that a Secret is compared with.
+fn fingerprint(token: &ApiToken, spec: &Spec) -> u64 {
     let mut hasher = DefaultHasher::new();
     (&spec.token_key, &spec.previous_key).hash(&mut hasher);
     for version in token.status.iter().flat_map(|status| &status.versions) {

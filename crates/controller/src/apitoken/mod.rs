@@ -1,5 +1,6 @@
-//! ApiTokens: `reconcile` observes and asks for the next step, `apply` makes it, `cache` holds what can be lost.
+//! ApiTokens: `reconcile` observes and asks for the next step, `apply` makes it, `cache` is state that can be lost.
 
 pub mod apply;
 pub mod cache;
+pub mod error;
 pub mod reconcile;

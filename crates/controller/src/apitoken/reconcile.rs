@@ -8,111 +8,55 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
-use thiserror::Error;
 use tracing::{debug, warn};
 
-use super::apply;
-use super::apply::Applied;
+use super::apply::{Applied, StepContext};
 use super::cache::Inspected;
+use super::error::Error;
 use crate::context::Context;
 use crate::objects::Token;
 use tokenward_core::crd::ApiToken;
 use tokenward_core::lifecycle::{Observed, OwnSecret, SecretState, Spec, Step, inspect, next_step, wipe};
 use tokenward_core::token::Peppers;
+use tokenward_runtime::backoff::Backoff;
 use tokenward_runtime::cluster::error::{ErrorClass, classify, is_not_found, message};
 use tokenward_runtime::cluster::pepper::PepperState;
 
-/// No token needs more steps than this in a row; one that does is looked at again later, so that it can't keep
-/// others waiting.
-const STEPS: usize = 16;
+/// The most steps of one reconciliation, so that a token which never settles can't block others. A guess: a rotation,
+/// the longest sequence, takes about four.
+const MAX_STEPS: usize = 16;
+/// The waits after failures in a row.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
 
-/// Why a look at a token ended early.
-#[derive(Debug, Error)]
-pub(crate) enum Error {
-    /// The object does not parse: the CRD that is installed is not ours.
-    #[error(
-        "the ApiToken can't be read, so nothing is done for it: {0}; install the CRDs of this version of tokenward"
-    )]
-    Unreadable(String),
-    /// The Secret could not be read. An unreadable Secret is never taken for an absent one.
-    #[error("Secret {name} could not be read: {source}")]
-    ReadSecret { name: String, source: kube::Error },
-    /// The Secret could not be written.
-    #[error("Secret {name} could not be written: {source}")]
-    WriteSecret { name: String, source: kube::Error },
-    /// The status could not be written.
-    #[error("the status could not be written: {0}")]
-    WriteStatus(kube::Error),
-    /// The finalizer could not be put on or taken off.
-    #[error("the finalizer could not be written: {0}")]
-    WriteFinalizer(kube::Error),
-    /// What a deleted token leaves undelivered could not be kept.
-    #[error("what is undelivered could not be kept in TokenWebhook {0}")]
-    KeepEvents(String),
-    /// The operating system gave no random bytes.
-    #[error("the operating system gave no random bytes: {0}")]
-    Random(String),
-    /// The pepper is not there.
-    #[error("the pepper is not there")]
-    Pepper,
-}
-
-impl Error {
-    /// One word for metrics.
-    pub(crate) fn reason(&self) -> &'static str {
-        match self {
-            Self::Unreadable(_) => "unreadable",
-            Self::ReadSecret { .. } => "read_secret",
-            Self::WriteSecret { .. } => "write_secret",
-            Self::WriteStatus(_) => "write_status",
-            Self::WriteFinalizer(_) => "write_finalizer",
-            Self::KeepEvents(_) => "keep_events",
-            Self::Random(_) => "random",
-            Self::Pepper => "pepper",
-        }
-    }
-
-    fn classify(&self) -> ErrorClass {
-        match self {
-            Self::ReadSecret { source, .. }
-            | Self::WriteSecret { source, .. }
-            | Self::WriteStatus(source)
-            | Self::WriteFinalizer(source) => classify(source),
-            Self::Unreadable(_) => ErrorClass::Invalid,
-            Self::KeepEvents(_) | Self::Random(_) | Self::Pepper => ErrorClass::Retry,
-        }
-    }
-}
-
-/// Looks at a token, and makes steps until there is nothing to do but wait.
+/// Makes steps until there is nothing to do but wait.
 pub(crate) async fn reconcile(token: Arc<Token>, context: Arc<Context>) -> Result<Action, Error> {
     let token = match &token.0 {
         Ok(token) => token.clone(),
         Err(invalid) => return Err(Error::Unreadable(invalid.error.clone())),
     };
     let uid = token.uid().unwrap_or_default();
-    if is_echo(&token, &context) {
-        // The watch brings what was written since; this is in case it does not.
+    if is_stale(&token, &context) {
+        // The watch will deliver the newer version. This is in case that it does not.
         return Ok(Action::requeue(Duration::from_secs(5)));
     }
-    let action = steps(token, &context).await?;
-    context.memories.with(&uid, |memory| memory.failures = 0);
+    let action = make_steps(token, &context).await?;
+    context.cache.with(&uid, |state| state.failures = 0);
     Ok(action)
 }
 
-async fn steps(mut token: ApiToken, context: &Context) -> Result<Action, Error> {
+async fn make_steps(mut token: ApiToken, context: &Context) -> Result<Action, Error> {
     let uid = token.uid().unwrap_or_default();
     let mut written = None;
-    for _ in 0..STEPS {
+    for _ in 0..MAX_STEPS {
         let peppers = peppers(context)?;
         let spec = Spec::of(&token);
         let secret = match (written.take(), &spec) {
             (Some(secret), _) => secret,
-            (None, Ok(spec)) => find_secret(&token, spec, &peppers, context).await?,
+            (None, Ok(spec)) => secret_state(&token, spec, &peppers, context).await?,
             (None, Err(_)) => SecretState::Absent,
         };
-        let (held, refusal, receipts) = context.memories.with(&uid, |memory| {
-            (memory.held.as_ref().map(|(key_id, _)| *key_id), memory.refusal.clone(), memory.receipts.clone())
+        let (held, refusal, receipts) = context.cache.with(&uid, |state| {
+            (state.minted.as_ref().map(|(key_id, _)| *key_id), state.refusal.clone(), state.receipts.clone())
         });
         let subscriptions = context.webhooks.subscriptions(&token.namespace().unwrap_or_default());
         let observed = Observed {
@@ -131,7 +75,7 @@ async fn steps(mut token: ApiToken, context: &Context) -> Result<Action, Error> 
         if let Step::Wait(until) = step {
             if observed.refusal.as_ref().is_some_and(|refusal| now >= refusal.retry_at()) {
                 // What was refused is no longer wanted.
-                context.memories.with(&uid, |memory| memory.refusal = None);
+                context.cache.with(&uid, |state| state.refusal = None);
                 continue;
             }
             return Ok(wait(until, now));
@@ -139,14 +83,15 @@ async fn steps(mut token: ApiToken, context: &Context) -> Result<Action, Error> 
         if !context.may_write() {
             return Ok(Action::await_change());
         }
-        match apply::apply(step, &observed, &peppers, context, now).await? {
+        let step_context = StepContext { observed: &observed, peppers: &peppers, context, now };
+        match step_context.apply(step).await? {
             Applied::Status(after) => token = *after,
             Applied::Secret(after) => written = Some(after),
-            Applied::LookAgain => {}
+            Applied::Reobserve => {}
             Applied::Gone => return Ok(Action::await_change()),
         }
     }
-    debug!(token = token.name_any(), "still moving after many steps; looking again soon");
+    debug!(token = token.name_any(), "not settled after many steps; reconciling again soon");
     Ok(Action::requeue(Duration::from_secs(1)))
 }
 
@@ -162,10 +107,10 @@ fn wait(until: Option<Timestamp>, now: Timestamp) -> Action {
     }
 }
 
-/// Whether the cache still shows an object as it was before this process wrote its status.
-fn is_echo(token: &ApiToken, context: &Context) -> bool {
+/// Whether the cache still shows an object as it was before the last write of this process.
+fn is_stale(token: &ApiToken, context: &Context) -> bool {
     let version = token.resource_version().and_then(|version| version.parse::<u64>().ok());
-    let written = context.memories.with(&token.uid().unwrap_or_default(), |memory| memory.written);
+    let written = context.cache.with(&token.uid().unwrap_or_default(), |state| state.written);
     matches!((version, written), (Some(version), Some(written)) if version < written)
 }
 
@@ -176,9 +121,9 @@ fn peppers(context: &Context) -> Result<Arc<Peppers>, Error> {
     }
 }
 
-/// Finds out about the Secret. The cache, which lags, is believed only where it shows the very Secret that was
-/// looked into before; every other conclusion is drawn from the API server's answer.
-async fn find_secret(
+/// The state of the Secret. The cache, which lags, is trusted only where it shows the very version that was inspected
+/// before. Otherwise the Secret is read.
+async fn secret_state(
     token: &ApiToken,
     spec: &Spec,
     peppers: &Peppers,
@@ -188,8 +133,8 @@ async fn find_secret(
     let uid = token.uid().unwrap_or_default();
     let cached = context.secrets.get(&ObjectRef::new(&spec.secret_name).within(&namespace));
     if let Some(cached) = &cached {
-        let known = context.memories.with(&uid, |memory| {
-            memory.inspected.as_ref()?.recall(cached.metadata.resource_version.as_deref(), token, spec)
+        let known = context.cache.with(&uid, |state| {
+            state.inspected.as_ref()?.recall(cached.metadata.resource_version.as_deref(), token, spec)
         });
         if let Some(finding) = known {
             return Ok(SecretState::Ours(Box::new(OwnSecret {
@@ -197,21 +142,21 @@ async fn find_secret(
                 ..finding
             })));
         }
-    } else if is_new(token) && !context.memories.with(&uid, |memory| memory.look) {
-        // Creating it fails if it exists after all, and then it is looked for.
+    } else if is_new(token) && !context.cache.with(&uid, |state| state.recheck_secret) {
+        // If it exists after all, creating it fails, and then it is read.
         return Ok(SecretState::Absent);
     }
     let api = Api::<Secret>::namespaced(context.client.clone(), &namespace);
     context.metrics.secret_reads.inc();
     match api.get(&spec.secret_name).await {
         Ok(mut secret) => {
-            let state = inspect(&secret, token, spec, peppers);
+            let found = inspect(&secret, token, spec, peppers);
             wipe(&mut secret);
-            context.memories.with(&uid, |memory| memory.inspected = Inspected::of(&state, token, spec));
-            Ok(state)
+            context.cache.with(&uid, |state| state.inspected = Inspected::of(&found, token, spec));
+            Ok(found)
         }
         Err(error) if is_not_found(&error) => {
-            context.memories.with(&uid, |memory| memory.look = false);
+            context.cache.with(&uid, |state| state.recheck_secret = false);
             Ok(SecretState::Absent)
         }
         Err(error) if classify(&error) == ErrorClass::Forbidden => {
@@ -226,7 +171,7 @@ fn is_new(token: &ApiToken) -> bool {
     token.status.as_ref().is_none_or(|status| status.secret_ref.is_none())
 }
 
-/// What follows a failure: soon again, later and later, or nothing.
+/// When to try again after a failure.
 pub(crate) fn after_failure(token: &Arc<Token>, error: &Error, context: &Context) -> Action {
     let (name, namespace) = (token.name_any(), token.namespace().unwrap_or_default());
     let uid = token.uid().unwrap_or_default();
@@ -236,32 +181,23 @@ pub(crate) fn after_failure(token: &Arc<Token>, error: &Error, context: &Context
             return Action::requeue(Duration::from_millis(50));
         }
         ErrorClass::Drop => {
-            debug!(namespace, name, "gone, or going with its namespace");
-            context.memories.forget(&uid);
+            debug!(namespace, name, "deleted, or being deleted with its namespace");
+            context.cache.forget(&uid);
             return Action::await_change();
         }
         ErrorClass::Forbidden | ErrorClass::Invalid | ErrorClass::Retry => {}
     }
-    let failures = context.memories.with(&uid, |memory| {
-        memory.failures = memory.failures.saturating_add(1);
-        memory.failures
+    let failures = context.cache.with(&uid, |state| {
+        state.failures = state.failures.saturating_add(1);
+        state.failures
     });
     context.metrics.failed(error.reason());
-    let delay = Duration::from_millis(100)
-        .saturating_mul(2u32.saturating_pow(failures.min(9)))
-        .min(Duration::from_secs(10));
-    let cause = match error {
-        Error::ReadSecret { source, .. }
-        | Error::WriteSecret { source, .. }
-        | Error::WriteStatus(source)
-        | Error::WriteFinalizer(source) => message(source),
-        other => other.to_string(),
-    };
+    let delay = BACKOFF.wait(failures);
     warn!(
         namespace,
         name,
         reason = error.reason(),
-        cause,
+        cause = error.cause(),
         retry_in_ms = delay.as_millis(),
         "failed; trying again"
     );

@@ -1,7 +1,7 @@
-//! Who may write: leader election through a Kubernetes Lease.
+//! Leader election through a Kubernetes Lease.
 //!
-//! The lease gates writes only; every replica watches, so a new leader is warm. What a holder has is a [`Claim`]
-//! that ends by itself: it is asked just before each write, so a process that was paused, or cut off from the API
+//! Only writes need the lease; every replica watches, so a new leader has warm caches. The leader has a [`Claim`]
+//! that ends by itself: it is checked just before each write, so a process that was paused, or cut off from the API
 //! server, stops writing before another one starts. The rules are those of client-go's leader election: a
 //! follower measures the holder's silence by its own clock, never by the times in the Lease.
 
@@ -17,16 +17,21 @@ use tracing::{debug, info, warn};
 
 use super::error::{ErrorClass, classify, is_already_exists, is_not_found, message};
 
-/// How an election is held.
+/// The share of the lease's duration, counted from before the renewal, for which a replica considers itself the leader.
+/// Other replicas wait for the whole duration, counted from when they read the renewal. The fifth in between, 3 s by
+/// default, is for a write that is under way when the claim ends and for clocks of different speed. It is a guess.
+const CLAIMED_SHARE: f32 = 0.8;
+
+/// The parameters of an election.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The Lease's namespace.
     pub namespace: String,
     /// The Lease's name.
     pub name: String,
-    /// This process, among all that ever ask for the Lease.
+    /// Unique among all processes that ever ask for the Lease.
     pub identity: String,
-    /// How long a silent holder keeps it. At least 1 s, the unit of the Lease's field.
+    /// How long the Lease is valid after its last renewal. At least 1 s, the unit of the Lease's field.
     pub duration: Duration,
 }
 
@@ -35,29 +40,29 @@ pub struct Config {
 pub struct Claim(Option<Instant>);
 
 impl Claim {
-    /// Whether it holds now.
+    /// Whether this process may write now.
     pub fn holds(&self) -> bool {
         self.0.is_some_and(|until| Instant::now() < until)
     }
 }
 
-/// Asks for the Lease for as long as it runs, and publishes the claim.
+/// Takes and renews the Lease while it runs, and publishes the claim.
 pub struct Election {
     api: Api<Lease>,
     config: Config,
     claim: watch::Sender<Claim>,
-    /// The record as last seen, and when this process first saw it.
+    /// The Lease as last read, and when this process first read it in that form.
     seen: Option<(LeaseSpec, Instant)>,
 }
 
 impl Election {
-    /// Prepares an election. Nothing is asked until [`Self::run`].
+    /// Prepares an election. No request is sent before [`Self::run`].
     pub fn new(client: Client, config: Config) -> (Self, watch::Receiver<Claim>) {
         let (claim, receiver) = watch::channel(Claim::default());
         (Self { api: Api::namespaced(client, &config.namespace), config, claim, seen: None }, receiver)
     }
 
-    /// Holds the election until `stop`, then gives the Lease back, so that a successor need not wait.
+    /// Takes part in the election until `stop`, then releases the Lease, so that a successor need not wait.
     pub async fn run(mut self, stop: impl Future<Output = ()>) {
         tokio::pin!(stop);
         // A third of the duration leaves room for two failed renewals.
@@ -74,10 +79,9 @@ impl Election {
 
     async fn round(&mut self) {
         let asked = Instant::now();
-        match tokio::time::timeout(self.config.duration / 2, self.ask()).await {
+        match tokio::time::timeout(self.config.duration / 2, self.take_or_renew()).await {
             Ok(Ok(true)) => {
-                // Counted from before the request, and short of the whole, so that it ends here before it ends there.
-                let until = asked + self.config.duration.mul_f32(0.8);
+                let until = asked + self.config.duration.mul_f32(CLAIMED_SHARE);
                 if !self.claim.send_replace(Claim(Some(until))).holds() {
                     info!(
                         lease = self.config.name,
@@ -91,19 +95,19 @@ impl Election {
                     warn!(lease = self.config.name, "no longer leading: another replica holds the lease");
                 }
             }
-            Ok(Err(error)) => self.unanswered(&message(&error)),
-            Err(_) => self.unanswered("no answer in time"),
+            Ok(Err(error)) => self.not_renewed(&message(&error)),
+            Err(_) => self.not_renewed("no answer in time"),
         }
     }
 
-    /// The claim runs on until its end. Whoever follows it is told to look whether that is now.
-    fn unanswered(&self, error: &str) {
-        debug!(error, "the lease could not be asked for");
+    /// The claim is valid until its end. Receivers are notified, so that they check whether it has ended.
+    fn not_renewed(&self, error: &str) {
+        debug!(error, "the lease could not be renewed");
         self.claim.send_modify(|_| {});
     }
 
-    /// Takes or renews the Lease, if it is free or ours.
-    async fn ask(&mut self) -> Result<bool, kube::Error> {
+    /// Takes the Lease if it is free, or renews it if it is ours. Returns whether it is ours now.
+    async fn take_or_renew(&mut self) -> Result<bool, kube::Error> {
         let name = self.config.name.clone();
         let mut lease = match self.api.get(&name).await {
             Ok(lease) => lease,
@@ -123,7 +127,7 @@ impl Election {
             return Ok(false);
         }
         lease.spec = Some(self.record(Some(&spec)));
-        // The resourceVersion that was read makes this lose against anybody who was faster.
+        // With the resourceVersion that was read, this fails if anybody was faster.
         match self.api.replace(&name, &PostParams::default(), &lease).await {
             Ok(_) => Ok(true),
             Err(error) if classify(&error) == ErrorClass::Conflict => Ok(false),
@@ -180,9 +184,9 @@ impl Election {
             Ok::<(), kube::Error>(())
         };
         match tokio::time::timeout(Duration::from_secs(2), release).await {
-            Ok(Ok(())) => info!(lease = self.config.name, "gave the lease back"),
-            Ok(Err(error)) => debug!(error = message(&error), "the lease was not given back; it runs out"),
-            Err(_) => debug!("the lease was not given back in time; it runs out"),
+            Ok(Ok(())) => info!(lease = self.config.name, "released the lease"),
+            Ok(Err(error)) => debug!(error = message(&error), "the lease was not released; it expires"),
+            Err(_) => debug!("the lease was not released in time; it expires"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How the processes are watched: logs, metrics and probes.
+//! Logs, metrics and probes.
 
 pub mod log;
 pub mod probes;

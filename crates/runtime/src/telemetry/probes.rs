@@ -7,18 +7,19 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::Context;
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::routing::get;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-/// Which parts of the process are ready.
+use crate::listen::listen_on;
+
+/// The parts of the process, and which of them are ready.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness(Arc<watch::Sender<BTreeMap<&'static str, bool>>>);
 
-/// One part's say in the readiness.
+/// One part of the process, to report its readiness with.
 #[derive(Clone, Debug)]
 pub struct Part {
     name: &'static str,
@@ -26,20 +27,20 @@ pub struct Part {
 }
 
 impl Readiness {
-    /// Adds a part, which is not ready yet.
+    /// Adds a part, which is not ready until it says so.
     pub fn part(&self, name: &'static str) -> Part {
         self.set(name, false);
         Part { name, readiness: self.clone() }
     }
 
-    /// The parts that are not ready.
+    /// The names of the parts that are not ready.
     pub fn missing(&self) -> Vec<&'static str> {
         self.0.borrow().iter().filter(|(_, ready)| !**ready).map(|(name, _)| *name).collect()
     }
 
     /// Waits until all parts are ready, or until one is not.
     pub async fn becomes(&self, ready: bool) {
-        // The other end is ours, so this ends by nothing else.
+        // An error would mean that the sender is gone, and `self` is the sender.
         let _ = self.0.subscribe().wait_for(|parts| parts.values().all(|part| *part) == ready).await;
     }
 
@@ -49,21 +50,20 @@ impl Readiness {
 }
 
 impl Part {
-    /// Says whether this part is ready.
+    /// Reports whether this part is ready.
     pub fn set(&self, ready: bool) {
         self.readiness.set(self.name, ready);
     }
 }
 
-/// Serves until `stop`. Fails at once if the address can't be had.
+/// Binds to the address, and returns the server, which runs until `stop`.
 pub async fn serve(
     listen: SocketAddr,
     readiness: Readiness,
     registry: Registry,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<impl Future<Output = ()>> {
-    let listener = crate::listen::listen(listen)
-        .with_context(|| format!("--telemetry-listen {listen} can't be had; choose another port"))?;
+    let listener = listen_on("--telemetry-listen", listen)?;
     let registry = Arc::new(registry);
     let router = Router::new()
         .route("/livez", get(async || "ok\n"))
@@ -71,7 +71,7 @@ pub async fn serve(
         .route("/metrics", get(async move || metrics(&registry)));
     Ok(async move {
         if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop).await {
-            tracing::error!(%error, "the telemetry port is closed");
+            tracing::error!(%error, "the telemetry server has ended");
         }
     })
 }
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ready_once_every_part_is_and_no_longer_when_one_is_not() {
+    fn ready_only_while_every_part_is() {
         let readiness = Readiness::default();
         let (tokens, pepper) = (readiness.part("tokens"), readiness.part("pepper"));
         assert_eq!(
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_change_is_noticed_by_who_waits_for_it() {
+    async fn waiting_ends_when_readiness_changes() {
         let readiness = Readiness::default();
         let (tokens, pepper) = (readiness.part("tokens"), readiness.part("pepper"));
         readiness.becomes(false).await;
