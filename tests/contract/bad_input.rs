@@ -116,7 +116,7 @@ struct Bad {
     form: fn(&Value, StatusCode) -> bool,
 }
 
-pub fn each_door_refuses_in_its_own_form(stage: &Stage) {
+pub fn each_endpoint_rejects_in_its_own_form(stage: &Stage) {
     let mut requests = bad_gateway_requests(stage);
     requests.extend(ENDPOINTS.iter().flat_map(|endpoint| bad_requests(endpoint, stage)));
     // One that keeps its connection, as a gateway's and a service's would.

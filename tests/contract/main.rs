@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     tests!(
         suite,
         stage,
-        bad_input::each_door_refuses_in_its_own_form,
+        bad_input::each_endpoint_rejects_in_its_own_form,
         clients::authlib_introspects_with_a_client_secret,
         clients::curl_introspects_as_a_bearer,
         clients::curl_verifies,
