@@ -21,10 +21,10 @@ const AT_ONCE: usize = 4;
 
 /// What happens, and at which of its writes and requests the controller is killed.
 const CRASHES: [(&str, &[&str]); 4] = [
-    ("revoke", &["record", "record@2", "send", "ledger"]),
+    ("revoke", &["record", "record@2", "send", "write-webhook-status"]),
     ("create", &["add-finalizer", "announce", "deliver", "record", "send"]),
     ("delete", &["record", "send", "remove-finalizer"]),
-    ("subscribe", &["sign", "ledger", "send"]),
+    ("subscribe", &["sign", "write-webhook-status", "send"]),
 ];
 
 pub async fn no_crash_loses_an_event(site: &Site) {

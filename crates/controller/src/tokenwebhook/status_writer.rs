@@ -200,9 +200,9 @@ impl Record {
         let object = TokenWebhook { status: Some(self.status.clone()), ..(*self.object).clone() };
         let (api, pledges) = (self.api(), std::mem::take(&mut self.pledges));
         let write = async move {
-            failpoint::before("ledger");
+            failpoint::before("write-webhook-status");
             let answer = api.replace_status(&object.name_any(), &PostParams::default(), &object).await;
-            failpoint::after("ledger");
+            failpoint::after("write-webhook-status");
             (answer, pledges)
         };
         Some(write.boxed())
