@@ -1,4 +1,4 @@
-//! What a check costs, beside the bare HTTP server and beside others that answer the same question.
+//! What a check costs, compared with a bare HTTP server and with gateways that check API keys.
 //!
 //! `cargo bench --bench checks` runs all of it in some 15 minutes and prints tables; `-- --write` stores them in
 //! `benches/RESULTS.md`; a name runs one part. The server has the first core for itself, the load the second. One
@@ -70,13 +70,13 @@ struct Args {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Rate, CPU and latency of a check, beside others
+    /// Rate, CPU and latency of a check, and of the baselines
     Rates,
     /// Memory, start and cost of a check from 1,000 to 1,000,000 tokens
     Growth,
-    /// From acknowledgement to 401, beside a bare watch
+    /// From acknowledgement to 401, and the baseline: a bare watch
     Revocation,
-    /// Time until ready beside real objects
+    /// Time until ready with real objects
     Ready,
 }
 

@@ -1,4 +1,4 @@
-//! Rate, CPU time and latency of a check, beside the bare HTTP server and beside gateways.
+//! Rate, CPU time and latency of a check, compared with the bare HTTP server and with gateways.
 
 use super::api::Api;
 use super::report::{Report, median, time};

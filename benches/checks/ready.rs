@@ -6,7 +6,7 @@ use super::report::{Report, median};
 use super::server::Server;
 use super::{Bench, cluster, peers};
 
-/// Starts a verifier again and again beside a number of real objects.
+/// Starts a verifier again and again with a number of real objects.
 pub fn measure(bench: &Bench, objects: u64, report: &mut Report) -> anyhow::Result<()> {
     eprintln!("starting a control plane with {} tokens", peers::thousands(objects));
     let cluster = cluster::start(Vec::new())?;

@@ -1,4 +1,4 @@
-//! What webhooks cost: a mass revocation with and without them, and deliveries beside a bare client.
+//! What webhooks cost: a mass revocation with and without them, and deliveries compared with a bare client.
 //!
 //! `cargo bench --bench webhooks` starts a control plane and one controller, and runs for some minutes;
 //! `-- --write` stores the tables in `benches/RESULTS.md`, where it replaces its own section only. The machine must have
@@ -40,7 +40,7 @@ struct Args {
     /// Run these only [default: all]
     #[arg(value_enum)]
     parts: Vec<Part>,
-    /// How many rounds the deliveries beside the bare client have; medians count
+    /// Rounds of deliveries, each with the bare client's; medians count
     #[arg(long, default_value_t = 7)]
     rounds: usize,
     /// Store the tables in benches/RESULTS.md
@@ -54,7 +54,7 @@ struct Args {
 /// A part of the benchmark.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Deliveries beside a bare client
+    /// Deliveries, and the baseline: a bare client
     Deliveries,
     /// A mass revocation with and without webhooks
     Revocations,
@@ -244,7 +244,7 @@ async fn deliveries(world: &World, args: &Args, report: &mut Report) -> anyhow::
         if let Some((bare_rate, bare_cpu)) = bare.last() {
             let (rate, cpu) = (receiver.rate(), each(world.cpu()? - before));
             eprintln!(
-                "round {round}: {rate:.0} beside {bare_rate:.0} events a second, {cpu:.1} beside {bare_cpu:.1} us of CPU each"
+                "round {round}: {rate:.0} events a second (bare: {bare_rate:.0}), {cpu:.1} us of CPU each (bare: {bare_cpu:.1})"
             );
             ours.push((rate, cpu));
         }
