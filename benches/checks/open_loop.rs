@@ -29,7 +29,7 @@ pub fn run(server: &Server, tokens: &Path, rate: f64, time: Duration) -> anyhow:
     latency.try_into().map_err(|_| anyhow::anyhow!("the load printed {text}"))
 }
 
-/// The load itself, in its own process: prints what [`run`] answers.
+/// The load itself, in its own process: prints what [`run`] returns.
 pub fn main(address: SocketAddr, path: &str, tokens: &Path, rate: f64, time: Duration) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(tokens)?;
     let requests: Vec<String> = text
@@ -83,7 +83,7 @@ impl Load {
         Ok(Self { poll, connections, idle: (0..CONNECTIONS).collect() })
     }
 
-    /// Returns the latencies, and how many requests were refused.
+    /// Returns the latencies, and how many requests were denied.
     fn run(
         &mut self,
         requests: &[String],

@@ -1,4 +1,4 @@
-//! Those that are measured: the verifier, the bare HTTP server, and gateways that look a plaintext key up.
+//! Those that are measured: the verifier, the bare HTTP server, and gateways that look up a plaintext key.
 
 use std::fmt::Write;
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
-//! How soon a revocation holds: from the API server's acknowledgement until every replica answers 401, beside how
-//! soon a client that does nothing but watch sees the same change.
+//! How soon a revocation takes effect: from the API server's acknowledgement until every replica returns 401. The
+//! baseline is how soon a client that does nothing but watch sees the same change.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -105,7 +105,7 @@ fn load(replica: &Server, bench: &Bench) -> anyhow::Result<Guarded> {
     Guarded::spawn(wrk).context("wrk can't be run")
 }
 
-/// Asks a replica for the token in question until it is refused, then waits for the next.
+/// Asks a replica for the token in question until it is denied, then waits for the next.
 fn ask(replica: &Server, asked: &AtomicU64, seen: &Sender<Seen>) {
     let Ok(mut client) = replica.connect() else { return };
     let mut done = u64::MAX;

@@ -11,7 +11,7 @@ use devcluster::process::Guarded;
 
 use super::process;
 
-/// How long a server may take until it answers.
+/// How long a server may take to start.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A running server.
@@ -20,7 +20,7 @@ pub struct Server {
     pub name: String,
     /// What one check is to it.
     pub check: &'static str,
-    /// Where it answers.
+    /// Where it listens.
     pub address: SocketAddr,
     /// The path that is asked for.
     pub path: &'static str,
@@ -140,7 +140,7 @@ impl Client {
     }
 }
 
-/// The same command, held on one core.
+/// The same command, pinned to one core.
 pub fn on_core(core: usize, command: &Command) -> Command {
     let mut taskset = Command::new("taskset");
     taskset.args(["-c", &core.to_string()]).arg(command.get_program()).args(command.get_args());

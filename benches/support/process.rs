@@ -10,7 +10,7 @@ const TICK: Duration = Duration::from_millis(10);
 /// CPU time that a process has used so far, in user space and in the kernel.
 pub fn cpu(pid: u32) -> anyhow::Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name before them is in parentheses and may hold spaces.
+    // The name before them is in parentheses and may contain spaces.
     let fields: Vec<&str> = stat.rsplit_once(')').context("no name")?.1.split_whitespace().collect();
     let ticks = |i: usize| fields.get(i).context("a short line")?.parse::<u32>().map_err(anyhow::Error::from);
     Ok(TICK * (ticks(11)? + ticks(12)?))

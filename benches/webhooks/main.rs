@@ -101,7 +101,7 @@ async fn measure(args: &Args) -> anyhow::Result<()> {
 }
 
 /// The same mass revocation with three webhooks, one healthy, one that hangs, one that fails half of the time; and
-/// without any, before and after that, since the API server has more to hold each time.
+/// without any, before and after that, since the API server stores more each time.
 async fn revocations(world: &World, args: &Args, report: &mut Report) -> anyhow::Result<()> {
     let before = revocation_without(world, args, "before").await?;
 

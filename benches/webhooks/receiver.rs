@@ -24,7 +24,7 @@ pub enum Manner {
     Accepts,
     Hangs,
     FailsHalf,
-    /// Answers nobody until so many requests are under way, and accepts everything from then on: a start line, so that
+    /// Responds to nobody until so many requests are in flight, and accepts everything from then on: a start line, so that
     /// what is measured is all senders at once.
     Gathers(usize),
 }
@@ -104,7 +104,7 @@ impl Receiver {
     /// Waits until so many events of a type were accepted; returns when the last of them was.
     pub async fn until(&self, count: usize, type_: &str) -> anyhow::Result<Instant> {
         let start = Instant::now();
-        // While fewer have come there is nothing to look through, which would hold up those that come.
+        // While fewer have come nothing is scanned, which would delay those that come.
         let accepted = || match self.requests() {
             enough if enough >= count => self.seen(type_).accepted,
             fewer => fewer,

@@ -45,7 +45,7 @@ pub async fn pods_are_admitted_where_restricted_is_enforced(stage: &Stage) {
     }
 }
 
-/// A webhook configuration without its CA would refuse or wave through everything.
+/// A webhook configuration without its CA would deny or admit everything.
 pub async fn an_upgrade_keeps_the_ca_bundle_and_mints_nothing(stage: &Stage) {
     let site = &stage.site;
     let space = site.namespace("upgraded").await;

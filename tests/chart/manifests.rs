@@ -50,7 +50,7 @@ pub fn plain_manifests_are_what_the_chart_renders() {
     assert_eq!(files, rendered.len() + 2, "deploy/ has a file that nothing renders");
 }
 
-/// Argo CD reads its scripts from a ConfigMap; the one that users copy holds those of the chart.
+/// Argo CD reads its scripts from a ConfigMap; the one that users copy contains those of the chart.
 pub fn argo_cd_is_given_the_chart_s_scripts() {
     let path = root().join("examples/argocd/argocd-cm.yaml");
     let stored = fs::read_to_string(&path).expect("a file");
@@ -116,7 +116,7 @@ pub async fn the_api_server_accepts_every_form_of_the_chart(stage: &Stage) {
     assert!(!applied.to_lowercase().contains("warning"), "{applied}");
 }
 
-/// kubeconform's usual schemas are made of the same OpenAPI document, and can't be had everywhere.
+/// kubeconform's usual schemas are made of the same OpenAPI document, and can't be downloaded everywhere.
 pub async fn the_plain_manifests_are_valid_for_the_api_server_s_own_schemas(stage: &Stage) {
     let folder = tempfile::tempdir().expect("a folder");
     let document = stage.site.kubectl(&["get", "--raw", "/openapi/v2"]);
@@ -138,7 +138,7 @@ pub async fn the_plain_manifests_are_valid_for_the_api_server_s_own_schemas(stag
     assert!(summary["valid"].as_u64() > Some(20) && summary["skipped"] == 0, "{printed}");
 }
 
-/// One file for each kind, which refuses fields that the kind does not have.
+/// One file for each kind, which rejects fields that the kind does not have.
 fn write_schemas(document: &Value, folder: &Path) {
     let mut definitions = document["definitions"].clone();
     for definition in definitions.as_object_mut().expect("definitions").values_mut() {

@@ -114,7 +114,7 @@ pub fn the_controller_moves_into_the_network_of_its_node() {
     assert_eq!(pod["hostNetwork"], true);
     // Else it would resolve no Service, such as TokenWebhooks name.
     assert_eq!(pod["dnsPolicy"], "ClusterFirstWithHostNet");
-    // Else an upgrade would wait for a port that it holds itself.
+    // Else an upgrade would wait for a port that it uses itself.
     let update = json!({"maxSurge": 0, "maxUnavailable": 1});
     assert_eq!(deployment["spec"]["strategy"]["rollingUpdate"], update);
     let container = &pod["containers"][0];

@@ -85,7 +85,7 @@ async fn asked(shared: &Shared, name: &str) -> Space {
     space
 }
 
-/// Waits until the webhook has its say: a token whose Secret is somebody else's is refused.
+/// Waits until the webhook is in force: a token whose Secret is foreign is denied.
 async fn is_asked(space: &Space) {
     let foreign = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "theirs"}});
     create(&space.client, &format!("/api/v1/namespaces/{}/secrets", space.name), foreign).await;
@@ -177,7 +177,7 @@ pub async fn scopes_are_granted_only_with_the_right(shared: &Shared) {
     argocd.patch("rich", json!({"spec": {"revoked": true}})).await;
 }
 
-/// What stood before the webhook did is no reason to hold up an edit, least of all a revocation.
+/// A rule that was broken before the webhook was installed does not block an edit, least of all a revocation.
 pub async fn a_token_from_before_can_be_edited(shared: &Shared) {
     let space = shared.site.namespace("before").await;
     let named = json!({"scopes": ["a:b"], "secret": {"name": "same"}});
@@ -229,7 +229,7 @@ async fn balance(replicas: [SocketAddr; 2]) -> (SocketAddr, tokio::task::JoinHan
     (address, task)
 }
 
-/// Asks all the time, in vain nor never: whatever happens to certificates, no write is held up.
+/// Writes all the time: whatever happens to certificates, no write fails.
 pub async fn certificates_are_replaced_under_load(site: &Site) {
     let tenant = Tenant::new(site, "certificates").await;
     let ports = [free_port(), free_port()];
@@ -307,7 +307,7 @@ pub async fn certificates_are_replaced_under_load(site: &Site) {
     });
     gone.await.expect("a certificate of the other replica");
 
-    // A webhook that is down holds writes up, as its failurePolicy says; and lets them pass when it is back.
+    // A webhook that is down blocks writes, as its failurePolicy says, and admits them when it is back.
     let survivor = 1 - leads;
     replicas[survivor].kill();
     let refusal = tenant.space.try_create("held-up", spec(&["a:b"])).await.expect_err("a refusal");
@@ -363,7 +363,7 @@ pub async fn a_provided_certificate_is_served(site: &Site) {
     api.delete("cert-manager", &DeleteParams::default()).await.expect("a deletion");
 }
 
-/// A certificate that nobody else has signed, put where the controller looks; returns it.
+/// A certificate that nobody else has signed, put where the controller reads it; returns it.
 fn issue(folder: &Path, host: &str) -> String {
     let params = rcgen::CertificateParams::new(vec![host.to_owned()]).expect("parameters");
     let key = rcgen::KeyPair::generate().expect("a key");

@@ -83,7 +83,7 @@ pub async fn hostile_requests_are_rejected(shared: &Shared) {
     shared.verifier.answers(&good, "", 200).await;
     let token = format!("Authorization: Bearer {good}\r\n");
 
-    // These take as long as a verifier has patience, so they run beside all else.
+    // These take as long as the verifier's time-outs, so they run at the same time as the rest.
     let listen = shared.verifier.listen;
     let slow: Vec<_> = (0..5).map(|_| spawn_blocking(move || drip(listen))).collect();
     let idle = spawn_blocking(move || (0..500).map(|_| half_open(listen)).collect::<Vec<_>>());
@@ -195,7 +195,7 @@ pub async fn the_challenge_follows_the_rfc(shared: &Shared) {
         ("scope=a:c+x:y", Some(&*good), 403, "insufficient_scope", Some(lacking)),
         ("scope=a:c&scope=x:y", Some(&*good), 403, "insufficient_scope", Some(lacking)),
         ("scope=nonsense", Some(&*good), 400, "invalid_request", Some(malformed)),
-        // A challenge would make a client look for another token, when it should look for another place.
+        // A challenge would make a client try another token, when it should try another replica.
         ("", Some(&*elsewhere), 403, "ip_not_allowed", None),
     ];
     for (query, token, status, error, challenge) in table {

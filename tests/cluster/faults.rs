@@ -391,7 +391,7 @@ pub async fn a_forbidden_secret_is_reported(site: &Site) {
     assert!(start.elapsed() < TIMEOUT, "{}", controller.log());
     assert!(condition(&space.get("t").await, ConditionType::Stalled).is_none());
 
-    // Taken away later, the right is missed with the next look into the Secret, which is not called damaged.
+    // Taken away later, the right is missing at the next read of the Secret, which is not reported as damaged.
     let secret = space.secret_of("t").await;
     patch(json!(fewer)).await;
     tokio::time::sleep(Duration::from_secs(1)).await;

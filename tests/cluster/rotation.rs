@@ -71,7 +71,7 @@ pub async fn a_schedule_rotates(shared: &Shared) {
     let status = space.get("t").await.status.expect("a status");
     assert!(status.versions[0].issued_at >= next, "not before it was due");
     assert_eq!(status.versions[0].reason, RotationReason::Schedule);
-    // The overlap ends by itself, and is told.
+    // The overlap ends by itself, with an Event.
     shared.verifier.answers(&first, "", 401).await;
     shared.verifier.answers(&second, "", 200).await;
     space.until("t", "the end of the overlap", |t| condition(t, ConditionType::Rotating).is_none()).await;

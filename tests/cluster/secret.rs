@@ -47,7 +47,7 @@ pub async fn a_foreign_secret_is_not_touched(shared: &Shared) {
         );
         space.secrets().delete(name, &Default::default()).await.expect("a deletion");
     }
-    // Once it is out of the way, the token is delivered, though no watch tells of an unlabelled one.
+    // Once it is out of the way, the token is delivered, though no watch reports an unlabelled one.
     for name in ["plain", "labelled"] {
         let token = space.condition(name, ConditionType::Active, "True").await;
         assert!(condition(&token, ConditionType::Stalled).is_none());
@@ -85,7 +85,7 @@ pub async fn an_edited_secret_is_minted_anew(shared: &Shared) {
     }});
     patch_secret(&space, "t", meta).await;
     eventually("Secret as it should be", async || {
-        // Unlabelled, it is out of the watch's sight; any look at the token finds it.
+        // Unlabelled, the watch does not show it; any reconciliation finds it.
         space
             .patch("t", json!({"metadata": {"annotations": {"poke": jiff::Timestamp::now().to_string()}}}))
             .await;
@@ -274,7 +274,7 @@ pub async fn a_status_that_claims_nonsense_gives_nothing(shared: &Shared) {
     // Somebody else's token proves nothing here, and stays what it was there.
     let answer = shared.verifier.ask(&victim, "").await;
     assert_eq!(answer.headers()["x-tokenward-subject"], format!("{}/victim", space.name).as_str());
-    // The object heals: whatever the Secret holds then works.
+    // The object recovers: whatever the Secret then contains works.
     space
         .until("t", "a healed status", |t| {
             let versions = &t.status.as_ref().expect("a status").versions;

@@ -106,7 +106,7 @@ async fn presented(verifier: SocketAddr) -> String {
     text(&output(command).await.stdout)
 }
 
-/// `openssl s_client`, which holds one connection and sends what it is given.
+/// `openssl s_client`, which opens one connection and sends what it is given.
 struct Session {
     child: std::process::Child,
 }
@@ -263,7 +263,7 @@ pub async fn a_verifier_says_what_its_transport_lacks(site: &Site) {
 /// As many as the issue names.
 const HOSTILE: usize = 10_000;
 
-/// Good checks, asked beside all else, each of which must be answered with 200.
+/// Good checks during all else, each of which must return 200.
 struct Checks {
     stop: Arc<AtomicBool>,
     reused: Arc<AtomicU64>,
@@ -320,7 +320,7 @@ impl Checks {
     }
 }
 
-/// A client that keeps its connection, as gateways do.
+/// A client that reuses its connection, as gateways do.
 fn pooled_client() -> reqwest::Client {
     reqwest::Client::builder()
         .pool_max_idle_per_host(1)
@@ -431,7 +431,7 @@ async fn garbage_changes_nothing(verifier: &Process, checks: &Checks) {
     }
 }
 
-/// Presents garbage as fast as it goes; returns how often it was refused with 401.
+/// Presents garbage as fast as it goes; returns how often the response was 401.
 fn flood(listen: SocketAddr, seed: usize, times: usize) -> usize {
     let mut stream = TcpStream::connect(listen).expect("a connection");
     stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
@@ -456,7 +456,7 @@ async fn nothing_is_left(verifier: &mut Process, before: &Use) {
     })
     .await;
     let after = Use::of(verifier);
-    // What ten thousand connections took at once may be kept for the next; of 600 MB of bodies nothing is.
+    // What ten thousand connections took at once may stay allocated for the next; of 600 MB of bodies nothing may.
     assert!(after.memory_kib < before.memory_kib + HOSTILE as u64 * 32, "before {before:?}, after {after:?}");
     assert!(verifier.runs(), "{}", verifier.log());
     assert!(!verifier.log().contains("panicked"), "{}", verifier.log());

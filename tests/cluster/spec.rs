@@ -1,4 +1,4 @@
-//! What the API server refuses, and the sentence that it says. No process of ours has a part in this.
+//! What the API server rejects, and its message. No process of ours takes part in this.
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};

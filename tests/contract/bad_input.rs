@@ -119,7 +119,7 @@ struct Bad {
 pub fn each_endpoint_rejects_in_its_own_form(stage: &Stage) {
     let mut requests = bad_gateway_requests(stage);
     requests.extend(ENDPOINTS.iter().flat_map(|endpoint| bad_requests(endpoint, stage)));
-    // One that keeps its connection, as a gateway's and a service's would.
+    // One that reuses its connection, as a gateway's and a service's would.
     let client = Client::builder().timeout(Duration::from_secs(10)).build().expect("a client");
     let mut times: Vec<Vec<Duration>> = vec![Vec::new(); requests.len()];
     for _ in 0..ROUNDS {
@@ -209,7 +209,7 @@ fn bad_requests(endpoint: &Endpoint, stage: &Stage) -> Vec<Bad> {
     bad
 }
 
-/// Sends a request, which must be refused in due form; returns how long that took.
+/// Sends a request, which must be rejected in due form; returns how long that took.
 async fn refused(client: &Client, stage: &Stage, bad: &Bad) -> Duration {
     let Bad { what, method, path, headers, body, expected, form } = bad;
     let request = client.request(method.clone(), stage.url(path)).body(body.clone());

@@ -1,4 +1,4 @@
-//! The OpenAPI document: schemathesis reads it from the verifier, and holds the verifier to it.
+//! The OpenAPI document: schemathesis reads it from the verifier, and tests the verifier against it.
 
 use std::path::Path;
 use std::process::Command;

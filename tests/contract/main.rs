@@ -1,7 +1,7 @@
 //! Clients of others at the endpoints that speak JSON and forms, against a verifier on a real API server; and the
 //! published libraries of Standard Webhooks at the other end of the controller's events.
 //!
-//! schemathesis holds the verifier to the document that it serves; Authlib and curl ask as users' services would, by
+//! schemathesis tests the verifier against the document that it serves; Authlib and curl ask as users' services would, by
 //! the files of `examples/clients` as they stand. Needs Python, Node.js with npm and curl, so it runs by name only:
 //! `cargo test --test contract`.
 
@@ -41,7 +41,7 @@ macro_rules! tests {
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // One after the other: the bad answers' times are to tell of the verifier, not of its other clients.
+    // One after the other: the times of bad requests should show the verifier's speed, not that of its other clients.
     arguments.test_threads.get_or_insert(1);
     let stage = Arc::<OnceLock<Stage>>::default();
     let mut suite = Vec::new();

@@ -9,7 +9,7 @@ use testkit::{Process, Site, Space};
 /// Where a client must not ask by way of a proxy, whatever the machine's users do elsewhere.
 pub const LOOPBACK: &str = "127.0.0.1";
 
-/// A verifier that looks after every namespace, and who asks it.
+/// A verifier for all namespaces, and its callers.
 pub struct Stage {
     // In the order in which they end.
     pub verifier: Process,

@@ -110,14 +110,14 @@ impl<'s> Client<'s> {
         environment.lines().find_map(|line| line.strip_prefix("TOKEN=")).unwrap_or_default().to_owned()
     }
 
-    /// The statuses of all answers so far. None: there was no answer.
+    /// The statuses of all responses so far. None: there was no response.
     pub fn answers(&self) -> Vec<Option<u16>> {
         let log = self.kubectl(&format!("logs --tail=-1 deployment/{}", self.name));
         let lines = log.lines().filter_map(|line| line.strip_prefix("answer: "));
         lines.map(|line| line.rsplit(' ').next().and_then(|status| status.parse().ok())).collect()
     }
 
-    /// Waits until there have been so many answers more.
+    /// Waits until there have been this many more responses.
     pub async fn answered(&self, more: usize) {
         let before = self.answers().len();
         eventually("answers", async || {

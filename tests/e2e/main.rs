@@ -51,7 +51,7 @@ fn main() -> ExitCode {
         forms::only_the_watched_namespace_is_reconciled,
     );
     let conclusion = libtest_mimic::run(&arguments, suite);
-    // The cluster ends here. Unless a test still runs, nobody else holds it.
+    // The cluster ends here. Unless a test still runs, this is the last reference.
     drop(Arc::into_inner(stage));
     conclusion.exit_code()
 }

@@ -58,7 +58,7 @@ fn gone_after(stage: &Stage, namespace: &str) -> Duration {
     start.elapsed()
 }
 
-/// The same for objects that nobody looks after, as many as the tokens with their Secrets and Events are: the API
+/// The same for objects that nobody reconciles, as many as the tokens with their Secrets and Events are: the API
 /// server takes its time for each.
 async fn as_many_others(stage: &Stage) -> Duration {
     let space = stage.site.namespace("thousand-others").await;

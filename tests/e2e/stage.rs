@@ -95,7 +95,7 @@ impl Stage {
         self.site.cluster.load_image(archive).expect("the image loads");
     }
 
-    /// What a person would look at first.
+    /// What a person would check first.
     fn state(&self) -> String {
         self.try_sh(
             "kubectl get pods -A -o wide; kubectl get events -A --sort-by=.lastTimestamp | tail -20

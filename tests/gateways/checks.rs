@@ -1,4 +1,4 @@
-//! What every gateway must do with our answers.
+//! What every gateway must do with our responses.
 
 use serde_json::{Value, json};
 
@@ -64,7 +64,7 @@ pub async fn an_identity_that_a_client_sends_does_not_survive(shared: &Shared, s
         let request = || stage.curl("/orders/").header(name, "forged");
         for request in [request(), request().header(name, "again").header(&name.to_lowercase(), "and again")]
         {
-            // Some refuse such a request whole.
+            // Some reject such a request as a whole.
             let reply = request.bearer(&shared.orders.secret).send();
             if reply.status != 400 {
                 assert_identity(&reply.seen(), &shared.orders, name);

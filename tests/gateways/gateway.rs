@@ -19,7 +19,7 @@ pub struct Gateway {
     command: fn(&mut Command, &Path, SocketAddr),
     /// The port of the verifier that it asks.
     pub endpoint: fn(&Process) -> SocketAddr,
-    /// Whether the client gets the verifier's body with a refusal.
+    /// Whether the client gets the verifier's body with a denial.
     pub passes_body: bool,
     /// Whether it can be configured to drop headers by a pattern, or by their names only.
     pub drops_by_pattern: bool,
@@ -122,7 +122,7 @@ const ENVOY_GRPC: Gateway = Gateway {
     edits: &[],
 };
 
-/// The same with a filter after ours, which tells the client what it has learnt from it.
+/// The same with a filter after ours, which sends the client what it has learnt from it.
 pub const ENVOY_WITH_A_FILTER: Gateway = Gateway {
     name: "envoy-grpc with a filter",
     edits: &[(

@@ -1,4 +1,4 @@
-//! The service behind a gateway. It answers with what it has seen, so each client learns about its own request.
+//! The service behind a gateway. It responds with what it has received, so each client learns about its own request.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

@@ -29,7 +29,7 @@ pub struct Repository<'s> {
 }
 
 impl<'s> Repository<'s> {
-    /// Makes one that holds `examples/gitops`, and serves it by `git daemon`.
+    /// Makes one with `examples/gitops`, and serves it by `git daemon`.
     pub async fn of_examples(site: &'s Site, namespace: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let tokens = folder.path().join("work/tokens");
@@ -70,7 +70,7 @@ impl<'s> Repository<'s> {
         self.edit("kustomization.yaml", "resources:\n", &format!("resources:\n  - {file}\n"));
     }
 
-    /// Changes a text in a file, which must hold it.
+    /// Changes a text in a file, which must contain it.
     pub fn edit(&self, name: &str, from: &str, to: &str) {
         let text = fs::read_to_string(self.path(name)).expect("a file");
         assert!(text.contains(from), "{name} lacks {from}: {text}");

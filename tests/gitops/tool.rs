@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 pub static FLUX: LazyLock<PathBuf> = LazyLock::new(|| build("flux"));
 pub static ARGOCD: LazyLock<PathBuf> = LazyLock::new(|| build("argocd"));
 
-/// Go keeps what it has compiled, so only the first time takes minutes; it says so.
+/// Go caches what it has compiled, so only the first time takes minutes; a message says so.
 fn build(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gitops").join(name);
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);

@@ -181,7 +181,7 @@ pub async fn an_endpoint_away_for_an_hour_misses_nothing(site: &Site) {
     assert_sound(&receiver, &hooks.key("hook").await);
 }
 
-/// One endpoint hangs, one has a full disk half of the time: neither holds up the third, or its own other tokens.
+/// One endpoint hangs, one has a full disk half of the time: neither delays the third, or its own other tokens.
 pub async fn a_bad_endpoint_delays_no_other(site: &Site) {
     let hooks = Hooks::new(site, "hook-bad").await;
     let [good, hanging, failing] = [Receiver::open().await, Receiver::open().await, Receiver::open().await];

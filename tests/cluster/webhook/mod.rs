@@ -213,7 +213,7 @@ pub async fn filters_choose_tokens_and_events(site: &Site) {
     receivers[1].until_received("a", &["token.created", "token.revoked"]).await;
     hooks.settled().await;
     assert_eq!(receivers[1].received("b"), Vec::<String>::new());
-    // Only where somebody wants to be received of the deletion is a token held.
+    // Only a token to whose deletion a TokenWebhook subscribes has a finalizer.
     let finalizers = async |name: &str| space.get(name).await.metadata.finalizers.unwrap_or_default();
     assert_eq!((finalizers("a").await.len(), finalizers("b").await.len()), (1, 0));
     hooks.api().delete("team", &DeleteParams::default()).await.expect("a deletion");

@@ -93,12 +93,12 @@ impl Receiver {
         format!("http://{}/hook", self.address)
     }
 
-    /// Answers so from now on, by the request and how many came before it.
+    /// Responds like this from now on, by the request and how many came before it.
     pub fn behave(&self, behaviour: impl Fn(&Delivery, usize) -> Answer + Send + Sync + 'static) {
         *self.behaviour.lock().expect("a lock") = Arc::new(behaviour);
     }
 
-    /// Answers everything with a status.
+    /// Responds to every request with this status.
     pub fn answer(&self, status: u16) {
         self.behave(move |_, _| Answer::Status(status));
     }
@@ -146,7 +146,7 @@ impl Receiver {
         .await;
     }
 
-    /// Waits until something holds of the log.
+    /// Waits until the log meets a condition.
     pub async fn until(&self, what: &str, wanted: impl Fn(&[Delivery]) -> bool) {
         eventually(what, async || {
             let log = self.log();
