@@ -11,8 +11,11 @@ mod client_address;
 pub(crate) mod fixture;
 pub mod gateway;
 mod introspection;
+mod json;
 pub mod openapi;
+mod refusal;
 mod requirements;
+mod schema;
 mod token_review;
 mod verify;
 

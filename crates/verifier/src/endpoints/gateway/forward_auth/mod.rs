@@ -15,11 +15,12 @@ use http_body_util::Full;
 
 use crate::endpoints::Answer;
 use crate::endpoints::authorization::presented;
-use crate::endpoints::challenge::{Refusal, denial, insert_identity, refused};
+use crate::endpoints::challenge::{denial, insert_identity, refused};
 use crate::endpoints::client_address::TrustedProxies;
+use crate::endpoints::refusal::Refusal;
 use crate::endpoints::requirements;
 use crate::metrics::{EndpointMetrics, Metrics, Outcome};
-use crate::snapshot::{TokenCheck, Snapshot};
+use crate::snapshot::{Snapshot, TokenCheck};
 use tokenward_core::check::{Decision, Identity};
 
 /// The door.
