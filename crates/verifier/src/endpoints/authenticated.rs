@@ -69,7 +69,7 @@ pub(super) struct Authenticated<D> {
 
 impl<D: Door> Authenticated<D> {
     pub(super) fn new(view: Arc<Snapshot>, callers: Arc<CallerAuthenticator>, metrics: &Metrics) -> Self {
-        Self { view, callers, metrics: metrics.door(D::NAME), door: PhantomData }
+        Self { view, callers, metrics: metrics.endpoint(D::NAME), door: PhantomData }
     }
 
     pub(super) async fn answer<B: Body + Unpin>(

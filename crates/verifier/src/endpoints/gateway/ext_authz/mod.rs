@@ -52,7 +52,7 @@ impl Authorization for ExtAuthz {
 impl ExtAuthz {
     /// Opens the door on a view.
     pub fn new(view: Arc<Snapshot>, trusted_proxies: TrustedProxies, metrics: &Metrics) -> Self {
-        Self { view, trusted_proxies, metrics: metrics.door("ext_authz") }
+        Self { view, trusted_proxies, metrics: metrics.endpoint("ext_authz") }
     }
 
     fn answer(&self, request: &CheckRequest, peer: IpAddr) -> CheckResponse {

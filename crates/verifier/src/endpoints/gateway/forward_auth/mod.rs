@@ -36,7 +36,7 @@ impl ForwardAuth {
         trusted_proxies: TrustedProxies,
         metrics: &Metrics,
     ) -> Self {
-        Self { view, trusted_proxies, metrics: metrics.door("auth") }
+        Self { view, trusted_proxies, metrics: metrics.endpoint("auth") }
     }
 
     pub(in crate::endpoints) fn answer<B>(&self, request: &Request<B>, peer: IpAddr) -> Answer {
