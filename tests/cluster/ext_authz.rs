@@ -42,7 +42,7 @@ pub async fn a_grpc_client_gets_the_decisions_of_auth(shared: &Shared) {
     space.patch("t", json!({"spec": {"revoked": true}})).await;
     verifier.answers(&token, "", 401).await;
     assert_eq!(check(&token, "a:b", "192.0.2.1").await, 401, "revoked at one endpoint and not at the other");
-    let counted = r#"tokenward_checks_total{door="ext_authz",code="REVOKED"} 1"#;
+    let counted = r#"tokenward_checks_total{endpoint="ext_authz",code="REVOKED"} 1"#;
     assert!(verifier.metrics().await.contains(counted), "{}", verifier.metrics().await);
     assert!(!verifier.log().contains(&token), "the log holds a token");
 

@@ -203,7 +203,7 @@ pub async fn a_failing_api_server_is_tolerated(site: &Site) {
     denying.answers(&lasting, "", 503).await;
     for stale in [&serving, &denying] {
         stale.waits_for("news from the API server").await;
-        assert!(stale.metric("tokenward_view_age_seconds").await > 3.0);
+        assert!(stale.metric("tokenward_watch_staleness_seconds").await > 3.0);
     }
     let refusal = denying.ask(&lasting, "").await.text().await.expect("a body");
     assert!(refusal.contains("--max-staleness"), "{refusal}");
@@ -226,7 +226,7 @@ pub async fn bookmarks_keep_a_quiet_watch_fresh(site: &Site) {
     let (mut oldest, mut heard) = (0.0_f64, 0);
     for _ in 0..150 {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let age = verifier.metric("tokenward_view_age_seconds").await;
+        let age = verifier.metric("tokenward_watch_staleness_seconds").await;
         heard += u32::from(age < oldest && oldest > 30.0);
         oldest = if age < oldest { age } else { oldest.max(age) };
         assert!(age < 100.0, "nothing was heard for {age} s");

@@ -151,7 +151,7 @@ pub async fn kube_apiserver_accepts_a_token_until_it_is_revoked(trusting: &Trust
         assert!(!ok && refused.contains("Unauthorized"), "{refused}");
     }
     let counted = trusting.verifier.metrics().await;
-    assert!(counted.contains(r#"checks_total{door="tokenreview",code="REVOKED"}"#), "{counted}");
+    assert!(counted.contains(r#"checks_total{endpoint="tokenreview",code="REVOKED"}"#), "{counted}");
 }
 
 pub async fn a_service_account_may_ask_once_it_is_bound(trusting: &Trusting) {

@@ -9,69 +9,69 @@ use thiserror::Error;
 use tokenward_runtime::config::{CommonArgs, duration};
 use tokenward_runtime::tls::files::Files;
 
-/// What the verifier takes.
+/// Flags of `tokenward verifier`.
 #[derive(Clone, Debug, Args)]
 pub struct VerifierArgs {
-    /// What both servers take.
+    /// Flags that the controller takes as well.
     #[command(flatten)]
     pub common: CommonArgs,
-    /// Where checks are answered
+    /// Address of the HTTP endpoints
     #[arg(long, env = "TOKENWARD_LISTEN", default_value = "[::]:8080")]
     pub listen: SocketAddr,
-    /// Where Envoy's ext_authz is answered over gRPC, such as 0.0.0.0:8081 [default: nowhere]
+    /// Address of the gRPC endpoint for Envoy's ext_authz, such as 0.0.0.0:8081 [default: disabled]
     #[arg(long, env = "TOKENWARD_GRPC_LISTEN")]
     pub grpc_listen: Option<SocketAddr>,
-    /// The networks of proxies that are believed when they say who the client is (X-Forwarded-For; the source that Envoy tells over gRPC), in CIDR notation, separated by commas [default: none]
+    /// Networks of trusted proxies in CIDR notation, separated by commas: the client address that they send is used (X-Forwarded-For; over gRPC, the source address) [default: none]
     #[arg(long, env = "TOKENWARD_TRUSTED_PROXIES", value_delimiter = ',')]
     pub trusted_proxies: Vec<ipnet::IpNet>,
-    /// How long the API server may be silent before this replica is no longer ready. It is heard at least once a minute, so less than 2m makes a quiet cluster seem gone
+    /// How long the API server may be silent before this replica is no longer ready. Watches receive a bookmark about once a minute, so less than 2m fails on a quiet cluster
     #[arg(long, env = "TOKENWARD_MAX_STALENESS", default_value = "2m", value_parser = duration)]
     pub max_staleness: SignedDuration,
-    /// What to do then: go on from memory without learning of revocations, or answer every check with 503
+    /// What to do once the API server has been silent for longer than --max-staleness: serve from memory without learning of revocations, or deny every check with 503
     #[arg(long, env = "TOKENWARD_STALE_POLICY", default_value = "serve")]
     pub stale_policy: StalePolicy,
-    /// The most connections at a time. At that many, a new one takes the place of the one that was quiet longest; the limit of open files may lower it. An idle one takes about 12 KiB (23 with TLS), one with a large head up to 40
+    /// Maximum number of open connections. At the maximum, a new connection replaces the one that was idle longest; the limit of open files may lower it. An idle connection takes about 12 KiB (23 with TLS), one with a large request head up to 40
     #[arg(long, env = "TOKENWARD_MAX_CONNECTIONS", default_value_t = 10_000)]
     pub max_connections: usize,
-    /// How checks are transported.
+    /// TLS files, or plain HTTP.
     #[command(flatten)]
     pub transport: TransportArgs,
 }
 
-/// What a verifier does whose view is too old.
+/// What a verifier does when its watches are older than `--max-staleness`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum StalePolicy {
-    /// It answers from memory.
+    /// Serve checks from memory; revocations since then are unknown
     Serve,
-    /// It answers nothing.
+    /// Respond to every check with 503
     Deny,
 }
 
-/// How the verifier's doors are reached. One of the two must be chosen, as a token in the clear is everybody's on the way.
+/// TLS or plain HTTP. There is no default, so that tokens are never sent in the clear by omission.
 #[derive(Clone, Debug, Args)]
 pub struct TransportArgs {
-    /// The certificate with which checks are answered over HTTPS: PEM, followed by those of the authorities between. Read again when it changes
+    /// Serve HTTPS with this certificate chain: PEM, leaf first. Reloaded when the file changes
     #[arg(long, env = "TOKENWARD_TLS_CERT", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
-    /// Its private key: PEM
+    /// Private key of --tls-cert: PEM
     #[arg(long, env = "TOKENWARD_TLS_KEY", value_name = "FILE")]
     tls_key: Option<PathBuf>,
-    /// Answer checks over plain HTTP: where the gateway is in the same pod, or the network encrypts
+    /// Serve plain HTTP: only where the gateway is in the same pod, or the network encrypts
     #[arg(long, env = "TOKENWARD_PLAIN_HTTP")]
     plain_http: bool,
 }
 
-/// Flags that don't say how checks are transported.
+/// Missing or contradictory flags for TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum TransportError {
-    /// Neither is chosen.
+    /// Neither TLS nor plain HTTP was chosen.
     #[error(
         "choose how checks are answered: --tls-cert FILE and --tls-key FILE for HTTPS, or --plain-http where the \
-         gateway is in the same pod or the network encrypts, as tokens pass in the clear then"
+         gateway is in the same pod or the network encrypts, because tokens are then sent in the clear"
     )]
     None,
-    /// Both are.
-    #[error("--plain-http excludes --tls-cert and --tls-key; leave out what is not meant")]
+    /// Both TLS and plain HTTP were chosen.
+    #[error("--plain-http excludes --tls-cert and --tls-key; leave one out")]
     Both,
     /// A certificate without its key, or the other way round.
     #[error("--tls-cert and --tls-key go together; give both")]

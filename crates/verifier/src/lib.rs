@@ -85,19 +85,19 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     let feed = feed::feed(sources, view.clone(), list_ready, metrics.clone());
     let limit = Limit { max_staleness: args.max_staleness.unsigned_abs(), policy: args.stale_policy };
     let freshness = staleness::watch(heard, limit, view.clone(), fresh, metrics);
-    let patience = Timeouts::default();
-    let server = Server::new(doors, http_tls, patience, max_connections, connections.clone());
-    let grpc = server::grpc::Server::new(ext_authz, readiness, grpc_tls, patience, connections);
+    let timeouts = Timeouts::default();
+    let server = Server::new(doors, http_tls, timeouts, max_connections, connections.clone());
+    let grpc = server::grpc::Server::new(ext_authz, readiness, grpc_tls, timeouts, connections);
     // Tasks of their own: this one would have to be woken on another thread for each connection.
     let served = tokio::spawn(server.serve(listener, stop.clone().cancelled_owned()));
     let grpc_served = grpc_listener.map(|listener| tokio::spawn(grpc.serve(listener, stop)));
     tokio::select! {
-        served = future::try_join(served, finished(grpc_served)) => served.map(drop).context("the doors are closed"),
-        () = follow_certificates(certificates) => bail!("the TLS certificate is no longer followed"),
+        served = future::try_join(served, finished(grpc_served)) => served.map(|_| ()).context("a server task failed"),
+        () = follow_certificates(certificates) => bail!("the watch of the TLS certificate has ended"),
         () = feed => bail!("the watch of ApiTokens has ended"),
-        () = freshness => bail!("the age of the view is no longer looked at"),
+        () = freshness => bail!("the staleness check has ended"),
         () = follow_pepper => bail!("the watch of the pepper has ended"),
-        () = keep_pepper(peppers, view, pepper_ready) => bail!("the pepper is no longer followed"),
+        () = keep_pepper(peppers, view, pepper_ready) => bail!("the pepper watch has closed"),
         () = async { telemetry.await; future::pending().await } => Ok(()),
     }
 }

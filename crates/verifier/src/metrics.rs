@@ -15,25 +15,24 @@ use prometheus_client::registry::{Registry, Unit};
 
 use tokenward_core::check::{Code, Decision};
 
-/// At which door, and with which outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Check {
-    door: &'static str,
+struct CheckLabels {
+    endpoint: &'static str,
     code: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Door {
-    door: &'static str,
+struct EndpointLabels {
+    endpoint: &'static str,
 }
 
 /// The verifier's metrics.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    checks: Family<Check, Counter>,
-    latency: Family<Door, Latency>,
+    checks: Family<CheckLabels, Counter>,
+    latency: Family<EndpointLabels, Latency>,
     pub(super) tokens: Gauge,
-    pub(super) view_age: Gauge<f64, AtomicU64>,
+    pub(super) watch_staleness: Gauge<f64, AtomicU64>,
     pub(super) connections: ConnectionMetrics,
     /// When the TLS certificate ends. 0: without TLS.
     pub(super) certificate_expiry: Gauge,
@@ -56,7 +55,7 @@ pub(super) enum Outcome {
     Denied(Code),
     /// No token was presented.
     TokenError,
-    /// The request broke the door's protocol.
+    /// The request broke the endpoint's protocol.
     Malformed,
     /// Whoever asked may not.
     CallerRefused,
@@ -64,7 +63,7 @@ pub(super) enum Outcome {
     Unavailable,
 }
 
-/// The metrics of one door, looked up once.
+/// The metrics of one endpoint, looked up once at start.
 #[derive(Clone, Debug)]
 pub(super) struct EndpointMetrics {
     outcomes: [Counter; Outcome::COUNT],
@@ -78,23 +77,23 @@ impl Metrics {
             checks: Family::default(),
             latency: Family::default(),
             tokens: Gauge::default(),
-            view_age: Gauge::default(),
+            watch_staleness: Gauge::default(),
             connections: ConnectionMetrics::default(),
             certificate_expiry: Gauge::default(),
         };
-        registry.register("checks", "Checks answered, by door and outcome", metrics.checks.clone());
+        registry.register("checks", "Checks, by endpoint and outcome", metrics.checks.clone());
         registry.register_with_unit(
             "check_duration",
-            "From a request's head to its answer, by door",
+            "Time from a request's head to its response, by endpoint",
             Unit::Seconds,
             metrics.latency.clone(),
         );
         registry.register("tokens_indexed", "ApiTokens in the index", metrics.tokens.clone());
         registry.register_with_unit(
-            "view_age",
-            "Since when nothing was heard from the API server about ApiTokens",
+            "watch_staleness",
+            "Time since the API server last sent anything on the watch of ApiTokens",
             Unit::Seconds,
-            metrics.view_age.clone(),
+            metrics.watch_staleness.clone(),
         );
         registry.register("connections", "Open connections of clients", metrics.connections.open.clone());
         registry.register(
@@ -110,11 +109,11 @@ impl Metrics {
         metrics
     }
 
-    pub(super) fn door(&self, door: &'static str) -> EndpointMetrics {
-        let counter = |code| self.checks.get_or_create_owned(&Check { door, code });
+    pub(super) fn endpoint(&self, endpoint: &'static str) -> EndpointMetrics {
+        let counter = |code| self.checks.get_or_create_owned(&CheckLabels { endpoint, code });
         EndpointMetrics {
             outcomes: Outcome::all().map(|outcome| counter(outcome.as_str())),
-            latency: self.latency.get_or_create_owned(&Door { door }),
+            latency: self.latency.get_or_create_owned(&EndpointLabels { endpoint }),
         }
     }
 }
@@ -245,20 +244,20 @@ mod tests {
     #[test]
     fn what_was_observed_is_encoded() {
         let mut registry = Registry::with_prefix("tokenward");
-        let door = Metrics::register(&mut registry).door("auth");
-        door.count(Outcome::Denied(Code::Revoked));
+        let metrics = Metrics::register(&mut registry).endpoint("auth");
+        metrics.count(Outcome::Denied(Code::Revoked));
         for took in [Duration::from_micros(5), Duration::from_micros(6), Duration::from_secs(3)] {
-            door.took(took);
+            metrics.took(took);
         }
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
         for line in [
-            "tokenward_checks_total{door=\"auth\",code=\"REVOKED\"} 1",
-            "tokenward_check_duration_seconds_bucket{le=\"0.000005\",door=\"auth\"} 1",
-            "tokenward_check_duration_seconds_bucket{le=\"0.00001\",door=\"auth\"} 2",
-            "tokenward_check_duration_seconds_bucket{le=\"1.0\",door=\"auth\"} 2",
-            "tokenward_check_duration_seconds_bucket{le=\"+Inf\",door=\"auth\"} 3",
-            "tokenward_check_duration_seconds_count{door=\"auth\"} 3",
+            "tokenward_checks_total{endpoint=\"auth\",code=\"REVOKED\"} 1",
+            "tokenward_check_duration_seconds_bucket{le=\"0.000005\",endpoint=\"auth\"} 1",
+            "tokenward_check_duration_seconds_bucket{le=\"0.00001\",endpoint=\"auth\"} 2",
+            "tokenward_check_duration_seconds_bucket{le=\"1.0\",endpoint=\"auth\"} 2",
+            "tokenward_check_duration_seconds_bucket{le=\"+Inf\",endpoint=\"auth\"} 3",
+            "tokenward_check_duration_seconds_count{endpoint=\"auth\"} 3",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
         }

@@ -37,7 +37,7 @@ pub(super) async fn watch(
     ready.set(true);
     loop {
         let age = watches.iter().map(WatchHeartbeat::age).max().unwrap_or_default();
-        metrics.view_age.set(age.as_secs_f64());
+        metrics.watch_staleness.set(age.as_secs_f64());
         if (age > limit.max_staleness) != stale {
             stale = !stale;
             ready.set(!stale);

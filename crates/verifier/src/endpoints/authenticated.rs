@@ -12,15 +12,13 @@ use http::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETR
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Buf};
-use serde::Serialize;
 use zeroize::Zeroizing;
 
-use super::{Answer, body};
+use super::Answer;
 use crate::caller_auth::{CallerAuthenticator, Refused};
 use crate::metrics::{EndpointMetrics, Metrics, Outcome};
 use crate::snapshot::{Snapshot, Unavailable};
 
-const JSON: &str = "application/json";
 /// How long a body may take.
 const BODY_TIME: Duration = Duration::from_secs(5);
 
@@ -71,7 +69,7 @@ pub(super) struct Authenticated<D> {
 
 impl<D: Door> Authenticated<D> {
     pub(super) fn new(view: Arc<Snapshot>, callers: Arc<CallerAuthenticator>, metrics: &Metrics) -> Self {
-        Self { view, callers, metrics: metrics.door(D::NAME), door: PhantomData }
+        Self { view, callers, metrics: metrics.endpoint(D::NAME), door: PhantomData }
     }
 
     pub(super) async fn answer<B: Body + Unpin>(
@@ -191,15 +189,6 @@ impl From<Refused> for Failure {
 impl From<Unavailable> for Failure {
     fn from(unavailable: Unavailable) -> Self {
         Self::Unavailable(unavailable)
-    }
-}
-
-/// A JSON answer with status 200.
-pub(super) fn json(value: &impl Serialize) -> Answer {
-    match serde_json::to_vec(value) {
-        Ok(text) => body(StatusCode::OK, JSON, text.into()),
-        // Our own types have string keys, so this does not happen.
-        Err(_) => body(StatusCode::INTERNAL_SERVER_ERROR, JSON, "{}".into()),
     }
 }
 

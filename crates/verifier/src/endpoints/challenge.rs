@@ -8,51 +8,14 @@ use http::{HeaderMap, HeaderName, StatusCode};
 use hyper::body::Bytes;
 
 use super::Answer;
-use super::authorization::TokenError;
+use super::refusal::Refusal;
 use super::requirements::Requirements;
 use super::verify::VerifyError;
-use crate::metrics::Outcome;
-use crate::snapshot::Unavailable;
 use tokenward_core::check::{Code, Identity};
 
 const ID: HeaderName = HeaderName::from_static("x-tokenward-id");
 const SUBJECT: HeaderName = HeaderName::from_static("x-tokenward-subject");
 const SCOPES: HeaderName = HeaderName::from_static("x-tokenward-scopes");
-
-/// Why a request can't be answered with a decision.
-pub(super) enum Refusal {
-    /// 400: it breaks the protocol; says how.
-    Malformed(Cow<'static, str>),
-    /// 401: it presents nothing.
-    TokenError,
-    /// 503: there is nothing to answer from.
-    Unavailable(Unavailable),
-}
-
-impl From<TokenError> for Refusal {
-    fn from(no_token: TokenError) -> Self {
-        match no_token {
-            TokenError::Missing => Self::TokenError,
-            TokenError::Ambiguous(what) => Self::Malformed(what.into()),
-        }
-    }
-}
-
-impl From<Unavailable> for Refusal {
-    fn from(unavailable: Unavailable) -> Self {
-        Self::Unavailable(unavailable)
-    }
-}
-
-impl Refusal {
-    pub(super) fn outcome(&self) -> Outcome {
-        match self {
-            Self::Malformed(_) => Outcome::Malformed,
-            Self::TokenError => Outcome::TokenError,
-            Self::Unavailable(_) => Outcome::Unavailable,
-        }
-    }
-}
 
 /// Tells the service behind the gateway whose request it has.
 pub(super) fn insert_identity(headers: &mut HeaderMap, identity: Identity<'_>) {

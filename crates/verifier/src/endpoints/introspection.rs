@@ -11,8 +11,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Answer;
-use super::authenticated::{Door, Failure, json};
-use super::openapi::{IpAddress, Scopes};
+use super::authenticated::{Door, Failure};
+use super::json::json;
+use super::schema::{IpAddress, Scopes};
 use crate::metrics::Outcome;
 use crate::snapshot::{Snapshot, TokenCheck};
 use tokenward_core::check::{Decision, Identity};

@@ -11,8 +11,11 @@ mod client_address;
 pub(crate) mod fixture;
 pub mod gateway;
 mod introspection;
+mod json;
 pub mod openapi;
+mod refusal;
 mod requirements;
+mod schema;
 mod token_review;
 mod verify;
 
@@ -99,8 +102,8 @@ impl Endpoints {
                 StatusCode::NOT_FOUND,
                 "text/plain; charset=utf-8",
                 Bytes::from_static(
-                    b"no such door; checks are answered at /auth, /v1/verify, /v1/verify:batch, \
-                      /oauth2/introspect and /tokenreview, and GET /openapi.json describes them\n",
+                    b"not found; endpoints are /auth, /v1/verify, /v1/verify:batch, /oauth2/introspect and \
+                      /tokenreview; GET /openapi.json describes them\n",
                 ),
             ),
         }

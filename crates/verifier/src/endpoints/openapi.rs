@@ -2,18 +2,16 @@
 //!
 //! Served at `/openapi.json`, printed by `tokenward openapi`, and kept as `openapi.json` in the repository.
 
-use serde_json::json;
-use utoipa::openapi::schema::{AnyOfBuilder, Schema, SchemaFormat, Type};
+use utoipa::openapi::schema::Type;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
-use utoipa::openapi::{Content, Header, KnownFormat, Object, ObjectBuilder, Ref, RefOr, ResponseBuilder};
-use utoipa::{Modify, OpenApi, PartialSchema, ToSchema};
+use utoipa::openapi::{Content, Header, Object, Ref, ResponseBuilder};
+use utoipa::{Modify, OpenApi};
 
 use super::introspection::{IntrospectionRequest, IntrospectionResponse, OAuthError};
+use super::schema::Scope;
 use super::token_review::TokenReviewRequest;
 use super::token_review::schema::{Status, TokenReview};
 use super::verify::{VerifyBatchRequest, VerifyBatchResponse, VerifyError, VerifyRequest, VerifyResponse};
-use tokenward_core::check::Code;
-use tokenward_core::token::scope::{MAX_SCOPE_LEN, MAX_SCOPES};
 
 /// The document, as indented JSON.
 pub fn json() -> String {
@@ -34,82 +32,6 @@ pub fn json() -> String {
     modifiers(&CallerAuthenticator, &Failures),
 )]
 struct Document;
-
-/// A scope, as [`is_scope`](tokenward_core::token::scope::is_scope) has it.
-pub(super) struct Scope;
-
-impl Scope {
-    const PATTERN: &str = r"[A-Za-z0-9][A-Za-z0-9._/-]*(:[A-Za-z0-9._/-]+)*:([A-Za-z0-9._/-]+|\*)";
-}
-
-impl ToSchema for Scope {}
-
-impl PartialSchema for Scope {
-    fn schema() -> RefOr<Schema> {
-        text("`resource:action`. `orders:*` stands for every action, `a:b:*` for all that is below `a:b`.")
-            .pattern(Some(format!("^{}$", Self::PATTERN)))
-            .max_length(Some(MAX_SCOPE_LEN))
-            .examples([json!("orders:read")])
-            .into()
-    }
-}
-
-/// [`Code`], whose crate knows no OpenAPI.
-pub(super) struct CodeSchema;
-
-impl ToSchema for CodeSchema {
-    fn name() -> std::borrow::Cow<'static, str> {
-        "Code".into()
-    }
-}
-
-impl PartialSchema for CodeSchema {
-    fn schema() -> RefOr<Schema> {
-        text("Why a check is denied, for callers that may know. Public endpoints fold most of these into one response, so that\nnobody can tell a revoked token from one that never was.")
-            .enum_values(Some(Code::ALL.map(Code::as_str)))
-            .into()
-    }
-}
-
-/// Scopes in one text, as OAuth has them.
-pub(super) struct Scopes;
-
-impl ToSchema for Scopes {}
-
-impl PartialSchema for Scopes {
-    fn schema() -> RefOr<Schema> {
-        text("Up to 64 scopes, separated by spaces.")
-            .pattern(Some(format!(
-                r"^(?!.*\S{{{too_long}}}){scope}( {scope}){{0,{more}}}$",
-                too_long = MAX_SCOPE_LEN + 1,
-                scope = Scope::PATTERN,
-                more = MAX_SCOPES - 1,
-            )))
-            .examples([json!("orders:read orders:write")])
-            .into()
-    }
-}
-
-/// An IP address.
-pub(super) struct IpAddress;
-
-impl ToSchema for IpAddress {}
-
-impl PartialSchema for IpAddress {
-    fn schema() -> RefOr<Schema> {
-        let of = |format| ObjectBuilder::new().schema_type(Type::String).format(Some(format));
-        AnyOfBuilder::new()
-            .description(Some("An IPv4 or IPv6 address."))
-            .item(of(SchemaFormat::KnownFormat(KnownFormat::Ipv4)))
-            .item(of(SchemaFormat::KnownFormat(KnownFormat::Ipv6)))
-            .examples([json!("192.0.2.1")])
-            .into()
-    }
-}
-
-fn text(description: &str) -> ObjectBuilder {
-    ObjectBuilder::new().schema_type(Type::String).description(Some(description))
-}
 
 /// How callers show who they are.
 struct CallerAuthenticator;

@@ -2,9 +2,8 @@
 
 use std::borrow::Cow;
 
-use super::challenge::Refusal;
+use super::refusal::Refusal;
 use tokenward_core::token::scope;
-use tokenward_core::token::scope::ScopesError;
 
 /// What the route needs, as the gateway's operator says it.
 #[derive(Debug, Default)]
@@ -52,10 +51,4 @@ pub(super) fn from_parameters<'q>(
     }
     scope::validate(&needs.scopes)?;
     Ok(needs)
-}
-
-impl From<ScopesError> for Refusal {
-    fn from(error: ScopesError) -> Self {
-        Self::Malformed(error.to_string().into())
-    }
 }

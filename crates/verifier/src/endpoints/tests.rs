@@ -117,7 +117,10 @@ fn a_caller_must_show_that_it_may_ask() {
         }
     }
     let counted = door.metrics();
-    assert!(counted.contains(r#"checks_total{door="tokenreview",code="CALLER_REFUSED"} 12"#), "{counted}");
+    assert!(
+        counted.contains(r#"checks_total{endpoint="tokenreview",code="CALLER_REFUSED"} 12"#),
+        "{counted}"
+    );
 }
 
 #[test]

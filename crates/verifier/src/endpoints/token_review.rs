@@ -13,8 +13,8 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::Answer;
-use super::authenticated::{Door, Failure, json};
-use super::verify::parse;
+use super::authenticated::{Door, Failure};
+use super::json::{json, parse};
 use crate::metrics::Outcome;
 use crate::snapshot::{Snapshot, TokenCheck};
 use tokenward_core::check::{Code, Decision, Identity};

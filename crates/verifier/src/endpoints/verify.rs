@@ -5,12 +5,12 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::error::Category;
 use utoipa::ToSchema;
 
 use super::Answer;
-use super::authenticated::{Door, Failure, json};
-use super::openapi::{CodeSchema, IpAddress, Scope};
+use super::authenticated::{Door, Failure};
+use super::json::{json, parse};
+use super::schema::{CodeSchema, IpAddress, Scope};
 use crate::metrics::Outcome;
 use crate::snapshot::{Snapshot, TokenCheck, Unavailable};
 use tokenward_core::check::{Code, Decision, Identity};
@@ -207,23 +207,4 @@ impl From<&Failure> for VerifyError {
     fn from(failure: &Failure) -> Self {
         Self { error: failure.error(), message: failure.message() }
     }
-}
-
-/// Reads JSON. The message may name a field, and never tells a value, which may be a token.
-pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Failure> {
-    // All of it: serde_json looks at no characters in a field that nobody reads (RFC 8259 section 8.1).
-    let text = str::from_utf8(body).map_err(|_| Failure::Malformed("not JSON: not UTF-8".into()))?;
-    serde_json::from_str(text).map_err(|error| {
-        let message = error.to_string();
-        let of_a_field = ["unknown field", "missing field", "duplicate field"];
-        let what = match error.classify() {
-            Category::Data if of_a_field.iter().any(|start| message.starts_with(start)) => message,
-            Category::Data => {
-                let (line, column) = (error.line(), error.column());
-                format!("not of the form that /openapi.json describes, at line {line} column {column}")
-            }
-            _ => format!("not JSON, at line {} column {}", error.line(), error.column()),
-        };
-        Failure::Malformed(what.into())
-    })
 }

@@ -78,11 +78,11 @@ impl Connections {
         (Place { number, connections: self.clone() }, progress)
     }
 
-    /// Closes those that have been waited for long enough. To be called several times in `patience.head`.
-    pub(super) fn close_stalled(&self, now: Instant, patience: Timeouts) {
+    /// Closes those that have been waited for long enough. To be called several times in `timeouts.header_read`.
+    pub(super) fn close_stalled(&self, now: Instant, timeouts: Timeouts) {
         for (_, entry) in &mut self.table().entries {
             entry.look(now);
-            if entry.is_stalled(now, patience) {
+            if entry.is_stalled(now, timeouts) {
                 entry.progress.tell(Signal::Close);
             }
         }
@@ -182,9 +182,9 @@ impl Entry {
     }
 
     /// Whether its client has had time enough. A request that is being answered has limits of its own.
-    fn is_stalled(&self, now: Instant, patience: Timeouts) -> bool {
-        let head = self.head_since.is_some_and(|since| now - since > patience.head);
-        !self.progress.is_busy() && (head || now - self.since > patience.idle)
+    fn is_stalled(&self, now: Instant, timeouts: Timeouts) -> bool {
+        let head = self.head_since.is_some_and(|since| now - since > timeouts.header_read);
+        !self.progress.is_busy() && (head || now - self.since > timeouts.keep_alive)
     }
 }
 
@@ -195,8 +195,11 @@ mod tests {
     use super::*;
 
     const TICK: Duration = Duration::from_secs(5);
-    const PATIENCE: Timeouts =
-        Timeouts { head: Duration::from_secs(10), idle: Duration::from_secs(60), drain: Duration::ZERO };
+    const TIMEOUTS: Timeouts = Timeouts {
+        header_read: Duration::from_secs(10),
+        keep_alive: Duration::from_secs(60),
+        shutdown_grace: Duration::ZERO,
+    };
 
     fn connections(most: usize) -> Connections {
         Connections::new(most, ConnectionMetrics::default())
@@ -278,7 +281,7 @@ mod tests {
         let mut look = |times: usize| {
             for _ in 0..times {
                 now += TICK;
-                connections.close_stalled(now, PATIENCE);
+                connections.close_stalled(now, TIMEOUTS);
             }
         };
         let opened: Vec<_> = (0..4).map(|_| connections.open(Instant::now())).collect();

@@ -46,21 +46,25 @@ const TLS_HANDSHAKE: u8 = 22;
 const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
     Cache-Control: no-store\r\nConnection: close\r\n\r\nthis port speaks HTTPS; ask https:// instead\n";
 
-/// How long connections may take over things.
+/// Time limits of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// For a request head to be complete, once its first byte or its connection is there; a TLS handshake is a
-    /// part of that. It is noticed within one and a half times as much.
-    pub head: Duration,
-    /// For a connection between two requests.
-    pub idle: Duration,
-    /// For what is in flight when the process ends.
-    pub drain: Duration,
+    /// For a request head, from its first byte (or from the start of a new connection, including the TLS handshake)
+    /// until it is complete. Enforced with a delay of up to half as much again.
+    pub header_read: Duration,
+    /// For an idle connection between two requests.
+    pub keep_alive: Duration,
+    /// For requests in flight after SIGTERM.
+    pub shutdown_grace: Duration,
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { head: Duration::from_secs(10), idle: Duration::from_secs(600), drain: Duration::from_secs(10) }
+        Self {
+            header_read: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(600),
+            shutdown_grace: Duration::from_secs(10),
+        }
     }
 }
 
@@ -68,7 +72,7 @@ impl Default for Timeouts {
 pub struct Server {
     doors: Arc<Endpoints>,
     tls: Option<TlsAcceptor>,
-    patience: Timeouts,
+    timeouts: Timeouts,
     connections: Connections,
 }
 
@@ -77,17 +81,17 @@ impl Server {
     pub(super) fn new(
         doors: Endpoints,
         tls: Option<TlsAcceptor>,
-        patience: Timeouts,
+        timeouts: Timeouts,
         max_connections: usize,
         metrics: ConnectionMetrics,
     ) -> Self {
         let connections = Connections::new(max_connections, metrics);
-        Self { doors: Arc::new(doors), tls, patience, connections }
+        Self { doors: Arc::new(doors), tls, timeouts, connections }
     }
 
     /// Serves until `stop`, then finishes what is in flight.
     pub async fn serve(self, listener: TcpListener, stop: impl Future<Output = ()>) {
-        let mut looks = tokio::time::interval(self.patience.head / 4);
+        let mut looks = tokio::time::interval(self.timeouts.header_read / 4);
         let mut stop = std::pin::pin!(stop);
         loop {
             tokio::select! {
@@ -95,12 +99,12 @@ impl Server {
                     let (place, progress) = self.connections.open(Instant::now());
                     self.spawn(Socket::new(stream, place, progress.clone()), progress, peer);
                 }
-                now = looks.tick() => self.connections.close_stalled(now.into_std(), self.patience),
+                now = looks.tick() => self.connections.close_stalled(now.into_std(), self.timeouts),
                 () = &mut stop => break,
             }
         }
         drop(listener);
-        if tokio::time::timeout(self.patience.drain, self.connections.finish()).await.is_err() {
+        if tokio::time::timeout(self.timeouts.shutdown_grace, self.connections.finish()).await.is_err() {
             tracing::warn!(open = self.connections.len(), "some requests did not end in time");
         }
     }

@@ -24,9 +24,10 @@ async fn start(head: Duration) -> Running {
 async fn start_with(head: Duration, max_connections: usize) -> Running {
     let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = listener.local_addr().unwrap();
-    let patience = Timeouts { head, idle: head * 10, drain: Duration::from_secs(5) };
+    let timeouts =
+        Timeouts { header_read: head, keep_alive: head * 10, shutdown_grace: Duration::from_secs(5) };
     let stop = CancellationToken::new();
-    let server = Server::new(known_door(), None, patience, max_connections, ConnectionMetrics::default());
+    let server = Server::new(known_door(), None, timeouts, max_connections, ConnectionMetrics::default());
     let task = tokio::spawn(server.serve(listener, stop.clone().cancelled_owned()));
     Running { address, stop, task }
 }

@@ -56,7 +56,7 @@ pub struct Server {
     door: ExtAuthz,
     readiness: Readiness,
     tls: Option<TlsAcceptor>,
-    patience: Timeouts,
+    timeouts: Timeouts,
     metrics: ConnectionMetrics,
 }
 
@@ -66,20 +66,20 @@ impl Server {
         door: ExtAuthz,
         readiness: Readiness,
         tls: Option<TlsAcceptor>,
-        patience: Timeouts,
+        timeouts: Timeouts,
         metrics: ConnectionMetrics,
     ) -> Self {
-        Self { door, readiness, tls, patience, metrics }
+        Self { door, readiness, tls, timeouts, metrics }
     }
 
     /// Serves until `stop`, then finishes what is in flight.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
-        let Self { door, readiness, tls, patience, metrics } = self;
+        let Self { door, readiness, tls, timeouts, metrics } = self;
         let (reporter, health) = tonic_health::server::health_reporter();
         report(&reporter, false).await;
         let door = AuthorizationServer::new(door).max_decoding_message_size(MAX_MESSAGE);
         let routes = Routes::new(door).add_service(health.max_decoding_message_size(MAX_MESSAGE)).prepare();
-        let served = Served { routes, tls, patience, metrics, stop };
+        let served = Served { routes, tls, timeouts, metrics, stop };
         tokio::select! {
             () = served.accept(listener) => {}
             () = follow(readiness, reporter) => {}
@@ -88,9 +88,11 @@ impl Server {
 }
 
 async fn follow(readiness: Readiness, reporter: HealthReporter) {
-    for ready in [true, false].into_iter().cycle() {
-        readiness.becomes(ready).await;
-        report(&reporter, ready).await;
+    loop {
+        readiness.becomes(true).await;
+        report(&reporter, true).await;
+        readiness.becomes(false).await;
+        report(&reporter, false).await;
     }
 }
 
@@ -107,7 +109,7 @@ async fn report(reporter: &HealthReporter, ready: bool) {
 struct Served {
     routes: Routes,
     tls: Option<TlsAcceptor>,
-    patience: Timeouts,
+    timeouts: Timeouts,
     metrics: ConnectionMetrics,
     stop: CancellationToken,
 }
@@ -132,7 +134,7 @@ impl Served {
 
     async fn connection(&self, stream: TcpStream, peer: IpAddr) {
         let Some(acceptor) = &self.tls else { return self.http2(stream, peer).await };
-        let handshake = tokio::time::timeout(self.patience.head, acceptor.accept(stream)).await;
+        let handshake = tokio::time::timeout(self.timeouts.header_read, acceptor.accept(stream)).await;
         if let Ok(Ok(stream)) = handshake {
             self.http2(stream, peer).await;
         }
@@ -141,23 +143,23 @@ impl Served {
     /// Serves a connection to its end: the client's, one for lack of calls, or the end of the process. The last
     /// two are announced to whoever has made calls, so that none is sent into the closing.
     async fn http2(&self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, peer: IpAddr) {
-        let (calls, patience) = (Arc::new(Calls::default()), self.patience);
+        let (calls, timeouts) = (Arc::new(Calls::default()), self.timeouts);
         let (routes, counted) = (TowerToHyperService::new(self.routes.clone()), Arc::clone(&calls));
         let service = service_fn(move |mut request: Request<Incoming>| {
             counted.begin();
             request.extensions_mut().insert(Peer(peer));
-            in_time(routes.call(request), patience)
+            in_time(routes.call(request), timeouts)
         });
         let mut served = std::pin::pin!(protocol().serve_connection(TokioIo::new(stream), service));
         tokio::select! {
             // A connection that broke is its client's affair.
             _ = served.as_mut() => return,
-            () = calls.cease(patience) => {}
+            () = calls.cease(timeouts) => {}
             () = self.stop.cancelled() => {}
         }
         if calls.any() {
             served.as_mut().graceful_shutdown();
-            let _ = tokio::time::timeout(patience.drain, served).await;
+            let _ = tokio::time::timeout(timeouts.shutdown_grace, served).await;
         }
     }
 }
@@ -189,9 +191,9 @@ fn protocol() -> http2::Builder<TokioExecutor> {
 /// The answer, or that the message did not come: nothing here takes long once it is there.
 async fn in_time(
     answer: impl Future<Output = Result<Response<Body>, Infallible>>,
-    patience: Timeouts,
+    timeouts: Timeouts,
 ) -> Result<Response<Body>, Infallible> {
-    tokio::time::timeout(patience.head, answer).await.unwrap_or_else(|_| {
+    tokio::time::timeout(timeouts.header_read, answer).await.unwrap_or_else(|_| {
         Ok(Status::deadline_exceeded("the request did not come to its end in time").into_http())
     })
 }
@@ -211,15 +213,15 @@ impl Calls {
 
     /// Returns when no call has come for too long: the first within the time that a head may take, as whoever
     /// connects has a call to make, each further one within the time that a connection may be idle.
-    async fn cease(&self, patience: Timeouts) {
-        let (mut before, mut wait) = (0, patience.head);
+    async fn cease(&self, timeouts: Timeouts) {
+        let (mut before, mut wait) = (0, timeouts.header_read);
         loop {
             tokio::time::sleep(wait).await;
             let now = self.0.load(Ordering::Relaxed);
             if now == before {
                 return;
             }
-            (before, wait) = (now, patience.idle);
+            (before, wait) = (now, timeouts.keep_alive);
         }
     }
 }

@@ -50,20 +50,20 @@ struct Server {
     open: Gauge,
 }
 
-async fn start(head: Duration, idle: Duration) -> Server {
-    start_with(None, head, idle).await
+async fn start(head: Duration, keep_alive: Duration) -> Server {
+    start_with(None, head, keep_alive).await
 }
 
-async fn start_with(tls: Option<TlsAcceptor>, head: Duration, idle: Duration) -> Server {
+async fn start_with(tls: Option<TlsAcceptor>, head: Duration, keep_alive: Duration) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let patience = Timeouts { head, idle, drain: Duration::from_secs(5) };
+    let timeouts = Timeouts { header_read: head, keep_alive, shutdown_grace: Duration::from_secs(5) };
     let (stop, readiness) = (CancellationToken::new(), Readiness::default());
     let ready = readiness.part("test");
     let metrics = Metrics::register(&mut Registry::default());
     let door = ExtAuthz::new(Door::behind(&[]).view.clone(), TrustedProxies::default(), &metrics);
     let open = metrics.connections.open.clone();
-    let server = super::Server::new(door, readiness, tls, patience, metrics.connections);
+    let server = super::Server::new(door, readiness, tls, timeouts, metrics.connections);
     let task = tokio::spawn(server.serve(listener, stop.clone()));
     Server { address, ready, stop, task, open }
 }

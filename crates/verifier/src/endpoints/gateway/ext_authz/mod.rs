@@ -22,7 +22,8 @@ use tonic::{Request, Response, Status};
 use self::request::Asked;
 use crate::endpoints::TrustedProxies;
 use crate::endpoints::authorization::presented;
-use crate::endpoints::challenge::{Refusal, denial, refused};
+use crate::endpoints::challenge::{denial, refused};
+use crate::endpoints::refusal::Refusal;
 use crate::metrics::{EndpointMetrics, Metrics, Outcome};
 use crate::snapshot::{Snapshot, TokenCheck};
 use tokenward_core::check::Decision;
@@ -51,7 +52,7 @@ impl Authorization for ExtAuthz {
 impl ExtAuthz {
     /// Opens the door on a view.
     pub fn new(view: Arc<Snapshot>, trusted_proxies: TrustedProxies, metrics: &Metrics) -> Self {
-        Self { view, trusted_proxies, metrics: metrics.door("ext_authz") }
+        Self { view, trusted_proxies, metrics: metrics.endpoint("ext_authz") }
     }
 
     fn answer(&self, request: &CheckRequest, peer: IpAddr) -> CheckResponse {

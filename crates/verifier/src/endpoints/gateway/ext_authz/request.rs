@@ -11,8 +11,8 @@ use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 
 use crate::endpoints::TrustedProxies;
 use crate::endpoints::authorization::API_KEY;
-use crate::endpoints::challenge::Refusal;
 use crate::endpoints::client_address::FORWARDED_FOR;
+use crate::endpoints::refusal::Refusal;
 use crate::endpoints::requirements;
 use crate::endpoints::requirements::Requirements;
 

@@ -15,8 +15,9 @@ use http_body_util::Full;
 
 use crate::endpoints::Answer;
 use crate::endpoints::authorization::presented;
-use crate::endpoints::challenge::{Refusal, denial, insert_identity, refused};
+use crate::endpoints::challenge::{denial, insert_identity, refused};
 use crate::endpoints::client_address::TrustedProxies;
+use crate::endpoints::refusal::Refusal;
 use crate::endpoints::requirements;
 use crate::metrics::{EndpointMetrics, Metrics, Outcome};
 use crate::snapshot::{Snapshot, TokenCheck};
@@ -35,7 +36,7 @@ impl ForwardAuth {
         trusted_proxies: TrustedProxies,
         metrics: &Metrics,
     ) -> Self {
-        Self { view, trusted_proxies, metrics: metrics.door("auth") }
+        Self { view, trusted_proxies, metrics: metrics.endpoint("auth") }
     }
 
     pub(in crate::endpoints) fn answer<B>(&self, request: &Request<B>, peer: IpAddr) -> Answer {

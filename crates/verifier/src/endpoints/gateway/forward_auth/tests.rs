@@ -395,7 +395,7 @@ fn every_outcome_is_counted() {
         ("UNAVAILABLE", 1),
     ];
     for (code, count) in counts {
-        let line = format!(r#"checks_total{{door="auth",code="{code}"}} {count}"#);
+        let line = format!(r#"checks_total{{endpoint="auth",code="{code}"}} {count}"#);
         assert!(text.contains(&line), "{line} in {text}");
     }
 }
