@@ -11,13 +11,12 @@ use prometheus_client::registry::{Registry, Unit};
 
 use tokenward_core::crd::RotationReason;
 
-/// Why something happened, in one word.
+/// The label `reason`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Reason {
     reason: String,
 }
 
-/// The controller's metrics.
 #[derive(Clone)]
 pub(crate) struct Metrics {
     minted: Family<Reason, Counter>,
@@ -31,7 +30,7 @@ pub(crate) struct Metrics {
     pub(crate) webhooks: WebhookMetrics,
 }
 
-/// What came of deliveries.
+/// Metrics of webhook deliveries.
 #[derive(Clone)]
 pub(crate) struct WebhookMetrics {
     attempts: Family<Outcome, Counter>,
@@ -42,14 +41,13 @@ pub(crate) struct WebhookMetrics {
     pub(crate) pending: Gauge,
 }
 
-/// What came of an attempt, in one word.
+/// The label `outcome`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
     outcome: &'static str,
 }
 
 impl Metrics {
-    /// Registers them all.
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
             minted: Family::default(),
@@ -111,25 +109,21 @@ impl WebhookMetrics {
         };
         let registry = registry.sub_registry_with_prefix("webhook");
         registry.register("attempts", "Requests to webhook endpoints, by outcome", metrics.attempts.clone());
-        registry.register("dead_letters", "Events that were given up, by reason", metrics.dead.clone());
+        registry.register("dead_letters", "Dead-lettered events, by reason", metrics.dead.clone());
         registry.register_with_unit(
             "attempt_duration",
-            "How long a request to an endpoint took",
+            "Duration of a request to a webhook endpoint",
             Unit::Seconds,
             metrics.attempt_duration.clone(),
         );
         registry.register_with_unit(
             "delivery_duration",
-            "How long after it happened an event was accepted",
+            "Time from an event to its acceptance by a webhook endpoint",
             Unit::Seconds,
             metrics.delivery_duration.clone(),
         );
-        registry.register(
-            "status_writes",
-            "Statuses of TokenWebhooks written",
-            metrics.status_writes.clone(),
-        );
-        registry.register("pending", "Events that wait for an endpoint", metrics.pending.clone());
+        registry.register("status_writes", "Writes of TokenWebhook statuses", metrics.status_writes.clone());
+        registry.register("pending", "Events that are not delivered yet", metrics.pending.clone());
         metrics
     }
 

@@ -1,10 +1,10 @@
-//! The objects that the controller watches, in the form in which its caches have them.
+//! The objects that the controller watches, as they are in its caches.
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use tokenward_core::crd::{ApiToken, TokenWebhook};
 
-/// An ApiToken, or the reason why one that the API server holds cannot be read.
+/// An ApiToken, or why the stored object can't be parsed.
 pub(crate) type Token = DeserializeGuard<ApiToken>;
 /// A TokenWebhook, likewise.
 pub(crate) type Hook = DeserializeGuard<TokenWebhook>;

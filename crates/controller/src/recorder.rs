@@ -1,4 +1,4 @@
-//! Kubernetes Events, told beside the work: an Event that can't be written holds up no token.
+//! Records Kubernetes Events in the background: one that can't be written delays no token.
 
 use jiff::Timestamp;
 use k8s_openapi::api::events::v1::Event as ApiEvent;
@@ -12,20 +12,20 @@ use tokenward_core::crd::labels::REPORTING_CONTROLLER;
 use tokenward_core::lifecycle::Event;
 use tokenward_runtime::cluster::error::message;
 
-/// How many Events may wait. What comes on top is dropped: the log has it, and conditions are the contract.
-const WAITING: usize = 4096;
-/// How many are written at once.
-const AT_ONCE: usize = 4;
-/// The API's bound of a note, in bytes.
-const NOTE: usize = 1024;
+/// Events that may wait. More are dropped: the log has them, and conditions are what users rely on.
+const QUEUE_CAPACITY: usize = 4096;
+/// Events that are written at once.
+const CONCURRENCY: usize = 4;
+/// The API's limit for a note, in bytes.
+const MAX_NOTE: usize = 1024;
 
-/// What is told.
+/// An Event to record.
 pub(crate) struct NewEvent {
-    /// One CamelCase word.
+    /// In CamelCase.
     pub(crate) reason: &'static str,
-    /// Whether it asks for attention.
+    /// Whether its type is Warning, and not Normal.
     pub(crate) warning: bool,
-    /// A sentence for people. Never holds a secret.
+    /// A sentence for people. Never contains a secret.
     pub(crate) message: String,
 }
 
@@ -35,19 +35,19 @@ impl From<Event> for NewEvent {
     }
 }
 
-/// Where Events are handed in.
+/// Queues Events.
 #[derive(Clone)]
 pub(crate) struct Sender {
     queue: mpsc::Sender<ApiEvent>,
     instance: String,
 }
 
-/// Prepares the queue, and the task that empties it.
+/// The recorder, and the task that writes what it queues.
 pub(crate) fn channel(client: Client, instance: String) -> (Sender, impl Future<Output = ()>) {
-    let (queue, waiting) = mpsc::channel::<ApiEvent>(WAITING);
+    let (queue, waiting) = mpsc::channel::<ApiEvent>(QUEUE_CAPACITY);
     let write = futures::StreamExt::for_each_concurrent(
         futures::stream::unfold(waiting, async |mut waiting| Some((waiting.recv().await?, waiting))),
-        AT_ONCE,
+        CONCURRENCY,
         move |event| {
             let api = Api::<ApiEvent>::namespaced(client.clone(), &event.namespace().unwrap_or_default());
             async move {
@@ -61,13 +61,13 @@ pub(crate) fn channel(client: Client, instance: String) -> (Sender, impl Future<
 }
 
 impl Sender {
-    /// Hands in an Event about an object.
-    // kube's Recorder would fold a later Event into an earlier one of the same reason and keep the earlier text,
-    // which names another version.
+    /// Queues an Event about an object.
+    // kube's Recorder would merge a later Event into an earlier one of the same reason and keep the earlier text, which
+    // names another version.
     pub(crate) fn send(&self, about: &impl Resource<DynamicType = ()>, event: NewEvent) {
         let mut note = event.message;
-        if note.len() > NOTE {
-            let end = (0..=NOTE - 3).rev().find(|at| note.is_char_boundary(*at)).unwrap_or(0);
+        if note.len() > MAX_NOTE {
+            let end = (0..=MAX_NOTE - 3).rev().find(|at| note.is_char_boundary(*at)).unwrap_or(0);
             note.truncate(end);
             note.push('…');
         }

@@ -1,5 +1,5 @@
-//! Tokens that are to be looked at though nothing has changed in the cluster: a TokenWebhook has come or gone, or what
-//! endpoints have accepted is to be put on record.
+//! Reconciles tokens though nothing has changed in the cluster: a TokenWebhook was added or removed, or what endpoints have
+//! accepted is to be written to the status.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,68 +15,68 @@ use crate::apitoken::cache::StateCache;
 use crate::objects::Token;
 use tokenward_core::outbox::queue::Key;
 
-/// How long a token's receipts are collected before a status may be written for them alone: most go along with
-/// another write before.
+/// How long a token's receipts are collected before a status is written for them alone: most are part of another write
+/// by then.
 const COLLECT: Duration = Duration::from_secs(1);
-/// The time between two such writes, 100 a second: what is delivered must not keep the API server from others' work.
-const PACE: Duration = Duration::from_millis(10);
-/// The same while there is other work: when all tokens are revoked at once, enforcing that comes first, and then that
-/// it is told.
-const PACE_WHEN_BUSY: Duration = Duration::from_millis(200);
-/// From so many pieces of it at once.
-const BUSY: usize = 4;
+/// The least time between two such writes, 100 a second, so that deliveries leave the API server free for other work.
+const MIN_WRITE_INTERVAL: Duration = Duration::from_millis(10);
+/// The same while there is other work: when all tokens are revoked at once, revoking comes first, then notifying.
+const MIN_WRITE_INTERVAL_WHEN_BUSY: Duration = Duration::from_millis(200);
+/// From this much other work on, in reconciliations and deliveries under way, the process counts as busy. A guess: fewer
+/// are the usual rotations, and revoking all tokens at once starts dozens.
+const BUSY_THRESHOLD: usize = 4;
 
-/// How much this process has to do: the tokens that it looks at, and the runs that send one event after the other.
+/// How much this process has to do: reconciliations and series of deliveries under way.
 #[derive(Clone, Default)]
 pub(crate) struct Load(Arc<AtomicUsize>);
 
-/// A piece of work, until it is dropped.
+/// One piece of work, which ends when this is dropped.
 pub(crate) struct Work(Load);
 
-/// A token whose receipts are collected.
+/// A token whose receipts are being collected.
 struct Collecting {
     until: Instant,
     uid: Key,
     token: ObjectRef<Token>,
 }
 
-/// Lets tokens go whose receipts are collected.
+/// Requeues tokens when their receipts have been collected, no faster than the API server should be written to.
 struct ReceiptBatcher {
     collecting: mpsc::UnboundedReceiver<Collecting>,
-    memories: Arc<StateCache>,
+    cache: Arc<StateCache>,
     load: Load,
-    /// When it last did.
+    /// When it last requeued one.
     last: Instant,
 }
 
-/// Asks for looks.
+/// Requeues tokens.
 #[derive(Clone)]
 pub(crate) struct RequeueSender {
     now: mpsc::UnboundedSender<ObjectRef<Token>>,
     receipts: mpsc::UnboundedSender<Collecting>,
 }
 
-/// A new queue, and the tokens in it, each when its time comes.
+/// A new queue, and the stream of tokens in it, each when it is due.
 pub(crate) fn channel(
-    memories: Arc<StateCache>,
+    cache: Arc<StateCache>,
     load: Load,
 ) -> (RequeueSender, BoxStream<'static, ObjectRef<Token>>) {
     let (now, at_once) = mpsc::unbounded_channel();
     let (receipts, collecting) = mpsc::unbounded_channel();
     let at_once = stream::unfold(at_once, async |mut queue| Some((queue.recv().await?, queue)));
-    let collector = ReceiptBatcher { collecting, memories, load, last: Instant::now() };
+    let collector = ReceiptBatcher { collecting, cache, load, last: Instant::now() };
     let collected = stream::unfold(collector, ReceiptBatcher::next);
     (RequeueSender { now, receipts }, stream::select(at_once, collected).boxed())
 }
 
 impl RequeueSender {
-    /// Has a token looked at.
+    /// Has a token reconciled at once.
     pub(crate) fn now(&self, token: ObjectRef<Token>) {
-        // Nobody takes it once the process ends.
+        // An error means that the process ends.
         let _ = self.now.send(token);
     }
 
-    /// Has a token's receipts collected, and then a status written for them alone if they still wait.
+    /// Has a token's receipts collected, and a status written for them alone if they are still pending then.
     pub(crate) fn collect(&self, uid: Key, token: ObjectRef<Token>) {
         let _ = self.receipts.send(Collecting { until: Instant::now() + COLLECT, uid, token });
     }
@@ -84,13 +84,13 @@ impl RequeueSender {
 
 impl ReceiptBatcher {
     async fn next(mut self) -> Option<(ObjectRef<Token>, Self)> {
-        // The first that came is the first that is due.
+        // All wait equally long, so the first in is the first due.
         let Collecting { until, uid, token } = self.collecting.recv().await?;
         sleep_until(until).await;
         while !self.load.allows_a_write_since(self.last) {
-            sleep(PACE).await;
+            sleep(MIN_WRITE_INTERVAL).await;
         }
-        self.memories.with_known(&uid, |memory| memory.receipts.due = !memory.receipts.accepted.is_empty());
+        self.cache.with_known(&uid, |memory| memory.receipts.due = !memory.receipts.accepted.is_empty());
         self.last = Instant::now();
         Some((token, self))
     }
@@ -103,8 +103,12 @@ impl Load {
     }
 
     fn allows_a_write_since(&self, last: Instant) -> bool {
-        let pace = if self.0.load(Ordering::Relaxed) < BUSY { PACE } else { PACE_WHEN_BUSY };
-        last.elapsed() >= pace
+        let interval = if self.0.load(Ordering::Relaxed) < BUSY_THRESHOLD {
+            MIN_WRITE_INTERVAL
+        } else {
+            MIN_WRITE_INTERVAL_WHEN_BUSY
+        };
+        last.elapsed() >= interval
     }
 }
 
@@ -119,52 +123,49 @@ mod tests {
     use super::*;
     use tokenward_core::outbox::events::Receipt;
 
-    fn due(memories: &StateCache, uid: &str) -> Option<bool> {
-        memories.with_known(uid, |memory| memory.receipts.due)
+    fn due(cache: &StateCache, uid: &str) -> Option<bool> {
+        cache.with_known(uid, |memory| memory.receipts.due)
     }
 
     #[tokio::test(start_paused = true)]
-    async fn receipts_are_collected_and_hold_up_nobody() {
-        let memories = Arc::<StateCache>::default();
-        let (nudges, mut looks) = channel(memories.clone(), Load::default());
+    async fn receipts_are_collected_and_delay_no_other_token() {
+        let cache = Arc::<StateCache>::default();
+        let (requeue, mut requeued) = channel(cache.clone(), Load::default());
         let start = Instant::now();
         let receipt = Receipt { id: "evt".into(), webhook: "hook".into() };
-        memories.with("waits", |memory| memory.receipts.take(receipt));
-        memories.with("written", |_| ());
+        cache.with("waits", |memory| memory.receipts.take(receipt));
+        cache.with("written", |_| ());
         for uid in ["waits", "written", "gone"] {
-            nudges.collect(uid.into(), ObjectRef::new(uid));
+            requeue.collect(uid.into(), ObjectRef::new(uid));
         }
-        nudges.now(ObjectRef::new("now"));
-        assert_eq!(looks.next().await.expect("a look").name, "now");
+        requeue.now(ObjectRef::new("now"));
+        assert_eq!(requeued.next().await.expect("a token").name, "now");
         assert_eq!(start.elapsed(), Duration::ZERO);
-        assert_eq!(due(&memories, "waits"), Some(false));
+        assert_eq!(due(&cache, "waits"), Some(false));
         let mut at = Vec::new();
         for uid in ["waits", "written", "gone"] {
-            assert_eq!(looks.next().await.expect("a look").name, uid);
+            assert_eq!(requeued.next().await.expect("a token").name, uid);
             at.push(start.elapsed());
         }
-        assert_eq!(at, [COLLECT, COLLECT + PACE, COLLECT + 2 * PACE]);
-        assert_eq!(
-            ["waits", "written", "gone"].map(|uid| due(&memories, uid)),
-            [Some(true), Some(false), None]
-        );
+        assert_eq!(at, [COLLECT, COLLECT + MIN_WRITE_INTERVAL, COLLECT + 2 * MIN_WRITE_INTERVAL]);
+        assert_eq!(["waits", "written", "gone"].map(|uid| due(&cache, uid)), [Some(true), Some(false), None]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn receipts_give_way_to_other_work_and_still_get_through() {
-        let under_way = Load::default();
-        let (nudges, mut looks) = channel(Arc::default(), under_way.clone());
+    async fn receipts_wait_for_other_work_but_are_written() {
+        let load = Load::default();
+        let (requeue, mut requeued) = channel(Arc::default(), load.clone());
         let start = Instant::now();
         for n in 0..4 {
-            nudges.collect("uid".into(), ObjectRef::new(&n.to_string()));
+            requeue.collect("uid".into(), ObjectRef::new(&n.to_string()));
         }
-        let busy: Vec<_> = (0..BUSY).map(|_| under_way.begin()).collect();
+        let busy: Vec<_> = (0..BUSY_THRESHOLD).map(|_| load.begin()).collect();
         for n in 0..3 {
-            looks.next().await.expect("a look");
-            assert_eq!(start.elapsed(), COLLECT + n * PACE_WHEN_BUSY);
+            requeued.next().await.expect("a token");
+            assert_eq!(start.elapsed(), COLLECT + n * MIN_WRITE_INTERVAL_WHEN_BUSY);
         }
         drop(busy);
-        looks.next().await.expect("a look");
-        assert_eq!(start.elapsed(), COLLECT + 2 * PACE_WHEN_BUSY + PACE);
+        requeued.next().await.expect("a token");
+        assert_eq!(start.elapsed(), COLLECT + 2 * MIN_WRITE_INTERVAL_WHEN_BUSY + MIN_WRITE_INTERVAL);
     }
 }

@@ -1,12 +1,12 @@
-//! Places at which a crash test ends the process, before and after each write. In builds without debug assertions, and so
-//! in every release, they are nothing.
+//! Points at which a crash test kills the process, before and after each write. Without debug assertions, and so in every
+//! release, they compile to nothing.
 
-/// Just before a write.
+/// Must stand right before the write that `point` names.
 pub fn before(point: &str) {
     hit("before", point);
 }
 
-/// Just after a write.
+/// Must stand right after it.
 pub fn after(point: &str) {
     hit("after", point);
 }

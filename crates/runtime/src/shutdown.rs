@@ -1,4 +1,4 @@
-//! The end of a process: SIGTERM or SIGINT, told to whoever asks.
+//! Graceful shutdown by SIGTERM or SIGINT.
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -8,8 +8,8 @@ use tracing::info;
 /// A token that is cancelled by SIGTERM or SIGINT. A second signal ends the process at once.
 pub fn on_signal() -> anyhow::Result<CancellationToken> {
     let stop = CancellationToken::new();
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be listened for")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be listened for")?;
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be handled")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be handled")?;
     let stopped = stop.clone();
     tokio::spawn(async move {
         for first in [true, false] {
@@ -18,7 +18,7 @@ pub fn on_signal() -> anyhow::Result<CancellationToken> {
                 _ = interrupt.recv() => {}
             }
             if first {
-                info!("stopping: finishing what is under way");
+                info!("stopping: finishing requests in flight");
                 stopped.cancel();
             } else {
                 std::process::exit(1);

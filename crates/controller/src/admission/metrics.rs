@@ -1,4 +1,4 @@
-//! What admission counts.
+//! Metrics of the admission webhook.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -12,22 +12,21 @@ struct Review {
     verdict: &'static str,
 }
 
-/// What became of a review.
+/// The outcome of a review.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// The object may be stored.
     Admitted,
     /// It breaks a rule.
     Refused,
-    /// It could not be judged, and may not be stored.
+    /// It could not be checked, so it may not be stored.
     Failed,
 }
 
-/// Admission's metrics.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
     reviews: Family<Review, Counter>,
-    /// When the serving certificate ends. 0: there is none yet.
+    /// When the serving certificate expires, in seconds since the epoch. 0: there is none yet.
     pub(crate) certificate_expiry: Gauge,
 }
 
@@ -36,12 +35,12 @@ impl Metrics {
         let metrics = Self { reviews: Family::default(), certificate_expiry: Gauge::default() };
         registry.register(
             "admission_reviews",
-            "Objects that the API server asked about, by kind and verdict",
+            "Admission reviews, by kind and verdict",
             metrics.reviews.clone(),
         );
         registry.register(
             "admission_certificate_expiry_timestamp_seconds",
-            "When the serving certificate of the admission webhook ends, in seconds since the epoch; 0: none yet",
+            "When the serving certificate of the admission webhook expires, in seconds since the epoch; 0: none yet",
             metrics.certificate_expiry.clone(),
         );
         metrics

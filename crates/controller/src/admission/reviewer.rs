@@ -1,4 +1,4 @@
-//! Gathers what [`super::judge`] asks for, and answers reviews.
+//! Gathers what [`tokenward_core::admission::rules`] needs, and responds to reviews.
 
 use std::sync::Arc;
 
@@ -21,23 +21,22 @@ use tokenward_core::outbox::destination::AddressPolicy;
 use tokenward_runtime::cluster::access;
 use tokenward_runtime::cluster::error::message;
 
-/// SubjectAccessReviews that one review may have under way.
-const GRANTS_AT_ONCE: usize = 8;
+/// SubjectAccessReviews in flight for one admission review.
+const MAX_CONCURRENT_GRANT_CHECKS: usize = 8;
 
-/// Answers reviews.
+/// Responds to admission reviews.
 pub(crate) struct Reviewer {
     client: Client,
-    /// The controller's own view: a token that is not in it yet is found by the controller instead.
+    /// The controller's caches. What a token that is not in them yet breaks, the controller reports.
     tokens: Vec<Store<Token>>,
     addresses: Arc<AddressPolicy>,
     enforce_scope_grants: bool,
     metrics: Metrics,
 }
 
-/// Why a review has no answer of its own.
+/// Why an object is not admitted.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Unanswered {
-    /// It was refused.
+pub(crate) enum Denied {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The API server did not say what the user may do.
@@ -61,76 +60,73 @@ impl Reviewer {
         Self { client, tokens, addresses, enforce_scope_grants, metrics }
     }
 
-    /// Answers the question whether an ApiToken may be stored.
+    /// Reviews an ApiToken.
     pub(crate) async fn api_token(&self, request: &AdmissionRequest<ApiToken>) -> AdmissionResponse {
-        let answer = AdmissionResponse::from(request);
-        // A deletion shows no object, and is nobody's to refuse here.
-        let Some(new) = &request.object else { return answer };
+        let response = AdmissionResponse::from(request);
+        // A deletion comes without an object, and is always admitted.
+        let Some(new) = &request.object else { return response };
         let judged = match questions(new, request.old_object.as_ref()) {
-            Ok(questions) => self.look_around(new, &request.user_info, questions).await,
+            Ok(questions) => self.check_cluster(new, &request.user_info, questions).await,
             Err(refusal) => Err(refusal.into()),
         };
-        self.answer("ApiToken", answer, judged)
+        self.respond("ApiToken", response, judged)
     }
 
-    /// Answers the question whether a TokenWebhook may be stored.
+    /// Reviews a TokenWebhook.
     pub(crate) fn token_webhook(&self, request: &AdmissionRequest<TokenWebhook>) -> AdmissionResponse {
-        let answer = AdmissionResponse::from(request);
-        let Some(new) = &request.object else { return answer };
+        let response = AdmissionResponse::from(request);
+        let Some(new) = &request.object else { return response };
         let judged = destination(new, request.old_object.as_ref(), &self.addresses);
-        self.answer("TokenWebhook", answer, judged.map(|()| None).map_err(Into::into))
+        self.respond("TokenWebhook", response, judged.map(|()| None).map_err(Into::into))
     }
 
-    fn answer(
+    fn respond(
         &self,
         kind: &'static str,
-        mut answer: AdmissionResponse,
-        judged: Result<Option<String>, Unanswered>,
+        mut response: AdmissionResponse,
+        judged: Result<Option<String>, Denied>,
     ) -> AdmissionResponse {
         let (verdict, code, reason) = match &judged {
             Ok(_) => (Verdict::Admitted, 200, ""),
-            Err(Unanswered::Refused(Refusal::ScopesNotGranted { .. })) => {
-                (Verdict::Refused, 403, "Forbidden")
-            }
-            Err(Unanswered::Refused(_)) => (Verdict::Refused, 422, "Invalid"),
-            Err(error @ Unanswered::Grants { .. }) => {
-                warn!(%error, kind, "an object was refused");
+            Err(Denied::Refused(Refusal::ScopesNotGranted { .. })) => (Verdict::Refused, 403, "Forbidden"),
+            Err(Denied::Refused(_)) => (Verdict::Refused, 422, "Invalid"),
+            Err(error @ Denied::Grants { .. }) => {
+                warn!(%error, kind, "an object was denied");
                 (Verdict::Failed, 503, "ServiceUnavailable")
             }
         };
         self.metrics.reviewed(kind, verdict);
         match judged {
-            Ok(warning) => answer.warnings = warning.map(|warning| vec![warning]),
+            Ok(warning) => response.warnings = warning.map(|warning| vec![warning]),
             Err(why) => {
-                answer = answer.deny(why);
-                answer.result.code = code;
-                answer.result.reason = reason.to_owned();
+                response = response.deny(why);
+                response.result.code = code;
+                response.result.reason = reason.to_owned();
             }
         }
-        answer
+        response
     }
 
-    async fn look_around(
+    async fn check_cluster(
         &self,
         token: &ApiToken,
         user: &UserInfo,
         questions: Questions,
-    ) -> Result<Option<String>, Unanswered> {
+    ) -> Result<Option<String>, Denied> {
         let namespace = token.namespace().unwrap_or_default();
         if self.enforce_scope_grants && !questions.gained_scopes.is_empty() {
-            self.may_grant(user, &namespace, &questions.gained_scopes).await?;
+            self.check_grants(user, &namespace, &questions.gained_scopes).await?;
         }
         if let Some(secret) = questions.secret {
-            self.is_free(&namespace, &token.name_any(), secret).await?;
+            self.check_secret(&namespace, &token.name_any(), secret).await?;
         }
         Ok(questions.warning)
     }
 
-    /// Whether a user may hand out scopes. What can't be found out is refused.
-    async fn may_grant(&self, user: &UserInfo, namespace: &str, scopes: &[String]) -> Result<(), Unanswered> {
-        let unanswered =
-            |source| Unanswered::Grants { user: user.username.clone().unwrap_or_default(), source };
-        if self.is_allowed(user, namespace, None).await.map_err(unanswered)? {
+    /// Checks that a user may grant scopes. If that can't be found out, the object is denied.
+    async fn check_grants(&self, user: &UserInfo, namespace: &str, scopes: &[String]) -> Result<(), Denied> {
+        let failed = |source| Denied::Grants { user: user.username.clone().unwrap_or_default(), source };
+        if self.is_allowed(user, namespace, None).await.map_err(failed)? {
             return Ok(());
         }
         let refused: Vec<Option<String>> = stream::iter(scopes.to_vec())
@@ -138,10 +134,10 @@ impl Reviewer {
                 let allowed = self.is_allowed_by_name(user, namespace, &scope).await?;
                 Ok((!allowed).then_some(scope))
             })
-            .buffered(GRANTS_AT_ONCE)
+            .buffered(MAX_CONCURRENT_GRANT_CHECKS)
             .try_collect()
             .await
-            .map_err(unanswered)?;
+            .map_err(failed)?;
         let scopes: Vec<String> = refused.into_iter().flatten().collect();
         if scopes.is_empty() {
             return Ok(());
@@ -165,9 +161,9 @@ impl Reviewer {
         access::is_allowed(&self.client, question).await
     }
 
-    /// Whether nobody else has a Secret of this name. What can't be found out is left to the controller, which never
-    /// writes a Secret that is not its own.
-    async fn is_free(&self, namespace: &str, name: &str, secret: String) -> Result<(), Refusal> {
+    /// Checks that the Secret is free or labelled as this token's. Labels prove nothing, and errors are ignored: this is for
+    /// early advice, and the controller never writes a Secret that is not its own.
+    async fn check_secret(&self, namespace: &str, name: &str, secret: String) -> Result<(), Refusal> {
         if let Some(token) = self.token_of(namespace, name, &secret) {
             return Err(Refusal::SecretOfAnother { secret, token });
         }

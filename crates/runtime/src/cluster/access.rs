@@ -1,4 +1,4 @@
-//! Whether a user may do something, as the API server's authorizers say: a SubjectAccessReview
+//! SubjectAccessReviews: whether the API server's authorizers allow a user to do something
 //! (<https://kubernetes.io/docs/reference/access-authn-authz/authorization/#checking-api-access>).
 
 use k8s_openapi::api::authentication::v1::UserInfo;
@@ -6,13 +6,13 @@ use k8s_openapi::api::authorization::v1::{SubjectAccessReview, SubjectAccessRevi
 use kube::api::PostParams;
 use kube::{Api, Client};
 
-/// A question about this user, whose attributes are still to be set.
+/// A review of this user. The caller sets the attributes.
 pub fn about(user: UserInfo) -> SubjectAccessReviewSpec {
     let UserInfo { username, uid, groups, extra } = user;
     SubjectAccessReviewSpec { user: username, uid, groups, extra, ..Default::default() }
 }
 
-/// Asks. What is neither allowed nor denied is not allowed.
+/// Sends a review. What is neither allowed nor denied is not allowed.
 pub async fn is_allowed(client: &Client, question: SubjectAccessReviewSpec) -> kube::Result<bool> {
     let review = SubjectAccessReview { spec: question, ..Default::default() };
     let review = Api::all(client.clone()).create(&PostParams::default(), &review).await?;

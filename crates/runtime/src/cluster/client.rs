@@ -11,19 +11,19 @@ use kube::client::{ClientBuilder, DynBody};
 use kube::{Client, Config};
 use tower::util::MapResponseLayer;
 
-/// A watch is quiet for up to its own timeout of some minutes; everything else answers within seconds.
+/// A watch may be silent up to its own timeout of some minutes. Other responses take seconds.
 const READ_TIMEOUT: Duration = Duration::from_secs(300);
-/// The API server tells a watch at least once a minute that nothing has changed (a bookmark). One that hears nothing
-/// for longer hangs on a connection that is dead.
+/// The API server sends a bookmark to every watch at least once a minute. If nothing arrives for longer, the connection is
+/// dead.
 const BOOKMARK_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Where the cluster is, and who we are there.
+/// The cluster's address and this process's credentials.
 pub struct Cluster {
     config: Config,
 }
 
 impl Cluster {
-    /// Finds it by `KUBECONFIG`, `~/.kube/config` or the in-cluster account. The user agent names the role, so that
+    /// Finds them by `KUBECONFIG`, `~/.kube/config` or the in-cluster account. The user agent names the role, so that
     /// an audit log tells the processes apart.
     pub async fn find(role: &str) -> anyhow::Result<Self> {
         let mut config = Config::infer().await.context(
@@ -36,40 +36,40 @@ impl Cluster {
         Ok(Self { config })
     }
 
-    /// The namespace that the configuration names.
+    /// The namespace of the kubeconfig or the service account.
     pub fn default_namespace(&self) -> &str {
         &self.config.default_namespace
     }
 
-    /// A client for anything.
+    /// A client for everything but long watches whose silence matters.
     pub fn client(&self) -> anyhow::Result<Client> {
         Client::try_from(self.config.clone()).context("the Kubernetes client can't be made")
     }
 
-    /// A client for one watch, and when that was last heard of.
+    /// A client for one watch, and its heartbeat.
     ///
-    /// Bookmarks count, which say that nothing has changed: kube's watcher keeps them to itself, so it is the frames
-    /// of the answers that are listened to.
+    /// Bookmarks count, which say that nothing has changed. kube's watcher does not pass them on, so the heartbeat is in
+    /// the frames of the responses.
     pub fn watch_client(&self) -> anyhow::Result<(Client, WatchHeartbeat)> {
-        let heard = WatchHeartbeat::default();
-        let listening = heard.clone();
+        let heartbeat = WatchHeartbeat::default();
+        let source = heartbeat.clone();
         let mut config = self.config.clone();
         config.read_timeout = Some(BOOKMARK_TIMEOUT);
-        let listen = MapResponseLayer::new(move |answer: http::Response<Box<DynBody>>| {
-            let heard = answer.status().is_success().then(|| listening.clone());
-            answer.map(|body| {
+        let layer = MapResponseLayer::new(move |response: http::Response<Box<DynBody>>| {
+            let heartbeat = response.status().is_success().then(|| source.clone());
+            response.map(|body| {
                 body.map_frame(move |frame: Frame<Bytes>| {
-                    heard.iter().for_each(WatchHeartbeat::note);
+                    heartbeat.iter().for_each(WatchHeartbeat::beat);
                     frame
                 })
             })
         });
         let builder = ClientBuilder::try_from(config).context("the Kubernetes client can't be made")?;
-        Ok((builder.with_layer(&listen).build(), heard))
+        Ok((builder.with_layer(&layer).build(), heartbeat))
     }
 }
 
-/// When something was last heard of.
+/// When a watch last received anything, be it a bookmark.
 #[derive(Clone, Debug)]
 pub struct WatchHeartbeat {
     start: Instant,
@@ -84,12 +84,12 @@ impl Default for WatchHeartbeat {
 }
 
 impl WatchHeartbeat {
-    fn note(&self) {
+    fn beat(&self) {
         let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last.store(now, Ordering::Relaxed);
     }
 
-    /// How long ago it was.
+    /// How long ago the last one was, or how old this is if there was none.
     pub fn age(&self) -> Duration {
         self.start.elapsed().saturating_sub(Duration::from_millis(self.last.load(Ordering::Relaxed)))
     }

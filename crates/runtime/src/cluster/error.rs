@@ -1,4 +1,4 @@
-//! What an answer of the API server means for the one who asked.
+//! Classifies the API server's errors.
 
 use kube::Error;
 use kube::core::Status;
@@ -7,9 +7,9 @@ use kube::runtime::watcher;
 /// What to do about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorClass {
-    /// The object has changed since it was read: read it again.
+    /// The object has changed since it was read, or exists already: read it again.
     Conflict,
-    /// The object, or its namespace, is gone or going: there is nothing to do.
+    /// The object or its namespace is gone or being deleted: there is nothing to do.
     Drop,
     /// A person has to act: a right is missing, a quota is used up.
     Forbidden,
@@ -19,11 +19,10 @@ pub enum ErrorClass {
     Retry,
 }
 
-/// Says what to do about an error of the client.
 pub fn classify(error: &Error) -> ErrorClass {
     match error {
         Error::Api(status) => of_status(status),
-        // The connection, TLS, the proxy, an answer that was cut off: all of it passes or is mended elsewhere.
+        // The connection, TLS, a proxy, a truncated response: temporary, or to be fixed elsewhere.
         _ => ErrorClass::Retry,
     }
 }
@@ -44,17 +43,17 @@ fn caused_by(status: &Status, cause: &str) -> bool {
     status.details.as_ref().is_some_and(|details| details.causes.iter().any(|c| c.reason == cause))
 }
 
-/// Whether the error says that there is no such object.
+/// Whether there is no such object.
 pub fn is_not_found(error: &Error) -> bool {
     matches!(error, Error::Api(status) if status.code == 404)
 }
 
-/// Whether the error says that there is such an object already.
+/// Whether there is such an object already.
 pub fn is_already_exists(error: &Error) -> bool {
     matches!(error, Error::Api(status) if status.code == 409 && status.reason == "AlreadyExists")
 }
 
-/// The API server's own words, without the client's wrapping.
+/// The API server's message, without what the client adds.
 pub fn message(error: &Error) -> String {
     match error {
         Error::Api(status) => status.message.clone(),
@@ -62,7 +61,7 @@ pub fn message(error: &Error) -> String {
     }
 }
 
-/// The API server's own words for why a watch failed.
+/// The API server's message on why a watch failed.
 pub fn watch_message(error: &watcher::Error) -> String {
     use watcher::Error;
     match error {
@@ -83,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn every_answer_has_its_remedy() {
+    fn every_status_has_its_class() {
         for (json, expected) in [
             (r#"{"code":409,"reason":"Conflict"}"#, ErrorClass::Conflict),
             (r#"{"code":409,"reason":"AlreadyExists"}"#, ErrorClass::Conflict),

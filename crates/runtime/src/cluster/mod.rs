@@ -1,5 +1,4 @@
-//! What both roles need of a Kubernetes cluster: a client, the pepper, the lease, who may do what, and what its errors
-//! mean.
+//! Kubernetes: the client, its errors, watches, access reviews, the lease and the pepper.
 
 pub mod access;
 pub mod client;

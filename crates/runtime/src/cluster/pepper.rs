@@ -1,7 +1,7 @@
-//! The pepper, as both roles follow it.
+//! Watches the pepper.
 //!
-//! One Secret, watched by its name alone: that is all that the verifier may read of Secrets. A pepper that was
-//! read stays in use if the Secret vanishes or is damaged later; what then is to be done differs by role.
+//! It is one Secret, watched by name, the only one that the verifier may read. What to do if it is deleted or damaged later
+//! differs by role.
 
 use std::sync::Arc;
 
@@ -17,21 +17,21 @@ use tokenward_core::token::{PepperError, Peppers};
 /// The name of the pepper's Secret, in the operator's namespace.
 pub const PEPPER_SECRET: &str = "tokenward-pepper";
 
-/// What is known of the pepper.
+/// The state of the pepper's Secret.
 #[derive(Clone, Debug, Default)]
 pub enum PepperState {
-    /// Nothing yet.
+    /// Not read yet.
     #[default]
     Unknown,
     /// There is no such Secret.
     Missing,
-    /// It can't be used.
+    /// Its data can't be used.
     Damaged(PepperError),
-    /// It is here.
+    /// Read and usable.
     Present(Arc<Peppers>),
 }
 
-/// Prepares to follow the pepper: a receiver, and the task that feeds it.
+/// A receiver of the pepper's state, and the task that feeds it.
 pub fn follow(
     client: Client,
     namespace: &str,
@@ -43,7 +43,7 @@ pub fn follow(
         let state = secret.map_or(PepperState::Missing, |secret| read(secret).into());
         match &state {
             PepperState::Missing => info!(
-                "waiting for Secret {namespace}/{PEPPER_SECRET}: the controller makes it on its first start"
+                "waiting for Secret {namespace}/{PEPPER_SECRET}: the controller creates it on its first start"
             ),
             PepperState::Damaged(damage) => {
                 error!("Secret {namespace}/{PEPPER_SECRET} can't be used: {damage}; restore it from a backup")

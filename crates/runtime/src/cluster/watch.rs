@@ -1,4 +1,4 @@
-//! One object, followed by its name.
+//! Watches one object by name.
 
 use std::fmt::Debug;
 
@@ -12,7 +12,7 @@ use tracing::warn;
 use super::error::watch_message;
 use crate::backoff::WatchBackoff;
 
-/// The object each time that it changes. `None`: it is not there. `what` names it in the log while it can't be watched.
+/// The object, each time that it changes. `None`: it does not exist. `what` names it in log messages.
 pub fn follow<K>(api: Api<K>, name: &str, what: &str) -> impl Stream<Item = Option<K>> + use<K>
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,

@@ -6,12 +6,12 @@ use anyhow::Context;
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
-/// The form of the log.
+/// The log format.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Format {
     /// Text on a terminal, JSON elsewhere.
     Auto,
-    /// Text.
+    /// Text for people.
     Text,
     /// JSON, one object a line.
     Json,

@@ -1,11 +1,11 @@
-//! A certificate and its key in two files, taken up again when they change.
+//! A certificate and its key in two files, reloaded when they change.
 //!
 //! The files are read every two seconds and compared by content. Kubernetes swaps a mounted Secret by renaming a
-//! symbolic link two levels up, which a watch on the file itself does not see. A pair that can't be used leaves
-//! the one in use where it is: a mistake in a renewal must not end the checks.
+//! symbolic link two levels up, which a watch on the file itself does not see. A pair that can't be used
+//! leaves the one before in use: a mistake in a renewal must not end the service.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{fs, io};
 
@@ -18,9 +18,10 @@ use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use super::{PairError, ServingCertificate};
+use crate::sync::lock;
 
-/// How often the files are looked at. The kubelet itself needs a minute or two to bring a new one.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often the files are read. The kubelet itself takes a minute or two to update them.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Where the certificate and its key are, both PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,23 +37,18 @@ pub struct Files {
 pub struct Certificates {
     files: Files,
     presented: ServingCertificate,
-    /// Of the files that hold it, to tell a new pair without keeping the key twice.
+    /// Of both files, to notice a new pair without another copy of the key.
     digest: Mutex<[u8; 32]>,
-    /// When it ends, in seconds since the epoch.
+    /// When it expires, in seconds since the epoch.
     expiry: Gauge,
 }
 
-/// Why a certificate can't be used. Never says what is in the key's file.
+/// Why a certificate can't be used. Never quotes the key's file.
 #[derive(Debug, Error)]
 pub enum CertificateError {
     /// A file is not there, or may not be read.
     #[error("{} can't be read: {source}; mount it, or correct the path", path.display())]
-    Unreadable {
-        /// Which file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    Unreadable { path: PathBuf, source: io::Error },
     /// The certificate's file holds something else.
     #[error("{} holds no certificate; it takes PEM, the server's own certificate first", .0.display())]
     NoCertificate(PathBuf),
@@ -65,19 +61,14 @@ pub enum CertificateError {
     Mismatch(Files),
     /// TLS can't be spoken with it.
     #[error("{} and {} can't be used for TLS: {reason}", files.certificate.display(), files.key.display())]
-    Unusable {
-        /// Which files.
-        files: Files,
-        /// What rustls said.
-        reason: rustls::Error,
-    },
+    Unusable { files: Files, reason: rustls::Error },
     /// TLS can't be spoken at all.
     #[error("TLS can't be set up: {0}")]
     Setup(rustls::Error),
 }
 
 impl Certificates {
-    /// Loads the pair. At the start there is none to go on with, so what is wrong with it is an error.
+    /// Loads the pair. At the start there is none before it to use instead, so a bad one is an error.
     pub fn load(files: Files, expiry: Gauge) -> Result<Self, CertificateError> {
         let certificates =
             Self { files, presented: ServingCertificate::default(), digest: Mutex::default(), expiry };
@@ -85,22 +76,22 @@ impl Certificates {
         Ok(certificates)
     }
 
-    /// What turns a connection into one with TLS; see [`ServingCertificate::acceptor`].
+    /// See [`ServingCertificate::acceptor`].
     pub fn acceptor(&self, protocols: &[&[u8]]) -> Result<TlsAcceptor, CertificateError> {
         self.presented.acceptor(protocols).map_err(CertificateError::Setup)
     }
 
-    /// Takes up what the files hold, for as long as it is polled.
+    /// Reloads the files when they change, for as long as it is polled.
     pub async fn follow(self: Arc<Self>) {
-        let mut trouble = Trouble::default();
+        let mut debounce = ErrorDebounce::default();
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(RELOAD_INTERVAL).await;
             let certificates = self.clone();
             // A mount may hang.
             let Ok(renewed) = tokio::task::spawn_blocking(move || certificates.renew()).await else { return };
             match renewed {
-                Ok(()) => trouble = Trouble::default(),
-                Err(error) if trouble.is_worth_telling(&error) => {
+                Ok(()) => debounce = ErrorDebounce::default(),
+                Err(error) if debounce.should_log(&error) => {
                     warn!(%error, "the new TLS certificate can't be used; the one before stays in use");
                 }
                 Err(_) => {}
@@ -108,21 +99,21 @@ impl Certificates {
         }
     }
 
-    /// Takes up what the files hold now, if it is new and sound.
+    /// Loads the files, if they have changed and can be used.
     fn renew(&self) -> Result<(), CertificateError> {
         let (chain, key) = (read(&self.files.certificate)?, Zeroizing::new(read(&self.files.key)?));
         let digest = Sha256::digest([Sha256::digest(&chain), Sha256::digest(&*key)].concat()).into();
-        let mut in_use = self.digest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut in_use = lock(&self.digest);
         if digest != *in_use {
             self.presented.present(&chain, &key).map_err(|error| CertificateError::of(error, &self.files))?;
             *in_use = digest;
-            self.tell();
+            self.report();
         }
         Ok(())
     }
 
-    /// Says what is in use.
-    fn tell(&self) {
+    /// Logs what is in use and until when.
+    fn report(&self) {
         let Some(end) = self.presented.ends_at() else { return };
         self.expiry.set(end.as_second());
         let certificate = self.files.certificate.display();
@@ -145,23 +136,24 @@ impl CertificateError {
     }
 }
 
-/// The error of looks in a row.
+/// The same error of reloads in a row.
 #[derive(Default)]
-struct Trouble {
+struct ErrorDebounce {
     error: String,
-    looks: u32,
+    seen: u32,
 }
 
-impl Trouble {
-    /// Once for each error: when it is seen for the second time, as a look may fall between the two files' change.
-    fn is_worth_telling(&mut self, error: &CertificateError) -> bool {
+impl ErrorDebounce {
+    /// Once for each error: when it occurs for the second time, as the first reload may fall between the changes of the two
+    /// files.
+    fn should_log(&mut self, error: &CertificateError) -> bool {
         let error = error.to_string();
         if self.error == error {
-            self.looks += 1;
+            self.seen += 1;
         } else {
-            *self = Self { error, looks: 1 };
+            *self = Self { error, seen: 1 };
         }
-        self.looks == 2
+        self.seen == 2
     }
 }
 
@@ -196,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_pair_is_taken_up_and_a_broken_one_is_not() {
+    fn a_new_pair_is_loaded_and_a_broken_one_is_not() {
         let (dir, expiry) = (TempDir::new().unwrap(), Gauge::default());
         let (first, second, third) = (pair(2101), pair(2102), pair(2103));
         let certificates = Certificates::load(files(&dir, &first), expiry.clone()).unwrap();
@@ -226,11 +218,11 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_told_once_and_not_at_first_sight() {
+    fn an_error_is_logged_once_and_not_at_first_sight() {
         let (one, other) = (CertificateError::NoKey("a".into()), CertificateError::NoKey("b".into()));
-        let mut trouble = Trouble::default();
-        let told = [&one, &one, &one, &other, &one, &one].map(|error| trouble.is_worth_telling(error));
-        assert_eq!(told, [false, true, false, false, false, true]);
+        let mut debounce = ErrorDebounce::default();
+        let logged = [&one, &one, &one, &other, &one, &one].map(|error| debounce.should_log(error));
+        assert_eq!(logged, [false, true, false, false, false, true]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! TLS at every listener: versions 1.2 and 1.3 (RFC 5246, RFC 8446) by rustls, with its own choice of cipher suites.
 //!
-//! What a handshake presents can be replaced at any time. Where it comes from is told apart: [`files`] follows two
-//! files, [`tokenward_controller::admission`] makes its own.
+//! The certificate can be replaced at any time. It comes from [`files`], or from the controller's admission webhook, which
+//! generates its own.
 
 pub mod files;
 
@@ -19,7 +19,7 @@ use rustls::{InconsistentKeys, ServerConfig};
 use thiserror::Error;
 use tokio_rustls::TlsAcceptor;
 
-/// What handshakes present: one certificate for every listener that shares it.
+/// The certificate that handshakes present, shared by listeners.
 #[derive(Clone, Debug)]
 pub struct ServingCertificate {
     provider: Arc<CryptoProvider>,
@@ -29,19 +29,16 @@ pub struct ServingCertificate {
 #[derive(Debug, Default)]
 struct InUse(ArcSwapOption<CertifiedKey>);
 
-/// Why a certificate and a key can't be used. Never says what is in the key.
+/// Why a certificate and a key can't be used. Never quotes the key.
 #[derive(Debug, Error)]
 pub enum PairError {
-    /// There is something else where the certificate should be.
     #[error("no certificate in PEM")]
     NoCertificate,
-    /// There is something else where the key should be.
     #[error("no private key in PEM")]
     NoKey,
-    /// The two do not belong together.
     #[error("the key is not that of the first certificate")]
     Mismatch,
-    /// TLS can't be spoken with them.
+    /// rustls does not accept them.
     #[error(transparent)]
     Unusable(rustls::Error),
 }
@@ -72,13 +69,13 @@ impl ServingCertificate {
         Ok(())
     }
 
-    /// When the certificate that is presented ends.
+    /// When the certificate that is presented expires.
     pub fn ends_at(&self) -> Option<Timestamp> {
         self.in_use.0.load().as_ref()?.cert.first().and_then(|leaf| not_after(leaf))
     }
 
-    /// What turns a connection into one with TLS, for a listener that speaks these protocols (RFC 7301), the
-    /// preferred one first. Each handshake presents what is in use at the time.
+    /// An acceptor for a listener that speaks these protocols (ALPN, RFC 7301), the preferred one first. Each handshake
+    /// presents the certificate that is in use at the time.
     pub fn acceptor(&self, protocols: &[&[u8]]) -> Result<TlsAcceptor, rustls::Error> {
         let mut config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&TLS13, &TLS12])?
@@ -95,7 +92,7 @@ impl ResolvesServerCert for InUse {
     }
 }
 
-/// When a certificate ends (RFC 5280, section 4.1.2.5). `None`: it is none.
+/// When a certificate expires (RFC 5280, section 4.1.2.5). `None`: it can't be parsed.
 fn not_after(certificate: &CertificateDer<'_>) -> Option<Timestamp> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
     Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()

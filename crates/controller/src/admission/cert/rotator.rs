@@ -1,7 +1,7 @@
-//! Keeps the certificates: follows their Secret, presents what it holds, and tells the API server whom to trust.
+//! Rotates the certificates: watches their Secret, presents what it contains, and fills in the `caBundle`.
 //!
-//! Every replica presents; the holder of the lease writes. A write that lost a race is not repeated: what was written
-//! instead comes by the watch, and is looked at like anything else.
+//! Every replica presents; only the leader writes. A write that lost a race is not repeated: what was written instead
+//! arrives by the watch, and is handled like any change.
 
 use std::time::Duration;
 
@@ -16,7 +16,8 @@ use serde_json::json;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use super::state::{CertificateState, Names, Pair, SECRET, Step};
+use super::generate::generate;
+use super::state::{CertificateState, Names, SECRET, Step};
 use crate::admission::metrics::Metrics;
 use tokenward_runtime::cluster::error::{ErrorClass, classify, message};
 use tokenward_runtime::cluster::lease::Claim;
@@ -24,19 +25,19 @@ use tokenward_runtime::cluster::watch::follow;
 use tokenward_runtime::telemetry::probes::Part;
 use tokenward_runtime::tls::ServingCertificate;
 
-/// How long to wait after a write that failed.
-const RETRY: Duration = Duration::from_secs(5);
-/// The longest wait between two looks: a clock may be set meanwhile.
-const LOOK: Duration = Duration::from_secs(60);
+/// The wait after a write that failed.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// The longest wait between two steps: the clock may be set meanwhile.
+const MAX_WAIT: Duration = Duration::from_secs(60);
 const FIELD_MANAGER: &str = "tokenward";
 
-/// Looks after the certificates.
+/// Rotates the certificates of the admission webhook.
 pub(crate) struct CertificateRotator {
     pub(crate) client: Client,
-    /// The operator's own.
+    /// The operator's own namespace.
     pub(crate) namespace: String,
     pub(crate) names: Names,
-    /// The ValidatingWebhookConfiguration whose `caBundle`s are ours to fill.
+    /// The ValidatingWebhookConfiguration whose `caBundle`s to fill in.
     pub(crate) configuration: String,
     pub(crate) lifetime: SignedDuration,
     pub(crate) claim: watch::Receiver<Claim>,
@@ -45,17 +46,17 @@ pub(crate) struct CertificateRotator {
     pub(crate) ready: Part,
 }
 
-/// The Secret as it was last seen.
+/// The Secret as last delivered by the watch.
 #[derive(Default)]
 struct Seen {
-    kept: CertificateState,
+    state: CertificateState,
     /// `None`: there is no Secret.
     resource_version: Option<String>,
 }
 
 impl CertificateRotator {
-    /// Keeps them for as long as it is polled. Comes to an end if a watch does.
-    pub(crate) async fn keep(mut self) {
+    /// Runs for as long as it is polled. Ends if a watch does.
+    pub(crate) async fn run(mut self) {
         let secrets = Api::<Secret>::namespaced(self.client.clone(), &self.namespace);
         let configurations = Api::<ValidatingWebhookConfiguration>::all(self.client.clone());
         let mut secret_events = std::pin::pin!(follow(secrets.clone(), SECRET, SECRET));
@@ -69,11 +70,11 @@ impl CertificateRotator {
                     self.present(seen, &mut presenting);
                     let claim = *self.claim.borrow();
                     match claim.holds() {
-                        true => self.look(seen, configuration.as_ref(), &secrets, &configurations).await,
-                        false => LOOK,
+                        true => self.make_step(seen, configuration.as_ref(), &secrets, &configurations).await,
+                        false => MAX_WAIT,
                     }
                 }
-                None => LOOK,
+                None => MAX_WAIT,
             };
             tokio::select! {
                 event = secret_events.next() => match event {
@@ -92,7 +93,7 @@ impl CertificateRotator {
 
     /// Presents the current certificate, if it is not the one that is presented.
     fn present(&self, seen: &Seen, presenting: &mut Option<Vec<u8>>) {
-        let Some(pair) = &seen.kept.current else { return };
+        let Some(pair) = &seen.state.current else { return };
         if presenting.as_ref() == Some(&pair.certificate) {
             return;
         }
@@ -108,8 +109,8 @@ impl CertificateRotator {
         }
     }
 
-    /// Does what is to be done; answers how long nothing else is.
-    async fn look(
+    /// Makes the step that is due. Returns when the next one is.
+    async fn make_step(
         &self,
         seen: &Seen,
         configuration: Option<&ValidatingWebhookConfiguration>,
@@ -117,23 +118,23 @@ impl CertificateRotator {
         configurations: &Api<ValidatingWebhookConfiguration>,
     ) -> Duration {
         let now = Timestamp::now();
-        let step = seen.kept.next_step(&self.names, self.lifetime, now);
+        let step = seen.state.next_step(&self.names, self.lifetime, now);
         let done = match step {
             Step::Wait(until) => match configuration {
                 Some(found) => self
-                    .inject(found, &seen.kept.bundle(), configurations)
+                    .inject(found, &seen.state.bundle(), configurations)
                     .await
-                    .map(|()| until.duration_since(now).try_into().unwrap_or(LOOK).min(LOOK)),
-                None => Ok(LOOK),
+                    .map(|()| until.duration_since(now).try_into().unwrap_or(MAX_WAIT).min(MAX_WAIT)),
+                None => Ok(MAX_WAIT),
             },
-            _ => self.write(seen, step, now, secrets).await.map(|()| LOOK),
+            _ => self.write(seen, step, now, secrets).await.map(|()| MAX_WAIT),
         };
         done.unwrap_or_else(|error| match classify(&error) {
-            // Somebody was faster; the watch tells.
-            ErrorClass::Conflict => LOOK,
+            // Somebody was faster; the watch will deliver it.
+            ErrorClass::Conflict => MAX_WAIT,
             _ => {
                 warn!(error = message(&error), ?step, "the admission webhook's certificate; trying again");
-                RETRY
+                RETRY_AFTER
             }
         })
     }
@@ -146,16 +147,16 @@ impl CertificateRotator {
         secrets: &Api<Secret>,
     ) -> kube::Result<()> {
         let made = match step {
-            Step::Make | Step::Announce => match Pair::make(&self.names, now, self.lifetime) {
+            Step::Make | Step::Announce => match generate(&self.names, now, self.lifetime) {
                 Ok(pair) => Some(pair),
                 Err(error) => {
-                    error!(%error, "no certificate can be made");
+                    error!(%error, "no certificate could be generated");
                     return Ok(());
                 }
             },
             _ => None,
         };
-        let kept = seen.kept.clone().after(step, made);
+        let state = seen.state.clone().after(step, made);
         let secret = Secret {
             metadata: ObjectMeta {
                 name: Some(SECRET.to_owned()),
@@ -164,7 +165,7 @@ impl CertificateRotator {
                 ..Default::default()
             },
             type_: Some("kubernetes.io/tls".to_owned()),
-            data: Some(kept.to_data()),
+            data: Some(state.to_data()),
             ..Default::default()
         };
         match &seen.resource_version {
@@ -175,7 +176,7 @@ impl CertificateRotator {
         Ok(())
     }
 
-    /// Puts the bundle where webhooks of ours lack it. A webhook that goes by URL is somebody's own affair.
+    /// Writes the bundle to those webhooks that lack it. A webhook with a URL, and not a Service, is left alone.
     async fn inject(
         &self,
         found: &ValidatingWebhookConfiguration,
@@ -196,13 +197,13 @@ impl CertificateRotator {
             .map(|webhook| json!({"name": webhook.name, "clientConfig": {"caBundle": bundle}}))
             .collect();
         let patch = json!({
-            // What was looked at, and not what somebody has made of it since.
+            // The write fails if the object was changed since.
             "metadata": {"resourceVersion": found.metadata.resource_version},
             "webhooks": webhooks,
         });
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
         configurations.patch(&self.configuration, &params, &Patch::Strategic(patch)).await?;
-        info!(configuration = self.configuration, "told the API server which certificates to trust");
+        info!(configuration = self.configuration, "filled in the caBundle");
         Ok(())
     }
 }
@@ -211,7 +212,7 @@ impl Seen {
     fn of(secret: Option<Secret>) -> Self {
         let Some(secret) = secret else { return Self::default() };
         Self {
-            kept: CertificateState::read(secret.data.unwrap_or_default()),
+            state: CertificateState::read(secret.data.unwrap_or_default()),
             resource_version: secret.metadata.resource_version,
         }
     }

@@ -1,7 +1,7 @@
-//! The serving certificates: which there are, and when they are replaced. Pure, but that a new key is random.
+//! The serving certificates: which there are, and when they are replaced. Pure: keys are generated in [`super::generate`].
 //!
-//! Each certificate is its own authority. The API server is told to trust exactly the ones that replicas may present
-//! (`caBundle`), so there is no key of an authority to keep, with which others could be made.
+//! Each certificate is its own authority. The API server trusts exactly the ones that replicas may present (`caBundle`), so
+//! there is no authority's key that could be stolen to issue others.
 //!
 //! A replacement takes two moves. The next certificate is announced in the bundle first, and presented when API
 //! servers have had time to read it. The one before stays in the bundle, as replicas take the change up one after
@@ -11,10 +11,9 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
-use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, PublicKeyData};
+use rcgen::{KeyPair, PublicKeyData};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use time::OffsetDateTime;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::X509Certificate;
 use zeroize::{Zeroize, Zeroizing};
@@ -27,15 +26,12 @@ const CURRENT: (&str, &str) = ("tls.crt", "tls.key");
 const NEXT: (&str, &str) = ("next.crt", "next.key");
 const PREVIOUS: &str = "previous.crt";
 
-/// A certificate is valid a little before it is made, for API servers whose clock is behind.
-const SKEW: SignedDuration = SignedDuration::from_mins(5);
-
-/// The names by which the API server asks.
+/// The DNS names of the admission webhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Names(Vec<String>);
+pub struct Names(pub(super) Vec<String>);
 
 impl Names {
-    /// Those of a Service. The API server uses the first; the second is for people who look with curl.
+    /// Those of a Service. The API server uses the first; the second is for people with curl.
     pub fn of_service(namespace: &str, service: &str) -> Self {
         let name = format!("{service}.{namespace}.svc");
         Self(vec![name.clone(), format!("{name}.cluster.local")])
@@ -45,9 +41,7 @@ impl Names {
 /// A certificate and its key, both PEM.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Pair {
-    /// The certificate.
     pub certificate: Vec<u8>,
-    /// Its key.
     pub key: Zeroizing<Vec<u8>>,
 }
 
@@ -58,27 +52,14 @@ impl std::fmt::Debug for Pair {
 }
 
 impl Pair {
-    /// Makes a new pair: a key of its own, signed by itself.
-    pub fn make(names: &Names, now: Timestamp, lifetime: SignedDuration) -> Result<Self, rcgen::Error> {
-        let mut params = CertificateParams::new(names.0.clone())?;
-        params.distinguished_name.push(DnType::CommonName, "tokenward admission");
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        params.not_before = date(now.saturating_sub(SKEW).unwrap_or(now));
-        params.not_after = date(now.saturating_add(lifetime).unwrap_or(Timestamp::MAX));
-        let key = KeyPair::generate()?;
-        let certificate = params.self_signed(&key)?.pem().into_bytes();
-        Ok(Self { certificate, key: key.serialize_pem().into_bytes().into() })
-    }
-
-    /// When it ends. `None`: it can't be presented to who asks by these names.
+    /// When it expires. `None`: it can't be used for these names.
     fn ends_at(&self, names: &Names) -> Option<Timestamp> {
         let der = CertificateDer::from_pem_slice(&self.certificate).ok()?;
         let (_, certificate) = x509_parser::parse_x509_certificate(&der).ok()?;
         let key = KeyPair::from_pem(std::str::from_utf8(&self.key).ok()?).ok()?;
-        let is_its_key = certificate.public_key().raw == key.subject_public_key_info();
-        let bears = |name: &String| dns_names(&certificate).any(|borne| borne == name);
-        (is_its_key && names.0.iter().all(bears))
+        let key_matches = certificate.public_key().raw == key.subject_public_key_info();
+        let is_valid_for = |name: &String| dns_names(&certificate).any(|valid| valid == name);
+        (key_matches && names.0.iter().all(is_valid_for))
             .then(|| Timestamp::from_second(certificate.validity().not_after.timestamp()).ok())?
     }
 }
@@ -91,27 +72,23 @@ fn dns_names<'c>(certificate: &'c X509Certificate<'_>) -> impl Iterator<Item = &
     })
 }
 
-fn date(instant: Timestamp) -> OffsetDateTime {
-    OffsetDateTime::from_unix_timestamp(instant.as_second()).unwrap_or(OffsetDateTime::UNIX_EPOCH)
-}
-
-/// The certificates as they are kept.
+/// The certificates as they are stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CertificateState {
-    /// What replicas present.
+    /// The one that replicas present.
     pub current: Option<Pair>,
-    /// What they will present.
+    /// The one that they will present next.
     pub next: Option<Pair>,
-    /// What one of them may present yet, without its key.
+    /// The one that a replica may still present, without its key.
     pub previous: Option<Vec<u8>>,
 }
 
-/// What is to be done.
+/// The next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Nothing serves: make a certificate to present at once.
+    /// There is no usable certificate: make one and present it at once.
     Make,
-    /// Make the next one, and let it be known.
+    /// Make the next one, and add it to the bundle.
     Announce,
     /// Present the next one.
     Promote,
@@ -144,29 +121,19 @@ impl CertificateState {
         pair(&self.current, CURRENT).into_iter().chain(pair(&self.next, NEXT)).chain(previous).collect()
     }
 
-    /// What API servers are to trust: every certificate that a replica may present.
+    /// The `caBundle`: every certificate that a replica may present.
     pub fn bundle(&self) -> Vec<u8> {
         let pairs = [&self.current, &self.next].into_iter().flatten().map(|pair| &pair.certificate);
         pairs.chain(&self.previous).flatten().copied().collect()
     }
 
-    /// What is to be done now about certificates for these names, each of which lives for so long.
+    /// The next step for certificates with these names and this validity.
     pub fn next_step(&self, names: &Names, lifetime: SignedDuration, now: Timestamp) -> Step {
         let end = |pair: &Option<Pair>| pair.as_ref()?.ends_at(names).filter(|end| *end > now);
-        match (end(&self.current), end(&self.next)) {
-            (None, None) => Step::Make,
-            (None, Some(_)) => Step::Promote,
-            // With a third of its life left there is time to find out why it is not replaced.
-            (Some(end), None) => due(before(end, lifetime / 3), now, Step::Announce),
-            (Some(end), Some(next)) => {
-                // A twelfth of a life is time for every API server to have read the bundle.
-                let announced = before(next, lifetime - lifetime / 12);
-                due(announced.min(before(end, lifetime / 12)), now, Step::Promote)
-            }
-        }
+        next_step(end(&self.current), end(&self.next), lifetime, now)
     }
 
-    /// What is kept after a step. `made` is the pair that [`Step::Make`] and [`Step::Announce`] take.
+    /// The state after a step. `made` is the pair that [`Step::Make`] and [`Step::Announce`] need.
     pub fn after(self, step: Step, made: Option<Pair>) -> Self {
         match step {
             Step::Make => Self { current: made, next: None, previous: None },
@@ -175,6 +142,26 @@ impl CertificateState {
                 Self { previous: self.current.map(|pair| pair.certificate), current: self.next, next: None }
             }
             Step::Wait(_) => self,
+        }
+    }
+}
+
+/// Decides by the ends of validity alone. `None`: there is no such certificate, or it can't be used.
+fn next_step(
+    current: Option<Timestamp>,
+    next: Option<Timestamp>,
+    lifetime: SignedDuration,
+    now: Timestamp,
+) -> Step {
+    match (current, next) {
+        (None, None) => Step::Make,
+        (None, Some(_)) => Step::Promote,
+        // With a third of its life left there is time to find out why it is not replaced.
+        (Some(end), None) => due(before(end, lifetime / 3), now, Step::Announce),
+        (Some(end), Some(next)) => {
+            // A twelfth of a life is time for every API server to have read the bundle.
+            let announced = before(next, lifetime - lifetime / 12);
+            due(announced.min(before(end, lifetime / 12)), now, Step::Promote)
         }
     }
 }
@@ -191,6 +178,7 @@ fn due(at: Timestamp, now: Timestamp, step: Step) -> Step {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::generate::generate;
     use super::*;
 
     const LIFETIME: SignedDuration = SignedDuration::from_hours(2160);
@@ -204,13 +192,13 @@ mod tests {
     }
 
     fn make(now: Timestamp) -> Option<Pair> {
-        Some(Pair::make(&names(), now, LIFETIME).expect("a pair"))
+        Some(generate(&names(), now, LIFETIME).expect("a pair"))
     }
 
-    fn take(kept: CertificateState, now: Timestamp) -> (CertificateState, Step) {
-        let step = kept.next_step(&names(), LIFETIME, now);
+    fn take(state: CertificateState, now: Timestamp) -> (CertificateState, Step) {
+        let step = state.next_step(&names(), LIFETIME, now);
         let made = matches!(step, Step::Make | Step::Announce).then(|| make(now)).flatten();
-        (kept.after(step, made), step)
+        (state.after(step, made), step)
     }
 
     fn days(days: i64) -> Timestamp {
@@ -218,77 +206,77 @@ mod tests {
     }
 
     #[test]
-    fn a_life_of_ninety_days() {
-        let (kept, step) = take(CertificateState::default(), days(0));
+    fn ninety_days_of_validity() {
+        let (state, step) = take(CertificateState::default(), days(0));
         assert_eq!(step, Step::Make);
-        let (kept, step) = take(kept, days(0));
+        let (state, step) = take(state, days(0));
         assert_eq!(step, Step::Wait(days(60)));
-        let (kept, step) = take(kept, days(60));
+        let (state, step) = take(state, days(60));
         assert_eq!(step, Step::Announce);
-        let (kept, step) = take(kept, days(61));
+        let (state, step) = take(state, days(61));
         assert_eq!(step, Step::Wait(days(67) + SignedDuration::from_hours(12)));
-        let before = kept.clone();
-        let (kept, step) = take(kept, days(68));
+        let before = state.clone();
+        let (state, step) = take(state, days(68));
         assert_eq!(step, Step::Promote);
-        assert_eq!((&kept.current, &kept.next), (&before.next, &None));
-        assert_eq!(kept.previous, before.current.map(|pair| pair.certificate));
-        assert_eq!(take(kept, days(68)).1, Step::Wait(days(120)));
+        assert_eq!((&state.current, &state.next), (&before.next, &None));
+        assert_eq!(state.previous, before.current.map(|pair| pair.certificate));
+        assert_eq!(take(state, days(68)).1, Step::Wait(days(120)));
     }
 
     #[test]
-    fn what_can_not_serve_is_made_anew() {
-        let kept = CertificateState { current: make(start()), ..CertificateState::default() };
-        let (key, other) = (kept.current.clone().expect("a pair").key, make(start()).expect("a pair"));
+    fn an_unusable_certificate_is_replaced() {
+        let state = CertificateState { current: make(start()), ..CertificateState::default() };
+        let (key, other) = (state.current.clone().expect("a pair").key, make(start()).expect("a pair"));
         let broken = [
             Pair { key, ..other.clone() },
             Pair { certificate: b"nonsense".to_vec(), ..other.clone() },
             Pair { key: Zeroizing::new(Vec::new()), ..other },
         ];
         for pair in broken {
-            let kept = CertificateState { current: Some(pair), ..CertificateState::default() };
-            assert_eq!(kept.next_step(&names(), LIFETIME, start()), Step::Make);
+            let state = CertificateState { current: Some(pair), ..CertificateState::default() };
+            assert_eq!(state.next_step(&names(), LIFETIME, start()), Step::Make);
         }
-        assert_eq!(kept.next_step(&names(), LIFETIME, days(91)), Step::Make);
+        assert_eq!(state.next_step(&names(), LIFETIME, days(91)), Step::Make);
         let renamed = Names::of_service("elsewhere", "tokenward-admission");
-        assert_eq!(kept.next_step(&renamed, LIFETIME, start()), Step::Make);
+        assert_eq!(state.next_step(&renamed, LIFETIME, start()), Step::Make);
     }
 
     #[test]
-    fn an_operator_that_slept_presents_what_was_announced() {
-        let kept = CertificateState { current: make(days(0)), next: make(days(60)), previous: None };
-        assert_eq!(take(kept, days(95)).1, Step::Promote);
+    fn an_announced_certificate_is_presented_after_a_long_pause() {
+        let state = CertificateState { current: make(days(0)), next: make(days(60)), previous: None };
+        assert_eq!(take(state, days(95)).1, Step::Promote);
     }
 
     #[test]
-    fn what_is_kept_can_be_read_again_and_no_key_is_shown() {
-        let kept =
+    fn state_survives_storage_and_debug_shows_no_key() {
+        let state =
             CertificateState { current: make(days(0)), next: make(days(60)), previous: Some(b"p".to_vec()) };
-        assert_eq!(CertificateState::read(kept.to_data()), kept);
-        assert!(format!("{kept:?}").contains("redacted"));
-        assert!(!String::from_utf8(kept.bundle()).expect("text").contains("KEY"));
+        assert_eq!(CertificateState::read(state.to_data()), state);
+        assert!(format!("{state:?}").contains("redacted"));
+        assert!(!String::from_utf8(state.bundle()).expect("text").contains("KEY"));
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(16))]
-        /// Whenever somebody looks: what was presented before is trusted still, and what is presented now was
-        /// announced at the look before, unless nothing could be presented then.
+        /// At every step: what was presented before is still trusted, and what is presented now was announced by the
+        /// step before, unless there was nothing usable then.
         #[test]
         fn nobody_presents_what_is_not_trusted(waits in proptest::collection::vec(0i64..20, 1..40)) {
-            let (mut kept, mut now) = (take(CertificateState::default(), start()).0, start());
+            let (mut state, mut now) = (take(CertificateState::default(), start()).0, start());
             for wait in waits {
                 now += SignedDuration::from_hours(24 * wait);
-                let before = kept.clone();
+                let before = state.clone();
                 let step;
-                (kept, step) = take(kept, now);
-                let trusts = |kept: &CertificateState, pair: &Option<Pair>| {
-                    let bundle = String::from_utf8(kept.bundle()).expect("text");
+                (state, step) = take(state, now);
+                let trusts = |state: &CertificateState, pair: &Option<Pair>| {
+                    let bundle = String::from_utf8(state.bundle()).expect("text");
                     pair.iter().all(|pair| bundle.contains(std::str::from_utf8(&pair.certificate).expect("text")))
                 };
                 if step != Step::Make {
-                    prop_assert!(trusts(&kept, &before.current));
-                    prop_assert!(trusts(&before, &kept.current));
+                    prop_assert!(trusts(&state, &before.current));
+                    prop_assert!(trusts(&before, &state.current));
                 }
-                let serving = kept.current.as_ref().and_then(|pair| pair.ends_at(&names()));
+                let serving = state.current.as_ref().and_then(|pair| pair.ends_at(&names()));
                 prop_assert!(serving.is_some_and(|end| end > now) || step == Step::Promote);
             }
         }
