@@ -1,5 +1,6 @@
-//! Places at which a crash test ends the process, before and after each write. Without the feature `failpoints`,
-//! which no release has, they are nothing.
+//! Places at which a crash test ends the process, before and after each write. They are in debug builds, so that
+//! `cargo test` and `cargo demo` share one, and compiled out of release builds, so that what is shipped and what
+//! benchmarks time has none.
 
 /// Just before a write.
 pub fn before(point: &str) {
@@ -11,12 +12,12 @@ pub fn after(point: &str) {
     hit("after", point);
 }
 
-#[cfg(not(feature = "failpoints"))]
+#[cfg(not(debug_assertions))]
 fn hit(_: &str, _: &str) {}
 
 /// Sends this process SIGKILL, if `TOKENWARD_FAILPOINT` names the place: `before:deliver`, or `before:deliver@3`
 /// for its third time. SIGKILL, not an abort: nothing is flushed, released or said, as with a lost machine.
-#[cfg(feature = "failpoints")]
+#[cfg(debug_assertions)]
 fn hit(when: &str, point: &str) {
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU32, Ordering};
