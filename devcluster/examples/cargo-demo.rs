@@ -1,5 +1,8 @@
 //! The command `cargo demo`: builds Kubernetes with Go and tokenward with cargo at the same time, then becomes the
 //! example `demo`, with the arguments that it was given.
+//!
+//! An example itself, as cargo builds one with the features that tests ask of dependencies: so none is built again for
+//! the demo, or for `cargo test` after it.
 
 #![allow(clippy::print_stderr, reason = "a command talks to its user")]
 
@@ -85,7 +88,7 @@ fn build() -> Result<PathBuf, Failure> {
         return Err(format!("the demo can't be built ({status})").into());
     }
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let mut demos = messages.filter(|message| message["target"]["kind"][0] == "example");
+    let mut demos = messages.filter(|message| message["target"]["name"] == "demo");
     let demo = demos.find_map(|message| message["executable"].as_str().map(PathBuf::from));
     demo.ok_or_else(|| "cargo does not say where it has put the demo".into())
 }
