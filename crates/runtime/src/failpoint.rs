@@ -1,5 +1,6 @@
-//! Places at which a crash test ends the process, before and after each write. In builds without debug assertions, and so
-//! in every release, they are nothing.
+//! Places at which a crash test ends the process, before and after each write. They are in debug builds, so that
+//! `cargo test` and `cargo demo` share one, and compiled out of release builds, so that what is shipped and what
+//! benchmarks time has none.
 
 /// Just before a write.
 pub fn before(point: &str) {

@@ -26,7 +26,7 @@ use tokio::sync::Semaphore;
 use tracing::warn;
 use zeroize::Zeroizing;
 
-use crate::snapshot::{TokenCheck, Snapshot};
+use crate::snapshot::{Snapshot, TokenCheck};
 use tokenward_core::check::{Code, Decision};
 use tokenward_core::token::Token;
 use tokenward_runtime::cluster::{access, error};

@@ -14,7 +14,7 @@ use super::Answer;
 use super::authenticated::{Door, Failure, json};
 use super::openapi::{IpAddress, Scopes};
 use crate::metrics::Outcome;
-use crate::snapshot::{TokenCheck, Snapshot};
+use crate::snapshot::{Snapshot, TokenCheck};
 use tokenward_core::check::{Decision, Identity};
 use tokenward_core::token::scope;
 

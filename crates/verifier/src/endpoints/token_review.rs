@@ -16,7 +16,7 @@ use super::Answer;
 use super::authenticated::{Door, Failure, json};
 use super::verify::parse;
 use crate::metrics::Outcome;
-use crate::snapshot::{TokenCheck, Snapshot};
+use crate::snapshot::{Snapshot, TokenCheck};
 use tokenward_core::check::{Code, Decision, Identity};
 
 const API_VERSION: &str = <TokenReview as k8s_openapi::Resource>::API_VERSION;
@@ -61,8 +61,7 @@ impl Door for TokenReviews {
         let review: TokenReviewRequest<'_> = parse(body)?;
         validate(&review)?;
         let TokenReviewSpec { token, audiences } = review.spec;
-        let question =
-            TokenCheck { presented: token.as_bytes(), scopes: &[], audience: None, client: None };
+        let question = TokenCheck { presented: token.as_bytes(), scopes: &[], audience: None, client: None };
         let status = view.decide(&question, |decision| {
             let reviewed = match decision {
                 Decision::Allow(identity) => authenticated(identity, &audiences),

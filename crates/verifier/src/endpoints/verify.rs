@@ -12,7 +12,7 @@ use super::Answer;
 use super::authenticated::{Door, Failure, json};
 use super::openapi::{CodeSchema, IpAddress, Scope};
 use crate::metrics::Outcome;
-use crate::snapshot::{TokenCheck, Snapshot, Unavailable};
+use crate::snapshot::{Snapshot, TokenCheck, Unavailable};
 use tokenward_core::check::{Code, Decision, Identity};
 use tokenward_core::token::scope;
 

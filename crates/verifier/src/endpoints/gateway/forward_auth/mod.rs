@@ -19,7 +19,7 @@ use crate::endpoints::challenge::{Refusal, denial, insert_identity, refused};
 use crate::endpoints::client_address::TrustedProxies;
 use crate::endpoints::requirements;
 use crate::metrics::{EndpointMetrics, Metrics, Outcome};
-use crate::snapshot::{TokenCheck, Snapshot};
+use crate::snapshot::{Snapshot, TokenCheck};
 use tokenward_core::check::{Decision, Identity};
 
 /// The door.
