@@ -1,8 +1,7 @@
 //! The command `cargo demo`: builds Kubernetes with Go and tokenward with cargo at the same time, then becomes the
 //! example `demo`, with the arguments that it was given.
 //!
-//! An example itself, as cargo builds one with the features that tests ask of dependencies: so none is built again for
-//! the demo, or for `cargo test` after it.
+//! An example, so that `cargo build` and the commands that users install lack it.
 
 #![allow(clippy::print_stderr, reason = "a command talks to its user")]
 
@@ -61,8 +60,8 @@ fn needs_control_plane(arguments: &[OsString]) -> bool {
     env::var_os("KUBECONFIG").is_none_or(|value| value.is_empty()) && !arguments.iter().any(is_other)
 }
 
-/// Builds the demo and tokenward, by one command and for the whole workspace: `cargo test --workspace` asks for the
-/// same features, so it builds neither again. Answers where the demo is.
+/// Builds the demo and tokenward by one command: beside an example tokenward gets the features that tests ask of its
+/// dependencies, so `cargo test` builds neither again. Answers where the demo is.
 fn build() -> Result<PathBuf, Failure> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
