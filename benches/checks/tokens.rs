@@ -64,7 +64,7 @@ pub fn name(n: u64) -> String {
 pub fn object(n: u64, peppers: &Peppers) -> String {
     let text = make("tw", n, 2 * n);
     let (namespace, name) = (namespace(n), name(n));
-    let hash = peppers.prove_new(&namespace, &name, &text).map(|hash| hash.to_string()).unwrap_or_default();
+    let hash = peppers.hash(&namespace, &name, &text).map(|hash| hash.to_string()).unwrap_or_default();
     let key_id = Token::parse(text.expose()).map(|token| token.key_id().to_string()).unwrap_or_default();
     let uid = format!("{:08x}-0000-4000-8000-{n:012x}", mix(n) >> 32);
     let token_id = format::token_id(&uid);

@@ -113,7 +113,7 @@ fn api_token(
     secret: &Plaintext,
 ) -> ApiToken {
     let key_id = format::Token::parse(secret.expose()).expect("a token").key_id();
-    let hash = peppers.prove_new(namespace, name, secret).expect("a proof").to_string();
+    let hash = peppers.hash(namespace, name, secret).expect("a proof").to_string();
     let status = json!({
         "tokenId": format!("tok_{name}"),
         "versions": [{

@@ -13,6 +13,7 @@ use tracing::info;
 use zeroize::Zeroizing;
 
 use tokenward_core::crd::ApiToken;
+use tokenward_core::crd::labels::WARNING_ANNOTATION;
 use tokenward_core::token::{PepperError, Peppers};
 use tokenward_runtime::cluster::error::{is_already_exists, is_not_found, message};
 use tokenward_runtime::cluster::pepper::{PEPPER_SECRET, read};
@@ -70,7 +71,7 @@ pub(crate) async fn ensure(client: &Client, namespace: &str, tokens: &[Api<ApiTo
             labels: Some([("app.kubernetes.io/part-of".to_owned(), "tokenward".to_owned())].into()),
             annotations: Some(
                 [(
-                    "tokenward.dev/warning".to_owned(),
+                    WARNING_ANNOTATION.to_owned(),
                     "Back this Secret up: without it, every token is dead.".to_owned(),
                 )]
                 .into(),

@@ -38,7 +38,7 @@ use crate::config::ControllerArgs;
 use crate::context::Context;
 use crate::objects::{SecretMeta, Token};
 use tokenward_core::crd::ApiToken;
-use tokenward_core::lifecycle::{MANAGED_BY, MANAGED_BY_VALUE, TOKEN_LABEL};
+use tokenward_core::crd::labels::{MANAGED_BY, MANAGED_BY_VALUE, TOKEN_LABEL};
 use tokenward_runtime::backoff::WatchBackoff;
 use tokenward_runtime::cluster::client::Cluster;
 use tokenward_runtime::cluster::error::watch_message;

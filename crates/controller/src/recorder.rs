@@ -8,6 +8,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::mpsc;
 use tracing::warn;
 
+use tokenward_core::crd::labels::REPORTING_CONTROLLER;
 use tokenward_core::lifecycle::Event;
 use tokenward_runtime::cluster::error::message;
 
@@ -79,7 +80,7 @@ impl Sender {
                 ..Default::default()
             },
             event_time: Some(MicroTime(now)),
-            reporting_controller: Some("tokenward.dev/controller".to_owned()),
+            reporting_controller: Some(REPORTING_CONTROLLER.to_owned()),
             reporting_instance: Some(self.instance.clone()),
             action: Some(event.reason.to_owned()),
             reason: Some(event.reason.to_owned()),

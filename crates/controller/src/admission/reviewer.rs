@@ -16,7 +16,7 @@ use super::metrics::{Metrics, Verdict};
 use tokenward_core::admission::grants;
 use tokenward_core::admission::rules::{Questions, Refusal, destination, questions};
 use tokenward_core::crd::{ApiToken, TokenWebhook};
-use tokenward_core::lifecycle::{MANAGED_BY, MANAGED_BY_VALUE, TOKEN_LABEL};
+use tokenward_core::lifecycle::has_labels_of;
 use tokenward_core::outbox::destination::AddressPolicy;
 use tokenward_runtime::cluster::access;
 use tokenward_runtime::cluster::error::message;
@@ -175,12 +175,10 @@ impl Reviewer {
             return Err(Refusal::SecretOfAnother { secret, token });
         }
         let found = Api::<Secret>::namespaced(self.client.clone(), namespace).get_metadata_opt(&secret).await;
-        let is_ours = |labels: &std::collections::BTreeMap<String, String>| {
-            labels.get(MANAGED_BY).is_some_and(|by| by == MANAGED_BY_VALUE)
-                && labels.get(TOKEN_LABEL).is_some_and(|token| token == name)
-        };
         match found {
-            Ok(Some(found)) if !is_ours(found.labels()) => Err(Refusal::ForeignSecret { secret }),
+            Ok(Some(found)) if !has_labels_of(&found.metadata, name) => {
+                Err(Refusal::ForeignSecret { secret })
+            }
             _ => Ok(()),
         }
     }

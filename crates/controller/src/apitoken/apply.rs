@@ -17,9 +17,10 @@ use zeroize::Zeroizing;
 use super::cache::Inspected;
 use super::reconcile::Error;
 use crate::context::Context;
+use tokenward_core::crd::labels::WEBHOOKS_FINALIZER;
 use tokenward_core::crd::{ApiToken, ApiTokenStatus};
 use tokenward_core::lifecycle::{
-    Announcement, Content, DesiredData, Event, FINALIZER, Material, Observed, Refusal, RefusalKind, Release,
+    Announcement, Content, DesiredData, Event, Handover, Material, Observed, Refusal, RefusalKind,
     SecretMetadata, SecretState, Spec, Step, announce, compose, inspect, previous_version, wipe,
 };
 use tokenward_core::token::{KeyId, Peppers, Plaintext, format};
@@ -58,8 +59,8 @@ pub(crate) async fn apply(
             write_secret(&key_id, content, spec, observed, peppers, context, now).await
         }
         (Step::DeleteSecret, Ok(spec)) => delete_secret(spec, observed, context).await,
-        (Step::Hold, _) => write_finalizer(true, observed, context).await,
-        (Step::Release(release), _) => {
+        (Step::AddFinalizer, _) => write_finalizer(true, observed, context).await,
+        (Step::RemoveFinalizer(release), _) => {
             keep_undelivered(&release, observed, context).await?;
             write_finalizer(false, observed, context).await
         }
@@ -81,7 +82,7 @@ async fn announce_new(
 ) -> Result<Applied, Error> {
     let (namespace, name) = (observed.token.namespace().unwrap_or_default(), observed.token.name_any());
     let (key_id, plaintext) = draw(spec)?;
-    let hash = peppers.prove_new(&namespace, &name, &plaintext).ok_or(Error::Pepper)?;
+    let hash = peppers.hash(&namespace, &name, &plaintext).ok_or(Error::Pepper)?;
     let (version, reason) = (announcement.version, announcement.reason);
     let (status, events) = announce(observed, announcement, &Material { key_id, hash }, now);
     let applied = record(status, events, observed, context, "announce").await?;
@@ -170,7 +171,7 @@ async fn write_secret(
     let wardrobe = SecretMetadata::of(token, spec, version, status);
     let held = match content {
         Content::Minted => context.memories.with(&uid, |memory| memory.held.take()),
-        Content::CertificateState => None,
+        Content::Existing => None,
     };
     let plaintext = held.as_ref().filter(|(held, _)| held.as_str() == key_id).map(|(_, plaintext)| plaintext);
     if content == Content::Minted && plaintext.is_none() {
@@ -251,8 +252,8 @@ async fn write_finalizer(wanted: bool, observed: &Observed<'_>, context: &Contex
     let token = observed.token;
     let api = Api::<ApiToken>::namespaced(context.client.clone(), &token.namespace().unwrap_or_default());
     let mut finalizers = token.metadata.finalizers.clone().unwrap_or_default();
-    finalizers.retain(|finalizer| finalizer != FINALIZER);
-    finalizers.extend(wanted.then(|| FINALIZER.to_owned()));
+    finalizers.retain(|finalizer| finalizer != WEBHOOKS_FINALIZER);
+    finalizers.extend(wanted.then(|| WEBHOOKS_FINALIZER.to_owned()));
     // The resourceVersion that was read makes this lose against anybody who changed the list meanwhile.
     let patch = json!({
         "metadata": {"finalizers": finalizers, "resourceVersion": token.metadata.resource_version},
@@ -275,7 +276,7 @@ async fn write_finalizer(wanted: bool, observed: &Observed<'_>, context: &Contex
 
 /// Moves what a deleted token leaves undelivered to the TokenWebhooks that want it.
 async fn keep_undelivered(
-    release: &Release,
+    release: &Handover,
     observed: &Observed<'_>,
     context: &Context,
 ) -> Result<(), Error> {
@@ -285,7 +286,7 @@ async fn keep_undelivered(
     let (namespace, name) = (observed.token.namespace().unwrap_or_default(), observed.token.name_any());
     match context.webhooks.keep(observed.token, &release.undelivered).await {
         Ok(()) => Ok(()),
-        Err(webhook) if release.at_any_cost => {
+        Err(webhook) if release.best_effort => {
             warn!(
                 namespace,
                 name, webhook, "a deleted token's undelivered events are given up: they can't be kept"

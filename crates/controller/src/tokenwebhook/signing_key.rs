@@ -14,16 +14,16 @@ use rand::rngs::SysRng;
 use zeroize::Zeroizing;
 
 use super::problem::Problem;
+use tokenward_core::crd::labels::{
+    MANAGED_BY, MANAGED_BY_VALUE, PREVIOUS_UNTIL_ANNOTATION, SIGNING_TRIGGER_ANNOTATION, WEBHOOK_LABEL,
+};
 use tokenward_core::crd::{SecretKeyRef, SigningRotation, TokenWebhook};
-use tokenward_core::lifecycle::{MANAGED_BY, MANAGED_BY_VALUE, wipe};
+use tokenward_core::lifecycle::{is_controlled_by, wipe};
 use tokenward_core::outbox::signature;
 use tokenward_core::outbox::signature::{NEW_KEY_BYTES, SigningKeys};
 use tokenward_runtime::cluster::error::{is_not_found, message};
 use tokenward_runtime::failpoint;
 
-const WEBHOOK_LABEL: &str = "tokenward.dev/webhook";
-const HANDLED_TRIGGER: &str = "tokenward.dev/signing-trigger";
-const PREVIOUS_UNTIL: &str = "tokenward.dev/previous-until";
 const KEY: &str = "signing-key";
 const PREVIOUS: &str = "previous-signing-key";
 /// How long both keys sign, unless the spec says otherwise.
@@ -155,15 +155,13 @@ async fn provide_own(client: &Client, webhook: &TokenWebhook, now: Timestamp) ->
 
 fn plan(existing: Option<&Secret>, webhook: &TokenWebhook, now: Timestamp) -> Result<Plan, Problem> {
     let Some(secret) = existing else { return Ok(Plan::Create) };
-    let uid = webhook.uid();
-    let mut owners = secret.owner_references().iter();
-    if !owners.any(|owner| owner.controller == Some(true) && Some(&owner.uid) == uid.as_ref()) {
+    if !webhook.uid().is_some_and(|uid| is_controlled_by(&secret.metadata, &uid)) {
         return Ok(Plan::Foreign);
     }
     let (trigger, overlap) = rotation(webhook)?;
     let until = previous_until(secret);
     let open = until.is_some_and(|until| now < until);
-    let asked = trigger.is_some() && trigger.as_ref() != secret.annotations().get(HANDLED_TRIGGER);
+    let asked = trigger.is_some() && trigger.as_ref() != secret.annotations().get(SIGNING_TRIGGER_ANNOTATION);
     Ok(match (asked, open) {
         // Only two keys sign at a time; unless the old one is to end at once anyway.
         (true, true) if !overlap.is_zero() => Plan::Use(until),
@@ -187,7 +185,7 @@ fn holds_previous(secret: &Secret) -> bool {
 }
 
 fn previous_until(secret: &Secret) -> Option<Timestamp> {
-    secret.annotations().get(PREVIOUS_UNTIL)?.parse().ok().filter(|_| holds_previous(secret))
+    secret.annotations().get(PREVIOUS_UNTIL_ANNOTATION)?.parse().ok().filter(|_| holds_previous(secret))
 }
 
 fn blank(name: &str, webhook: &TokenWebhook) -> Secret {
@@ -216,13 +214,13 @@ fn put_new(secret: &mut Secret, webhook: &TokenWebhook, now: Timestamp) -> Resul
     let data = secret.data.get_or_insert_default();
     let replaced = data.insert(KEY.to_owned(), ByteString(key.as_bytes().to_vec()));
     let annotations = secret.metadata.annotations.get_or_insert_default();
-    annotations.insert(HANDLED_TRIGGER.to_owned(), trigger.unwrap_or_default());
+    annotations.insert(SIGNING_TRIGGER_ANNOTATION.to_owned(), trigger.unwrap_or_default());
     if let Some(replaced) = replaced {
         let replaced = Zeroizing::new(replaced.0);
         if !overlap.is_zero() {
             data.insert(PREVIOUS.to_owned(), ByteString(replaced.to_vec()));
             let until = now.checked_add(overlap).unwrap_or(Timestamp::MAX);
-            annotations.insert(PREVIOUS_UNTIL.to_owned(), until.to_string());
+            annotations.insert(PREVIOUS_UNTIL_ANNOTATION.to_owned(), until.to_string());
         }
     }
     Ok(())
@@ -231,7 +229,7 @@ fn put_new(secret: &mut Secret, webhook: &TokenWebhook, now: Timestamp) -> Resul
 fn drop_previous(secret: &mut Secret) {
     let previous = secret.data.as_mut().and_then(|data| data.remove(PREVIOUS));
     drop(previous.map(|previous| Zeroizing::new(previous.0)));
-    secret.metadata.annotations.get_or_insert_default().remove(PREVIOUS_UNTIL);
+    secret.metadata.annotations.get_or_insert_default().remove(PREVIOUS_UNTIL_ANNOTATION);
 }
 
 /// The keys in our own Secret, the current one first.

@@ -26,6 +26,7 @@ use super::sender::{Queue, Run, Sent};
 use super::status_writer::{AfterWrite, Answer, LATER, Record, SOON, Trouble};
 use super::target;
 use super::target::{DEFAULT_MAX_AGE, Target};
+use tokenward_core::crd::labels::{PING_ANNOTATION, REPLAY_ANNOTATION};
 use tokenward_core::crd::{ConditionType, DeadLetter, HeldEvent, TokenWebhook, find_condition};
 use tokenward_core::outbox::dead_letters;
 use tokenward_core::outbox::payload::Message;
@@ -48,8 +49,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const SWEEP: Duration = Duration::from_secs(1);
 
 /// The annotations by which a person asks for something. Any change of the text asks once.
-const PING: &str = "tokenward.dev/ping";
-const REPLAY: &str = "tokenward.dev/replay";
 /// So many characters of it count.
 const ANNOTATION: usize = 256;
 
@@ -309,8 +308,10 @@ impl Endpoint {
         let (object, now) = (self.record.object().clone(), Timestamp::now());
         let uid = object.uid().unwrap_or_default();
         let annotation = |name: &str| object.annotations().get(name).map(|text| bounded(text));
-        let pinged = dead_letters::answer_ping(&mut self.record.status, &uid, annotation(PING), now);
-        let replayed = dead_letters::answer_replay(&mut self.record.status, annotation(REPLAY), now);
+        let pinged =
+            dead_letters::answer_ping(&mut self.record.status, &uid, annotation(PING_ANNOTATION), now);
+        let replayed =
+            dead_letters::answer_replay(&mut self.record.status, annotation(REPLAY_ANNOTATION), now);
         let is_edited = |generation| object.metadata.generation != Some(generation);
         if self.disabled.is_some_and(|generation| pinged || is_edited(generation)) {
             self.disabled = None;

@@ -1,32 +1,30 @@
-//! Who may hand out which scopes: RBAC's to say, so that who may edit manifests is not who may grant `payments:*`.
+//! Who may grant which scopes. RBAC decides, so that the right to edit an ApiToken does not include `payments:*`.
 //!
 //! The right is the verb `grant` on the resource `scopes` of the group `tokenward.dev`, with scopes as resource names.
-//! RBAC compares names as a whole, so a scope is asked for by each name that covers it: a Role that lists `orders:*`
+//! RBAC compares names as a whole, so each name that covers a scope is checked: a Role that lists `orders:*`
 //! lets its holders grant `orders:read`, too. A Role without resource names lets them grant everything.
 
 use k8s_openapi::api::authorization::v1::ResourceAttributes;
 
-/// The verb.
-pub const VERB: &str = "grant";
-/// The resource, which exists in rules only.
-pub const RESOURCE: &str = "scopes";
-/// Its group.
-pub const GROUP: &str = "tokenward.dev";
+use crate::crd::labels::{GROUP, SCOPES_RESOURCE};
 
-/// The names of which one must be granted for a scope to be: itself, and the wildcards that cover it, narrowest first.
+/// The verb of the right.
+pub const VERB: &str = "grant";
+
+/// The resource names that permit to grant a scope: itself and the wildcards that cover it, the narrowest first.
 pub fn names(scope: &str) -> impl Iterator<Item = String> {
     let stem = scope.strip_suffix(":*").unwrap_or(scope);
     let wildcards = stem.rmatch_indices(':').map(|(at, _)| format!("{}:*", &stem[..at]));
     std::iter::once(scope.to_owned()).chain(wildcards)
 }
 
-/// The right to grant what has this name; without a name, everything.
+/// The right to grant the scope or wildcard of this name. Without a name: every scope.
 pub fn right(namespace: &str, name: Option<String>) -> ResourceAttributes {
     ResourceAttributes {
         namespace: Some(namespace.to_owned()),
         verb: Some(VERB.to_owned()),
         group: Some(GROUP.to_owned()),
-        resource: Some(RESOURCE.to_owned()),
+        resource: Some(SCOPES_RESOURCE.to_owned()),
         name,
         ..Default::default()
     }

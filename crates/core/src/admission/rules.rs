@@ -13,59 +13,58 @@ use crate::token::scope::any_covers;
 /// Why an object is not stored.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
-    /// The controller could not act on it.
+    /// The spec is invalid, so the controller could not act on it.
     #[error(transparent)]
     Spec(#[from] InvalidSpec),
-    /// Two tokens, one Secret.
+    /// Another ApiToken uses the Secret.
     #[error("Secret {secret} is that of ApiToken {token}; choose another spec.secret.name")]
     SecretOfAnother {
-        /// The Secret.
+        /// The name of the Secret.
         secret: String,
-        /// Whose it is.
+        /// The name of the other ApiToken.
         token: String,
     },
-    /// A Secret that tokenward has not made.
+    /// The Secret exists and was not created by tokenward.
     #[error(
         "Secret {secret} exists and is not tokenward's, so it would never be written; delete it, or choose another \
          spec.secret.name"
     )]
     ForeignSecret {
-        /// The Secret.
+        /// The name of the Secret.
         secret: String,
     },
-    /// Whoever asks may not hand these scopes out.
+    /// RBAC does not allow the user to grant these scopes.
     #[error(
         "{user} may not grant {}: it takes the verb \"grant\" on scopes.tokenward.dev of these names in namespace \
          {namespace}", .scopes.join(", ")
     )]
     ScopesNotGranted {
-        /// Who asked.
+        /// The user who sent the request.
         user: String,
-        /// In which namespace.
+        /// The namespace of the ApiToken.
         namespace: String,
-        /// What may not be handed out.
+        /// The scopes that the user may not grant.
         scopes: Vec<String>,
     },
-    /// A TokenWebhook that points inside.
+    /// The URL of the TokenWebhook has an address that is refused.
     #[error("spec.url: {0}")]
     Address(#[from] AddressError),
 }
 
-/// What is to be found out before an ApiToken is stored.
+/// What the caller has to check with the API server before an ApiToken is admitted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Questions {
-    /// Scopes that it gains, which whoever asks must be allowed to hand out.
+    /// Scopes that the ApiToken gains. The user must be allowed to grant them.
     pub gained_scopes: Vec<String>,
-    /// A Secret that nobody else may have.
+    /// The name of a Secret that must not exist, or be ours.
     pub secret: Option<String>,
-    /// What is wrong with it, and was before.
+    /// A warning for the user: the stored spec was invalid already.
     pub warning: Option<String>,
 }
 
-/// Judges an ApiToken by itself, and says what else has to be found out. `old` is what is stored now.
+/// Validates an ApiToken by itself, and returns what else has to be checked. `old` is the stored object.
 ///
-/// What ends a token is never refused, and a rule that the stored object breaks already does not hold up its other
-/// edits: a revocation must always get through.
+/// A revocation is never refused. Nor is another edit of an object that violates a rule already: it gets a warning.
 pub fn questions(new: &ApiToken, old: Option<&ApiToken>) -> Result<Questions, Refusal> {
     let unchanged = old.is_some_and(|old| old.spec == new.spec);
     if unchanged || new.spec.revoked == Some(true) {
@@ -79,20 +78,20 @@ pub fn questions(new: &ApiToken, old: Option<&ApiToken>) -> Result<Questions, Re
         }
         Err(error) => return Err(error.into()),
     };
-    // Where a name is the token's for good, whose it is was asked when the token was made.
+    // The name of the Secret is immutable, so it is checked on creation only.
     let secret = old.is_none().then_some(spec.secret_name);
     Ok(Questions { gained_scopes: gained(new, old), secret, warning: None })
 }
 
-/// The scopes of a token that are not covered by those it had. A wider one is gained, a narrower one is not.
+/// The scopes that the old ones do not cover: a wider scope is gained, a narrower one is not.
 fn gained(new: &ApiToken, old: Option<&ApiToken>) -> Vec<String> {
-    let had = old.map_or(&[][..], |old| &old.spec.scopes);
-    let covered = |scope: &String| any_covers(had.iter().map(String::as_str), scope);
+    let before = old.map_or(&[][..], |old| &old.spec.scopes);
+    let covered = |scope: &String| any_covers(before.iter().map(String::as_str), scope);
     new.spec.scopes.iter().filter(|scope| !covered(scope)).cloned().collect()
 }
 
-/// Judges where a TokenWebhook points, as far as its URL itself tells. A name is judged by its addresses each time that
-/// the controller connects, since they can change.
+/// Checks the URL of a TokenWebhook, if its host is an IP address. The addresses of a name can change, so the controller
+/// checks them each time it connects.
 pub fn destination(
     new: &TokenWebhook,
     old: Option<&TokenWebhook>,
@@ -198,7 +197,7 @@ mod tests {
         ] {
             let judged = destination(&webhook(url), None, &policy);
             assert_eq!(judged.is_ok(), admitted, "{url}: {judged:?}");
-            // What stands already is no reason to hold up another edit.
+            // A URL that is stored already does not block other edits.
             assert_eq!(destination(&webhook(url), Some(&webhook(url)), &policy), Ok(()));
         }
         let policy =

@@ -2,18 +2,18 @@
 
 use serde::Serialize;
 
-/// Why a check is denied, for callers that may know. Public doors fold most of these into one answer, so that
-/// nobody can tell a revoked token from one that never was.
+/// Why a check is denied, for callers that may know. Public endpoints merge most of these into one response, so that
+/// a client can't distinguish a revoked token from one that never existed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Code {
-    /// No such token.
+    /// No version has this key id and hash.
     NotFound,
     /// The token is revoked.
     Revoked,
     /// The token is past its `expiresAt`.
     Expired,
-    /// The token is suspended.
+    /// The token is suspended, until `spec.suspend` is false again.
     Suspended,
     /// This secret of the token has been replaced, or cut by `rotation.notBefore`.
     Retired,
@@ -21,12 +21,12 @@ pub enum Code {
     IpNotAllowed,
     /// The token is not meant for this audience.
     AudienceMismatch,
-    /// The token lacks a scope.
+    /// The token lacks a required scope.
     InsufficientScope,
 }
 
 impl Code {
-    /// Every code.
+    /// Every code, in the order in which they are declared.
     pub const ALL: [Self; 8] = [
         Self::NotFound,
         Self::Revoked,
@@ -38,7 +38,7 @@ impl Code {
         Self::InsufficientScope,
     ];
 
-    /// Its name in answers and metrics.
+    /// The name in responses and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NotFound => "NOT_FOUND",

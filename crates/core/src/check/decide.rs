@@ -9,82 +9,82 @@ use super::{Code, Entry, Version};
 use crate::token::scope::any_covers;
 use crate::token::{KeyId, Peppers, Token};
 
-/// What is asked.
+/// The request to check a token.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     /// The token that a client presented.
     pub token: Token<'a>,
-    /// The scopes that it needs, all of them.
+    /// The required scopes. The token must have all of them.
     pub scopes: &'a [&'a str],
-    /// The service for which it is presented.
+    /// The service that received the token, if the caller names it.
     pub audience: Option<&'a str>,
-    /// The client's address, where it is known.
+    /// The address of the client that presented the token, if known.
     pub client: Option<IpAddr>,
 }
 
-/// The answer.
+/// Whether the token is valid for a request.
 #[derive(Clone, Copy, Debug)]
 pub enum Decision<'e> {
-    /// The token is valid for what was asked.
+    /// The token is valid, and satisfies every requirement of the request.
     Allow(Identity<'e>),
-    /// It is not.
+    /// The first rule that denied the request.
     Deny(Code),
 }
 
-/// Whose token it is.
+/// The token and version that a presented text was verified against.
 #[derive(Clone, Copy, Debug)]
 pub struct Identity<'e> {
-    /// The token.
+    /// The ApiToken, as the index knows it.
     pub entry: &'e Entry,
-    /// The secret of it that was presented.
+    /// The version of it that was presented.
     pub version: &'e Version,
-    /// That secret's key id.
+    /// The key id of that version.
     pub key_id: KeyId,
 }
 
 impl<'e> Identity<'e> {
-    /// The scopes that this secret has now, separated by spaces: those that both it and the spec grant.
+    /// The scopes that both the version and the spec grant, separated by spaces.
     pub fn scopes(&self) -> &'e str {
         self.version.scopes.as_str()
     }
 
-    /// The same, one by one.
+    /// The scopes of [`Self::scopes`], one by one.
     pub fn each_scope(&self) -> impl Iterator<Item = &'e str> {
         self.version.scopes.iter()
     }
 
-    /// The services that it is meant for; none: any.
+    /// The services that the token is for. Empty: any.
     pub fn audiences(&self) -> &'e [Box<str>] {
         self.entry.limits().map_or(&[], |limits| &limits.audiences)
     }
 
-    /// When this secret was issued, to the second.
+    /// When the version was issued, to the second.
     pub fn issued_at(&self) -> Option<Timestamp> {
         self.entry.issued_at(self.key_id)
     }
 
-    /// When it ends as things stand. `None`: never.
+    /// When the version stops working, as of the current spec and status. `None`: never.
     pub fn ends_at(&self) -> Option<Timestamp> {
-        // Never is beyond what an instant can be.
+        // i64::MAX stands for never, and is out of the range of a Timestamp.
         Timestamp::from_millisecond(self.entry.expires_at().min(self.version.ends_at)).ok()
     }
 }
 
-/// Decides on the versions that claim the presented key id.
+/// Decides among the versions that have the presented key id.
 ///
-/// There may be several, since a key id can be copied into another status; the one whose proof holds is meant, and
-/// if none does, the token does not exist.
+/// There may be several, since a key id can be copied into another status. The one whose hash the token matches
+/// counts; if there is none, the token does not exist.
 pub fn decide<'e>(
-    claimants: impl IntoIterator<Item = &'e Version>,
+    candidates: impl IntoIterator<Item = &'e Version>,
     peppers: &Peppers,
     request: &Request<'_>,
     now: Timestamp,
 ) -> Decision<'e> {
-    let proven = claimants.into_iter().find(|version| {
+    let verified = candidates.into_iter().find(|version| {
         let (namespace, name) = version.entry.object();
-        peppers.holds(namespace, name, &request.token, &version.proof)
+        peppers.verify(namespace, name, &request.token, &version.hash)
     });
-    let Some(version) = proven else { return Decision::Deny(Code::NotFound) };
+    let Some(version) = verified else { return Decision::Deny(Code::NotFound) };
     let identity = Identity { entry: &version.entry, version, key_id: request.token.key_id() };
     match denial(identity, request, now.as_millisecond()) {
         Some(code) => Decision::Deny(code),
@@ -92,32 +92,41 @@ pub fn decide<'e>(
     }
 }
 
-/// The first rule that the token breaks.
+/// The first rule that denies the request. `None`: allow.
 fn denial(Identity { entry, version, .. }: Identity<'_>, request: &Request<'_>, now: i64) -> Option<Code> {
-    let grants = |scope: &str| any_covers(version.scopes.iter(), scope);
-    match () {
-        () if entry.standing() == Standing::Revoked => Some(Code::Revoked),
-        () if now >= entry.expires_at() => Some(Code::Expired),
-        () if entry.standing() == Standing::Suspended => Some(Code::Suspended),
-        () if now >= version.ends_at => Some(Code::Retired),
-        () => entry.limits().and_then(|limits| outside(limits, request)).or_else(|| {
-            (!request.scopes.iter().all(|scope| grants(scope))).then_some(Code::InsufficientScope)
-        }),
+    if entry.standing() == Standing::Revoked {
+        return Some(Code::Revoked);
     }
+    if now >= entry.expires_at() {
+        return Some(Code::Expired);
+    }
+    if entry.standing() == Standing::Suspended {
+        return Some(Code::Suspended);
+    }
+    if now >= version.ends_at {
+        return Some(Code::Retired);
+    }
+    if let Some(code) = entry.limits().and_then(|limits| exceeded(limits, request)) {
+        return Some(code);
+    }
+    if !request.scopes.iter().all(|scope| any_covers(version.scopes.iter(), scope)) {
+        return Some(Code::InsufficientScope);
+    }
+    None
 }
 
-/// The first limit that the request is outside of.
-fn outside(limits: &Limits, request: &Request<'_>) -> Option<Code> {
+/// The first limit that denies the request.
+fn exceeded(limits: &Limits, request: &Request<'_>) -> Option<Code> {
     let Limits { audiences, networks } = limits;
     let in_network = || request.client.is_some_and(|client| networks.iter().any(|net| net.contains(&client)));
     let meant_for = |audience: &str| audiences.iter().any(|listed| **listed == *audience);
     if !networks.is_empty() && !in_network() {
-        Some(Code::IpNotAllowed)
-    } else if !audiences.is_empty() && !request.audience.is_none_or(meant_for) {
-        Some(Code::AudienceMismatch)
-    } else {
-        None
+        return Some(Code::IpNotAllowed);
     }
+    if !audiences.is_empty() && !request.audience.is_none_or(meant_for) {
+        return Some(Code::AudienceMismatch);
+    }
+    None
 }
 
 #[cfg(test)]
@@ -151,7 +160,7 @@ mod tests {
 
     /// An ApiToken with one secret that was issued a second ago.
     fn token() -> ApiToken {
-        let hash = peppers().prove_new("ns", "name", &plaintext(1)).expect("proof");
+        let hash = peppers().hash("ns", "name", &plaintext(1)).expect("hash");
         let mut token =
             ApiToken::new("name", ApiTokenSpec { scopes: vec!["orders:*".to_owned()], ..Default::default() });
         token.metadata.namespace = Some("ns".to_owned());

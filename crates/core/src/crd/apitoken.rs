@@ -11,8 +11,8 @@ use super::{ApiTokenStatus, DurationString};
 
 /// An API token: who it is for, what it may do, how long it lives and how it rotates.
 ///
-/// tokenward mints the secret into a Kubernetes Secret that pods mount, and answers whether a presented
-/// token is valid. An edit of scopes, audiences, constraints or format rotates the secret; `revoked: true`
+/// tokenward mints the secret into a Kubernetes Secret that pods mount, and checks whether a presented token is
+/// valid. An edit of scopes, audiences, constraints or format rotates the secret; `revoked: true`
 /// ends the token for good.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[kube(
@@ -72,37 +72,37 @@ pub struct ApiTokenSpec {
     #[schemars(length(max = 128))]
     pub display_name: Option<String>,
 
-    /// Who answers for this token.
+    /// Who is responsible for this token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,
 
     /// What the token may do, as `resource:action`: `tokens:read`, `audit:read`. A last part of `*` covers
     /// everything below it: `orders:*` covers `orders:read` and `orders:items:read`. 1 to 64 scopes.
     ///
-    /// Taking a scope away stops it at once, for the current and the previous secret. Adding one rotates the
-    /// secret, and only the new secret has it: an old copy that leaked does not gain rights.
+    /// Removing a scope takes effect at once, for the current and the previous secret. Adding one rotates the
+    /// secret, and only the new secret has it: an old copy that leaked does not gain scopes.
     #[schemars(length(min = 1, max = 64), inner(length(min = 3, max = 128)), extend("x-kubernetes-list-type" = "atomic"))]
     #[x_kube(validation = Rule::new("self.all(s, s.matches('^[A-Za-z0-9][A-Za-z0-9._/-]*(:[A-Za-z0-9._/-]+)*:([A-Za-z0-9._/-]+|[*])$'))")
         .message("each scope must be resource:action, such as tokens:read or orders:*, of letters, digits and . _ / -"))]
-    // Not a set, whose items would belong to whoever added them: what is added by hand is for GitOps to take away.
+    // Not a set, whose items would be owned by whoever added them: GitOps has to remove items that were added by hand.
     #[x_kube(validation = Rule::new("self.all(s, self.exists_one(t, t == s))").message("name each scope once"))]
     pub scopes: Vec<String>,
 
-    /// The services for which the token is meant. A check that names an audience passes only if it is listed.
+    /// The services that the token is for. A check that names an audience passes only if it is listed.
     /// Empty or unset: any audience. At most 16, of 1 to 256 characters each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 256)), extend("x-kubernetes-list-type" = "atomic"))]
     pub audiences: Option<Vec<String>>,
 
-    /// From where the token may be used.
+    /// Where the token may be used from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub constraints: Option<Constraints>,
 
     /// The instant from which the token is no longer valid, such as 2027-01-01T00:00:00Z. Unset: never.
     ///
     /// It is an absolute time on purpose: a lifetime would start anew each time the object is created again
-    /// from Git or from a backup. It holds to the millisecond at every check, also while the controller or the
-    /// API server is down. It may be moved, before and after it has passed.
+    /// from Git or from a backup. It is enforced to the millisecond at every check, also while the controller or
+    /// the API server is down. It may be changed, before and after it has passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
 
@@ -128,12 +128,12 @@ pub struct ApiTokenSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretSpec>,
 
-    /// What the token looks like.
+    /// The format of the token's text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
 }
 
-/// Who answers for a token.
+/// Who is responsible for a token.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Owner {
@@ -147,7 +147,7 @@ pub struct Owner {
     pub contact: Option<String>,
 }
 
-/// From where a token may be used.
+/// Where a token may be used from.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Constraints {
@@ -221,11 +221,11 @@ pub struct SecretSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<SecretTemplate>,
 
-    /// What becomes of the Secret when the token is revoked.
+    /// What happens to the Secret when the token is revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_revoke: Option<OnRevoke>,
 
-    /// What becomes of the Secret when the ApiToken is deleted.
+    /// What happens to the Secret when the ApiToken is deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_delete: Option<OnDelete>,
 }
@@ -236,17 +236,17 @@ pub struct SecretSpec {
 #[x_kube(validation = Rule::new("!has(self.previous) || self.previous == '' || self.previous != (has(self.token) ? self.token : 'token')")
     .message("previous must name another key than token"))]
 pub struct SecretKeys {
-    /// The key that holds the current token. Default `token`.
+    /// The key of the current token. Default `token`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
     pub token: Option<String>,
-    /// The key that holds the previous token while its overlap is open. Default: none, it is not kept.
+    /// The key of the previous token while its overlap is open. Default: none; it is removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253), regex(pattern = r"^[-._a-zA-Z0-9]*$"))]
     pub previous: Option<String>,
 }
 
-/// What the Secret carries beside the token.
+/// The type, labels and annotations of the Secret.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretTemplate {
@@ -289,7 +289,7 @@ pub struct LabelValue(
 #[schemars(inline)]
 pub struct AnnotationValue(#[schemars(length(max = 4096))] pub String);
 
-/// What a token looks like: `<prefix>_<key id><secret><checksum>`.
+/// The format of a token: `<prefix>_<key id><secret><checksum>`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Format {
@@ -300,7 +300,7 @@ pub struct Format {
     pub prefix: Option<String>,
 }
 
-// What `kubectl explain` shows of an enum field is the enum's own text, so that tells all.
+// `kubectl explain` shows the text of the enum, not of its variants, so it describes all of them.
 
 /// Why the token was revoked, for the record. Only together with `revoked: true`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -320,19 +320,33 @@ pub enum RevocationReason {
     Unspecified,
 }
 
+impl RevocationReason {
+    /// The name in the API and in events.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::KeyCompromise => "KeyCompromise",
+            Self::Superseded => "Superseded",
+            Self::Decommissioned => "Decommissioned",
+            Self::OwnerLeft => "OwnerLeft",
+            Self::PolicyViolation => "PolicyViolation",
+            Self::Unspecified => "Unspecified",
+        }
+    }
+}
+
 /// Whether an edit of scopes, audiences, constraints or format rotates the secret. Default Rotate. With Keep, added
 /// scopes have no effect until the next rotation, since a secret never gains rights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub enum OnSpecChange {
-    /// It rotates.
+    /// The edit rotates the secret.
     #[default]
     Rotate,
-    /// The secret stays.
+    /// The secret stays as it is.
     Keep,
 }
 
-/// What becomes of the Secret when the token is revoked. Default Keep: the Secret stays, labelled
+/// What happens to the Secret when the token is revoked. Default Keep: the Secret stays, labelled
 /// `tokenward.dev/revoked: "true"`, because pods that mount a missing Secret can't restart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[schemars(inline)]
@@ -340,17 +354,17 @@ pub enum OnRevoke {
     /// It stays, labelled as revoked.
     #[default]
     Keep,
-    /// It is deleted.
+    /// The controller deletes it.
     Delete,
 }
 
-/// What becomes of the Secret when the ApiToken is deleted. Default Delete. Either way the token in it is dead.
+/// What happens to the Secret when the ApiToken is deleted. Default Delete. Either way the token in it no longer works.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub enum OnDelete {
     /// Kubernetes deletes it with the ApiToken, by its owner reference.
     #[default]
     Delete,
-    /// It stays.
+    /// It stays, without an owner reference.
     Retain,
 }

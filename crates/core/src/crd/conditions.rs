@@ -1,4 +1,4 @@
-//! Condition types and the list that keeps their transition times.
+//! Condition types, and a list that preserves their transition times.
 //!
 //! Types and meanings follow the Kubernetes API conventions and kstatus, so that `kubectl wait`, Flux and
 //! Argo CD come to an end in every state.
@@ -13,11 +13,11 @@ pub enum ConditionType {
     Ready,
     /// A check with the Secret's content succeeds now.
     Active,
-    /// Revoked for good.
+    /// The token is revoked for good.
     Revoked,
     /// An overlap is open: two secrets work.
     Rotating,
-    /// The Secret holds the current version.
+    /// The Secret contains the current version.
     Delivered,
     /// Work is under way (kstatus).
     Reconciling,
@@ -53,17 +53,17 @@ pub struct Outcome {
     pub status: bool,
     /// A CamelCase word that programs match on.
     pub reason: &'static str,
-    /// A sentence for people. Never holds a secret.
+    /// A sentence for people. Never contains a secret.
     pub message: String,
 }
 
 impl Outcome {
-    /// It holds.
+    /// The condition is `True`, for this reason.
     pub fn yes(reason: &'static str, message: impl Into<String>) -> Self {
         Self { status: true, reason, message: message.into() }
     }
 
-    /// It does not hold.
+    /// The condition is `False`, for this reason.
     pub fn no(reason: &'static str, message: impl Into<String>) -> Self {
         Self { status: false, reason, message: message.into() }
     }
@@ -101,7 +101,7 @@ impl<'a> Conditions<'a> {
         self
     }
 
-    /// The finished list.
+    /// The list, as a status has it.
     pub fn into_vec(self) -> Vec<Condition> {
         self.list
     }

@@ -1,6 +1,6 @@
 //! Durations as users write them: `90m`, `1h30m`, `720h`.
 //!
-//! The text is kept as it was written: a controller that rewrote `60m` as `1h` would differ from Git.
+//! The text is stored as it was written: a controller that rewrote `60m` as `1h` would differ from Git.
 
 use std::borrow::Cow;
 
@@ -22,7 +22,7 @@ pub struct DurationString(String);
 pub struct DurationError(String);
 
 impl DurationString {
-    /// Wraps a text, unchecked: what the API server stored is judged where it is read.
+    /// Wraps a text without checking it. [`Self::parse`] checks what the API server stored.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
@@ -75,7 +75,7 @@ impl JsonSchema for DurationString {
         true
     }
 
-    // A rule instead of `pattern`: the API server prints a pattern's text, which tells a user less than a sentence.
+    // A rule instead of `pattern`: the API server prints the pattern itself, which helps a user less than a sentence.
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "string",

@@ -4,14 +4,15 @@
 //! stored object would be a difference from Git that Argo CD reports, so effective defaults are applied
 //! where they are read (`lifecycle::spec`). Every string, list and map is bounded, which also keeps the
 //! CEL rules within the API server's cost budget.
-//! Lists of what a token may do are atomic: in a set, whatever somebody adds by hand would be theirs, and
-//! Flux, which applies on the server's side, would neither see it nor take it away.
+//! Lists of what a token may do are atomic: in a set, an item that somebody adds by hand would be owned by them, and
+//! Flux, which uses server-side apply, would neither see nor remove it.
 
 #![allow(clippy::duplicated_attributes, reason = "each of kube's printcolumn attributes has the same keys")]
 
 mod apitoken;
 mod conditions;
 mod duration;
+pub mod labels;
 mod status;
 mod tokenwebhook;
 
@@ -35,10 +36,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube_core::CustomResourceExt;
 
-/// The API group of both kinds; also the prefix of every label and annotation that tokenward writes.
-pub const GROUP: &str = "tokenward.dev";
-
-/// Both CRDs, each with the file name under which `crds/` keeps it.
+/// Both CRDs, each with the name of its file in `crds/`.
 pub fn all() -> [(&'static str, CustomResourceDefinition); 2] {
     [("apitokens.yaml", ApiToken::crd()), ("tokenwebhooks.yaml", TokenWebhook::crd())].map(
         |(name, mut crd)| {

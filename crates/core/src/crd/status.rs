@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use super::RevocationReason;
 
-/// What the controller recorded of an ApiToken. It holds no secret: a version is known by its key id and a
+/// The observed state of an ApiToken. It contains no secret: a version is identified by its key id and verified by a
 /// keyed hash that is bound to this object.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ApiTokenStatus {
-    /// The `metadata.generation` that this status answers to.
+    /// The `metadata.generation` that this status reflects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
@@ -22,7 +22,7 @@ pub struct ApiTokenStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
 
-    /// The token's public handle, `tok_` and 22 characters. The same over all rotations.
+    /// The token's public id, `tok_` and 22 characters. It stays the same over all rotations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub token_id: Option<String>,
@@ -32,7 +32,7 @@ pub struct ApiTokenStatus {
     #[schemars(length(max = 8))]
     pub versions: Vec<TokenVersion>,
 
-    /// What the controller remembers of rotations.
+    /// The record of rotations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<RotationStatus>,
 
@@ -40,11 +40,11 @@ pub struct ApiTokenStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revocation: Option<RevocationStatus>,
 
-    /// The Secret that holds the token.
+    /// The Secret that contains the token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SecretRef>,
 
-    /// The `expiresAt` that was told to be near, so that each is told once.
+    /// The `expiresAt` for which the event that the token expires soon was sent, so that it is sent once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_expiry_notice: Option<Timestamp>,
 
@@ -55,7 +55,7 @@ pub struct ApiTokenStatus {
     /// Ready, Active, Revoked, Rotating, Delivered, Reconciling and Stalled.
     ///
     /// Ready: the spec is realised, also where it says revoked, suspended or expired. Active: a check with the
-    /// Secret's content succeeds now. Delivered: the Secret holds the current secret. Rotating: two secrets
+    /// Secret's content succeeds now. Delivered: the Secret contains the current secret. Rotating: two secrets
     /// work, until when. Revoked: for good. Stalled: somebody has to act; the message says how.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
@@ -69,7 +69,7 @@ impl ApiTokenStatus {
     }
 }
 
-/// One secret that the token has or had.
+/// A secret of the token, current or former.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TokenVersion {
@@ -82,7 +82,7 @@ pub struct TokenVersion {
     /// `hmac-sha256:<pepper id>:<base64url>`, over namespace, name and the whole token.
     #[schemars(length(max = 128))]
     pub hash: String,
-    /// Where this secret stands in its life.
+    /// The state of this secret in its life cycle.
     pub state: VersionState,
     /// The scopes with which it was issued. A check must pass both these and the spec's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -97,19 +97,19 @@ pub struct TokenVersion {
     pub reason: RotationReason,
 }
 
-/// Where a secret stands in its life.
+/// The state of a secret in its life cycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub enum VersionState {
     /// Made known to the verifiers, on its way into the Secret. It works already.
     Pending,
-    /// The Secret holds it.
+    /// The Secret contains it.
     Active,
     /// Replaced, and working until `retireAt`.
     Retiring,
-    /// Replaced, and dead.
+    /// Replaced, and no longer working.
     Retired,
-    /// Dead with the token.
+    /// Revoked with the token.
     Revoked,
 }
 
@@ -127,25 +127,42 @@ impl VersionState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub enum RotationReason {
-    /// The first one.
+    /// It is the first secret of the token.
     Created,
     /// Scopes, audiences, constraints or format were edited.
     SpecChange,
-    /// `rotation.trigger` was changed.
+    /// `rotation.trigger` has a new value.
     Trigger,
-    /// `rotation.interval` has passed.
+    /// `rotation.interval` has passed since its predecessor was issued.
     Schedule,
     /// The Secret was gone.
     SecretMissing,
-    /// The Secret held something else than the controller had written.
+    /// The Secret contained something else than the controller had written.
     SecretTampered,
-    /// `rotation.notBefore` has passed its predecessor.
+    /// `rotation.notBefore` invalidated its predecessor.
     NotBefore,
     /// One of many, rotated together.
+    // No code produces it yet: it is reserved for the bulk rotation of the management API.
     Bulk,
 }
 
-/// What the controller remembers of rotations.
+impl RotationReason {
+    /// The name in the API, in events and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "Created",
+            Self::SpecChange => "SpecChange",
+            Self::Trigger => "Trigger",
+            Self::Schedule => "Schedule",
+            Self::SecretMissing => "SecretMissing",
+            Self::SecretTampered => "SecretTampered",
+            Self::NotBefore => "NotBefore",
+            Self::Bulk => "Bulk",
+        }
+    }
+}
+
+/// The record of rotations.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RotationStatus {
@@ -153,14 +170,14 @@ pub struct RotationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub spec_hash: Option<String>,
-    /// The `rotation.trigger` that the newest secret answers to.
+    /// The `rotation.trigger` for which the newest secret was issued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub handled_trigger: Option<String>,
     /// When the last rotation was delivered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_time: Option<Timestamp>,
-    /// When the next one falls due by `rotation.interval`.
+    /// When the next one is due by `rotation.interval`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_time: Option<Timestamp>,
     /// Why the last rotation happened.
@@ -175,12 +192,12 @@ pub struct RevocationStatus {
     /// When the controller saw the request. Verifiers refuse the token from the request itself on.
     pub requested_at: Timestamp,
     /// When every secret was marked revoked and the Secret was labelled or deleted. It is not an acknowledgement of
-    /// the verifiers, which refuse the token as soon as they hear of the request.
+    /// the verifiers, which refuse the token as soon as they see the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enforced_at: Option<Timestamp>,
     /// Why, as given with the request.
     pub reason: RevocationReason,
-    /// From where the request came.
+    /// Where the request came from.
     pub source: RevocationSource,
     /// Who asked, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -188,19 +205,22 @@ pub struct RevocationStatus {
     pub actor: Option<String>,
 }
 
-/// From where a revocation came.
+/// Where a revocation came from.
+// Only `Spec` is produced today. The others are part of the stored API already, because an enum value added to a CRD
+// later is one that older controllers and clients can't read: `Api` and `Bulk` wait for the management API, `Cli` for
+// the kubectl plugin, `Anomaly` for the rules over usage statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub enum RevocationSource {
-    /// `spec.revoked`.
+    /// `spec.revoked` was set to true.
     Spec,
-    /// The management API.
+    /// A request to the management API.
     Api,
-    /// The command line.
+    /// The kubectl plugin.
     Cli,
-    /// A bulk revocation.
+    /// One of many, revoked together.
     Bulk,
-    /// The anomaly detection.
+    /// A finding of the anomaly detection.
     Anomaly,
 }
 
@@ -212,29 +232,29 @@ pub struct Outbox {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub events: Vec<OutboxEvent>,
-    /// How many events each TokenWebhook never got because this list was full; the oldest give way.
+    /// How many events were dropped before each TokenWebhook received them, because this list was full.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 256))]
     pub lost: BTreeMap<String, i64>,
 }
 
-/// Something that happened to the token, as TokenWebhooks are told of it.
+/// An event that TokenWebhooks receive.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct OutboxEvent {
     /// The `webhook-id` of every delivery of this event.
     #[schemars(length(max = 64))]
     pub id: String,
-    /// Its name, such as `token.revoked`.
+    /// The type, such as `token.revoked`.
     #[serde(rename = "type")]
     #[schemars(length(max = 64))]
     pub type_: String,
-    /// When it happened.
+    /// When the transition happened.
     pub time: Timestamp,
-    /// The version that it is about.
+    /// The version concerned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<i64>,
-    /// Why it happened.
+    /// The reason of the rotation or revocation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub reason: Option<String>,
@@ -243,14 +263,14 @@ pub struct OutboxEvent {
     pub webhooks: Vec<String>,
 }
 
-/// The Secret that holds a token.
+/// The Secret that contains a token.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretRef {
     /// The Secret's name, in the ApiToken's namespace.
     #[schemars(length(max = 253))]
     pub name: String,
-    /// The version that it holds.
+    /// The version that it contains.
     pub version: i64,
     /// The Secret's uid: another Secret of the same name is not this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -264,16 +284,34 @@ pub struct SecretRef {
 pub enum Phase {
     /// Not minted or not delivered yet.
     Pending,
-    /// It works.
+    /// The token works.
     Active,
-    /// It works, and so does its previous secret.
+    /// The token works, and so does its previous secret.
     Rotating,
-    /// Stopped until `suspend` is false again.
+    /// Refused until `suspend` is false again.
     Suspended,
-    /// Past `expiresAt`.
+    /// The token is past its `expiresAt`.
     Expired,
-    /// Dead for good.
+    /// The token is revoked for good.
     Revoked,
     /// Somebody has to act.
     Failed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_have_one_spelling() {
+        use RotationReason::*;
+        for reason in [Created, SpecChange, Trigger, Schedule, SecretMissing, SecretTampered, NotBefore, Bulk]
+        {
+            assert_eq!(serde_json::to_value(reason).expect("JSON"), reason.as_str());
+        }
+        use RevocationReason::*;
+        for reason in [KeyCompromise, Superseded, Decommissioned, OwnerLeft, PolicyViolation, Unspecified] {
+            assert_eq!(serde_json::to_value(reason).expect("JSON"), reason.as_str());
+        }
+    }
 }

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::DurationString;
 
-/// An HTTP endpoint that is told what happens to the ApiTokens of its namespace, in signed requests as
-/// Standard Webhooks 1.0 defines them.
+/// An HTTP endpoint that receives the events of the ApiTokens of its namespace, in signed requests as Standard
+/// Webhooks 1.0 defines them.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[kube(
     group = "tokenward.dev",
@@ -23,7 +23,7 @@ use super::DurationString;
     derive = "PartialEq",
     validation = Rule::new("self.metadata.name.size() <= 63")
         .message("the name of a TokenWebhook is a label value on its Secret: at most 63 characters"),
-    doc = "TokenWebhook is an HTTP endpoint that is told what happens to the ApiTokens of its namespace.",
+    doc = "TokenWebhook is an HTTP endpoint that receives the events of the ApiTokens of its namespace.",
     printcolumn(
         name = "Ready",
         type_ = "string",
@@ -80,7 +80,7 @@ pub struct TokenWebhookSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivery: Option<Delivery>,
 
-    /// Holds events back until this is false again. They are kept, up to `delivery.maxAge`.
+    /// Pauses delivery until this is false again. Events are stored meanwhile, for `delivery.maxAge` at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspend: Option<bool>,
 }
@@ -97,7 +97,7 @@ pub struct UrlFrom {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretKeyRef {
-    /// The Secret's name.
+    /// The name of the Secret.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
     /// The key in its data.
@@ -110,14 +110,14 @@ pub struct SecretKeyRef {
 #[serde(rename_all = "camelCase")]
 pub struct Signing {
     /// The Secret with the signing key: `whsec_` and 24 to 64 bytes in base64 (HMAC-SHA256), or `whsk_` and an
-    /// ed25519 key in base64. More than one, separated by blanks, sign every request. Unset: a key is made, into the
-    /// Secret NAME-signing, key `signing-key`.
+    /// ed25519 key in base64. More than one, separated by blanks, sign every request. Unset: a key is generated into
+    /// the Secret NAME-signing, key `signing-key`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SecretKeyRef>,
-    /// The kind of key that is made where `secretRef` is unset. Default HmacSha256.
+    /// The kind of key that is generated if `secretRef` is unset. Default HmacSha256.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub algorithm: Option<SigningAlgorithm>,
-    /// When the key that was made is replaced.
+    /// When a generated key is replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<SigningRotation>,
 }
@@ -133,7 +133,7 @@ pub enum SigningAlgorithm {
     Ed25519,
 }
 
-/// When a signing key that was made is replaced.
+/// When a generated signing key is replaced.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SigningRotation {
@@ -142,7 +142,7 @@ pub struct SigningRotation {
     #[schemars(length(max = 256))]
     pub trigger: Option<String>,
     /// How long requests carry the signatures of both keys. Default 24h; 0s ends the old key at once. A rotation
-    /// that is asked for meanwhile waits for its end, as only two keys sign at a time.
+    /// that is requested meanwhile waits for its end, as only two keys sign at a time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlap: Option<DurationString>,
 }
@@ -154,23 +154,23 @@ pub struct Delivery {
     /// How long one attempt may take. Default 15s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<DurationString>,
-    /// How long an event is tried before it is set aside as dead. Default 75h.
+    /// How long delivery of an event is retried before it is dead-lettered. Default 75h.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_age: Option<DurationString>,
-    /// The authorities that the endpoint's certificate is checked by, in PEM, instead of the public ones.
+    /// CA certificates, in PEM, that the endpoint's certificate is verified against instead of the public ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 65536))]
     pub ca_bundle: Option<String>,
 }
 
-/// What the controller recorded of a TokenWebhook.
+/// The observed state of a TokenWebhook.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TokenWebhookStatus {
-    /// The `metadata.generation` that this status answers to.
+    /// The `metadata.generation` that this status reflects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Healthy and Disabled.
+    /// Ready, Healthy, Disabled and Stalled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -183,29 +183,29 @@ pub struct TokenWebhookStatus {
     /// How many events wait to be delivered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<i64>,
-    /// How many events were given up.
+    /// How many events were dead-lettered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead_lettered: Option<i64>,
-    /// How many events were never recorded for want of room in their ApiToken's status.
+    /// How many events were dropped because the outbox of their ApiToken was full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost: Option<i64>,
-    /// Events that wait here and not in an ApiToken: pings, replays, and those of ApiTokens that are gone.
+    /// Events that wait here and not in an ApiToken: pings, replays, and those of deleted ApiTokens.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub outbox: Vec<HeldEvent>,
-    /// The last events that were given up, for a replay.
+    /// The last dead-lettered events, for a replay.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub dead_letters: Vec<DeadLetter>,
-    /// The annotation `tokenward.dev/ping` as it was last answered.
+    /// The annotation `tokenward.dev/ping` as it was last handled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub handled_ping: Option<String>,
-    /// The annotation `tokenward.dev/replay` as it was last answered.
+    /// The annotation `tokenward.dev/replay` as it was last handled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub handled_replay: Option<String>,
-    /// The public part of an ed25519 signing key, `whpk_…`, by which receivers verify.
+    /// The public part of an ed25519 signing key, `whpk_…`, with which receivers verify.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub public_key: Option<String>,
@@ -214,28 +214,28 @@ pub struct TokenWebhookStatus {
     pub signing_secret_ref: Option<SecretKeyRef>,
 }
 
-/// An event that waits in the TokenWebhook itself.
+/// An event in the outbox of the TokenWebhook itself.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HeldEvent {
     /// The `webhook-id` of every delivery of this event.
     #[schemars(length(max = 64))]
     pub id: String,
-    /// Its name, such as `token.deleted`.
+    /// The type, such as `token.deleted`.
     #[serde(rename = "type")]
     #[schemars(length(max = 64))]
     pub type_: String,
-    /// When it happened.
+    /// When the transition happened.
     pub time: Timestamp,
-    /// Since when it waits here, from which `delivery.maxAge` is counted.
+    /// Since when it is stored here, from which `delivery.maxAge` is counted.
     pub since: Timestamp,
-    /// The ApiToken that it is about.
+    /// The ApiToken concerned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<TokenHandle>,
-    /// The version that it is about.
+    /// The version concerned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<i64>,
-    /// Why it happened.
+    /// The reason of the rotation or revocation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub reason: Option<String>,
@@ -245,27 +245,27 @@ pub struct HeldEvent {
     pub scopes: Option<Vec<String>>,
 }
 
-/// What identifies an ApiToken of this namespace.
+/// A reference to an ApiToken of this namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TokenHandle {
-    /// Its name.
+    /// The name of the ApiToken.
     #[schemars(length(max = 63))]
     pub name: String,
-    /// Its `status.tokenId`.
+    /// `status.tokenId` of the ApiToken.
     #[schemars(length(max = 64))]
     pub token_id: String,
 }
 
-/// An event that was given up.
+/// A dead-lettered event.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DeadLetter {
-    /// The event.
+    /// The event as it was stored.
     pub event: HeldEvent,
-    /// When it was given up.
+    /// When it was dead-lettered.
     pub at: Timestamp,
-    /// How often it was tried since the controller that gave it up took it over.
+    /// The number of attempts by the controller replica that dead-lettered it.
     pub attempts: i64,
     /// Why, in one word.
     #[schemars(length(max = 64))]

@@ -1,48 +1,48 @@
-//! All that a decision may look at.
+//! The input of a decision.
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::{InvalidSpec, Spec};
+use super::spec::{InvalidSpec, Spec};
 use crate::crd::{ApiToken, ApiTokenStatus, TokenVersion};
 use crate::outbox::events::Receipts;
 use crate::outbox::subscription::Subscription;
 use crate::token::{Hash, KeyId};
 
-/// How long until a Secret that could not be read or written is tried again. A foreign Secret carries no label by
-/// which its end would be noticed.
+/// How long until a Secret that could not be read or written is tried again. The watch selects by label, so it does not
+/// report the deletion of a foreign Secret.
 pub(super) const RETRY: SignedDuration = SignedDuration::from_secs(15);
 
-/// An ApiToken, what is known of its Secret, and what this process has in hand.
+/// An ApiToken, the state of its Secret, and what this process has in memory.
 #[derive(Clone, Debug)]
 pub struct Observed<'a> {
     /// The object as last read or written.
     pub token: &'a ApiToken,
-    /// Its spec with the defaults applied, or why it can't be acted on.
+    /// Its spec with the defaults applied, or why it is invalid.
     pub spec: Result<Spec, InvalidSpec>,
     /// The Secret that its spec names.
     pub secret: SecretState,
-    /// The token that this process has minted and not delivered yet.
+    /// The key id of the token that this process has in memory: minted and not delivered yet.
     pub held: Option<KeyId>,
-    /// The API server's refusal of the last attempt to write the Secret.
+    /// How the API server rejected the last write of the Secret.
     pub refusal: Option<Refusal>,
     /// How long verifiers are given to learn of a new version before it is put into the Secret.
     pub propagation: SignedDuration,
-    /// What the TokenWebhooks of the namespace want to be told of.
+    /// The subscriptions of the TokenWebhooks of the namespace.
     pub subscriptions: &'a [Subscription],
-    /// What they have accepted since the status was written.
+    /// The events that they have accepted since the status was written.
     pub receipts: Receipts,
-    /// How long before its expiry a token is told to expire.
+    /// How long before `expiresAt` the event that the token expires soon is sent.
     pub expiry_notice: SignedDuration,
 }
 
 impl<'a> Observed<'a> {
-    /// The status as it is stored.
+    /// The stored status.
     pub fn status(&self) -> Option<&'a ApiTokenStatus> {
         self.token.status.as_ref()
     }
 
-    /// Whether `spec.revoked` asks for the end.
+    /// Whether `spec.revoked` is true.
     pub fn revocation_requested(&self) -> bool {
         self.token.spec.revoked == Some(true)
     }
@@ -57,53 +57,53 @@ impl<'a> Observed<'a> {
         self.token.spec.suspend == Some(true)
     }
 
-    /// Whether the object is being deleted: there is nothing to do for it any more.
+    /// Whether the object is being deleted: only the finalizer is left to be handled.
     pub fn deleting(&self) -> bool {
         self.token.metadata.deletion_timestamp.is_some()
     }
 
-    /// The `expiresAt` that is near, but not past.
+    /// `expiresAt`, if it is near but not past.
     pub fn expires_soon(&self, now: Timestamp) -> Option<Timestamp> {
         let at = self.token.spec.expires_at.filter(|at| now < *at)?;
-        self.told_to_expire_at().filter(|from| now >= *from).map(|_| at)
+        self.expiry_notice_at().filter(|from| now >= *from).map(|_| at)
     }
 
-    /// From when the token is told to expire.
-    pub fn told_to_expire_at(&self) -> Option<Timestamp> {
+    /// When the event that the token expires soon is sent.
+    pub fn expiry_notice_at(&self) -> Option<Timestamp> {
         let at = self.token.spec.expires_at?;
         Some(at.checked_sub(self.expiry_notice).unwrap_or(Timestamp::MIN))
     }
 
-    /// Whether `rotation.notBefore` has put an end to a version.
+    /// Whether `rotation.notBefore` invalidates a version.
     pub fn cut_by_not_before(&self, version: &TokenVersion, now: Timestamp) -> bool {
         let not_before = self.token.spec.rotation.as_ref().and_then(|r| r.not_before);
         not_before.is_some_and(|cut| now >= cut && version.issued_at < cut)
     }
 }
 
-/// What is known of the Secret.
+/// The state of the Secret that the spec names.
 #[derive(Clone, Debug)]
 pub enum SecretState {
-    /// There is none of that name.
+    /// There is no Secret of that name.
     Absent,
-    /// There is one that is not ours. It is never written.
+    /// There is a Secret that is not ours. It is never written.
     Foreign,
-    /// There may be one: it may not be read, in the API server's words. It is never taken for an absent one.
+    /// The API server denied the read, with this message. It is never treated as absent.
     Unreadable(String),
-    /// There is one that we wrote, whatever has become of it since.
+    /// There is a Secret of ours, whoever has changed it since.
     Ours(Box<OwnSecret>),
 }
 
 impl SecretState {
-    /// Whether nothing may be concluded or written: it is not ours, or not to be seen.
-    pub fn out_of_reach(&self) -> bool {
+    /// Whether it can neither be used nor written: it is not ours, or could not be read.
+    pub fn is_inaccessible(&self) -> bool {
         match self {
             Self::Foreign | Self::Unreadable(_) => true,
             Self::Absent | Self::Ours(_) => false,
         }
     }
 
-    /// Our Secret, if that is what there is.
+    /// The Secret, if it is ours.
     pub fn ours(&self) -> Option<&OwnSecret> {
         match self {
             Self::Ours(own) => Some(own),
@@ -111,67 +111,67 @@ impl SecretState {
         }
     }
 
-    /// The version whose token the Secret holds: proven against the status or, where the status does not know it,
-    /// by the seal.
-    pub fn holds(&self) -> Option<KeyId> {
+    /// The key id of the token that the Secret contains: verified against the status or, where the status does not
+    /// know it, by the seal.
+    pub fn key_id(&self) -> Option<KeyId> {
         let own = self.ours()?;
-        own.holds.or_else(|| own.sealed.as_ref().map(|sealed| sealed.key_id))
+        own.verified.or_else(|| own.sealed.as_ref().map(|sealed| sealed.key_id))
     }
 }
 
 /// A Secret of ours.
 #[derive(Clone, Debug, Default)]
 pub struct OwnSecret {
-    /// Its metadata.
+    /// The metadata, without managed fields.
     pub metadata: ObjectMeta,
-    /// The version whose token it holds, proven against the status.
-    pub holds: Option<KeyId>,
+    /// The key id of the token that it contains, verified against the status.
+    pub verified: Option<KeyId>,
     /// Whether that token is under the data key that the spec names.
     pub in_place: bool,
-    /// The version whose token the key for the previous token holds.
+    /// The key id of the token under the data key for the previous token.
     pub previous: Option<KeyId>,
-    /// The version that a valid seal vouches for and whose token it holds.
+    /// The version that a valid seal authenticates and whose token the Secret contains.
     pub sealed: Option<SealedVersion>,
 }
 
-/// A version, as a Secret's seal vouches for it.
+/// A version as a valid seal describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SealedVersion {
     /// `status.tokenId`.
     pub token_id: String,
-    /// The version's number.
+    /// The number of the version.
     pub version: i64,
-    /// Its key id.
+    /// The key id of the version.
     pub key_id: KeyId,
-    /// Its proof.
+    /// The hash of its token, under the pepper of the seal.
     pub hash: Hash,
-    /// When it was issued.
+    /// When the version was issued.
     pub issued_at: Timestamp,
 }
 
-/// The API server refused a write of the Secret in a way that only a person can mend.
+/// The API server rejected a write of the Secret in a way that only a person can fix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// In what way.
+    /// Which class of error.
     pub kind: RefusalKind,
     /// The API server's message.
     pub message: String,
-    /// When; the write is tried again some time later.
+    /// When the write failed. It is retried after [`RETRY`].
     pub at: Timestamp,
 }
 
 impl Refusal {
-    /// When the write is tried again.
+    /// When the write is retried.
     pub fn retry_at(&self) -> Timestamp {
         self.at.checked_add(RETRY).unwrap_or(Timestamp::MAX)
     }
 }
 
-/// In what way a write was refused.
+/// The class of a rejected write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusalKind {
-    /// 403: a missing right, or a quota.
+    /// 403: a missing permission, or a quota.
     Forbidden,
-    /// 422: a Secret that the API server does not accept.
+    /// 422: the Secret is invalid.
     Invalid,
 }

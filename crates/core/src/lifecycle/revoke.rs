@@ -1,13 +1,14 @@
-//! Revocation: one way, whatever the request came from.
+//! Revocation. It can never be undone, wherever the request came from.
 
 use jiff::Timestamp;
 
-use super::Observed;
+use super::observed::Observed;
+use super::secret::desired_metadata;
 use crate::crd::{
     ApiTokenStatus, OnRevoke, RevocationReason, RevocationSource, RevocationStatus, VersionState,
 };
 
-/// Records a request from the spec, once. Says whether this is the first time.
+/// Records the request of the spec, once. Returns whether this is the first time.
 pub(super) fn latch(status: &mut ApiTokenStatus, observed: &Observed<'_>, now: Timestamp) -> bool {
     if status.revocation.is_some() || !observed.revocation_requested() {
         return false;
@@ -37,13 +38,13 @@ pub(super) fn enforce(status: &mut ApiTokenStatus, observed: &Observed<'_>, now:
     }
 }
 
-/// Whether the Secret of a revoked token is as `secret.onRevoke` wants it. A foreign one is none of ours.
+/// Whether the Secret of a revoked token is as `secret.onRevoke` says. A foreign Secret is not touched.
 fn secret_is_done(observed: &Observed<'_>) -> bool {
     let (Some(own), Ok(spec)) = (observed.secret.ours(), &observed.spec) else { return true };
     match spec.on_revoke {
         OnRevoke::Delete => false,
         OnRevoke::Keep => {
-            super::step::wardrobe(observed, spec).is_none_or(|(_, wardrobe)| wardrobe.fits(&own.metadata))
+            desired_metadata(observed, spec).is_none_or(|(_, metadata)| metadata.matches(&own.metadata))
         }
     }
 }

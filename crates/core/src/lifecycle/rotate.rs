@@ -2,18 +2,18 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::spec::SPEC_HASH_PREFIX;
+use super::observed::{Observed, SecretState};
+use super::spec::{SPEC_HASH_PREFIX, Spec};
 use super::versions::{active, pending, retiring};
-use super::{Observed, SecretState, Spec};
 use crate::crd::{ApiTokenStatus, OnSpecChange, RotationReason};
 
-/// How long a repair waits after the last one, by how many there were within [`REPAIR_WINDOW`]. Beyond these,
-/// somebody or something keeps breaking the Secret, and minting on would only feed it.
+/// How long a repair waits after the last one, by the number of repairs within [`REPAIR_WINDOW`]. After these, something
+/// breaks the Secret again and again, and another repair would not help.
 const REPAIR_BACKOFF: [SignedDuration; 3] =
     [SignedDuration::ZERO, SignedDuration::from_secs(2), SignedDuration::from_secs(10)];
 const REPAIR_WINDOW: SignedDuration = SignedDuration::from_hours(1);
 
-/// What is due.
+/// Whether a new version is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Due {
     /// Nothing, until something changes or this instant.
@@ -29,12 +29,12 @@ pub(super) enum Due {
 
 /// Decides whether a new version is due. Neither a revoked nor an expired token ever rotates.
 pub(super) fn due(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, now: Timestamp) -> Due {
-    if status.revocation.is_some() || observed.expired(now) || observed.secret.out_of_reach() {
+    if status.revocation.is_some() || observed.expired(now) || observed.secret.is_inaccessible() {
         return Due::Nothing(None);
     }
     if let Some(pending) = pending(status) {
         let held = observed.held.is_some_and(|held| held.as_str() == pending.key_id);
-        // It is not in the Secret yet, so it may be drawn again as the newest spec wants it.
+        // It is not in the Secret yet, so it can be generated again for the newest spec.
         let outdated = spec_changed(status, spec)
             || trigger_changed(status, spec)
             || observed.cut_by_not_before(pending, now);
@@ -51,8 +51,8 @@ pub(super) fn due(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec,
     let overlap_ends = retiring(status).and_then(|version| version.retire_at);
     let wanted = |reason| overlap_ends.map_or(Due::Now(reason), |until| Due::Queued(reason, until));
     if trigger_changed(status, spec) {
-        return match observed.secret.holds() {
-            // A person asks for what a throttled repair would do.
+        return match observed.secret.key_id() {
+            // A person asks for the repair, so it is not throttled.
             None => Due::Now(RotationReason::Trigger),
             Some(_) => wanted(RotationReason::Trigger),
         };
@@ -74,7 +74,7 @@ pub(super) fn due(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec,
 fn damage(observed: &Observed<'_>, active: &str) -> Option<RotationReason> {
     match &observed.secret {
         SecretState::Absent => Some(RotationReason::SecretMissing),
-        SecretState::Ours(_) if observed.secret.holds().is_none_or(|held| held.as_str() != active) => {
+        SecretState::Ours(_) if observed.secret.key_id().is_none_or(|held| held.as_str() != active) => {
             Some(RotationReason::SecretTampered)
         }
         SecretState::Ours(_) | SecretState::Foreign | SecretState::Unreadable(_) => None,
@@ -94,7 +94,7 @@ fn repair(status: &ApiTokenStatus, reason: RotationReason, now: Timestamp) -> Du
     let last = repairs().max();
     match REPAIR_BACKOFF.get(repairs().count()) {
         Some(backoff) => match last.and_then(|last| last.checked_add(*backoff).ok()) {
-            // A clock that was set back must not hold up a repair for longer than the back-off.
+            // A clock that was set back must not delay a repair for longer than the back-off.
             Some(until) if now < until && last.is_some_and(|last| last <= now) => {
                 Due::Throttled { reason, until, stalled: false }
             }
@@ -120,13 +120,14 @@ pub(super) fn is_repair(reason: RotationReason) -> bool {
     }
 }
 
-/// Whether the spec's hash differs from that of the newest version. A hash of another canonical form says nothing.
+/// Whether the spec's hash differs from that of the newest version. Hashes of different canonical forms can't be
+/// compared.
 fn spec_changed(status: &ApiTokenStatus, spec: &Spec) -> bool {
     let handled = status.rotation.as_ref().and_then(|r| r.spec_hash.as_deref());
     handled.is_some_and(|handled| handled.starts_with(SPEC_HASH_PREFIX) && handled != spec.hash)
 }
 
-/// Whether the trigger differs from the one that the newest version answers to. Taking it away asks for nothing.
+/// Whether the trigger differs from the one that the newest version was issued for. To remove it requests nothing.
 fn trigger_changed(status: &ApiTokenStatus, spec: &Spec) -> bool {
     let handled = status.rotation.as_ref().and_then(|r| r.handled_trigger.as_deref());
     spec.trigger.is_some() && spec.trigger.as_deref() != handled

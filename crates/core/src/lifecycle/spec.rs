@@ -9,6 +9,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use crate::crd::labels::GROUP;
 use crate::crd::{ApiToken, DurationError, OnDelete, OnRevoke, OnSpecChange};
 use crate::token::Prefix;
 use crate::token::format::PrefixError;
@@ -26,25 +27,25 @@ pub(super) const SPEC_HASH_PREFIX: &str = "h1:";
 pub struct Spec {
     /// The scopes, as written.
     pub scopes: Vec<String>,
-    /// The token's prefix.
+    /// `format.prefix`, with its default.
     pub prefix: Prefix,
-    /// `rotation.trigger`.
+    /// `rotation.trigger`: a new value asks for a rotation.
     pub trigger: Option<String>,
-    /// `rotation.interval`.
+    /// `rotation.interval`: how often to rotate, if at all.
     pub interval: Option<SignedDuration>,
-    /// `rotation.overlap`.
+    /// `rotation.overlap`: how long a replaced version works on.
     pub overlap: SignedDuration,
     /// Whether a change of the hash rotates.
     pub on_spec_change: OnSpecChange,
-    /// `rotation.notBefore`.
+    /// `rotation.notBefore`: versions that were issued before it stop working.
     pub not_before: Option<Timestamp>,
-    /// The Secret's name.
+    /// The name of the Secret.
     pub secret_name: String,
     /// The data key of the current token.
     pub token_key: String,
     /// The data key of the previous token, if it is wanted.
     pub previous_key: Option<String>,
-    /// The Secret's type.
+    /// The type of the Secret.
     pub secret_type: String,
     /// Labels for the Secret.
     pub labels: BTreeMap<String, String>,
@@ -58,20 +59,20 @@ pub struct Spec {
     pub hash: String,
 }
 
-/// Why a spec can't be acted on. The CRD refuses all of this; the controller refuses it again, because a CRD can
-/// be edited and an object can be older than a rule.
+/// Why a spec is invalid. The CRD rejects all of this; the controller checks again, because a CRD can be edited and an
+/// object can be older than a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum InvalidSpec {
     /// No scope, or too many.
     #[error("spec.scopes must name 1 to {MAX_SCOPES} scopes, not {0}")]
     ScopeCount(usize),
-    /// Not a scope.
+    /// A scope is not `resource:action`.
     #[error("spec.scopes: {0:?} is not a scope: write resource:action, such as tokens:read or orders:*")]
     Scope(String),
-    /// Not a prefix.
+    /// `format.prefix` has a wrong length or character.
     #[error("spec.format.prefix: {0}")]
     Prefix(#[from] PrefixError),
-    /// Not a duration.
+    /// `rotation.interval` or `rotation.overlap` is not a duration.
     #[error("spec.rotation: {0}")]
     Duration(#[from] DurationError),
     /// More than two secrets would work at once.
@@ -159,8 +160,7 @@ impl Spec {
 }
 
 /// Label and annotation domains by which tools own their objects.
-const RESERVED: [&str; 6] =
-    ["tokenward.dev", "argoproj.io", "fluxcd.io", "helm.sh", "k8s.io", "kubernetes.io"];
+const RESERVED: [&str; 6] = [GROUP, "argoproj.io", "fluxcd.io", "helm.sh", "k8s.io", "kubernetes.io"];
 
 fn is_reserved(key: &str) -> bool {
     let Some((domain, _)) = key.split_once('/') else { return false };
@@ -174,8 +174,8 @@ fn is_common_label(key: &str) -> bool {
         .is_some_and(|name| matches!(name, "name" | "component" | "part-of" | "version"))
 }
 
-/// Hashes what rotates when it changes, in a canonical form: sorted, without duplicates, with an unset field and
-/// its default alike.
+/// Hashes the fields whose change rotates, in a canonical form: sorted, without duplicates, and an unset field is equal
+/// to its default.
 fn hash(token: &ApiToken, prefix: &Prefix) -> String {
     let sorted = |list: &[String]| {
         let mut list = list.to_vec();

@@ -2,16 +2,19 @@
 
 use jiff::Timestamp;
 
-use super::observed::RETRY;
+use super::conditions::describe;
+use super::finalizer;
+use super::finalizer::Handover;
+use super::observed::{Observed, RETRY};
+use super::revoke;
 use super::rotate::{Due, due, is_repair, remember};
-use super::secret::{SecretMetadata, to_millisecond};
-use super::status::{Event, EventKind, describe};
-use super::telling;
-use super::telling::Release;
+use super::secret::desired_metadata;
+use super::spec::Spec;
+use super::transitions;
+use super::transitions::{Event, EventKind};
 use super::versions::{
     active, normalise, pending, promote, prune, rebuild, retire_due, retiring, secret_ref,
 };
-use super::{Observed, Spec, revoke};
 use crate::crd::{ApiTokenStatus, OnRevoke, RotationReason, TokenVersion, VersionState};
 use crate::token::format::token_id;
 use crate::token::{Hash, KeyId};
@@ -19,23 +22,23 @@ use crate::token::{Hash, KeyId};
 /// One write, or waiting.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
-    /// Draw a key, and make its version known by [`announce`] and a status write.
+    /// Generate a token, and record its version by [`announce`] and a status write.
     Announce(Box<Announcement>),
-    /// Write this status, then tell these events.
+    /// Write this status, then these Kubernetes Events.
     Record(Box<ApiTokenStatus>, Vec<Event>),
-    /// Write the Secret, so that it holds this version.
+    /// Write the Secret with the token of this version.
     WriteSecret {
         /// The key id of the version.
         key_id: String,
         /// Where its token comes from.
         content: Content,
     },
-    /// Delete our Secret.
+    /// Delete the Secret, which is ours.
     DeleteSecret,
-    /// Put our finalizer on, so that a deletion is not missed.
-    Hold,
-    /// Take it off.
-    Release(Release),
+    /// Add the finalizer, so that a deletion is not missed.
+    AddFinalizer,
+    /// Store the undelivered events in their TokenWebhooks, then remove the finalizer.
+    RemoveFinalizer(Handover),
     /// Nothing to do, until something changes or this instant.
     Wait(Option<Timestamp>),
 }
@@ -43,29 +46,29 @@ pub enum Step {
 /// Where the token that is written into the Secret comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// It was minted just now, and is held in memory.
+    /// It was minted just now, and is in memory.
     Minted,
-    /// It is in the Secret already.
-    CertificateState,
+    /// The Secret contains it already.
+    Existing,
 }
 
-/// A version that is to be drawn.
+/// A new version, for which the caller generates a token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Announcement {
-    /// Its number.
+    /// The number of the version.
     pub version: i64,
-    /// Why.
+    /// Why it is issued.
     pub reason: RotationReason,
     status: ApiTokenStatus,
     events: Vec<Event>,
 }
 
-/// What was drawn for an [`Announcement`].
+/// What was generated for an [`Announcement`].
 #[derive(Clone, Debug)]
 pub struct Material {
     /// The version's key id.
     pub key_id: KeyId,
-    /// The proof of its token.
+    /// The hash of its token.
     pub hash: Hash,
 }
 
@@ -73,13 +76,13 @@ pub struct Material {
 pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
     let now = to_millisecond(now);
     if observed.deleting() {
-        return telling::depart(observed, now);
+        return finalizer::finalize(observed, now);
     }
-    if let Some(step) = telling::finalizer(observed) {
+    if let Some(step) = finalizer::ensure(observed) {
         return step;
     }
     let mut events = Vec::new();
-    let mut status = settle(observed, &mut events, now);
+    let mut status = update(observed, &mut events, now);
     let due = match &observed.spec {
         Ok(spec) => due(observed, &status, spec, now),
         Err(_) => Due::Nothing(None),
@@ -88,9 +91,9 @@ pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
         return Step::Announce(Box::new(prepare(observed, status, events, spec, reason, now)));
     }
     describe(&mut status, observed, due, &mut events, now);
-    telling::record(&mut status, observed, &mut events, now);
+    transitions::record(&mut status, observed, &mut events, now);
     if observed.status() != Some(&status) || observed.receipts.due {
-        telling::settle(&mut status, observed);
+        transitions::remove_delivered(&mut status, observed);
     }
     if observed.status() != Some(&status) {
         return Step::Record(Box::new(status), events);
@@ -107,11 +110,11 @@ pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
     }
 }
 
-/// What time, the Secret and the spec make of the status, before anything new is drawn.
-fn settle(observed: &Observed<'_>, events: &mut Vec<Event>, now: Timestamp) -> ApiTokenStatus {
+/// Brings the status up to date with the time, the Secret and the spec, before any new version.
+fn update(observed: &Observed<'_>, events: &mut Vec<Event>, now: Timestamp) -> ApiTokenStatus {
     let mut status = observed.status().cloned().unwrap_or_default();
     status.observed_generation = observed.token.metadata.generation;
-    telling::forget_gone(&mut status, observed);
+    transitions::remove_missing_webhooks(&mut status, observed);
     normalise(&mut status.versions);
     if revoke::latch(&mut status, observed, now) {
         events.push(Event::new(
@@ -162,15 +165,16 @@ fn prepare(
     reason: RotationReason,
     now: Timestamp,
 ) -> Announcement {
-    let redrawn = pending(&status).map(|version| version.version);
+    let replaced = pending(&status).map(|version| version.version);
     status.versions.retain(|version| version.state != VersionState::Pending);
-    // A broken Secret is repaired at once, since pods can't start without it. Only then does an older secret lose
-    // the rest of its overlap: three must never work at once.
+    // A broken Secret is repaired at once, since pods can't start without it; a trigger comes here during an overlap
+    // only if the Secret contains no token. In both cases an older version loses the rest of its overlap, since three
+    // must never work at once.
     let makes_room = is_repair(reason) || reason == RotationReason::Trigger;
     for version in &mut status.versions {
         let cut = observed.cut_by_not_before(version, now);
-        let gives_way = makes_room && version.state == VersionState::Retiring;
-        if version.state.is_live() && (cut || gives_way) {
+        let is_displaced = makes_room && version.state == VersionState::Retiring;
+        if version.state.is_live() && (cut || is_displaced) {
             version.state = VersionState::Retired;
             let why = if cut {
                 "rotation.notBefore has passed it"
@@ -195,11 +199,12 @@ fn prepare(
     if let Some(trigger) = &spec.trigger {
         rotation.handled_trigger = Some(trigger.clone());
     }
-    // Its place is kept until the material is here.
-    Announcement { version: redrawn.unwrap_or(0).max(newest + 1), reason, status, events }
+    // `announce` inserts the version, once its token exists.
+    Announcement { version: replaced.unwrap_or(0).max(newest + 1), reason, status, events }
 }
 
-/// Makes an announced version known: the status to write before its token goes anywhere, and the events to tell.
+/// The status that records a new version, to be written before its token leaves the process, and the events to write
+/// after it.
 pub fn announce(
     observed: &Observed<'_>,
     announcement: Announcement,
@@ -223,29 +228,18 @@ pub fn announce(
     );
     prune(&mut status.versions);
     describe(&mut status, observed, Due::Nothing(None), &mut events, now);
-    telling::record(&mut status, observed, &mut events, now);
-    telling::settle(&mut status, observed);
+    transitions::record(&mut status, observed, &mut events, now);
+    transitions::remove_delivered(&mut status, observed);
     (status, events)
 }
 
-/// The version whose token belongs under the key for the previous one, once the Secret holds what is written.
+/// The key id of the token that belongs under the data key for the previous one, once the Secret is written.
 pub fn previous_version(status: &ApiTokenStatus, content: Content) -> Option<&str> {
     let previous = match content {
         Content::Minted => active(status),
-        Content::CertificateState => retiring(status),
+        Content::Existing => retiring(status),
     };
     previous.map(|version| version.key_id.as_str())
-}
-
-/// What the Secret should wear, and for which version.
-pub(super) fn wardrobe<'a>(
-    observed: &'a Observed<'_>,
-    spec: &Spec,
-) -> Option<(&'a TokenVersion, SecretMetadata)> {
-    let status = observed.status()?;
-    let held = observed.secret.holds()?;
-    let version = status.version_of(held.as_str())?;
-    Some((version, SecretMetadata::of(observed.token, spec, version, status)))
 }
 
 /// The write that the Secret needs, if any. The status is recorded by now.
@@ -261,34 +255,34 @@ fn secret_step(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, no
         return Step::DeleteSecret;
     }
     let undelivered = pending(status).filter(|_| !revoked && !observed.expired(now));
-    if let Some(version) = undelivered.filter(|_| !observed.secret.out_of_reach()) {
+    if let Some(version) = undelivered.filter(|_| !observed.secret.is_inaccessible()) {
         return match deliver_at(observed, version, now) {
             Some(at) => Step::Wait(Some(at)),
             None => Step::WriteSecret { key_id: version.key_id.clone(), content: Content::Minted },
         };
     }
     let Some(own) = observed.secret.ours() else { return Step::Wait(None) };
-    let Some((version, wardrobe)) = wardrobe(observed, spec) else { return Step::Wait(None) };
-    // The key for the previous token holds one just as long as it works; the new token is put there with it.
-    let previous = previous_version(status, Content::CertificateState);
+    let Some((version, metadata)) = desired_metadata(observed, spec) else { return Step::Wait(None) };
+    // The previous token stays in the Secret only as long as it works. It is written together with its successor.
+    let previous = previous_version(status, Content::Existing);
     let stale = own.previous.as_ref().is_some_and(|key_id| Some(key_id.as_str()) != previous);
-    if own.in_place && !stale && wardrobe.fits(&own.metadata) {
+    if own.in_place && !stale && metadata.matches(&own.metadata) {
         return Step::Wait(None);
     }
-    Step::WriteSecret { key_id: version.key_id.clone(), content: Content::CertificateState }
+    Step::WriteSecret { key_id: version.key_id.clone(), content: Content::Existing }
 }
 
 /// From when a pending version may go into the Secret; `None` is now. Every verifier must know it before anybody can
 /// read it, or the first to use it would be refused.
 fn deliver_at(observed: &Observed<'_>, pending: &TokenVersion, now: Timestamp) -> Option<Timestamp> {
     let at = pending.issued_at.checked_add(observed.propagation).ok()?;
-    // A clock that was set back must not hold up a delivery for longer than the propagation takes.
+    // A clock that was set back must not delay a delivery for longer than the propagation takes.
     (now < at && now >= pending.issued_at).then_some(at)
 }
 
-/// When time alone will call for another look.
+/// When the token has to be reconciled again, if nothing changes until then.
 fn wake(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timestamp) -> Option<Timestamp> {
-    let retry = (observed.secret.out_of_reach() && status.revocation.is_none())
+    let retry = (observed.secret.is_inaccessible() && status.revocation.is_none())
         .then(|| now.checked_add(RETRY).ok())
         .flatten();
     let due = match due {
@@ -298,6 +292,11 @@ fn wake(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timesta
     };
     let retirement = retiring(status).and_then(|version| version.retire_at);
     let expiry = observed.token.spec.expires_at.filter(|_| status.revocation.is_none());
-    let notice = observed.told_to_expire_at().filter(|_| status.revocation.is_none());
+    let notice = observed.expiry_notice_at().filter(|_| status.revocation.is_none());
     [retry, due, retirement, expiry, notice].into_iter().flatten().filter(|at| *at > now).min()
+}
+
+/// Truncates to milliseconds, the precision of timestamps in a status.
+fn to_millisecond(now: Timestamp) -> Timestamp {
+    Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
 }

@@ -1,5 +1,5 @@
 //! No sequence of edits, clock steps, crashes and accidents breaks the invariants. A model plays the API server,
-//! the Secret and the process's memory; the verifier's own decision judges from outside.
+//! the Secret and the memory of the process. The decision of the verifier is the judge.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,6 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::check::{Code, Decision, Entry, Request, ScopePool, decide};
+use crate::crd::labels::WEBHOOKS_FINALIZER;
 use crate::crd::{
     ApiToken, ApiTokenSpec, ApiTokenStatus, OnDelete, OnRevoke, OnSpecChange, Rotation, SecretSpec,
     TokenWebhook, TokenWebhookSpec, VersionState, find_condition,
@@ -40,7 +41,7 @@ struct World {
     /// What the TokenWebhooks have accepted since the last status write.
     receipts: Receipts,
     /// The id and type of every event that was ever in the outbox.
-    told: Vec<(String, String)>,
+    sent: Vec<(String, String)>,
     /// Somebody has put an older Secret in place, whose token the status may have forgotten.
     restored: bool,
 }
@@ -56,30 +57,30 @@ enum Happening {
     Suspend(bool),
     Revoke,
     Expire(Option<i32>),
-    /// Seconds from now; only ever forward.
+    /// Sets `rotation.notBefore`, in seconds from now; it only moves forward.
     Cut(i32),
     OnRevoke(bool),
     Retain(bool),
     PreviousKey(bool),
     Clock(i32),
-    /// The process dies: what it held is gone.
+    /// The process dies, and loses what is in memory.
     Crash,
-    /// The next so many steps are made.
+    /// Makes this number of steps.
     Steps(u8),
     DeleteSecret,
     EditSecret,
     StripSecret,
-    /// An older Secret is put back.
+    /// An older Secret is restored.
     RestoreSecret,
     WipeStatus,
-    /// A TokenWebhook comes or goes.
+    /// A TokenWebhook is created or deleted.
     Subscribe(bool),
-    /// All that waits is accepted.
+    /// Every event in the outbox is accepted.
     Accept,
     Collect,
 }
 
-/// What TokenWebhooks are told of an event, by the documentation.
+/// The type of event that TokenWebhooks receive, by the documentation.
 fn wire_name(kind: EventKind) -> Option<&'static str> {
     match kind {
         EventKind::Minted => Some("token.created"),
@@ -148,7 +149,7 @@ impl World {
             events: Vec::new(),
             subscriptions: Vec::new(),
             receipts: Receipts::default(),
-            told: Vec::new(),
+            sent: Vec::new(),
             restored: false,
         }
     }
@@ -172,7 +173,7 @@ impl World {
         }
     }
 
-    /// Makes the next step, as `controller::apply` does. Answers whether there was one.
+    /// Makes the next step, as `controller::apply` does. Returns whether there was one.
     fn step(&mut self) -> bool {
         let before = self.token.status.clone();
         let observed = self.observed();
@@ -185,7 +186,7 @@ impl World {
                 let draw = self.draws + 1;
                 let key_id = KeyId::from_bytes([draw; 16]);
                 let plaintext = format::make(&Prefix::default(), key_id, &[draw; 32]);
-                let hash = self.peppers.prove_new("ns", "name", &plaintext).expect("a proof");
+                let hash = self.peppers.hash("ns", "name", &plaintext).expect("a proof");
                 let (status, events) =
                     announce(&observed, *announcement, &Material { key_id, hash }, self.now);
                 self.draws = draw;
@@ -201,15 +202,16 @@ impl World {
                     .find(|v| v.key_id == key_id)
                     .expect("the status knows what is delivered");
                 let spec = observed.spec.clone().expect("a spec");
-                let wardrobe = SecretMetadata::of(&self.token, &spec, version, &status);
-                let held = (content == Content::Minted).then(|| self.held.as_ref().expect("it is held"));
-                let filling = DesiredData {
+                let metadata = SecretMetadata::of(&self.token, &spec, version, &status);
+                let minted =
+                    (content == Content::Minted).then(|| self.held.as_ref().expect("a minted token"));
+                let desired = DesiredData {
                     version,
-                    plaintext: held.map(|(_, p)| p),
+                    plaintext: minted.map(|(_, p)| p),
                     previous: previous_version(&status, content),
                 };
                 let secret =
-                    compose(self.secret.clone(), &self.token, &spec, &self.peppers, &wardrobe, &filling);
+                    compose(self.secret.clone(), &self.token, &spec, &self.peppers, &metadata, &desired);
                 let mut secret = secret.expect("a Secret");
                 self.secret_writes += 1;
                 secret.metadata.uid.get_or_insert_with(|| format!("uid-{}", self.secret_writes));
@@ -222,8 +224,8 @@ impl World {
                 }
             }
             Step::DeleteSecret => self.secret = None,
-            Step::Hold => self.token.metadata.finalizers = Some(vec![FINALIZER.to_owned()]),
-            Step::Release(_) => self.token.metadata.finalizers = None,
+            Step::AddFinalizer => self.token.metadata.finalizers = Some(vec![WEBHOOKS_FINALIZER.to_owned()]),
+            Step::RemoveFinalizer(_) => self.token.metadata.finalizers = None,
         }
         self.judge_change(before.as_ref());
         true
@@ -231,19 +233,19 @@ impl World {
 
     fn record(&mut self, status: ApiTokenStatus, events: Vec<Event>) {
         self.events.extend(events.iter().map(|event| event.kind));
-        // Whoever wants to be told has each of them in the very same write.
-        let before = self.told.len();
+        // Each event that a TokenWebhook subscribes to is recorded in the same write.
+        let before = self.sent.len();
         for event in status.outbox.iter().flat_map(|outbox| &outbox.events) {
-            if !self.told.iter().any(|(id, _)| *id == event.id) {
-                self.told.push((event.id.clone(), event.type_.clone()));
+            if !self.sent.iter().any(|(id, _)| *id == event.id) {
+                self.sent.push((event.id.clone(), event.type_.clone()));
             }
         }
-        // A deletion is no Event: the object that it would be about goes.
-        let told = self.told[before..].iter().map(|(_, type_)| &**type_);
-        let told: Vec<&str> = told.filter(|type_| *type_ != "token.deleted").collect();
+        // A deletion is no Kubernetes Event, since its object is gone.
+        let sent = self.sent[before..].iter().map(|(_, type_)| &**type_);
+        let sent: Vec<&str> = sent.filter(|type_| *type_ != "token.deleted").collect();
         let wanted: Vec<&str> = events.iter().filter_map(|event| wire_name(event.kind)).collect();
         if !self.subscriptions.is_empty() {
-            assert_eq!(told, wanted, "what is told and what happens differ");
+            assert_eq!(sent, wanted, "the outbox and the Events differ");
         }
         self.receipts.retain(status.outbox.as_ref());
         // As the API server would hand it back.
@@ -286,7 +288,7 @@ impl World {
         live.map(|v| v.version).collect()
     }
 
-    /// What must hold after every write.
+    /// The invariants of every write.
     fn judge_change(&mut self, before: Option<&ApiTokenStatus>) {
         let status = self.status();
         assert!(self.live().len() <= 2, "three live: {status:#?}");
@@ -304,12 +306,12 @@ impl World {
         let numbers: BTreeSet<_> = status.versions.iter().map(|v| v.version).collect();
         assert_eq!(numbers.len(), status.versions.len(), "one number twice");
         assert!(status.versions.len() <= 5, "{} versions kept", status.versions.len());
-        // The Secret never holds a token that the status does not know.
+        // The Secret never contains a token that the status does not know.
         if let Some(token) = self.current().as_deref().and_then(Token::parse)
             && !self.restored
         {
             let known = status.versions.iter().any(|v| v.key_id == token.key_id().as_str());
-            assert!(known, "the Secret holds an unknown token");
+            assert!(known, "the Secret contains an unknown token");
         }
         for version in &status.versions {
             if let (VersionState::Retiring, Some(at)) = (version.state, version.retire_at) {
@@ -344,7 +346,7 @@ impl World {
             }
             Happening::Trigger(n) => self.rotation(|r| r.trigger = (*n > 0).then(|| n.to_string())),
             Happening::Interval(n) => {
-                // The CRD keeps it longer than any overlap.
+                // The CRD requires it to be longer than the overlap.
                 self.rotation(|r| r.interval = n.map(|n| format!("{}h", 2 + n).as_str().into()));
             }
             Happening::Overlap(n) => {
@@ -493,7 +495,7 @@ proptest! {
         if world.wanted() && !stalled && !throttled {
             let current = world.current().expect("a Secret");
             let foreign = matches!(world.observed().secret, SecretState::Foreign);
-            let holds_active = world.observed().secret.holds().is_some_and(|held| world.status().versions.iter().any(|v| v.key_id == held.as_str() && v.state == VersionState::Active));
+            let holds_active = world.observed().secret.key_id().is_some_and(|held| world.status().versions.iter().any(|v| v.key_id == held.as_str() && v.state == VersionState::Active));
             prop_assert!(foreign || !holds_active || world.check(&current).is_ok(), "{:#?}", world.status());
         }
         if world.token.spec.revoked == Some(true) {
@@ -533,7 +535,7 @@ proptest! {
 fn a_mint_takes_three_writes_and_then_rests() {
     let mut world = World::new();
     assert!(world.step(), "announce");
-    assert!(!world.step(), "verifiers are given time to learn of it");
+    assert!(!world.step(), "verifiers get time to see it");
     world.now += SignedDuration::from_millis(999);
     assert!(!world.step(), "not a millisecond less");
     world.now += SignedDuration::from_millis(1);
@@ -545,7 +547,7 @@ fn a_mint_takes_three_writes_and_then_rests() {
 }
 
 #[test]
-fn a_secret_out_of_reach_is_neither_replaced_nor_minted_for() {
+fn an_inaccessible_secret_is_neither_replaced_nor_minted_for() {
     let mut world = World::new();
     let mut older = None;
     for happening in [Happening::Steps(9), Happening::Trigger(1)] {
@@ -575,7 +577,7 @@ fn a_lost_status_is_rebuilt_without_a_rotation() {
 }
 
 #[test]
-fn the_seal_of_an_earlier_object_is_overwritten_and_believed_only_when_restored() {
+fn the_seal_of_an_earlier_object_is_overwritten_and_accepted_only_when_restored() {
     let mut world = World::new();
     world.settle();
     let old = world.current().expect("a Secret");
@@ -647,24 +649,24 @@ fn the_removal_from_the_outbox_costs_one_write_for_all() {
 }
 
 #[test]
-fn each_expiry_is_told_once_and_a_nearer_one_again() {
+fn each_expiry_is_announced_once_and_an_earlier_one_again() {
     let mut world = World::new();
     world.happen(&Happening::Expire(Some(600)), &mut None);
     world.settle();
-    let told = |world: &World| world.events.iter().filter(|kind| **kind == EventKind::Expiring).count();
-    assert_eq!(told(&world), 0);
+    let sent = |world: &World| world.events.iter().filter(|kind| **kind == EventKind::Expiring).count();
+    assert_eq!(sent(&world), 0);
     let Step::Wait(Some(until)) = next_step(&world.observed(), world.now) else { panic!("no wake") };
     assert!(until <= world.now + SignedDuration::from_secs(100));
     world.now = until;
     world.settle();
     world.settle();
-    assert_eq!(told(&world), 1);
+    assert_eq!(sent(&world), 1);
     world.happen(&Happening::Expire(Some(100)), &mut None);
     world.settle();
-    assert_eq!(told(&world), 2);
+    assert_eq!(sent(&world), 2);
 }
 
-/// A deletion is told before the object goes; and it goes, whatever becomes of that.
+/// The event of a deletion is delivered before the object is gone, but the object does not wait for long.
 #[test]
 fn a_deletion_waits_for_its_event_and_not_for_ever() {
     let mut world = World::new();
@@ -680,12 +682,16 @@ fn a_deletion_waits_for_its_event_and_not_for_ever() {
     assert!(!world.step(), "and waited for");
     let step =
         |world: &World, seconds| next_step(&world.observed(), world.now + SignedDuration::from_secs(seconds));
-    let Step::Release(late) = step(&world, 10) else { panic!("it waits too long") };
-    assert_eq!((late.undelivered.len(), late.at_any_cost), (1, false));
-    let Step::Release(last) = step(&world, 30) else { panic!("it waits for ever") };
-    assert!(last.at_any_cost);
+    let Step::RemoveFinalizer(late) = step(&world, 10) else { panic!("it waits too long") };
+    assert_eq!((late.undelivered.len(), late.best_effort), (1, false));
+    let Step::RemoveFinalizer(last) = step(&world, 30) else { panic!("it waits for ever") };
+    assert!(last.best_effort);
     let gone = World { subscriptions: Vec::new(), token: world.token.clone(), ..World::new() };
-    assert_eq!(step(&gone, 0), Step::Release(Release::default()), "nobody wants it any more");
+    assert_eq!(
+        step(&gone, 0),
+        Step::RemoveFinalizer(Handover::default()),
+        "no TokenWebhook subscribes to it any more"
+    );
     world.accept();
-    assert_eq!(step(&world, 0), Step::Release(Release::default()));
+    assert_eq!(step(&world, 0), Step::RemoveFinalizer(Handover::default()));
 }

@@ -1,20 +1,21 @@
-//! The list of versions: what time and the Secret make of it, and its bounds.
+//! Transitions of the list of versions that follow from the time and the Secret, and its bounds.
 
 use jiff::Timestamp;
 
-use super::{Observed, Spec};
+use super::observed::Observed;
+use super::spec::Spec;
 use crate::crd::{ApiTokenStatus, SecretRef, TokenVersion, VersionState};
 use crate::token::{Hash, KeyId};
 
-/// How many dead versions a status keeps, for the record.
-const DEAD_KEPT: usize = 3;
+/// How many versions that no longer work stay in the status, for the record.
+const MAX_DEAD_VERSIONS: usize = 3;
 
-/// The version that the Secret holds, or held last.
+/// The version that the Secret contains, or contained last.
 pub(super) fn active(status: &ApiTokenStatus) -> Option<&TokenVersion> {
     in_state(status, VersionState::Active)
 }
 
-/// The version on its way into the Secret.
+/// The version that is to be written into the Secret.
 pub(super) fn pending(status: &ApiTokenStatus) -> Option<&TokenVersion> {
     in_state(status, VersionState::Pending)
 }
@@ -54,7 +55,7 @@ pub(super) fn normalise(versions: &mut Vec<TokenVersion>) {
     }
 }
 
-/// Retires every version whose overlap has ended. Says which.
+/// Retires the version whose overlap has ended. Returns its number.
 pub(super) fn retire_due(versions: &mut [TokenVersion], now: Timestamp) -> Option<i64> {
     let due =
         |v: &&mut TokenVersion| v.state == VersionState::Retiring && v.retire_at.is_none_or(|at| now >= at);
@@ -63,15 +64,15 @@ pub(super) fn retire_due(versions: &mut [TokenVersion], now: Timestamp) -> Optio
     Some(version.version)
 }
 
-/// The Secret holds the pending version: it becomes the active one, and the overlap of its predecessor begins.
-/// Says which version that made active.
+/// Makes the pending version active once the Secret contains it, which starts the overlap of its predecessor. Returns
+/// its number.
 pub(super) fn promote(
     status: &mut ApiTokenStatus,
     observed: &Observed<'_>,
     spec: &Spec,
     now: Timestamp,
 ) -> Option<i64> {
-    let delivered = observed.secret.holds()?;
+    let delivered = observed.secret.key_id()?;
     let at = status
         .versions
         .iter()
@@ -90,8 +91,8 @@ pub(super) fn promote(
     Some(number)
 }
 
-/// The status is lost, and the Secret carries a valid seal: the version that it vouches for is active, as before.
-/// Its scopes are the spec's, since the ones that it was issued with are lost.
+/// Rebuilds a lost status from a valid seal: the version that it authenticates is active, as before. Its scopes are the
+/// spec's, since the ones that it was issued with are lost. Returns its number.
 pub(super) fn rebuild(status: &mut ApiTokenStatus, observed: &Observed<'_>, spec: &Spec) -> Option<i64> {
     if !status.versions.is_empty() {
         return None;
@@ -114,20 +115,19 @@ pub(super) fn rebuild(status: &mut ApiTokenStatus, observed: &Observed<'_>, spec
     Some(sealed.version)
 }
 
-/// Keeps what is live and the newest dead ones.
+/// Removes all but the live versions and the newest dead ones.
 pub(super) fn prune(versions: &mut Vec<TokenVersion>) {
     let mut dead = 0;
     versions.retain(|version| {
         dead += usize::from(!version.state.is_live());
-        version.state.is_live() || dead <= DEAD_KEPT
+        version.state.is_live() || dead <= MAX_DEAD_VERSIONS
     });
 }
 
-/// Which Secret holds which version, as far as is known.
+/// The Secret and the version that it contains, if the status knows it.
 pub(super) fn secret_ref(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec) -> Option<SecretRef> {
     let own = observed.secret.ours()?;
-    let held = observed.secret.holds()?;
-    let version = status.version_of(held.as_str())?;
+    let version = status.version_of(observed.secret.key_id()?.as_str())?;
     Some(SecretRef {
         name: spec.secret_name.clone(),
         version: version.version,

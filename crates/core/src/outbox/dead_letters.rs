@@ -1,7 +1,8 @@
-//! What waits in a TokenWebhook's own status, and what was given up there.
+//! The outbox and the dead letters in the status of a TokenWebhook.
 //!
-//! Pings, replays and the events of ApiTokens that are gone have no ApiToken to wait in. They wait here, and are
-//! delivered and given up like all others. What is given up is counted, and the last of it is kept for a replay.
+//! Pings, replays and the events of deleted ApiTokens have no ApiToken whose outbox they could be in. They are stored
+//! here, and are delivered and dead-lettered like all others. Dead letters are counted, and the last ones stored for a
+//! replay.
 
 use jiff::Timestamp;
 
@@ -11,16 +12,18 @@ use super::events::Transition;
 use super::payload::Message;
 use crate::crd::{DeadLetter, HeldEvent, TokenHandle, TokenWebhookStatus};
 
-/// How many events wait at most, and how many that were given up are kept.
-const MAX: usize = 64;
+/// The capacity of the outbox.
+const MAX_OUTBOX: usize = 64;
+/// How many dead letters are stored. Older ones are only counted.
+const MAX_DEAD_LETTERS: usize = 64;
 
-/// Keeps an event here, unless it is here already. Where there is no room it is given up at once.
+/// Stores an event, once. If the outbox is full it is dead-lettered at once.
 pub fn hold(status: &mut TokenWebhookStatus, event: HeldEvent) {
     let mut known = status.outbox.iter().chain(status.dead_letters.iter().map(|letter| &letter.event));
     if known.any(|known| known.id == event.id) {
         return;
     }
-    if status.outbox.len() < MAX {
+    if status.outbox.len() < MAX_OUTBOX {
         status.outbox.push(event);
     } else {
         let at = event.since;
@@ -28,12 +31,12 @@ pub fn hold(status: &mut TokenWebhookStatus, event: HeldEvent) {
     }
 }
 
-/// Takes out an event that was accepted.
+/// Removes an event that the endpoint accepted.
 pub fn accept(status: &mut TokenWebhookStatus, id: &str) {
     status.outbox.retain(|event| event.id != id);
 }
 
-/// Gives up an event, once.
+/// Dead-letters an event, once.
 pub fn dead_letter(status: &mut TokenWebhookStatus, letter: DeadLetter) {
     accept(status, &letter.event.id);
     if status.dead_letters.iter().any(|known| known.event.id == letter.event.id) {
@@ -41,11 +44,11 @@ pub fn dead_letter(status: &mut TokenWebhookStatus, letter: DeadLetter) {
     }
     *status.dead_lettered.get_or_insert_default() += 1;
     status.dead_letters.push(letter);
-    let excess = status.dead_letters.len().saturating_sub(MAX);
+    let excess = status.dead_letters.len().saturating_sub(MAX_DEAD_LETTERS);
     status.dead_letters.drain(..excess);
 }
 
-/// An event that waits here from now on.
+/// An event as it is stored in the outbox. Its age counts from now.
 pub fn held(message: &Message, now: Timestamp) -> HeldEvent {
     let token = message
         .name
@@ -63,7 +66,7 @@ pub fn held(message: &Message, now: Timestamp) -> HeldEvent {
     }
 }
 
-/// A ping for a new TokenWebhook, and for each change of the annotation. Taking it away asks for nothing.
+/// Adds a ping for a new TokenWebhook, and for each new value of the annotation. Returns whether it did.
 pub fn answer_ping(
     status: &mut TokenWebhookStatus,
     uid: &str,
@@ -92,14 +95,14 @@ pub fn answer_ping(
     true
 }
 
-/// Whether a change of the annotation asks for a replay: what was given up is tried anew, its age counted from now.
-/// Taking the annotation away asks for nothing.
+/// Moves the dead letters back into the outbox for each new value of the annotation. Their age counts from now. Returns
+/// whether the value was new.
 pub fn answer_replay(status: &mut TokenWebhookStatus, annotation: Option<&str>, now: Timestamp) -> bool {
     if annotation.is_none() || status.handled_replay.as_deref() == annotation {
         return false;
     }
     status.handled_replay = annotation.map(str::to_owned);
-    let room = MAX.saturating_sub(status.outbox.len()).min(status.dead_letters.len());
+    let room = MAX_OUTBOX.saturating_sub(status.outbox.len()).min(status.dead_letters.len());
     for letter in status.dead_letters.drain(..room) {
         status.outbox.push(HeldEvent { since: now, ..letter.event });
         if let Some(count) = &mut status.dead_lettered {
@@ -173,12 +176,16 @@ mod tests {
         (0..100).for_each(|n| hold(&mut status, event(&format!("h{n}"))));
         assert_eq!(
             (status.outbox.len(), status.dead_letters.len(), status.dead_lettered),
-            (MAX, 36, Some(36))
+            (MAX_OUTBOX, 36, Some(36))
         );
         (0..100).for_each(|n| dead_letter(&mut status, letter(&format!("d{n}"))));
-        assert_eq!((status.dead_letters.len(), status.dead_lettered), (MAX, Some(136)));
+        assert_eq!((status.dead_letters.len(), status.dead_lettered), (MAX_DEAD_LETTERS, Some(136)));
         assert!(answer_replay(&mut status, Some("1"), at(1)));
-        assert_eq!((status.outbox.len(), status.dead_letters.len()), (MAX, MAX), "no room");
+        assert_eq!(
+            (status.outbox.len(), status.dead_letters.len()),
+            (MAX_OUTBOX, MAX_DEAD_LETTERS),
+            "no room"
+        );
     }
 
     #[test]

@@ -1,35 +1,35 @@
-//! Where requests may go. Whoever may write a TokenWebhook chooses a URL that the controller then asks, from inside
-//! the cluster and with its network position: server-side request forgery (OWASP API7:2023), unless addresses are
-//! judged.
+//! The addresses to which webhook requests may be sent. Whoever may write a TokenWebhook chooses a URL to which the
+//! controller connects from inside the cluster: server-side request forgery (OWASP API7:2023), unless addresses are
+//! restricted.
 //!
-//! Judged is the address that is connected to, after the name was resolved, never the name. Loopback, link-local
+//! The policy applies to the address that is connected to, after the name was resolved, never to the name. Loopback, link-local
 //! (where clouds serve credentials), the clouds' other metadata addresses, and whatever is not a single host's
-//! address are refused always; private networks unless they are allowed; both unless a network is named by an
-//! explicit exception. An IPv4 address inside an IPv6 one (mapped, NAT64, 6to4, Teredo) is judged as what it is.
+//! address are always refused; private networks unless they are allowed; both unless the operator lists the network as
+//! an exception. An IPv4 address embedded in an IPv6 one (mapped, NAT64, 6to4, Teredo) is treated as IPv4.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use thiserror::Error;
 
-/// What is allowed beyond public addresses.
+/// The addresses that are allowed beyond public ones.
 #[derive(Clone, Debug, Default)]
 pub struct AddressPolicy {
     /// Private networks (RFC 1918, RFC 4193, RFC 6598): Services and pods of the cluster have such addresses.
     pub allow_private: bool,
-    /// Exceptions from every rule.
+    /// Networks that are always allowed.
     pub allow: Vec<IpNet>,
 }
 
-/// Why an address is not asked.
+/// Why an address is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum AddressError {
-    /// This machine, its link, a metadata service, or no single host.
+    /// Loopback, link-local, a metadata service, or not the address of a single host.
     #[error(
         "{0} is an address to which webhooks are never sent (loopback, link-local, metadata or reserved); the operator may except networks by --webhook-allow-cidrs"
     )]
     Never(IpAddr),
-    /// A private network.
+    /// An address of a private network, which the operator has not allowed.
     #[error(
         "{0} is an address of a private network; the operator may allow those by --webhook-allow-private"
     )]
@@ -37,7 +37,7 @@ pub enum AddressError {
 }
 
 impl AddressPolicy {
-    /// Judges an address.
+    /// Checks whether requests may be sent to an address.
     pub fn judge(&self, address: IpAddr) -> Result<(), AddressError> {
         let inner = innermost(address);
         if [address, inner].iter().any(|a| self.allow.iter().any(|network| network.contains(a))) {
@@ -231,7 +231,7 @@ mod tests {
     }
 
     proptest! {
-        /// However an IPv4 address is written into an IPv6 one, it is judged as itself.
+        /// However an IPv4 address is embedded in an IPv6 one, it is treated as IPv4.
         #[test]
         fn no_disguise_changes_the_judgement(v4: u32, allow_private: bool, middle: u16) {
             let policy = AddressPolicy { allow_private, ..Default::default() };

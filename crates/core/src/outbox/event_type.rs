@@ -1,15 +1,15 @@
-//! The events by name.
+//! The types of event that TokenWebhooks can subscribe to.
 
-/// What a webhook can be told of.
+/// The type of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventType {
-    /// The first secret is in the Secret.
+    /// The Secret contains the first token.
     Created,
-    /// A new secret is in the Secret.
+    /// The Secret contains a new token.
     Rotated,
-    /// A replaced secret no longer works.
+    /// A replaced version no longer works.
     KeyRetired,
-    /// The token is dead for good.
+    /// The token is revoked for good.
     Revoked,
     /// The token is refused until it is resumed.
     Suspended,
@@ -21,12 +21,12 @@ pub enum EventType {
     Expired,
     /// The ApiToken is deleted, and with it the token revoked.
     Deleted,
-    /// A sign of life, on creation and on demand.
+    /// A test event, on creation of the TokenWebhook and on demand.
     Ping,
 }
 
 impl EventType {
-    /// Its name in `type`.
+    /// The `type` in the request body.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Created => "token.created",

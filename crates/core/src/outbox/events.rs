@@ -1,9 +1,9 @@
-//! What waits in an ApiToken's status: a transactional outbox.
+//! The transactional outbox in the status of an ApiToken.
 //!
-//! An event is recorded in the very status write that makes the transition, with the TokenWebhooks that want it, so
-//! no crash can part the two. It leaves once each of them has accepted it, or has given it up. A TokenWebhook that is
-//! made later is not told of it; one that is gone is no longer waited for. Where no TokenWebhook wants an event,
-//! nothing is recorded.
+//! An event is recorded in the status write that makes the transition, with the TokenWebhooks that subscribe to it, so
+//! a crash can't separate the two. It is removed once each of them has accepted or dead-lettered it. A TokenWebhook
+//! that is created later does not receive it; one that is deleted is no longer waited for. An event without
+//! subscribers is not recorded.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -16,35 +16,35 @@ use super::subscription::Subscription;
 use crate::crd::{Outbox, OutboxEvent};
 use crate::token::format::base62_of;
 
-/// How many events wait at most. A token has few transitions, so this many wait only where an endpoint was away for
-/// long; then the oldest gives way, since the newest says what is true now.
+/// The capacity of an outbox. A token has few transitions, so it fills up only if an endpoint is down for long. Then the
+/// oldest event is dropped, since the newest describes the current state.
 pub const MAX_EVENTS: usize = 32;
 
-/// That a TokenWebhook needs an event no longer: it has accepted it, or it was set aside elsewhere.
+/// A TokenWebhook has accepted an event, or stores it in its own status.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Receipt {
-    /// The event.
+    /// The id of the event.
     pub id: Arc<str>,
-    /// The TokenWebhook.
+    /// The name of the TokenWebhook.
     pub webhook: Arc<str>,
 }
 
-/// All receipts of one token that are not recorded yet.
+/// The receipts of one token that its stored status does not reflect yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Receipts {
-    /// Who needs which event no longer.
+    /// The receipts themselves.
     pub accepted: HashSet<Receipt>,
-    /// Whether a status is to be written for them alone. Until then they wait for one that is written anyway.
+    /// Whether a status is written for them alone. Until then they wait for a write that happens anyway.
     pub due: bool,
 }
 
 impl Receipts {
-    /// Takes a receipt. Answers whether it is the first of those that wait.
+    /// Adds a receipt. Returns whether it is the first one.
     pub fn take(&mut self, receipt: Receipt) -> bool {
         self.accepted.insert(receipt) && self.accepted.len() == 1
     }
 
-    /// Keeps those that the status which was written does not reflect yet. Answers whether there are any.
+    /// Removes the receipts that the written status reflects. Returns whether any are left.
     pub fn retain(&mut self, written: Option<&Outbox>) -> bool {
         let waits = |receipt: &Receipt| {
             let event = written.and_then(|o| o.events.iter().find(|event| *event.id == *receipt.id));
@@ -56,37 +56,37 @@ impl Receipts {
     }
 }
 
-/// Something that has happened, before it is known who wants it.
+/// Something that happened to a token, before it is matched with subscriptions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transition {
-    /// What.
+    /// The type of event.
     pub type_: EventType,
-    /// The version that it is about.
+    /// The version concerned.
     pub version: Option<i64>,
-    /// Why.
+    /// The reason of the rotation or revocation.
     pub reason: Option<String>,
 }
 
-/// Whose outbox it is.
+/// The ApiToken that has the outbox.
 #[derive(Clone, Copy, Debug)]
 pub struct Owner<'a> {
-    /// The ApiToken's uid.
+    /// The uid of the ApiToken.
     pub uid: &'a str,
-    /// Its labels.
+    /// The labels that subscriptions select by.
     pub labels: &'a BTreeMap<String, String>,
 }
 
-/// Records what has happened for those who want it. Answers the events that gave way.
+/// Records transitions for the TokenWebhooks that subscribe to them. Returns the events that were dropped to make room.
 pub fn record(
     outbox: &mut Option<Outbox>,
     owner: Owner<'_>,
     subscriptions: &[Subscription],
-    happened: &[Transition],
+    transitions: &[Transition],
     now: Timestamp,
 ) -> Vec<OutboxEvent> {
-    let mut gave_way = Vec::new();
-    for happened in happened {
-        let wanting = subscriptions.iter().filter(|s| s.wants(happened.type_, owner.labels));
+    let mut dropped = Vec::new();
+    for transition in transitions {
+        let wanting = subscriptions.iter().filter(|s| s.wants(transition.type_, owner.labels));
         let webhooks: Vec<String> = wanting.map(|s| s.name().to_owned()).collect();
         if webhooks.is_empty() {
             continue;
@@ -97,53 +97,53 @@ pub fn record(
             for webhook in &oldest.webhooks {
                 *outbox.lost.entry(webhook.clone()).or_default() += 1;
             }
-            gave_way.push(oldest);
+            dropped.push(oldest);
         }
         outbox.events.push(OutboxEvent {
-            id: id(owner.uid, happened, now),
-            type_: happened.type_.as_str().to_owned(),
+            id: id(owner.uid, transition, now),
+            type_: transition.type_.as_str().to_owned(),
             time: now,
-            version: happened.version,
-            reason: happened.reason.clone(),
+            version: transition.version,
+            reason: transition.reason.clone(),
             webhooks,
         });
     }
-    gave_way
+    dropped
 }
 
-/// Takes out what is delivered.
-pub fn settle(outbox: &mut Option<Outbox>, receipts: &HashSet<Receipt>) {
+/// Removes TokenWebhooks from the events for which there is a receipt, and events that nobody waits for.
+pub fn remove_delivered(outbox: &mut Option<Outbox>, receipts: &HashSet<Receipt>) {
     if receipts.is_empty() {
         return;
     }
-    keep(outbox, |id, webhook| !receipts.contains(&Receipt { id: id.into(), webhook: webhook.into() }));
+    retain(outbox, |id, webhook| !receipts.contains(&Receipt { id: id.into(), webhook: webhook.into() }));
 }
 
-/// Takes out what waits for TokenWebhooks that are gone.
-pub fn forget_gone(outbox: &mut Option<Outbox>, exists: impl Fn(&str) -> bool) {
+/// Removes TokenWebhooks that no longer exist.
+pub fn remove_missing_webhooks(outbox: &mut Option<Outbox>, exists: impl Fn(&str) -> bool) {
     if let Some(outbox) = outbox {
         outbox.lost.retain(|webhook, _| exists(webhook));
     }
-    keep(outbox, |_, webhook| exists(webhook));
+    retain(outbox, |_, webhook| exists(webhook));
 }
 
-/// The id of an event: of this token, this transition and this moment, so that it differs after a restore from a
-/// backup too. It is stored with the event, and so the same for all its deliveries.
-pub fn id(uid: &str, happened: &Transition, now: Timestamp) -> String {
-    let version = happened.version.unwrap_or_default();
-    let text = format!("{uid}/{}/{version}/{}", happened.type_.as_str(), now.as_nanosecond());
+/// The id of an event, derived from the token, the transition and the time, so that it differs after a restore from a
+/// backup too. It is stored with the event, so all deliveries have the same.
+pub fn id(uid: &str, transition: &Transition, now: Timestamp) -> String {
+    let version = transition.version.unwrap_or_default();
+    let text = format!("{uid}/{}/{version}/{}", transition.type_.as_str(), now.as_nanosecond());
     let mut digest = [0; 16];
     digest.copy_from_slice(&Sha256::digest(text)[..16]);
     format!("evt_{}", base62_of(u128::from_be_bytes(digest)))
 }
 
-fn keep(outbox: &mut Option<Outbox>, wanted: impl Fn(&str, &str) -> bool) {
-    if let Some(kept) = outbox {
-        for event in &mut kept.events {
-            event.webhooks.retain(|webhook| wanted(&event.id, webhook));
+fn retain(outbox: &mut Option<Outbox>, is_open: impl Fn(&str, &str) -> bool) {
+    if let Some(retained) = outbox {
+        for event in &mut retained.events {
+            event.webhooks.retain(|webhook| is_open(&event.id, webhook));
         }
-        kept.events.retain(|event| !event.webhooks.is_empty());
-        if *kept == Outbox::default() {
+        retained.events.retain(|event| !event.webhooks.is_empty());
+        if *retained == Outbox::default() {
             *outbox = None;
         }
     }
@@ -196,9 +196,9 @@ mod tests {
             [subscription("a", "*"), subscription("b", "token.*"), subscription("c", "token.deleted")];
         record(&mut outbox, owner(), &hooks, &[happened(EventType::Revoked, 1)], at(0));
         let id = outbox.as_ref().expect("an outbox").events[0].id.clone();
-        settle(&mut outbox, &[receipt(&id, "a"), receipt("evt_other", "b")].into());
+        remove_delivered(&mut outbox, &[receipt(&id, "a"), receipt("evt_other", "b")].into());
         assert_eq!(outbox.as_ref().expect("an outbox").events[0].webhooks, ["b"]);
-        settle(&mut outbox, &[receipt(&id, "b")].into());
+        remove_delivered(&mut outbox, &[receipt(&id, "b")].into());
         assert_eq!(outbox, None);
     }
 
@@ -207,9 +207,9 @@ mod tests {
         let mut outbox = None;
         let hooks = [subscription("a", "*"), subscription("b", "*")];
         record(&mut outbox, owner(), &hooks, &[happened(EventType::Revoked, 1)], at(0));
-        forget_gone(&mut outbox, |name| name == "b");
+        remove_missing_webhooks(&mut outbox, |name| name == "b");
         assert_eq!(outbox.as_ref().expect("an outbox").events[0].webhooks, ["b"]);
-        forget_gone(&mut outbox, |_| false);
+        remove_missing_webhooks(&mut outbox, |_| false);
         assert_eq!(outbox, None);
     }
 
@@ -218,9 +218,9 @@ mod tests {
         let mut outbox = None;
         let hooks = [subscription("a", "*"), subscription("b", "token.revoked")];
         for version in 0..MAX_EVENTS as i64 + 3 {
-            let gave_way =
+            let dropped =
                 record(&mut outbox, owner(), &hooks, &[happened(EventType::Rotated, version)], at(version));
-            assert_eq!(gave_way.len(), usize::from(version >= MAX_EVENTS as i64));
+            assert_eq!(dropped.len(), usize::from(version >= MAX_EVENTS as i64));
         }
         let outbox = outbox.expect("an outbox");
         assert_eq!(outbox.events.len(), MAX_EVENTS);
@@ -240,7 +240,7 @@ mod tests {
         receipts.due = true;
         assert!(receipts.retain(outbox.as_ref()), "the write was decided on before");
         assert_eq!(receipts, Receipts { accepted: [receipt(&id, "a")].into(), due: false });
-        settle(&mut outbox, &receipts.accepted);
+        remove_delivered(&mut outbox, &receipts.accepted);
         assert!(!receipts.retain(outbox.as_ref()));
         assert_eq!(receipts, Receipts::default());
     }
@@ -287,7 +287,7 @@ mod tests {
                     Act::Delivers(event, hook) => {
                         let event = outbox.as_ref().and_then(|o| o.events.get(*event)).cloned();
                         if let Some(event) = event.filter(|e| e.webhooks.iter().any(|w| w == names[*hook])) {
-                            settle(&mut outbox, &[receipt(&event.id, names[*hook])].into());
+                            remove_delivered(&mut outbox, &[receipt(&event.id, names[*hook])].into());
                             *delivered.entry(names[*hook]).or_default() += 1;
                         }
                     }
@@ -295,7 +295,7 @@ mod tests {
                         hooks.retain(|h| h.name() != names[*hook]);
                         wanted.remove(names[*hook]);
                         delivered.remove(names[*hook]);
-                        forget_gone(&mut outbox, |name| hooks.iter().any(|h| h.name() == name));
+                        remove_missing_webhooks(&mut outbox, |name| hooks.iter().any(|h| h.name() == name));
                     }
                 }
                 let waits = |name: &str| outbox.iter().flat_map(|o| &o.events).filter(|e| e.webhooks.iter().any(|w| w == name)).count() as i64;

@@ -1,10 +1,9 @@
-//! Outgoing events, pure: what TokenWebhooks are told of, recorded in a token's status and signed as Standard Webhooks
-//! 1.0 defines it.
+//! Outgoing events, pure: recorded in the status of a token, delivered and signed as Standard Webhooks 1.0 defines it.
 //!
-//! Asked by [`crate::lifecycle`]: `subscription` (who wants an event), `events` (what waits in an ApiToken's status).
-//! Asked by the controller: `queue` (which event is next, and when), `dead_letters` (what waits in a TokenWebhook's
-//! status, and what was dead-lettered), `retry` (when to try again, and what a response means), `payload`,
-//! `signature`, `destination` (where requests may go).
+//! Used by [`crate::lifecycle`]: `subscription` (which TokenWebhooks want an event), `events` (the outbox of an
+//! ApiToken). Used by the controller: `queue` (which event is next, and when), `dead_letters` (the outbox and the dead
+//! letters of a TokenWebhook), `retry` (when to retry, and what a response means), `payload`, `signature`,
+//! `destination` (which addresses may be connected to).
 
 pub mod dead_letters;
 pub mod destination;

@@ -7,30 +7,30 @@ use serde::Serialize;
 
 use crate::crd::{HeldEvent, OutboxEvent};
 
-/// An event, and all that its body tells of it.
+/// An event, with everything that the request body contains.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// The `webhook-id`.
+    /// The `webhook-id` header.
     pub id: Arc<str>,
-    /// Its name.
+    /// The type, such as `token.rotated`.
     pub type_: String,
     /// When it happened.
     pub time: Timestamp,
-    /// Since when it is being delivered, from which its age is counted.
+    /// When its delivery began. Its age is counted from here.
     pub since: Timestamp,
-    /// The ApiToken's `status.tokenId`, unless it is about no token.
+    /// `status.tokenId` of the ApiToken. `None`: the event concerns no token.
     pub token_id: Option<String>,
-    /// The ApiToken's name.
+    /// The name of the ApiToken.
     pub name: Option<String>,
-    /// The version that it is about.
+    /// The version concerned.
     pub version: Option<i64>,
-    /// Why it happened.
+    /// The reason of the rotation or revocation.
     pub reason: Option<String>,
     /// The scopes with which that version was issued, while the ApiToken's status has it; at most 2 KiB.
     pub scopes: Option<Vec<String>>,
 }
 
-/// Whether scopes are told: not where they would make a status large in which many events wait.
+/// Whether scopes are included. Long lists are left out, because many events may have to fit into one status.
 fn fits(scopes: &[String]) -> bool {
     scopes.iter().map(String::len).sum::<usize>() <= 2048
 }

@@ -1,10 +1,10 @@
-//! When an event is tried again, and what an answer means: the rules of Standard Webhooks 1.0.
+//! When a delivery is retried, and what a response means: the rules of Standard Webhooks 1.0.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-/// How long after one attempt the next is made. After the last of these, every 24 h, until the event is too old.
+/// The wait after each failed attempt. The last one repeats until the event is too old.
 const WAITS: [Duration; 9] = [
     Duration::from_secs(5),
     Duration::from_secs(5 * 60),
@@ -16,12 +16,12 @@ const WAITS: [Duration; 9] = [
     Duration::from_secs(20 * 3600),
     Duration::from_secs(24 * 3600),
 ];
-/// What an endpoint may ask for at most by Retry-After.
+/// The longest Retry-After that is honoured.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
-/// A wait is up to this part shorter or longer, so that events which failed together do not return together.
+/// Each wait is up to this fraction shorter or longer, so that events which failed together are not retried together.
 const JITTER: f64 = 0.1;
 
-/// The waits, and by how much they are divided in a test.
+/// The retry schedule, which tests can speed up.
 #[derive(Clone, Copy, Debug)]
 pub struct Schedule {
     scale: f64,
@@ -34,13 +34,13 @@ impl Default for Schedule {
 }
 
 impl Schedule {
-    /// All waits are divided by this, if it is a number above 0.
+    /// Divides all waits by `scale`, if it is finite and above 0.
     pub fn faster(scale: f64) -> Self {
         Self { scale: if scale.is_finite() && scale > 0.0 { scale } else { 1.0 } }
     }
 
     /// How long to wait after the `attempts`-th attempt has failed. `random` is from 0 to 1; `asked` is the
-    /// endpoint's own wish, which is never undercut.
+    /// endpoint's Retry-After, a lower bound.
     pub fn wait(&self, attempts: u32, random: f64, asked: Option<Duration>) -> Duration {
         let at = usize::try_from(attempts.saturating_sub(1)).unwrap_or(usize::MAX).min(WAITS.len() - 1);
         let jitter = 1.0 + JITTER * (2.0 * random.clamp(0.0, 1.0) - 1.0);
@@ -49,42 +49,42 @@ impl Schedule {
         asked.map_or(wait, |asked| wait.max(asked))
     }
 
-    /// Time as the schedule counts it.
+    /// A duration divided by the scale.
     pub fn scaled(&self, time: Duration) -> Duration {
         time.div_f64(self.scale)
     }
 }
 
-/// What came of an attempt.
+/// The result of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The endpoint has accepted the event.
     Accepted,
-    /// It may accept it later. With one word for it, a sentence, and the endpoint's own wish.
+    /// The attempt failed, and is retried.
     Failed(Failure),
-    /// It never will: 410.
+    /// 410: the endpoint never accepts events again.
     Gone,
 }
 
 /// Why an attempt failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// One CamelCase word.
+    /// A CamelCase reason that programs can match on.
     pub cause: &'static str,
-    /// A sentence. Holds nothing of the answer's body, and nothing of a URL.
+    /// A sentence for people. Contains nothing of the response body or the URL, which may be secret.
     pub message: String,
-    /// What the endpoint asked for by Retry-After.
+    /// The endpoint's Retry-After.
     pub retry_after: Option<Duration>,
 }
 
 impl Failure {
-    /// A failure about which the endpoint said nothing.
+    /// A failure without a Retry-After.
     pub fn new(cause: &'static str, message: impl Into<String>) -> Self {
         Self { cause, message: message.into(), retry_after: None }
     }
 }
 
-/// What a status code means.
+/// Interprets an HTTP status code.
 pub fn judge(status: u16, retry_after: Option<&str>, now: Timestamp) -> Outcome {
     let cause = match status {
         200..=299 => return Outcome::Accepted,

@@ -21,28 +21,28 @@ const PRIVATE: &str = "whsk_";
 const PUBLIC: &str = "whpk_";
 /// How many keys may sign side by side.
 const MAX_KEYS: usize = 4;
-/// What is drawn for a new key of either kind.
+/// How many random bytes a new key of either kind takes.
 pub const NEW_KEY_BYTES: usize = 32;
 
-/// The keys that sign, the newest first. Redacted in Debug; what they are read from is wiped by who read it.
+/// The signing keys, the newest first. Redacted in Debug. The caller wipes the text that they were parsed from.
 pub struct SigningKeys(Vec<SigningKey>);
 
 enum SigningKey {
-    // Keyed once: a clone of the state costs less than the two compressions of a key schedule.
+    // Keyed once: to clone the state is cheaper than the two compressions of a key schedule.
     Symmetric(Box<Hmac<Sha256>>),
     Asymmetric(Box<Ed25519KeyPair>),
 }
 
-/// Why a text is not a list of signing keys. Tells nothing of the text.
+/// Why a text is not a list of signing keys. Contains nothing of the text, which may be secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum KeyError {
-    /// None, or too many.
+    /// There is no key, or there are too many.
     #[error("it must hold 1 to {MAX_KEYS} signing keys, separated by blanks")]
     Count,
-    /// Neither prefix.
+    /// The key has neither prefix.
     #[error("a signing key starts with whsec_ (HMAC-SHA256) or whsk_ (ed25519)")]
     Prefix,
-    /// Not base64.
+    /// The part after the prefix is not base64.
     #[error("what follows the prefix of a signing key must be base64")]
     Base64,
     /// A length that the specification does not allow.

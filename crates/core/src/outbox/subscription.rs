@@ -1,4 +1,4 @@
-//! Who wants to know: the events and the tokens that a TokenWebhook asks for.
+//! The events and the tokens that a TokenWebhook subscribes to.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::crd::TokenWebhook;
 /// this bounds an ApiToken's status.
 pub const MAX_SUBSCRIPTIONS: usize = 128;
 
-/// What one TokenWebhook asks for.
+/// The subscription of one TokenWebhook.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Subscription {
     name: String,
@@ -20,7 +20,7 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// Reads it from the spec; or says in a sentence why it can't be.
+    /// Reads it from the spec. The error is a sentence for people.
     pub fn of(webhook: &TokenWebhook) -> Result<Self, String> {
         let selector = webhook.spec.selector.clone().unwrap_or_default();
         Ok(Self {
@@ -30,17 +30,17 @@ impl Subscription {
         })
     }
 
-    /// One that asks for nothing, of a TokenWebhook that can't be served: what waits for it goes on waiting.
+    /// A subscription to nothing, for a TokenWebhook whose spec is invalid. Events that wait for it stay recorded.
     pub fn silent(name: &str) -> Self {
         Self { name: name.to_owned(), patterns: Vec::new(), selector: Selector::default() }
     }
 
-    /// The TokenWebhook's name.
+    /// The name of the TokenWebhook.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether it wants to be told of an event of a token with these labels.
+    /// Whether it selects an event of a token with these labels.
     pub fn wants(&self, event: EventType, labels: &BTreeMap<String, String>) -> bool {
         self.patterns.iter().any(|pattern| matches(pattern, event.as_str())) && self.selector.matches(labels)
     }

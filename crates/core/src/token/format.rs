@@ -1,8 +1,8 @@
 //! The text of a token: made from given bytes, parsed from the right.
 //!
 //! The shape follows GitHub's token format: a prefix that people and scanners recognise, an underscore so that a
-//! double click selects the whole, and a CRC-32 by which junk is told from a token without a look-up. The tail
-//! has a fixed length, so the prefix may hold underscores itself.
+//! double click selects the whole, and a CRC-32 that distinguishes a token from junk without a look-up. The
+//! tail has a fixed length, so the prefix itself may contain underscores.
 
 use std::fmt;
 
@@ -31,7 +31,7 @@ pub struct KeyId([u8; KEY_ID]);
 pub struct KeyIdError;
 
 impl KeyId {
-    /// Names a version by 16 random bytes.
+    /// Makes a key id from 16 random bytes.
     pub fn from_bytes(bytes: [u8; 16]) -> Self {
         let mut number = u128::from_be_bytes(bytes);
         let mut text = [0; KEY_ID];
@@ -42,13 +42,13 @@ impl KeyId {
         Self(text)
     }
 
-    /// Reads a key id as it stands in a status.
+    /// Parses a key id as a status stores it.
     pub fn parse(text: &str) -> Result<Self, KeyIdError> {
         let bytes: [u8; KEY_ID] = text.as_bytes().try_into().map_err(|_| KeyIdError)?;
         if bytes.iter().all(u8::is_ascii_alphanumeric) { Ok(Self(bytes)) } else { Err(KeyIdError) }
     }
 
-    /// Its 12 characters.
+    /// The key id as text, 12 letters and digits.
     pub fn as_str(&self) -> &str {
         // Both constructors admit ASCII only.
         std::str::from_utf8(&self.0).unwrap_or_default()
@@ -69,7 +69,7 @@ impl fmt::Debug for KeyId {
 
 /// The handle of the ApiToken whose uid this is: `tok_` and 22 letters and digits, the uid's 128 bits in base 62.
 ///
-/// Derived, not drawn, so that it survives a lost status, and a token created anew under the same name has another.
+/// Derived from the uid, not random, so that it survives a lost status, and a recreated token of the same name has another.
 pub fn token_id(uid: &str) -> String {
     let digits = uid.bytes().filter_map(|b| char::from(b).to_digit(16));
     let number = digits.take(32).fold(0u128, |number, digit| number << 4 | u128::from(digit));
@@ -96,12 +96,12 @@ pub struct Prefix(String);
 pub struct PrefixError;
 
 impl Prefix {
-    /// Checks a text.
+    /// Validates a prefix.
     pub fn new(text: &str) -> Result<Self, PrefixError> {
         if is_prefix(text.as_bytes()) { Ok(Self(text.to_owned())) } else { Err(PrefixError) }
     }
 
-    /// The text.
+    /// The prefix as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -177,7 +177,7 @@ impl<'a> Token<'a> {
         Some(Self { text, key_id })
     }
 
-    /// The public part.
+    /// The public part, which is safe to log.
     pub fn key_id(&self) -> KeyId {
         self.key_id
     }

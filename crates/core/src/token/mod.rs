@@ -1,14 +1,16 @@
-//! What a token is: its text, its proof, its seal and its scopes. Pure: no clock, no randomness, no I/O.
+//! A token: its text, its hash, its seal and its scopes. Pure: no clock, no randomness, no I/O.
 //!
 //! `<prefix>_<keyId><secret><crc>`. The key id names the version and may be logged; the whole text is the
-//! secret. Stored is only a proof of it, keyed with the pepper and bound to the object that it belongs to.
+//! secret. Only a hash of it is stored, keyed with the pepper and bound to the object that it belongs to.
 
 pub mod format;
 pub mod hash;
+pub mod pepper;
 pub mod plaintext;
 pub mod scope;
 pub mod seal;
 
 pub use format::{KeyId, Prefix, Token};
-pub use hash::{Hash, PepperError, PepperId, Peppers};
+pub use hash::Hash;
+pub use pepper::{PepperError, PepperId, Peppers};
 pub use plaintext::Plaintext;

@@ -1,4 +1,4 @@
-//! The only type that holds a whole token that we made.
+//! The only type that contains a whole token that the controller generated.
 
 use std::fmt;
 

@@ -13,12 +13,12 @@ pub enum ScopesError {
     /// It is too long.
     #[error("more than {MAX_SCOPES} scopes")]
     TooMany,
-    /// One of them is not a scope. It is told by its beginning, as anybody may have sent it.
+    /// One of them is not a scope. The error has at most its first 64 characters, since anybody may have sent it.
     #[error("scope {0:?} is not resource:action")]
     NotAScope(String),
 }
 
-/// Refuses what is not a list of scopes that a check may require.
+/// Validates a list of scopes that a check requires.
 pub fn validate<S: AsRef<str>>(scopes: &[S]) -> Result<(), ScopesError> {
     if scopes.len() > MAX_SCOPES {
         return Err(ScopesError::TooMany);

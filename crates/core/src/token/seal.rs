@@ -1,4 +1,4 @@
-//! The annotation that ties a Secret to the version that it holds.
+//! The annotation that binds a Secret to the version that it contains.
 //!
 //! Whoever may write Secrets in a namespace could label one as ours. The seal is keyed with the pepper, so a
 //! Secret that carries a valid one was written by the controller, for this very object and version; and a status
@@ -10,11 +10,12 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use subtle::ConstantTimeEq;
 
-use super::hash::{Hash, PepperId, Peppers};
+use super::hash::Hash;
+use super::pepper::{PepperId, Peppers};
 
 const SEAL_DOMAIN: &[u8] = b"tokenward/seal/v1";
 
-/// What a seal vouches for.
+/// The facts that a seal authenticates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sealed<'a> {
     /// The ApiToken's namespace.
@@ -27,15 +28,15 @@ pub struct Sealed<'a> {
     pub token_id: &'a str,
     /// When the version was issued, as text.
     pub issued_at: &'a str,
-    /// The version that the Secret holds.
+    /// The number of the version that the Secret contains.
     pub version: i64,
-    /// Its key id.
+    /// The key id of that version.
     pub key_id: &'a str,
-    /// Its stored proof, under the pepper of the seal.
+    /// The stored hash of its token, under the pepper of the seal.
     pub hash: &'a Hash,
 }
 
-/// A seal, as it stands in the annotation: `<pepper id>:<base64url>`.
+/// A seal, as the annotation has it: `<pepper id>:<base64url>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seal {
     pepper: PepperId,
@@ -43,27 +44,27 @@ pub struct Seal {
 }
 
 impl Seal {
-    /// Seals under the pepper of the stored proof. `None`: that pepper is not known.
+    /// Makes a seal under the pepper of the stored hash. `None`: there is no pepper of that id.
     pub fn make(peppers: &Peppers, sealed: &Sealed<'_>) -> Option<Self> {
         let pepper = sealed.hash.pepper;
         let mac = mac(peppers, &pepper, sealed)?;
         Some(Self { pepper, mac })
     }
 
-    /// Under which pepper it was made.
+    /// The pepper that keys it.
     pub fn pepper(&self) -> &PepperId {
         &self.pepper
     }
 
-    /// Reads an annotation. `None`: not of that form.
+    /// Parses an annotation. `None`: it is not of that form.
     pub fn parse(text: &str) -> Option<Self> {
         let (pepper, mac) = text.split_once(':')?;
         let mac = URL_SAFE_NO_PAD.decode(mac).ok()?.try_into().ok()?;
         Some(Self { pepper: PepperId::parse(pepper)?, mac })
     }
 
-    /// Whether it vouches for this, in constant time.
-    pub fn holds(&self, peppers: &Peppers, sealed: &Sealed<'_>) -> bool {
+    /// Whether it authenticates these facts, in constant time.
+    pub fn verify(&self, peppers: &Peppers, sealed: &Sealed<'_>) -> bool {
         mac(peppers, &self.pepper, sealed).is_some_and(|made| made.ct_eq(&self.mac).into())
     }
 }
@@ -118,7 +119,7 @@ mod tests {
         let sealed = sealed(&hash);
         let seal =
             Seal::parse(&Seal::make(&peppers, &sealed).expect("seal").to_string()).expect("stored form");
-        assert!(seal.holds(&peppers, &sealed));
+        assert!(seal.verify(&peppers, &sealed));
         for other in [
             Sealed { namespace: "other", ..sealed },
             Sealed { name: "other", ..sealed },
@@ -130,7 +131,7 @@ mod tests {
             Sealed { hash: &other_hash, ..sealed },
             Sealed { namespace: "n", name: "sn", ..sealed },
         ] {
-            assert!(!seal.holds(&peppers, &other), "{other:?}");
+            assert!(!seal.verify(&peppers, &other), "{other:?}");
         }
     }
 
@@ -138,7 +139,7 @@ mod tests {
     fn a_seal_of_another_pepper_is_worthless() {
         let hash = hash(1);
         let seal = Seal::make(&peppers(2), &sealed(&hash)).expect("seal");
-        assert!(!seal.holds(&peppers(1), &sealed(&hash)));
+        assert!(!seal.verify(&peppers(1), &sealed(&hash)));
         assert_eq!(Seal::parse("nonsense"), None);
         assert_eq!(Seal::parse("p1:AAAA"), None);
     }

@@ -18,6 +18,7 @@ use super::verify::parse;
 use crate::metrics::Outcome;
 use crate::snapshot::{Snapshot, TokenCheck};
 use tokenward_core::check::{Code, Decision, Identity};
+use tokenward_core::crd::labels::{KEY_ID_EXTRA, SCOPES_EXTRA};
 
 const API_VERSION: &str = <TokenReview as k8s_openapi::Resource>::API_VERSION;
 const KIND: &str = <TokenReview as k8s_openapi::Resource>::KIND;
@@ -119,8 +120,8 @@ fn authenticated(identity: Identity<'_>, audiences: &[String]) -> Result<TokenRe
     }
     let entry = identity.entry;
     let extra = BTreeMap::from([
-        ("tokenward.dev/scopes".to_owned(), identity.each_scope().map(str::to_owned).collect()),
-        ("tokenward.dev/key-id".to_owned(), vec![identity.key_id.to_string()]),
+        (SCOPES_EXTRA.to_owned(), identity.each_scope().map(str::to_owned).collect()),
+        (KEY_ID_EXTRA.to_owned(), vec![identity.key_id.to_string()]),
     ]);
     Ok(TokenReviewStatus {
         authenticated: Some(true),

@@ -1,8 +1,7 @@
-//! What a check needs to know of a token, in little memory: no whole object is kept.
+//! An entry of the verifier's index: what a check needs of a token, in little memory.
 //!
-//! A verifier holds up to millions of these. So a token is one allocation, to which its versions point; its texts lie
-//! in it end to end, a list of scopes is shared with all tokens that have the same, and limits that few tokens have
-//! are kept apart.
+//! A verifier has up to millions of these. So a token is one allocation, to which its versions point. Its strings are
+//! stored in it end to end, lists of scopes are interned, and limits, which few tokens have, are boxed.
 
 use std::fmt;
 
@@ -17,21 +16,21 @@ use self::scopes::{ScopePool, Scopes, granted_by_both};
 use self::wire::{State, WireToken, WireVersion};
 use crate::token::{Hash, KeyId};
 
-/// What is kept of a version with its token: the key id, and the second of its issue.
+/// The record of a version in the bytes of its token: the key id, and the second of its issue.
 const KEY_ID: usize = 12;
 const RECORD: usize = KEY_ID + size_of::<u32>();
 
-/// A token, as checks know it. A clone is another handle of the same.
+/// A token in the index. A clone is another handle to the same token.
 ///
 /// The bytes are the namespace, a slash, the name, `status.tokenId`, and for each version its key id and when it was
 /// issued, in seconds since the epoch.
 #[derive(Clone)]
 pub struct Entry(ThinArc<Head, u8>);
 
-/// What precedes the texts.
+/// The fixed-size part, before the strings.
 struct Head {
     limits: Option<Box<Limits>>,
-    /// In milliseconds since the epoch; the extremes stand for never.
+    /// In milliseconds since the epoch; `i64::MAX` stands for never.
     expires_at: i64,
     seen_in: u32,
     token_id_at: u16,
@@ -47,29 +46,29 @@ pub(super) enum Standing {
     Revoked,
 }
 
-/// Where and for whom a token may be used. An empty list sets no limit.
+/// The constraints and audiences of a token. An empty list sets no limit.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Limits {
     pub(super) audiences: Box<[Box<str>]>,
     pub(super) networks: Box<[IpNet]>,
 }
 
-/// One secret of a token that may work.
+/// A version of a token that may work.
 #[derive(Clone, Debug)]
 pub struct Version {
-    /// The token that it is a secret of.
+    /// The token that it is a version of.
     pub entry: Entry,
-    /// The proof of the token that it stands for.
-    pub(super) proof: [u8; 32],
-    /// When it retires, or is cut by `rotation.notBefore`, in milliseconds since the epoch.
+    /// The stored hash, without its pepper id.
+    pub(super) hash: [u8; 32],
+    /// When it stops working, by `retireAt` or `rotation.notBefore`, in milliseconds since the epoch.
     pub(super) ends_at: i64,
-    /// What it may do: what both it was issued with and the spec grants.
+    /// The scopes that both the version and the spec grant.
     pub(super) scopes: Scopes,
 }
 
 impl Entry {
-    /// Takes from an ApiToken what checks need, with the versions by which it is looked up. What can't be read is
-    /// left out: that denies. `seen_in` is for the feed, which tells by it what a list has shown.
+    /// Builds the entry of an ApiToken, and its versions by key id. A version that can't be parsed is left out, which
+    /// denies it. `seen_in` numbers the list of objects in which the feed saw the token.
     pub fn of(token: &WireToken, seen_in: u32, pool: &mut ScopePool) -> (Self, Vec<(KeyId, Version)>) {
         let status = token.status.as_ref();
         let versions = status.map_or(&[][..], |status| &status.versions);
@@ -101,7 +100,7 @@ impl Entry {
         let versions = read.into_iter().filter_map(|(key_id, issued_at, version)| {
             let version = Version {
                 entry: entry.clone(),
-                proof: Hash::parse(&version.hash)?.mac,
+                hash: Hash::parse(&version.hash)?.mac,
                 ends_at: ends_at(version, issued_at, not_before)?,
                 scopes: pool.share(&granted_by_both(&version.scopes, &token.spec.scopes)),
             };
@@ -111,32 +110,32 @@ impl Entry {
         (entry, versions)
     }
 
-    /// The ApiToken's namespace and name, with a slash between them.
+    /// `<namespace>/<name>` of the ApiToken.
     pub fn subject(&self) -> &str {
         self.text(0..usize::from(self.head().token_id_at))
     }
 
-    /// The ApiToken's namespace.
+    /// The namespace of the ApiToken.
     pub fn namespace(&self) -> &str {
         self.object().0
     }
 
-    /// The ApiToken's name.
+    /// The name of the ApiToken.
     pub fn name(&self) -> &str {
         self.object().1
     }
 
-    /// The ApiToken's namespace and name.
+    /// Namespace and name of the ApiToken.
     pub fn object(&self) -> (&str, &str) {
         self.subject().split_once('/').unwrap_or_default()
     }
 
-    /// `status.tokenId`.
+    /// `status.tokenId` of the ApiToken. Empty if it has none.
     pub fn token_id(&self) -> &str {
         self.text(usize::from(self.head().token_id_at)..self.records_at())
     }
 
-    /// The key ids under which this token is looked up.
+    /// The key ids under which the index has this token.
     pub fn key_ids(&self) -> impl Iterator<Item = KeyId> {
         self.records().map(|(key_id, _)| key_id)
     }
@@ -152,7 +151,7 @@ impl Entry {
         std::ptr::eq(self.head(), other.head())
     }
 
-    /// The list of ApiTokens in which it was seen, as [`Self::of`] was told.
+    /// The number of the list in which the feed saw it, as given to [`Self::of`].
     pub fn seen_in(&self) -> u32 {
         self.head().seen_in
     }
@@ -187,7 +186,7 @@ impl Entry {
     }
 
     fn text(&self, range: std::ops::Range<usize>) -> &str {
-        // What is asked for was text, and is cut where one text ends.
+        // All ranges are those of strings that were written here.
         self.0.slice.get(range).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default()
     }
 }
@@ -199,8 +198,8 @@ impl fmt::Debug for Entry {
 }
 
 impl Standing {
-    /// A revocation holds from the request on, whatever the controller has made of it yet. A deletion revokes too,
-    /// also one that waits for somebody's finalizer.
+    /// A revocation is effective from the request on, even before the controller has handled it. A deletion revokes too,
+    /// also while it waits for a finalizer.
     fn of(token: &WireToken) -> Self {
         let recorded = token.status.as_ref().is_some_and(|status| status.revocation.is_some());
         if token.spec.revoked == Some(true) || recorded || token.metadata.deletion_timestamp.is_some() {
@@ -221,7 +220,7 @@ impl Limits {
         let cidrs = cidrs.unwrap_or_default();
         let mut networks: Box<[IpNet]> = cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect();
         if networks.is_empty() && !cidrs.is_empty() {
-            // Networks that can't be read must not mean any network: no client comes from this one.
+            // Networks that can't be parsed must not mean any network. No client has this address.
             networks = Box::new([IpNet::from(ipnet::Ipv4Net::from(std::net::Ipv4Addr::UNSPECIFIED))]);
         }
         let limits = !audiences.is_empty() || !networks.is_empty();
@@ -229,13 +228,13 @@ impl Limits {
     }
 }
 
-/// When a version ends: when it retires, or when a cut falls that comes after its issue, whichever is first.
+/// When a version stops working: at `retireAt`, or at a `rotation.notBefore` after its issue, whichever is first.
 fn ends_at(version: &WireVersion, issued_at: Timestamp, not_before: i64) -> Option<i64> {
     let retires_at = match version.state {
         State::Pending | State::Active => millisecond(version.retire_at).unwrap_or(i64::MAX),
-        // Without an end it has none left.
+        // Without `retireAt` the overlap is over.
         State::Retiring => millisecond(version.retire_at).unwrap_or(i64::MIN),
-        // CertificateState, so that the code can say what became of it.
+        // In the index, so that a check can deny with `RETIRED`.
         State::Retired | State::Revoked => i64::MIN,
         State::Unknown => return None,
     };

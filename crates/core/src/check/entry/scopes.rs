@@ -1,4 +1,4 @@
-//! Lists of scopes, kept once: many tokens have the same.
+//! Lists of scopes, interned: many tokens have the same list.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -6,15 +6,15 @@ use std::sync::Arc;
 use crate::token::scope::any_covers;
 
 /// A list of scopes, separated by spaces. A clone shares it.
-// Boxed once more, so that a handle is one word.
+// The second box makes the handle one word: an Arc<str> is two.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(in crate::check) struct Scopes(Arc<Box<str>>);
 
-/// The lists that are in use.
+/// The set of interned lists.
 #[derive(Debug, Default)]
 pub struct ScopePool {
     lists: HashSet<Scopes>,
-    /// How many lists were in use when it was last looked.
+    /// How many lists were in use after the last cleanup.
     used: usize,
 }
 
@@ -29,19 +29,19 @@ impl Scopes {
 }
 
 impl ScopePool {
-    /// The one list that holds these scopes in this order.
+    /// The interned list of these scopes in this order.
     pub(in crate::check) fn share(&mut self, scopes: &[&str]) -> Scopes {
         let wanted = Scopes(Arc::new(scopes.join(" ").into()));
         if let Some(list) = self.lists.get(&wanted) {
             return list.clone();
         }
-        self.forget_unused();
+        self.remove_unused();
         self.lists.insert(wanted.clone());
         wanted
     }
 
-    /// Looks for lists that nobody uses, each time that as many again have come.
-    fn forget_unused(&mut self) {
+    /// Removes unused lists, each time that the number of lists has doubled.
+    fn remove_unused(&mut self) {
         if self.lists.len() > 2 * self.used + 64 {
             self.lists.retain(|list| Arc::strong_count(&list.0) > 1);
             self.lists.shrink_to_fit();
@@ -57,7 +57,7 @@ impl ScopePool {
 pub(in crate::check) fn granted_by_both<'a>(one: &'a [String], other: &'a [String]) -> Vec<&'a str> {
     let covered = |scope: &&str, by: &[String]| any_covers(by.iter().map(String::as_str), scope);
     let of_one = one.iter().map(String::as_str).filter(|scope| covered(scope, other));
-    // Where neither is narrower the two lists hold the same scope twice; it is told once.
+    // A scope that is in both lists is returned once.
     let of_other = other.iter().filter(|scope| !one.contains(scope));
     of_one.chain(of_other.map(String::as_str).filter(|scope| covered(scope, one))).collect()
 }

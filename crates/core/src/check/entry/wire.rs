@@ -1,7 +1,7 @@
-//! An ApiToken as it comes over the wire, as far as checks need it. What they don't need is skipped, not built.
+//! The fields of an ApiToken that checks need, deserialized directly. All others are skipped without being allocated.
 //!
-//! It reads more than today's CRD admits: what a newer controller may have written costs at most the version that
-//! it stands in. What can't be read at all is an error, and a token that can't be read is denied.
+//! It is a tolerant reader: a value that only a newer CRD admits invalidates at most the version that contains it. Any
+//! other invalid value is an error, and a token that can't be parsed is denied.
 
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -10,22 +10,22 @@ use serde::de::IgnoredAny;
 /// An ApiToken, as far as checks need it.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct WireToken {
-    /// Whose it is.
+    /// The metadata that checks need.
     pub metadata: Metadata,
     pub(in crate::check) spec: Spec,
     pub(in crate::check) status: Option<Status>,
 }
 
-/// What every object has, whatever else it holds.
+/// The metadata of any Kubernetes object, as far as checks need it.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Metadata {
-    /// The namespace.
+    /// The namespace. Empty in an object that has none.
     #[serde(default)]
     pub namespace: String,
-    /// The name.
+    /// The name of the object.
     pub name: String,
-    /// Up to which change it has been seen.
+    /// The resourceVersion, from which a watch can continue.
     pub resource_version: Option<String>,
     pub(in crate::check) deletion_timestamp: Option<IgnoredAny>,
 }
@@ -59,11 +59,11 @@ pub(in crate::check) struct Status {
     pub(in crate::check) token_id: Option<String>,
     #[serde(default)]
     pub(in crate::check) versions: Vec<WireVersion>,
-    /// That there is a record of a revocation is what counts, not what it says.
+    /// Its presence alone revokes the token, whatever it contains.
     pub(in crate::check) revocation: Option<IgnoredAny>,
 }
 
-/// Texts are read later, so that one that can't be read costs this version only.
+/// Strings are parsed later, so that an invalid one invalidates this version only.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(in crate::check) struct WireVersion {
@@ -75,7 +75,7 @@ pub(in crate::check) struct WireVersion {
     pub(in crate::check) retire_at: Option<Timestamp>,
 }
 
-/// Where a version stands in its life.
+/// The state of a version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub(in crate::check) enum State {
     Pending,
@@ -83,13 +83,13 @@ pub(in crate::check) enum State {
     Retiring,
     Retired,
     Revoked,
-    /// Of a controller that knows more states: whether it means a version that works can't be told.
+    /// A state of a newer controller. Whether the version works is unknown, so it does not.
     #[default]
     #[serde(other)]
     Unknown,
 }
 
-/// Tests have whole objects; they go the way that the API server's go.
+/// Tests have whole objects. They take the same route as objects of the API server: through JSON.
 #[cfg(test)]
 impl From<&crate::crd::ApiToken> for WireToken {
     fn from(token: &crate::crd::ApiToken) -> Self {

@@ -1,8 +1,8 @@
 //! Which event of one endpoint is next, and when.
 //!
-//! Each token has a lane: its events go out one after the other, in their order, so an event that is not accepted
-//! holds up those behind it, and no other token's. What a lane holds comes from the watch, which lags; so what was
-//! accepted is remembered until the watch has seen it go.
+//! Each token has a lane, a FIFO queue: its events are sent one after the other, in order, so an event that is not
+//! accepted blocks those behind it, but none of another token. Lanes are filled from the watch, which lags; so an
+//! accepted event is remembered until the watch shows that it was removed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use super::payload::Message;
 
-/// What identifies a lane: a token's uid, or another text for events that wait in the TokenWebhook.
+/// The key of a lane: the uid of a token, or another text for the outbox of the TokenWebhook.
 pub type Key = Arc<str>;
 
 /// An event, and the TokenWebhooks that have not accepted it.
@@ -21,7 +21,7 @@ pub type PendingEvent = (Arc<Message>, Vec<String>);
 /// The events of one token as its status has them, and who waits for them.
 #[derive(Clone, Debug)]
 pub struct Waiting {
-    /// The lane.
+    /// The key of the lane.
     pub key: Key,
     /// The events in their order.
     pub events: Vec<PendingEvent>,
@@ -29,18 +29,18 @@ pub struct Waiting {
     pub lost: BTreeMap<String, i64>,
 }
 
-/// An event whose turn it is.
+/// An event to send now.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// Its lane.
+    /// The key of its lane.
     pub key: Key,
-    /// The event.
+    /// The event to send.
     pub message: Arc<Message>,
     /// How often it was tried before.
     pub attempts: u32,
 }
 
-/// The lanes of one endpoint.
+/// All lanes of one endpoint.
 #[derive(Debug)]
 pub struct DeliveryQueue {
     webhook: String,
@@ -83,12 +83,12 @@ impl Waiting {
 }
 
 impl DeliveryQueue {
-    /// The lanes of a TokenWebhook, empty.
+    /// An empty queue for a TokenWebhook.
     pub fn of(webhook: &str) -> Self {
         Self { webhook: webhook.to_owned(), lanes: HashMap::new(), due: BTreeSet::new(), pending: 0 }
     }
 
-    /// Takes note of what waits in a token.
+    /// Updates the lane of a token from its outbox.
     pub fn see(&mut self, waiting: &Waiting, now: Instant) {
         let key = &waiting.key;
         let before = self.lanes.remove(key);
@@ -115,18 +115,18 @@ impl DeliveryQueue {
             lane.due_at(key, None, &mut self.due);
         }
         self.lanes.insert(key.clone(), lane);
-        self.settle(key, now);
+        self.reschedule(key, now);
     }
 
-    /// Forgets a token that is gone; answers what it leaves behind.
+    /// Removes the lane of a deleted token. Returns its undelivered events.
     pub fn gone(&mut self, key: &Key) -> Vec<Arc<Message>> {
         let Some(lane) = self.lanes.get(key) else { return Vec::new() };
         let left = lane.open().cloned().collect();
-        self.forget(key);
+        self.remove(key);
         left
     }
 
-    /// The event whose turn it is, which is then under way.
+    /// The next event that is due. Its lane is under way until the result is reported.
     pub fn next(&mut self, now: Instant) -> Option<Job> {
         let (at, key) = self.due.first()?;
         if *at > now {
@@ -140,45 +140,45 @@ impl DeliveryQueue {
         Some(Job { key, message, attempts: lane.attempts })
     }
 
-    /// When the next turn comes.
+    /// When the next event is due.
     pub fn next_at(&self) -> Option<Instant> {
         self.due.first().map(|(at, _)| *at)
     }
 
-    /// The event needs nothing more: it was accepted, or is kept elsewhere.
+    /// The event is done: it was accepted, or is stored elsewhere.
     pub fn done(&mut self, key: &Key, id: &str, now: Instant) {
         let Some(lane) = self.lanes.get_mut(key) else { return };
         self.pending -= usize::from(lane.set_done(id, true));
         lane.attempts = 0;
         lane.state = State::Idle;
-        self.settle(key, now);
+        self.reschedule(key, now);
     }
 
-    /// The event is open after all.
+    /// The event is not done after all.
     pub fn reopen(&mut self, key: &Key, id: &str, now: Instant) {
         let Some(lane) = self.lanes.get_mut(key) else { return };
         self.pending += usize::from(lane.set_done(id, false));
-        self.settle(key, now);
+        self.reschedule(key, now);
     }
 
-    /// The attempt failed: again at that time.
+    /// The attempt failed. It is repeated at `again`.
     pub fn failed(&mut self, key: &Key, id: &str, again: Instant) {
         let Some(lane) = self.lanes.get_mut(key) else { return };
         lane.state = State::Idle;
         let same = lane.head().is_some_and(|message| *message.id == *id);
         lane.attempts = if same { lane.attempts.saturating_add(1) } else { 0 };
-        self.settle(key, again);
+        self.reschedule(key, again);
     }
 
-    /// Nobody knows what came of the attempt: again at that time, as if it had not been made.
+    /// The result of the attempt is unknown. It is repeated at `again`, and not counted.
     pub fn undecided(&mut self, key: &Key, again: Instant) {
         if let Some(lane) = self.lanes.get_mut(key) {
             lane.state = State::Idle;
-            self.settle(key, again);
+            self.reschedule(key, again);
         }
     }
 
-    /// Brings every lane's turn forward to now, where something has changed for the better.
+    /// Makes every waiting lane due now, for example when the endpoint has recovered.
     pub fn hurry(&mut self, now: Instant) {
         let waiting: Vec<Key> = self.due.iter().map(|(_, key)| key.clone()).collect();
         for key in waiting {
@@ -198,9 +198,9 @@ impl DeliveryQueue {
         self.lanes.values().map(|lane| lane.lost).sum()
     }
 
-    /// Events that have waited for longer than this, of lanes that are not under way.
+    /// Events that are older than `than`, of lanes that are not under way.
     pub fn older(&self, than: Duration, now: Timestamp) -> Vec<Job> {
-        let idle = self.resting();
+        let idle = self.idle();
         idle.flat_map(|(key, lane)| {
             let events = lane.open().enumerate();
             events.filter(|(_, message)| age(message, now) >= than).map(|(at, message)| Job {
@@ -212,18 +212,18 @@ impl DeliveryQueue {
         .collect()
     }
 
-    /// For how long the oldest event has waited, of lanes that are not under way.
+    /// The age of the oldest event of lanes that are not under way.
     pub fn oldest(&self, now: Timestamp) -> Option<Duration> {
-        let events = self.resting().flat_map(|(_, lane)| lane.open());
+        let events = self.idle().flat_map(|(_, lane)| lane.open());
         events.map(|message| age(message, now)).max()
     }
 
-    fn resting(&self) -> impl Iterator<Item = (&Key, &Lane)> {
+    fn idle(&self) -> impl Iterator<Item = (&Key, &Lane)> {
         self.lanes.iter().filter(|(_, lane)| lane.state != State::UnderWay)
     }
 
-    /// Gives a lane's first event a turn if it has none, and forgets the lane if there is nothing left.
-    fn settle(&mut self, key: &Key, at: Instant) {
+    /// Schedules the first event of a lane if it is not scheduled, and removes the lane if it is empty.
+    fn reschedule(&mut self, key: &Key, at: Instant) {
         let Some(lane) = self.lanes.get_mut(key) else { return };
         match (&lane.state, lane.head()) {
             (State::Idle, Some(_)) => lane.due_at(key, Some(at), &mut self.due),
@@ -231,11 +231,11 @@ impl DeliveryQueue {
             _ => {}
         }
         if lane.state == State::Idle && lane.is_empty() {
-            self.forget(key);
+            self.remove(key);
         }
     }
 
-    fn forget(&mut self, key: &Key) {
+    fn remove(&mut self, key: &Key) {
         if let Some(mut lane) = self.lanes.remove(key) {
             lane.due_at(key, None, &mut self.due);
             self.pending -= lane.open().count();
@@ -257,7 +257,7 @@ impl Lane {
         self.open().next()
     }
 
-    /// Answers whether that has changed anything.
+    /// Returns whether that changed anything.
     fn set_done(&mut self, id: &str, done: bool) -> bool {
         let event = self.events.iter_mut().find(|event| *event.message.id == *id && event.done != done);
         event.map(|event| event.done = done).is_some()
@@ -272,10 +272,11 @@ impl Lane {
     }
 }
 
-/// How long an event has waited.
+/// The age of an event, never negative.
 pub fn age(message: &Message, now: Timestamp) -> Duration {
     now.duration_since(message.since).max(jiff::SignedDuration::ZERO).unsigned_abs()
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "an Instant can only be made by now()")]
 mod tests;

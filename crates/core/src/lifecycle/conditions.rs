@@ -1,0 +1,374 @@
+//! The conditions and the phase of an ApiToken. All are derived from one [`Cause`], so they never contradict each
+//! other.
+
+use jiff::Timestamp;
+
+use super::observed::{Observed, RefusalKind, SecretState};
+use super::rotate::Due;
+use super::transitions::{Event, add_condition_changes, add_expiry_notice};
+use super::versions::{active, pending, retiring};
+use crate::crd::{ApiTokenStatus, ConditionType, Conditions, OnRevoke, Outcome, Phase, RotationReason};
+
+/// Why a token is not simply active: the first of these that applies.
+#[derive(Clone, Debug)]
+enum Cause {
+    Revoked,
+    Invalid(String),
+    Foreign,
+    Refused(RefusalKind, String),
+    Expired(Timestamp),
+    Throttled { reason: RotationReason, until: Timestamp, stalled: bool },
+    Minting,
+    Damaged(RotationReason),
+    Queued(RotationReason, Timestamp),
+    Suspended,
+    None,
+}
+
+fn cause(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timestamp) -> Cause {
+    if status.revocation.is_some() {
+        return Cause::Revoked;
+    }
+    if let Err(invalid) = &observed.spec {
+        return Cause::Invalid(invalid.to_string());
+    }
+    if let Some(at) = observed.token.spec.expires_at.filter(|_| observed.expired(now)) {
+        return Cause::Expired(at);
+    }
+    if let Some(refusal) = &observed.refusal {
+        return Cause::Refused(refusal.kind, refusal.message.clone());
+    }
+    match (&observed.secret, due) {
+        (SecretState::Foreign, _) => Cause::Foreign,
+        (SecretState::Unreadable(message), _) => Cause::Refused(RefusalKind::Forbidden, message.clone()),
+        (_, Due::Throttled { reason, until, stalled }) => Cause::Throttled { reason, until, stalled },
+        _ if pending(status).is_some() || active(status).is_none() => Cause::Minting,
+        (SecretState::Absent, _) => Cause::Damaged(RotationReason::SecretMissing),
+        (SecretState::Ours(_), _) if observed.secret.key_id().is_none() => {
+            Cause::Damaged(RotationReason::SecretTampered)
+        }
+        (_, Due::Queued(reason, until)) => Cause::Queued(reason, until),
+        _ if observed.suspended() => Cause::Suspended,
+        _ => Cause::None,
+    }
+}
+
+/// Writes conditions and phase, and adds the events that follow from their changes.
+pub(super) fn describe(
+    status: &mut ApiTokenStatus,
+    observed: &Observed<'_>,
+    due: Due,
+    events: &mut Vec<Event>,
+    now: Timestamp,
+) {
+    let cause = cause(observed, status, due, now);
+    let suspended = observed.suspended();
+    let secret = observed.spec.as_ref().map_or("the Secret", |spec| &spec.secret_name);
+    let stalled = stalled(&cause, secret);
+    let ready = ready(&cause, stalled.as_ref(), status, secret);
+    let delivered = delivered(observed, status, secret, &cause);
+    let active = active_now(&cause, suspended, status, &delivered);
+    let phase = phase(&cause, stalled.is_some(), suspended, status);
+
+    add_condition_changes(status, &active, stalled.as_ref(), events);
+    add_expiry_notice(status, observed, events, now);
+
+    let before = std::mem::take(&mut status.conditions);
+    let mut conditions = Conditions::after(&before, status.observed_generation, now);
+    conditions.set(ConditionType::Ready, ready.clone());
+    conditions.set(ConditionType::Active, active);
+    conditions.set(ConditionType::Delivered, delivered);
+    // The others are present only while they are true, as kstatus expects.
+    if let Some(revocation) = &status.revocation {
+        let reason = if is_enforced(status) { "Enforced" } else { "Requested" };
+        let message = format!("revoked at {} ({})", revocation.requested_at, revocation.reason.as_str());
+        conditions.set(ConditionType::Revoked, Outcome::yes(reason, message));
+    }
+    if let Some((version, until)) = overlap(status) {
+        let message = format!("version {version} works until {until}");
+        conditions.set(ConditionType::Rotating, Outcome::yes("Overlap", message));
+    }
+    if let Some(stalled) = stalled {
+        conditions.set(ConditionType::Stalled, stalled);
+    } else if !ready.status {
+        conditions.set(ConditionType::Reconciling, Outcome::yes(ready.reason, ready.message));
+    }
+    status.conditions = conditions.into_vec();
+    status.phase = Some(phase);
+}
+
+fn is_enforced(status: &ApiTokenStatus) -> bool {
+    status.revocation.as_ref().is_some_and(|revocation| revocation.enforced_at.is_some())
+}
+
+fn current(status: &ApiTokenStatus) -> Option<i64> {
+    active(status).map(|version| version.version)
+}
+
+/// The replaced version that still works, and until when.
+fn overlap(status: &ApiTokenStatus) -> Option<(i64, Timestamp)> {
+    let old = retiring(status).filter(|_| status.revocation.is_none())?;
+    Some((old.version, old.retire_at?))
+}
+
+/// The condition Stalled, if somebody has to act.
+fn stalled(cause: &Cause, secret: &str) -> Option<Outcome> {
+    let (reason, message) = match cause {
+        Cause::Invalid(message) => ("InvalidSpec", message.clone()),
+        Cause::Foreign => (
+            "SecretConflict",
+            format!(
+                "Secret {secret} exists and is not tokenward's, so it is not written; delete it, or create an ApiToken with another secret.name"
+            ),
+        ),
+        Cause::Refused(RefusalKind::Forbidden, message) => (
+            "Forbidden",
+            format!("the API server refused to let the controller read or write Secret {secret}: {message}"),
+        ),
+        Cause::Refused(RefusalKind::Invalid, message) => {
+            ("SecretInvalid", format!("the API server does not accept Secret {secret}: {message}"))
+        }
+        Cause::Throttled { reason, until, stalled: true } => (
+            damage_reason(*reason),
+            format!(
+                "Secret {secret} was broken too often within an hour ({}); find out by what. The next repair is at {until}; to have it now, change rotation.trigger",
+                damage(*reason)
+            ),
+        ),
+        _ => return None,
+    };
+    Some(Outcome::yes(reason, message))
+}
+
+/// The condition Ready: whether the spec is realised.
+fn ready(cause: &Cause, stalled: Option<&Outcome>, status: &ApiTokenStatus, secret: &str) -> Outcome {
+    if let Some(Outcome { reason, message, .. }) = stalled {
+        return Outcome::no(reason, message.clone());
+    }
+    let current = current(status);
+    match cause {
+        Cause::Revoked if is_enforced(status) => {
+            Outcome::yes("Revoked", "revoked for good, as the spec says")
+        }
+        Cause::Revoked => Outcome::no("Revoking", "the revocation is being recorded"),
+        Cause::Expired(at) if status.versions.is_empty() => Outcome::yes(
+            "Expired",
+            format!("expiresAt {at} had passed before a secret was minted; set a later one"),
+        ),
+        Cause::Expired(at) => Outcome::yes("Expired", format!("expired at {at}, as the spec says")),
+        Cause::Throttled { reason, until, .. } => Outcome::no(
+            damage_reason(*reason),
+            format!("{}; a new secret is minted at {until}", damage(*reason)),
+        ),
+        Cause::Damaged(reason) => Outcome::no(damage_reason(*reason), damage(*reason)),
+        Cause::Minting => match current {
+            Some(_) => Outcome::no("Rotating", "a new secret is on its way into the Secret"),
+            None => Outcome::no("Minting", "the first secret is on its way into the Secret"),
+        },
+        // The token works, and waiting for Ready must not take as long as an overlap, which may be weeks.
+        Cause::Queued(reason, until) => Outcome::yes(
+            "RotationQueued",
+            format!(
+                "Secret {secret} holds version {}; the next rotation ({}) waits until {until}, when the open overlap ends: only two secrets work at once",
+                current.unwrap_or_default(),
+                reason.as_str()
+            ),
+        ),
+        Cause::Suspended => Outcome::yes("Suspended", "suspended, as the spec says"),
+        Cause::Invalid(_) | Cause::Foreign | Cause::Refused(..) | Cause::None => {
+            Outcome::yes("Active", format!("Secret {secret} holds version {}", current.unwrap_or_default()))
+        }
+    }
+}
+
+/// The condition Active: whether a check with the Secret's content succeeds.
+fn active_now(cause: &Cause, suspended: bool, status: &ApiTokenStatus, delivered: &Outcome) -> Outcome {
+    match cause {
+        Cause::Revoked => Outcome::no("Revoked", "every secret of this token is refused, for good"),
+        Cause::Expired(at) => Outcome::no("Expired", format!("refused since {at}")),
+        _ if suspended => Outcome::no("Suspended", "refused until suspend is false"),
+        _ if current(status).is_none() => Outcome::no("Pending", "no secret has been delivered yet"),
+        _ if !delivered.status => Outcome::no(delivered.reason, delivered.message.clone()),
+        _ => Outcome::yes("Active", "a check with the Secret's content succeeds"),
+    }
+}
+
+fn phase(cause: &Cause, stalled: bool, suspended: bool, status: &ApiTokenStatus) -> Phase {
+    match cause {
+        Cause::Revoked => Phase::Revoked,
+        Cause::Expired(_) => Phase::Expired,
+        _ if stalled => Phase::Failed,
+        _ if suspended => Phase::Suspended,
+        _ if current(status).is_none() => Phase::Pending,
+        _ if overlap(status).is_some() || pending(status).is_some() => Phase::Rotating,
+        _ => Phase::Active,
+    }
+}
+
+/// The condition Delivered: whether the Secret contains a version of the status.
+fn delivered(observed: &Observed<'_>, status: &ApiTokenStatus, secret: &str, cause: &Cause) -> Outcome {
+    let deletes = observed.spec.as_ref().is_ok_and(|spec| spec.on_revoke == OnRevoke::Delete);
+    let contained = observed.secret.key_id().and_then(|key_id| status.version_of(key_id.as_str()));
+    match (cause, contained) {
+        (Cause::Revoked, None) if deletes => {
+            Outcome::no("Deleted", format!("Secret {secret} is deleted, as secret.onRevoke says"))
+        }
+        (_, Some(version)) => {
+            Outcome::yes("Delivered", format!("Secret {secret} holds version {}", version.version))
+        }
+        (Cause::Foreign, _) => Outcome::no("SecretConflict", format!("Secret {secret} is not tokenward's")),
+        (Cause::Refused(RefusalKind::Forbidden, _), _) => {
+            Outcome::no("Forbidden", format!("Secret {secret} may not be read or written"))
+        }
+        (Cause::Refused(RefusalKind::Invalid, _), _) => {
+            Outcome::no("SecretInvalid", format!("Secret {secret} is not accepted"))
+        }
+        _ => match (&observed.secret, active(status)) {
+            (_, None) => Outcome::no("Pending", "no secret has been delivered yet"),
+            (SecretState::Absent, _) => Outcome::no("SecretMissing", damage(RotationReason::SecretMissing)),
+            _ => Outcome::no("SecretTampered", damage(RotationReason::SecretTampered)),
+        },
+    }
+}
+
+fn damage_reason(reason: RotationReason) -> &'static str {
+    match reason {
+        RotationReason::SecretTampered => "SecretTampered",
+        _ => "SecretMissing",
+    }
+}
+
+fn damage(reason: RotationReason) -> &'static str {
+    match reason {
+        RotationReason::SecretTampered => "the Secret holds something else than tokenward had written",
+        _ => "the Secret is gone",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crd::{RevocationReason, RevocationSource, RevocationStatus, TokenVersion, VersionState};
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).expect("an instant")
+    }
+
+    fn status(states: &[VersionState]) -> ApiTokenStatus {
+        let version = |(index, state): (usize, &VersionState)| TokenVersion {
+            version: i64::try_from(index).expect("few") + 1,
+            key_id: String::new(),
+            hash: String::new(),
+            state: *state,
+            scopes: Vec::new(),
+            issued_at: at(0),
+            retire_at: (*state == VersionState::Retiring).then(|| at(60)),
+            reason: RotationReason::Created,
+        };
+        ApiTokenStatus { versions: states.iter().enumerate().map(version).collect(), ..Default::default() }
+    }
+
+    fn revoked(enforced_at: Option<Timestamp>) -> ApiTokenStatus {
+        ApiTokenStatus {
+            revocation: Some(RevocationStatus {
+                requested_at: at(0),
+                enforced_at,
+                reason: RevocationReason::Unspecified,
+                source: RevocationSource::Spec,
+                actor: None,
+            }),
+            ..status(&[VersionState::Revoked])
+        }
+    }
+
+    fn throttled(stalled: bool) -> Cause {
+        Cause::Throttled { reason: RotationReason::SecretTampered, until: at(9), stalled }
+    }
+
+    fn refused(kind: RefusalKind) -> Cause {
+        Cause::Refused(kind, "no".to_owned())
+    }
+
+    #[test]
+    fn what_stalls() {
+        for (cause, expected) in [
+            (Cause::Invalid("why".to_owned()), Some("InvalidSpec")),
+            (Cause::Foreign, Some("SecretConflict")),
+            (refused(RefusalKind::Forbidden), Some("Forbidden")),
+            (refused(RefusalKind::Invalid), Some("SecretInvalid")),
+            (throttled(true), Some("SecretTampered")),
+            (throttled(false), None),
+            (Cause::Revoked, None),
+            (Cause::Expired(at(1)), None),
+            (Cause::Minting, None),
+            (Cause::Damaged(RotationReason::SecretMissing), None),
+            (Cause::Queued(RotationReason::Schedule, at(1)), None),
+            (Cause::Suspended, None),
+            (Cause::None, None),
+        ] {
+            let reason = stalled(&cause, "s").map(|outcome| outcome.reason);
+            assert_eq!(reason, expected, "{cause:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_ready() {
+        let active = || status(&[VersionState::Active]);
+        for (cause, status, expected) in [
+            (Cause::None, active(), (true, "Active")),
+            (Cause::Suspended, active(), (true, "Suspended")),
+            (Cause::Expired(at(1)), active(), (true, "Expired")),
+            (Cause::Queued(RotationReason::Schedule, at(1)), active(), (true, "RotationQueued")),
+            (Cause::Revoked, revoked(None), (false, "Revoking")),
+            (Cause::Revoked, revoked(Some(at(1))), (true, "Revoked")),
+            (Cause::Minting, status(&[VersionState::Pending]), (false, "Minting")),
+            (Cause::Minting, status(&[VersionState::Pending, VersionState::Active]), (false, "Rotating")),
+            (Cause::Damaged(RotationReason::SecretMissing), active(), (false, "SecretMissing")),
+            (throttled(false), active(), (false, "SecretTampered")),
+            (throttled(true), active(), (false, "SecretTampered")),
+            (Cause::Foreign, active(), (false, "SecretConflict")),
+            (refused(RefusalKind::Invalid), active(), (false, "SecretInvalid")),
+        ] {
+            let ready = ready(&cause, stalled(&cause, "s").as_ref(), &status, "s");
+            assert_eq!((ready.status, ready.reason), expected, "{cause:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_active() {
+        let delivered = Outcome::yes("Delivered", "");
+        let missing = Outcome::no("SecretMissing", "");
+        let active = || status(&[VersionState::Active]);
+        for (cause, suspended, status, delivered, expected) in [
+            (Cause::None, false, active(), &delivered, (true, "Active")),
+            (Cause::Foreign, false, active(), &delivered, (true, "Active")),
+            (Cause::Suspended, true, active(), &delivered, (false, "Suspended")),
+            (Cause::Foreign, true, active(), &missing, (false, "Suspended")),
+            (Cause::Revoked, true, active(), &delivered, (false, "Revoked")),
+            (Cause::Expired(at(1)), true, active(), &delivered, (false, "Expired")),
+            (Cause::Minting, false, status(&[VersionState::Pending]), &missing, (false, "Pending")),
+            (Cause::None, false, active(), &missing, (false, "SecretMissing")),
+        ] {
+            let active = active_now(&cause, suspended, &status, delivered);
+            assert_eq!((active.status, active.reason), expected, "{cause:?}");
+        }
+    }
+
+    #[test]
+    fn phases() {
+        let active = || status(&[VersionState::Active]);
+        for (cause, suspended, status, expected) in [
+            (Cause::Revoked, true, active(), Phase::Revoked),
+            (Cause::Expired(at(1)), true, active(), Phase::Expired),
+            (Cause::Foreign, true, active(), Phase::Failed),
+            (Cause::Suspended, true, active(), Phase::Suspended),
+            (Cause::Minting, false, status(&[VersionState::Pending]), Phase::Pending),
+            (Cause::Minting, false, status(&[VersionState::Pending, VersionState::Active]), Phase::Rotating),
+            (Cause::None, false, status(&[VersionState::Active, VersionState::Retiring]), Phase::Rotating),
+            (Cause::None, false, active(), Phase::Active),
+        ] {
+            let stalled = stalled(&cause, "s").is_some();
+            assert_eq!(phase(&cause, stalled, suspended, &status), expected, "{cause:?}");
+        }
+    }
+}

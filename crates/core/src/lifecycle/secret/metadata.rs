@@ -1,0 +1,134 @@
+//! The labels, annotations and owner reference of our Secret.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube_core::Resource;
+use serde::{Deserialize, Serialize};
+
+use super::Object;
+use crate::crd::labels::{
+    ISSUED_AT_ANNOTATION, KEY_ID_ANNOTATION, MANAGED_BY, MANAGED_BY_VALUE, REVOKED_LABEL, SEAL_ANNOTATION,
+    TEMPLATE_ANNOTATION, TOKEN_ID_ANNOTATION, TOKEN_LABEL, TOKEN_UID_ANNOTATION, VERSION_ANNOTATION,
+};
+use crate::crd::{ApiToken, ApiTokenStatus, OnDelete, TokenVersion};
+use crate::lifecycle::observed::Observed;
+use crate::lifecycle::spec::Spec;
+
+/// The value of [`TEMPLATE_ANNOTATION`]: the keys that came from `secret.template`.
+#[derive(Debug, Default, PartialEq, Deserialize, Serialize)]
+struct TemplateKeys {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    labels: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    annotations: Vec<String>,
+}
+
+/// The labels, annotations and owner reference that our Secret should have, for the version that it contains.
+#[derive(Clone, Debug)]
+pub struct SecretMetadata {
+    labels: BTreeMap<String, String>,
+    pub(super) annotations: BTreeMap<String, String>,
+    revoked: bool,
+    owner: OwnerReference,
+    owned: bool,
+    uid: String,
+}
+
+impl SecretMetadata {
+    /// The metadata of the Secret that contains this version, without the seal, which needs the pepper.
+    pub fn of(token: &ApiToken, spec: &Spec, version: &TokenVersion, status: &ApiTokenStatus) -> Self {
+        let object = Object::of(token);
+        let token_id = status.token_id.as_deref().unwrap_or_default();
+        let revoked = status.revocation.is_some();
+        let mut labels = spec.labels.clone();
+        labels.insert(MANAGED_BY.to_owned(), MANAGED_BY_VALUE.to_owned());
+        labels.insert(TOKEN_LABEL.to_owned(), object.name.to_owned());
+        if revoked {
+            labels.insert(REVOKED_LABEL.to_owned(), "true".to_owned());
+        }
+        let mut annotations = spec.annotations.clone();
+        annotations.extend(
+            [
+                (VERSION_ANNOTATION, version.version.to_string()),
+                (KEY_ID_ANNOTATION, version.key_id.clone()),
+                (ISSUED_AT_ANNOTATION, version.issued_at.to_string()),
+                (TOKEN_ID_ANNOTATION, token_id.to_owned()),
+                (TOKEN_UID_ANNOTATION, object.uid.to_owned()),
+            ]
+            .map(|(key, value)| (key.to_owned(), value)),
+        );
+        let keys = TemplateKeys {
+            labels: spec.labels.keys().cloned().collect(),
+            annotations: spec.annotations.keys().cloned().collect(),
+        };
+        if keys != TemplateKeys::default() {
+            // Two lists of strings always serialize.
+            annotations
+                .insert(TEMPLATE_ANNOTATION.to_owned(), serde_json::to_string(&keys).unwrap_or_default());
+        }
+        let owner = OwnerReference {
+            api_version: ApiToken::api_version(&()).into_owned(),
+            kind: ApiToken::kind(&()).into_owned(),
+            name: object.name.to_owned(),
+            uid: object.uid.to_owned(),
+            controller: Some(true),
+            // Blocking would need the right to set finalizers, and a Secret should never block the deletion of its owner.
+            block_owner_deletion: Some(false),
+        };
+        let owned = spec.on_delete == OnDelete::Delete;
+        Self { labels, annotations, revoked, owner, owned, uid: object.uid.to_owned() }
+    }
+
+    /// Whether the Secret has all of this already.
+    pub fn matches(&self, metadata: &ObjectMeta) -> bool {
+        let labels = metadata.labels.clone().unwrap_or_default();
+        let annotations = metadata.annotations.clone().unwrap_or_default();
+        let owners = metadata.owner_references.as_deref().unwrap_or_default();
+        let contains = |actual: &BTreeMap<String, String>, desired: &BTreeMap<String, String>| {
+            desired.iter().all(|(key, value)| actual.get(key) == Some(value))
+        };
+        contains(&labels, &self.labels)
+            && contains(&annotations, &self.annotations)
+            && annotations.contains_key(SEAL_ANNOTATION)
+            && labels.contains_key(REVOKED_LABEL) == self.revoked
+            && annotations.get(TEMPLATE_ANNOTATION) == self.annotations.get(TEMPLATE_ANNOTATION)
+            && if self.owned {
+                owners.contains(&self.owner)
+            } else {
+                owners.iter().all(|r| r.uid != self.uid)
+            }
+    }
+
+    /// Writes it, and removes what an earlier template had added. Keys that others set are left alone.
+    pub(super) fn apply_to(&self, metadata: &mut ObjectMeta, seal: String) {
+        let labels = metadata.labels.get_or_insert_default();
+        let annotations = metadata.annotations.get_or_insert_default();
+        let before: TemplateKeys = annotations
+            .get(TEMPLATE_ANNOTATION)
+            .and_then(|text| serde_json::from_str(text).ok())
+            .unwrap_or_default();
+        labels.retain(|key, _| key != REVOKED_LABEL && !before.labels.contains(key));
+        annotations.retain(|key, _| key != TEMPLATE_ANNOTATION && !before.annotations.contains(key));
+        labels.extend(self.labels.clone());
+        annotations.extend(self.annotations.clone());
+        annotations.insert(SEAL_ANNOTATION.to_owned(), seal);
+        let owners = metadata.owner_references.get_or_insert_default();
+        // The API server admits one controlling owner, so that of an earlier ApiToken of this name goes.
+        owners.retain(|r| r.uid != self.uid && r.kind != self.owner.kind);
+        if self.owned {
+            owners.push(self.owner.clone());
+        }
+    }
+}
+
+/// The metadata that the Secret should have, and the version that it contains. `None`: it contains none that the
+/// status knows.
+pub(in crate::lifecycle) fn desired_metadata<'a>(
+    observed: &'a Observed<'_>,
+    spec: &Spec,
+) -> Option<(&'a TokenVersion, SecretMetadata)> {
+    let status = observed.status()?;
+    let version = status.version_of(observed.secret.key_id()?.as_str())?;
+    Some((version, SecretMetadata::of(observed.token, spec, version, status)))
+}

@@ -1,0 +1,155 @@
+//! Whether a Secret is ours.
+//!
+//! The evidence, strongest first:
+//!
+//! 1. **Token**: it contains a token whose hash is in the status.
+//! 2. **Seal**: it carries a seal, which only the holder of the pepper can make.
+//! 3. **Recorded uid**: it has the uid that the status recorded.
+//! 4. **Owner reference**: the very ApiToken or TokenWebhook controls it ([`is_controlled_by`]).
+//! 5. **Labels**: they name the ApiToken ([`has_labels_of`]).
+//!
+//! [`inspect`] accepts any of the first four, and never labels alone. Whoever may write Secrets in the namespace can
+//! also set an owner reference; all they gain is that a Secret of their own receives a token that they may read
+//! anyway. A Secret that is not ours is never written.
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::{Object, annotation};
+use crate::crd::ApiToken;
+use crate::crd::labels::{
+    ISSUED_AT_ANNOTATION, KEY_ID_ANNOTATION, MANAGED_BY, MANAGED_BY_VALUE, SEAL_ANNOTATION,
+    TOKEN_ID_ANNOTATION, TOKEN_LABEL, TOKEN_UID_ANNOTATION, VERSION_ANNOTATION,
+};
+use crate::lifecycle::observed::{OwnSecret, SealedVersion, SecretState};
+use crate::lifecycle::spec::Spec;
+use crate::token::seal::{Seal, Sealed};
+use crate::token::{Hash, KeyId, Peppers, Token};
+
+/// Whether the object with this uid is the controlling owner.
+pub fn is_controlled_by(metadata: &ObjectMeta, uid: &str) -> bool {
+    metadata.owner_references.iter().flatten().any(|owner| owner.uid == uid && owner.controller == Some(true))
+}
+
+/// Whether the labels say that it is the Secret of the ApiToken of this name. Anybody can set labels, so this is
+/// enough for advice, but not for a write.
+pub fn has_labels_of(metadata: &ObjectMeta, name: &str) -> bool {
+    let label = |key| metadata.labels.as_ref().and_then(|labels| labels.get(key));
+    label(MANAGED_BY).is_some_and(|by| by == MANAGED_BY_VALUE)
+        && label(TOKEN_LABEL).is_some_and(|token| token == name)
+}
+
+/// Determines whether a Secret is ours and which versions it contains.
+pub fn inspect(secret: &Secret, token: &ApiToken, spec: &Spec, peppers: &Peppers) -> SecretState {
+    let object = Object::of(token);
+    let data = secret.data.as_ref();
+    let versions = token.status.as_ref().map_or(&[][..], |s| &s.versions);
+    let verified = |value: &ByteString| {
+        let text = std::str::from_utf8(&value.0).ok()?;
+        let presented = Token::parse(text)?;
+        versions.iter().find_map(|version| {
+            let hash = Hash::parse(&version.hash)?;
+            (version.key_id == presented.key_id().as_str()
+                && peppers.verify(object.namespace, object.name, &presented, &hash.mac))
+            .then(|| presented.key_id())
+        })
+    };
+    let at = |key: &str| data.and_then(|data| data.get(key));
+    let in_place = at(&spec.token_key).and_then(verified);
+    let previous = spec.previous_key.as_deref().and_then(at).and_then(verified);
+    // A token under another key, after `secret.keys` was edited, is moved, not minted anew.
+    let elsewhere = || {
+        let annotated = annotation(&secret.metadata, KEY_ID_ANNOTATION)?;
+        data?.values().filter_map(verified).find(|key_id| key_id.as_str() == annotated)
+    };
+    let contained = in_place.or_else(elsewhere);
+    let sealed = seal(secret, &object, peppers);
+    let recorded_uid =
+        token.status.as_ref().and_then(|s| s.secret_ref.as_ref()).and_then(|r| r.uid.as_deref());
+    let is_ours = contained.is_some()
+        || sealed.is_some()
+        || (recorded_uid.is_some() && recorded_uid == secret.metadata.uid.as_deref())
+        || is_controlled_by(&secret.metadata, object.uid);
+    if !is_ours {
+        return SecretState::Foreign;
+    }
+    SecretState::Ours(Box::new(OwnSecret {
+        metadata: ObjectMeta { managed_fields: None, ..secret.metadata.clone() },
+        verified: contained,
+        in_place: in_place.is_some(),
+        previous,
+        sealed: sealed.flatten(),
+    }))
+}
+
+/// Verifies the seal. `None`: there is no valid one. `Some(None)`: it was made for an earlier object of this name, so
+/// the Secret is ours to overwrite, and its token no longer works.
+fn seal(secret: &Secret, object: &Object<'_>, peppers: &Peppers) -> Option<Option<SealedVersion>> {
+    let metadata = &secret.metadata;
+    let text = annotation(metadata, KEY_ID_ANNOTATION)?;
+    let key_id = KeyId::parse(text).ok()?;
+    let seal = Seal::parse(annotation(metadata, SEAL_ANNOTATION)?)?;
+    let presented = secret
+        .data
+        .iter()
+        .flatten()
+        .filter_map(|(_, value)| Token::parse(std::str::from_utf8(&value.0).ok()?))
+        .find(|presented| presented.key_id() == key_id)?;
+    let hash = peppers.hash_with(seal.pepper(), object.namespace, object.name, &presented)?;
+    let uid = annotation(metadata, TOKEN_UID_ANNOTATION)?;
+    let (version, issued_at) =
+        (annotation(metadata, VERSION_ANNOTATION)?, annotation(metadata, ISSUED_AT_ANNOTATION)?);
+    let sealed = Sealed {
+        namespace: object.namespace,
+        name: object.name,
+        uid,
+        token_id: annotation(metadata, TOKEN_ID_ANNOTATION)?,
+        issued_at,
+        version: version.parse().ok()?,
+        key_id: text,
+        hash: &hash,
+    };
+    if !seal.verify(peppers, &sealed) {
+        return None;
+    }
+    let accepted = uid == object.uid || object.restored;
+    let issued_at = issued_at.parse().ok().filter(|_| accepted);
+    let Some(issued_at) = issued_at else { return Some(None) };
+    let (token_id, version) = (sealed.token_id.to_owned(), sealed.version);
+    Some(Some(SealedVersion { token_id, version, key_id, hash, issued_at }))
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+    use super::*;
+
+    #[test]
+    fn the_controlling_owner_counts() {
+        for (uid, controller, expected) in
+            [("u", Some(true), true), ("u", Some(false), false), ("u", None, false), ("v", Some(true), false)]
+        {
+            let owner = OwnerReference { uid: uid.to_owned(), controller, ..Default::default() };
+            let metadata = ObjectMeta { owner_references: Some(vec![owner]), ..Default::default() };
+            assert_eq!(is_controlled_by(&metadata, "u"), expected, "{uid} {controller:?}");
+        }
+        assert!(!is_controlled_by(&ObjectMeta::default(), ""));
+    }
+
+    #[test]
+    fn both_labels_count() {
+        let metadata = |labels: &[(&str, &str)]| ObjectMeta {
+            labels: Some(labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()),
+            ..Default::default()
+        };
+        let (by, token) = ((MANAGED_BY, MANAGED_BY_VALUE), (TOKEN_LABEL, "t"));
+        assert!(has_labels_of(&metadata(&[by, token]), "t"));
+        assert!(!has_labels_of(&metadata(&[by, token]), "other"));
+        assert!(!has_labels_of(&metadata(&[by]), "t"));
+        assert!(!has_labels_of(&metadata(&[token]), "t"));
+        assert!(!has_labels_of(&metadata(&[(MANAGED_BY, "helm"), token]), "t"));
+        assert!(!has_labels_of(&ObjectMeta::default(), "t"));
+    }
+}

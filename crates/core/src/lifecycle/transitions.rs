@@ -1,0 +1,288 @@
+//! What happened to a token: recorded as Kubernetes Events and, for the TokenWebhooks that subscribe to it, in the
+//! outbox.
+//!
+//! An event enters the outbox in the status write that makes the transition. Delivered events are removed in batches:
+//! one write for several events and endpoints, and none of its own if the status is written anyway.
+
+use jiff::Timestamp;
+
+use super::observed::Observed;
+use super::spec::Spec;
+use super::versions::{active, retiring};
+use crate::crd::{ApiTokenStatus, ConditionType, OutboxEvent, Outcome, RotationReason, find_condition};
+use crate::outbox::EventType;
+use crate::outbox::events;
+use crate::outbox::events::{Owner, Transition};
+
+/// Something that happened to a token, to be written as a Kubernetes Event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The Event's reason.
+    pub kind: EventKind,
+    /// A sentence for people. Never contains a secret.
+    pub message: String,
+    /// The version concerned, if it is not the current one.
+    pub version: Option<i64>,
+}
+
+/// What can happen to a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// The Secret contains the first token.
+    Minted,
+    /// The Secret contains a new token.
+    Rotated,
+    /// A replaced version no longer works.
+    KeyRetired,
+    /// The token is revoked for good.
+    Revoked,
+    /// The token is refused until it is resumed.
+    Suspended,
+    /// The token is no longer suspended, or `expiresAt` was moved.
+    Resumed,
+    /// The token expires soon.
+    Expiring,
+    /// The token is past its `expiresAt`.
+    Expired,
+    /// The outbox was full, so an event was dropped before every TokenWebhook received it.
+    EventLost,
+    /// The status was lost and has been rebuilt from the seal of the Secret.
+    Rebuilt,
+    /// The controller cannot go on until somebody acts.
+    Stalled,
+}
+
+impl EventKind {
+    /// The `reason` of the Kubernetes Event.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Minted => "Minted",
+            Self::Rotated => "Rotated",
+            Self::KeyRetired => "KeyRetired",
+            Self::Revoked => "Revoked",
+            Self::Suspended => "Suspended",
+            Self::Resumed => "Resumed",
+            Self::Expiring => "Expiring",
+            Self::Expired => "Expired",
+            Self::EventLost => "EventLost",
+            Self::Rebuilt => "Rebuilt",
+            Self::Stalled => "Stalled",
+        }
+    }
+
+    /// Whether the Kubernetes Event has the type `Warning`.
+    pub fn is_warning(self) -> bool {
+        match self {
+            Self::Expiring | Self::Expired | Self::EventLost | Self::Stalled | Self::Rebuilt => true,
+            Self::Minted
+            | Self::Rotated
+            | Self::KeyRetired
+            | Self::Revoked
+            | Self::Suspended
+            | Self::Resumed => false,
+        }
+    }
+
+    /// The event that TokenWebhooks receive. `None`: it is for the cluster's users only.
+    fn webhook_event(self) -> Option<EventType> {
+        match self {
+            Self::Minted => Some(EventType::Created),
+            Self::Rotated => Some(EventType::Rotated),
+            Self::KeyRetired => Some(EventType::KeyRetired),
+            Self::Revoked => Some(EventType::Revoked),
+            Self::Suspended => Some(EventType::Suspended),
+            Self::Resumed => Some(EventType::Resumed),
+            Self::Expiring => Some(EventType::Expiring),
+            Self::Expired => Some(EventType::Expired),
+            Self::EventLost | Self::Rebuilt | Self::Stalled => None,
+        }
+    }
+}
+
+impl Event {
+    pub(super) fn new(kind: EventKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), version: None }
+    }
+
+    /// Sets the version concerned, where that is not the current one.
+    pub(super) fn about(self, version: i64) -> Self {
+        Self { version: Some(version), ..self }
+    }
+
+    /// A version was written into the Secret.
+    pub(super) fn delivered(status: &ApiTokenStatus, spec: &Spec, version: i64) -> Self {
+        let secret = &spec.secret_name;
+        let reason = status.rotation.as_ref().and_then(|r| r.last_reason).unwrap_or(RotationReason::Created);
+        if reason == RotationReason::Created {
+            return Self::new(EventKind::Minted, format!("version {version} is in Secret {secret}"));
+        }
+        let overlap = match retiring(status) {
+            Some(old) => match old.retire_at {
+                Some(at) => format!("; version {} works until {at}", old.version),
+                None => String::new(),
+            },
+            None => "; no earlier version works".to_owned(),
+        };
+        Self::new(
+            EventKind::Rotated,
+            format!("version {version} is in Secret {secret} ({}){overlap}", reason.as_str()),
+        )
+    }
+
+    /// The transition as the outbox records it, if TokenWebhooks can subscribe to it.
+    fn transition(&self, status: &ApiTokenStatus) -> Option<Transition> {
+        let type_ = self.kind.webhook_event()?;
+        let reason = match self.kind {
+            EventKind::Minted | EventKind::Rotated => {
+                status.rotation.as_ref().and_then(|rotation| rotation.last_reason).map(RotationReason::as_str)
+            }
+            EventKind::Revoked => status.revocation.as_ref().map(|revocation| revocation.reason.as_str()),
+            _ => None,
+        };
+        let version = self.version.or_else(|| current_version(status));
+        Some(Transition { type_, version, reason: reason.map(str::to_owned) })
+    }
+}
+
+/// The version that works, or was the last to.
+pub(super) fn current_version(status: &ApiTokenStatus) -> Option<i64> {
+    active(status).or(status.versions.first()).map(|version| version.version)
+}
+
+/// Adds the events that follow from a change of the conditions, before the new ones replace those in the status.
+/// `stalled` is the reason and message of that condition.
+pub(super) fn add_condition_changes(
+    status: &ApiTokenStatus,
+    active: &Outcome,
+    stalled: Option<&Outcome>,
+    events: &mut Vec<Event>,
+) {
+    let reason_of =
+        |type_| find_condition(&status.conditions, type_).map(|condition| condition.reason.as_str());
+    let before = reason_of(ConditionType::Active);
+    let entered = |reason: &str| active.reason == reason && before != Some(reason);
+    if entered("Suspended") {
+        events.push(Event::new(EventKind::Suspended, "refused until suspend is false"));
+    }
+    if entered("Expired") {
+        events.push(Event::new(EventKind::Expired, active.message.clone()));
+    }
+    if active.status && matches!(before, Some("Suspended" | "Expired")) {
+        events.push(Event::new(EventKind::Resumed, "accepted again"));
+    }
+    let stalled = stalled.filter(|outcome| reason_of(ConditionType::Stalled) != Some(outcome.reason));
+    if let Some(Outcome { reason, message, .. }) = stalled {
+        events.push(Event::new(EventKind::Stalled, format!("{reason}: {message}")));
+    }
+}
+
+/// Adds the notice that the token expires soon, once for each `expiresAt`.
+pub(super) fn add_expiry_notice(
+    status: &mut ApiTokenStatus,
+    observed: &Observed<'_>,
+    events: &mut Vec<Event>,
+    now: Timestamp,
+) {
+    let Some(at) = observed.expires_soon(now) else { return };
+    if status.revocation.is_none() && active(status).is_some() && status.last_expiry_notice != Some(at) {
+        status.last_expiry_notice = Some(at);
+        events.push(Event::new(
+            EventKind::Expiring,
+            format!("expires at {at}; to keep it, set a later expiresAt"),
+        ));
+    }
+}
+
+/// Records the events in the outbox, for the TokenWebhooks that subscribe to them.
+pub(super) fn record(
+    status: &mut ApiTokenStatus,
+    observed: &Observed<'_>,
+    events: &mut Vec<Event>,
+    now: Timestamp,
+) {
+    let transitions: Vec<Transition> = events.iter().filter_map(|event| event.transition(status)).collect();
+    for lost in push(status, observed, &transitions, now) {
+        let message = format!(
+            "the outbox is full, so {} of {} was dropped and will not be delivered to {}; check why deliveries fail",
+            lost.type_,
+            lost.time,
+            lost.webhooks.join(", ")
+        );
+        events.push(Event::new(EventKind::EventLost, message));
+    }
+}
+
+/// Adds transitions to the outbox. Returns the events that were dropped for want of room.
+pub(super) fn push(
+    status: &mut ApiTokenStatus,
+    observed: &Observed<'_>,
+    transitions: &[Transition],
+    now: Timestamp,
+) -> Vec<OutboxEvent> {
+    if observed.subscriptions.is_empty() {
+        return Vec::new();
+    }
+    let metadata = &observed.token.metadata;
+    let labels = metadata.labels.clone().unwrap_or_default();
+    let owner = Owner { uid: metadata.uid.as_deref().unwrap_or_default(), labels: &labels };
+    events::record(&mut status.outbox, owner, observed.subscriptions, transitions, now)
+}
+
+/// Removes the events that every TokenWebhook has accepted.
+pub(super) fn remove_delivered(status: &mut ApiTokenStatus, observed: &Observed<'_>) {
+    events::remove_delivered(&mut status.outbox, &observed.receipts.accepted);
+}
+
+/// Removes TokenWebhooks that no longer exist from the events that wait for them.
+pub(super) fn remove_missing_webhooks(status: &mut ApiTokenStatus, observed: &Observed<'_>) {
+    let exists = |name: &str| observed.subscriptions.iter().any(|s| s.name() == name);
+    events::remove_missing_webhooks(&mut status.outbox, exists);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn active(status: bool, reason: &'static str) -> Outcome {
+        Outcome { status, reason, message: format!("{reason} now") }
+    }
+
+    #[test]
+    fn a_change_of_the_active_condition_is_an_event() {
+        for (before, after, expected) in [
+            (None, active(true, "Active"), None),
+            (Some(active(true, "Active")), active(true, "Active"), None),
+            (Some(active(true, "Active")), active(false, "Suspended"), Some(EventKind::Suspended)),
+            (Some(active(false, "Suspended")), active(false, "Suspended"), None),
+            (Some(active(false, "Suspended")), active(true, "Active"), Some(EventKind::Resumed)),
+            (Some(active(true, "Active")), active(false, "Expired"), Some(EventKind::Expired)),
+            (Some(active(false, "Expired")), active(true, "Active"), Some(EventKind::Resumed)),
+            (Some(active(false, "Pending")), active(true, "Active"), None),
+        ] {
+            let mut status = ApiTokenStatus::default();
+            if let Some(before) = before.clone() {
+                let mut conditions = crate::crd::Conditions::after(&[], None, Timestamp::UNIX_EPOCH);
+                conditions.set(ConditionType::Active, before);
+                status.conditions = conditions.into_vec();
+            }
+            let mut events = Vec::new();
+            add_condition_changes(&status, &after, None, &mut events);
+            let kinds: Vec<_> = events.iter().map(|event| event.kind).collect();
+            assert_eq!(kinds, expected.into_iter().collect::<Vec<_>>(), "{before:?} -> {after:?}");
+        }
+    }
+
+    #[test]
+    fn a_stall_is_an_event_once_for_each_reason() {
+        let mut status = ApiTokenStatus::default();
+        let mut conditions = crate::crd::Conditions::after(&[], None, Timestamp::UNIX_EPOCH);
+        conditions.set(ConditionType::Stalled, Outcome::yes("Forbidden", "denied"));
+        status.conditions = conditions.into_vec();
+        for (reason, expected) in [("Forbidden", 0), ("InvalidSpec", 1)] {
+            let mut events = Vec::new();
+            let stalled = Outcome::yes(reason, "why");
+            add_condition_changes(&status, &active(true, "Active"), Some(&stalled), &mut events);
+            assert_eq!(events.len(), expected, "{reason}");
+        }
+    }
+}
