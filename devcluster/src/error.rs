@@ -12,21 +12,21 @@ use crate::Version;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The Go tool chain is not on PATH, and the binary is not in the cache yet.
+    /// The Go tool chain is not on PATH, and a program is not in the cache yet.
     #[error(
-        "`go` was not found, and {binary} is built with it: install Go 1.26 or newer (https://go.dev/dl); for a \
+        "`go` was not found, by which these are built: {programs}: install Go 1.26 or newer (https://go.dev/dl); for a \
          control plane, KUBEBUILDER_ASSETS may name a folder with etcd, kube-apiserver and kubectl instead"
     )]
     GoMissing {
-        /// The binary that was to be built.
-        binary: &'static str,
+        /// Their names.
+        programs: String,
     },
 
     /// `go build` failed.
-    #[error("building {binary} failed ({status}). The end of what `go build` said:\n{output}")]
+    #[error("building {programs} failed ({status}). The end of what `go build` said:\n{output}")]
     Build {
-        /// The binary that was being built.
-        binary: &'static str,
+        /// What was being built.
+        programs: String,
         /// How `go build` ended.
         status: ExitStatus,
         /// The end of its output.

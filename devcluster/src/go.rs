@@ -40,7 +40,7 @@ pub struct Program {
     pub name: &'static str,
     /// Its package.
     pub package: &'static str,
-    /// What the build took on two cores, after those before it: programs of a module share packages.
+    /// What it adds to a build on two cores: programs of a module share packages.
     pub usual: Duration,
 }
 
@@ -65,40 +65,39 @@ impl Module {
             let lock = cache.lock()?;
             // Read again: who held the lock has built them.
             let missing = missing();
-            for (index, program) in missing.iter().enumerate() {
-                let label = format!("building {} ({} of {})", program.name, index + 1, missing.len());
-                self.build(recipe, program, &cache, &lock, Step::start(label, program.usual))?;
+            if !missing.is_empty() {
+                self.build(recipe, &missing, &cache, &lock)?;
             }
         }
         Ok(cache.path().to_owned())
     }
 
-    fn build(
-        &self,
-        recipe: &Recipe,
-        program: &Program,
-        cache: &Cache,
-        lock: &Lock,
-        mut step: Step,
-    ) -> Result<(), Error> {
+    /// Builds all of `programs` by one command, so that no core waits while one of them is linked.
+    fn build(&self, recipe: &Recipe, programs: &[&Program], cache: &Cache, lock: &Lock) -> Result<(), Error> {
+        let names = || programs.iter().map(|program| program.name).collect::<Vec<_>>().join(", ");
+        let usual = programs.iter().map(|program| program.usual).sum();
+        let mut step = Step::start(format!("building {}", names()), usual);
         let folder = cache.work_folder(lock)?;
         let main = recipe.main.map(|text| ("main.go", text));
         for (name, text) in [("go.mod", self.go_mod), ("go.sum", self.go_sum)].into_iter().chain(main) {
             let path = folder.path().join(name);
             fs::write(&path, text).map_err(Error::file("write", &path))?;
         }
-        let binary = folder.path().join(program.name);
+        let output = folder.path().join("bin");
+        fs::create_dir(&output).map_err(Error::file("create", &output))?;
         let log = folder.path().join("log");
-        let command = self.command(recipe, program, folder.path(), &binary, cache.path());
+        let command = self.command(recipe, programs, folder.path(), &output, cache.path());
         let status = step.run(command, &log).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::GoMissing { binary: program.name },
+            io::ErrorKind::NotFound => Error::GoMissing { programs: names() },
             _ => Error::process("run", "go")(error),
         })?;
         if !status.success() {
             step.end("failed");
-            return Err(Error::Build { binary: program.name, status, output: tail(&log) });
+            return Err(Error::Build { programs: names(), status, output: tail(&log) });
         }
-        cache.keep(&binary, program.name, lock)?;
+        for program in programs {
+            cache.keep(&output.join(self.executable(program)), program.name, lock)?;
+        }
         step.end("done");
         Ok(())
     }
@@ -106,17 +105,18 @@ impl Module {
     fn command(
         &self,
         recipe: &Recipe,
-        program: &Program,
+        programs: &[&Program],
         folder: &Path,
-        binary: &Path,
+        output: &Path,
         home: &Path,
     ) -> Command {
         let mut command = Command::new("go");
         command
             .args(["build", "-mod=readonly", "-buildvcs=false", "-tags", recipe.tags])
-            .args(["-ldflags", self.ldflags, "-o"])
-            .arg(binary)
-            .arg(program.package)
+            // Debug information takes a while to make, and the linker would leave it out.
+            .args(["-gcflags=all=-dwarf=false", "-ldflags", self.ldflags, "-o"])
+            .arg(output)
+            .args(programs.iter().map(|program| program.package))
             .current_dir(folder)
             // Nothing of the surroundings may change what is built: a workspace, a cross compilation, a C compiler.
             .env("GOWORK", "off")
@@ -129,6 +129,18 @@ impl Module {
         }
         command
     }
+
+    /// How `go build` names the executable: by the last part of its package's path that is no major version.
+    fn executable(&self, program: &Program) -> &str {
+        let path = match program.package {
+            "." => self.go_mod.lines().find_map(|line| line.strip_prefix("module ")).unwrap_or_default(),
+            package => package,
+        };
+        let is_version = |part: &str| {
+            part.strip_prefix('v').is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+        };
+        path.trim().rsplit('/').find(|part| !is_version(part)).unwrap_or_default()
+    }
 }
 
 impl Recipe {
@@ -137,5 +149,25 @@ impl Recipe {
         let tags = Some(self.tags).filter(|tags| !tags.is_empty());
         let cgo = self.cgo.then_some("cgo");
         tags.into_iter().chain(cgo).chain(self.main).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn executables_are_named_as_go_does() {
+        let module = Module {
+            cache: "",
+            go_mod: "// A comment.\nmodule example.com/tools/pause\n",
+            go_sum: "",
+            ldflags: "",
+        };
+        let name =
+            |package| module.executable(&Program { name: "x", package, usual: Duration::ZERO }).to_owned();
+        assert_eq!(name("k8s.io/kubernetes/cmd/kubectl"), "kubectl");
+        assert_eq!(name("go.etcd.io/etcd/server/v3"), "server");
+        assert_eq!(name("."), "pause");
     }
 }

@@ -6,12 +6,20 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::process::Guarded;
 
 /// How often a log gets a line during a step.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+
+static LINES_ONLY: AtomicBool = AtomicBool::new(false);
+
+/// From now on, steps are shown by whole lines on a terminal too, where another program draws at the same time.
+pub fn lines_only() {
+    LINES_ONLY.store(true, Ordering::Relaxed);
+}
 
 /// One step, shown from its start to its end.
 #[derive(Debug)]
@@ -23,20 +31,24 @@ pub struct Step {
     start: Instant,
     last_line: Instant,
     terminal: bool,
+    /// Whether one line is changed, instead of adding lines.
+    redraws: bool,
 }
 
 impl Step {
     /// Shows the begin of a step.
     pub fn start(label: String, usual: Duration) -> Self {
         let now = Instant::now();
-        let step = Self { label, usual, start: now, last_line: now, terminal: io::stderr().is_terminal() };
+        let terminal = io::stderr().is_terminal();
+        let redraws = terminal && !LINES_ONLY.load(Ordering::Relaxed);
+        let step = Self { label, usual, start: now, last_line: now, terminal, redraws };
         step.show(&step.line(Duration::ZERO));
         step
     }
 
     /// Shows that the step goes on. Call it about once a second.
     pub fn tick(&mut self) {
-        if self.terminal || self.last_line.elapsed() >= HEARTBEAT {
+        if self.redraws || self.last_line.elapsed() >= HEARTBEAT {
             self.last_line = Instant::now();
             self.show(&self.line(self.start.elapsed()));
         }
@@ -58,7 +70,7 @@ impl Step {
     /// Shows the end of the step; `how` is a word such as "done".
     pub fn end(self, how: &str) {
         self.show(&format!("{}: {how} after {} s", self.label, self.start.elapsed().as_secs()));
-        if self.terminal {
+        if self.redraws {
             let _ = writeln!(io::stderr());
         }
     }
@@ -68,13 +80,12 @@ impl Step {
     }
 
     fn show(&self, line: &str) {
+        // Back to the first column, and the old line away.
+        let clear = if self.terminal { "\r\x1b[K" } else { "" };
+        let end = if self.redraws { "" } else { "\n" };
+        let mut stderr = io::stderr().lock();
         // A closed stderr is no reason to fail a build.
-        let _ = if self.terminal {
-            // Back to the first column, and the rest of the old line away.
-            write!(io::stderr(), "\r\x1b[K{line}").and_then(|()| io::stderr().flush())
-        } else {
-            writeln!(io::stderr(), "{line}")
-        };
+        let _ = write!(stderr, "{clear}{line}{end}").and_then(|()| stderr.flush());
     }
 }
 

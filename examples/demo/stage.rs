@@ -1,7 +1,6 @@
 //! Where the story runs: a cluster, what users install there, and the two processes with their own rights.
 
 use std::fs::{self, File};
-use std::io::Read;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -87,10 +86,7 @@ pub async fn set(
     show.note(&format!("Kubernetes {}", version["serverVersion"]["gitVersion"].as_str().unwrap_or("?")));
 
     show.step("tokenward, as users install it");
-    let start = Instant::now();
-    let program = tokio::task::spawn_blocking(build).await??;
-    show.ok("cargo build --bin tokenward", "", Some(start.elapsed()));
-    show.figure("tokenward built", duration(start.elapsed()));
+    let program = program()?;
     let start = Instant::now();
     stage.install().await?;
     show.ok("crds/ and deploy/ applied, the CRDs are Established", "", Some(start.elapsed()));
@@ -106,34 +102,14 @@ pub async fn set(
     Ok(())
 }
 
-/// Builds the program that users run: without the crash points that test builds have. Returns where it is.
-fn build() -> anyhow::Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
-    let mut command = Command::new(cargo);
-    command
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["build", "--bin", "tokenward", "--profile", profile])
-        // Cargo itself says where it has put the program, whatever target folder is configured.
-        .arg("--message-format=json-render-diagnostics")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped());
-    // `cargo run` describes the demo's package to the demo. Build scripts would take it for a change, and half of
-    // the dependencies would be built anew, now and at the next `cargo demo`.
-    let foreign = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(foreign)) {
-        command.env_remove(name);
+/// The program that users run. `cargo demo` builds it with the demo, whose folder is beside it.
+fn program() -> anyhow::Result<PathBuf> {
+    let demo = std::env::current_exe().context("the path of the demo")?;
+    let program = demo.ancestors().nth(2).context("the folder above the demo's")?.join("tokenward");
+    if !program.is_file() {
+        bail!("{} is missing: start the demo by `cargo demo`, which builds both", program.display());
     }
-    let mut cargo = Guarded::spawn(command).context("cargo can't be started")?;
-    let mut messages = String::new();
-    cargo.take_stdout().context("cargo's output")?.read_to_string(&mut messages).context("cargo's output")?;
-    let status = cargo.wait_timeout(GRACE)?.context("cargo does not end")?;
-    if !status.success() {
-        bail!("cargo build --bin tokenward failed ({status})");
-    }
-    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let mut executables = messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from));
-    executables.next_back().context("cargo does not say where it has put tokenward")
+    Ok(program)
 }
 
 impl Stage {

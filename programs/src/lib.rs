@@ -56,10 +56,10 @@ const HELM: Module = Module {
     go_mod: include_str!("../go/helm/go.mod"),
     go_sum: include_str!("../go/helm/go.sum"),
     // Without it Helm would say that it is v4.3 of no build.
-    ldflags: "-s -w -X helm.sh/helm/v4/internal/version.version=v4.3.1",
+    ldflags: "-s -w -X helm.sh/helm/v4/internal/version.version=v4.2.4",
 };
 const HELM_PROGRAM: Program =
-    Program { name: "helm", package: "helm.sh/helm/v4/cmd/helm", usual: Duration::from_secs(120) };
+    Program { name: "helm", package: "helm.sh/helm/v4/cmd/helm", usual: Duration::from_secs(30) };
 
 const KUBECONFORM: Module = Module {
     cache: CACHE,

@@ -93,12 +93,12 @@ fn main() -> ExitCode {
     let trusting = Arc::<OnceLock<Trusting>>::default();
     let oldest = Arc::<OnceLock<Shared>>::default();
     let mut suite = Vec::new();
-    // The longest first.
-    tests!(suite, runtime, breakable, Site::start(), crash::no_crash_loses_or_revives_a_token);
-    tests!(suite, runtime, breakable, Site::start(), webhook::faults::no_crash_loses_an_event);
+    // The longest first. Crash points are in debug builds only.
+    let mut crashes = Vec::new();
+    tests!(crashes, runtime, breakable, Site::start(), crash::no_crash_loses_or_revives_a_token);
+    tests!(crashes, runtime, breakable, Site::start(), webhook::faults::no_crash_loses_an_event);
+    suite.extend(crashes.into_iter().map(|trial| trial.with_ignored_flag(!cfg!(debug_assertions))));
     tests!(suite, runtime, alone, Site::start(), faults::a_failing_api_server_is_tolerated);
-    let version = Options { version: Some(Version::V1_33), ..Options::default() };
-    tests!(suite, runtime, oldest, Shared::start_with(version), oldest::the_oldest_kubernetes_does_as_well);
     tests!(
         suite,
         runtime,
@@ -192,8 +192,10 @@ fn main() -> ExitCode {
         ext_authz::a_grpc_client_gets_the_decisions_of_auth,
         ext_authz::a_verifier_without_a_pepper_denies_and_is_not_healthy,
     );
-    // Minutes of waiting: only with `--ignored`, as `.ci/run` does.
+    // Only with `--ignored`, as `.ci/full` does: minutes of waiting, and a Kubernetes that takes minutes to build.
     let mut waits = Vec::new();
+    let version = Options { version: Some(Version::V1_33), ..Options::default() };
+    tests!(waits, runtime, oldest, Shared::start_with(version), oldest::the_oldest_kubernetes_does_as_well);
     tests!(waits, runtime, breakable, Site::start(), faults::bookmarks_keep_a_quiet_watch_fresh);
     tests!(
         waits,
