@@ -81,7 +81,10 @@ fn plaintext(number: u8) -> Plaintext {
 fn endpoints() -> Endpoints {
     for token in [&TOKEN, &CALLER] {
         // A fuzzer can't guess them.
-        assert!(include_str!("../dictionary").contains(token.expose()), "the dictionary contains other tokens");
+        assert!(
+            include_str!("../dictionary").contains(token.expose()),
+            "the dictionary contains other tokens"
+        );
     }
     let snapshot = Arc::new(Snapshot::default());
     let peppers = Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers");
