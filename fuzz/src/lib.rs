@@ -1,7 +1,7 @@
-//! Endpoints without a port, behind which three ApiTokens are known, and what is to be said of any other text.
+//! The verifier's endpoints without a port, with three known ApiTokens, and the expected decision for any text.
 //!
-//! A target turns bytes into a request, hands it to the real [`Endpoints::answer`], and compares the decision with
-//! [`is_valid`], which knows the tokens by heart. That nothing panics, libFuzzer sees to.
+//! A target turns bytes into a request, passes it to the real [`Endpoints::answer`], and compares the decision with
+//! [`is_valid`]. libFuzzer reports panics.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, LazyLock};
@@ -28,7 +28,7 @@ pub const SCOPES: [&str; 2] = ["orders:*", "audit:read"];
 /// The scope of [`CALLER`].
 pub const CALLER_SCOPE: &str = "tokens:verify";
 
-/// The token of a service. Always the same, as the dictionary holds it.
+/// The token of a service. Always the same, because the dictionary contains it.
 pub static TOKEN: LazyLock<Plaintext> = LazyLock::new(|| plaintext(1));
 /// The token of a caller.
 pub static CALLER: LazyLock<Plaintext> = LazyLock::new(|| plaintext(2));
@@ -38,7 +38,7 @@ static ENDPOINTS: LazyLock<Endpoints> = LazyLock::new(endpoints);
 static RUNTIME: LazyLock<Runtime> =
     LazyLock::new(|| Builder::new_current_thread().enable_time().build().expect("a runtime"));
 
-/// Whether a check of a text for these scopes is to be allowed.
+/// Whether a check of this text for these scopes must be allowed.
 pub fn is_valid<'s>(presented: &[u8], scopes: impl IntoIterator<Item = &'s str>) -> bool {
     let mut scopes = scopes.into_iter();
     if presented == TOKEN.expose().as_bytes() {
@@ -48,7 +48,7 @@ pub fn is_valid<'s>(presented: &[u8], scopes: impl IntoIterator<Item = &'s str>)
     }
 }
 
-/// The decision, if an endpoint gives one: the JSON of its answer to a body, which the caller posts.
+/// Posts a body as [`CALLER`]. Returns the JSON of the response, or `None` if the request was rejected.
 pub fn post(path: &str, media_type: &'static str, body: &[u8]) -> Option<Value> {
     let bearer = HeaderValue::try_from(format!("Bearer {}", CALLER.expose())).expect("a header");
     let request = Request::post(path)
@@ -64,7 +64,7 @@ pub fn post(path: &str, media_type: &'static str, body: &[u8]) -> Option<Value> 
     }
 }
 
-/// The status and the JSON of an answer; null if it has no body.
+/// Returns the status and the JSON of the response; null if it has no body.
 pub fn answer(mut request: Request<Full<Bytes>>) -> (StatusCode, Value) {
     let (head, body) = RUNTIME.block_on(async {
         let (head, body) = ENDPOINTS.answer(&mut request, IpAddr::V4(Ipv4Addr::LOCALHOST)).await.into_parts();
@@ -80,10 +80,13 @@ fn plaintext(number: u8) -> Plaintext {
 
 fn endpoints() -> Endpoints {
     for token in [&TOKEN, &CALLER] {
-        // A fuzzer does not find them by itself.
-        assert!(include_str!("../dictionary").contains(token.expose()), "the dictionary holds other tokens");
+        // A fuzzer can't guess them.
+        assert!(
+            include_str!("../dictionary").contains(token.expose()),
+            "the dictionary contains other tokens"
+        );
     }
-    let view = Arc::new(Snapshot::default());
+    let snapshot = Arc::new(Snapshot::default());
     let peppers = Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers");
     let scopes = SCOPES.map(str::to_owned).to_vec();
     let token = api_token(&peppers, ("team", "orders"), scopes, &TOKEN);
@@ -92,18 +95,18 @@ fn endpoints() -> Endpoints {
     let mut thief = api_token(&peppers, ("thief", "copy"), vec!["payments:*".to_owned()], &TOKEN);
     thief.status.clone_from(&token.status);
     for token in [&token, &caller, &thief] {
-        // As it comes from the API server.
+        // As the API server sends it.
         let wire: WireToken =
             serde_json::to_value(token).and_then(serde_json::from_value).expect("an ApiToken");
-        view.index.apply(&wire, 0);
+        snapshot.index.apply(&wire, 0);
     }
-    view.peppers.store(Some(Arc::new(peppers)));
-    view.set_listed();
+    snapshot.peppers.store(Some(Arc::new(peppers)));
+    snapshot.set_listed();
     let metrics = Metrics::register(&mut Registry::default());
-    let callers = Arc::new(CallerAuthenticator::new(view.clone(), None));
-    // Whose X-Forwarded-For is believed, so that it is read.
+    let callers = Arc::new(CallerAuthenticator::new(snapshot.clone(), None));
+    // Trusted, so that X-Forwarded-For is parsed.
     let proxies = TrustedProxies(vec!["127.0.0.0/8".parse().expect("a network")]);
-    Endpoints::new(view, proxies, callers, &metrics)
+    Endpoints::new(snapshot, proxies, callers, &metrics)
 }
 
 fn api_token(
@@ -113,7 +116,7 @@ fn api_token(
     secret: &Plaintext,
 ) -> ApiToken {
     let key_id = format::Token::parse(secret.expose()).expect("a token").key_id();
-    let hash = peppers.hash(namespace, name, secret).expect("a proof").to_string();
+    let hash = peppers.hash(namespace, name, secret).expect("a hash").to_string();
     let status = json!({
         "tokenId": format!("tok_{name}"),
         "versions": [{

@@ -13,27 +13,19 @@ mod response;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::Authorization;
 use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse};
 use tonic::{Request, Response, Status};
 
 use self::request::Asked;
+use super::GatewayCheck;
 use crate::endpoints::TrustedProxies;
-use crate::endpoints::authorization::presented;
-use crate::endpoints::challenge::{denial, refused};
-use crate::endpoints::refusal::Refusal;
-use crate::metrics::{EndpointMetrics, Metrics, Outcome};
-use crate::snapshot::{Snapshot, TokenCheck};
-use tokenward_core::check::Decision;
+use crate::metrics::Metrics;
+use crate::snapshot::Snapshot;
 
-/// The door.
-pub struct ExtAuthz {
-    view: Arc<Snapshot>,
-    trusted_proxies: TrustedProxies,
-    metrics: EndpointMetrics,
-}
+/// The Authorization service.
+pub struct ExtAuthz(GatewayCheck);
 
 /// The address of the gateway that asks, among the extensions of a call.
 #[derive(Clone, Copy, Debug)]
@@ -50,42 +42,13 @@ impl Authorization for ExtAuthz {
 }
 
 impl ExtAuthz {
-    /// Opens the door on a view.
-    pub fn new(view: Arc<Snapshot>, trusted_proxies: TrustedProxies, metrics: &Metrics) -> Self {
-        Self { view, trusted_proxies, metrics: metrics.endpoint("ext_authz") }
+    /// Serves checks from a snapshot.
+    pub fn new(snapshot: Arc<Snapshot>, trusted_proxies: TrustedProxies, metrics: &Metrics) -> Self {
+        Self(GatewayCheck::new("ext_authz", snapshot, trusted_proxies, metrics))
     }
 
     fn answer(&self, request: &CheckRequest, peer: IpAddr) -> CheckResponse {
-        let began = Instant::now();
-        let answer = self.decide(request, peer).unwrap_or_else(|refusal| self.refuse(&refusal));
-        self.metrics.took(began.elapsed());
-        answer
-    }
-
-    fn decide(&self, request: &CheckRequest, peer: IpAddr) -> Result<CheckResponse, Refusal> {
-        let asked = Asked::of(request)?;
-        let needs = asked.needs()?;
-        let headers = asked.headers()?;
-        let scopes: Vec<&str> = needs.scopes.iter().map(AsRef::as_ref).collect();
-        let question = TokenCheck {
-            presented: presented(&headers)?,
-            scopes: &scopes,
-            audience: needs.audience.as_deref(),
-            client: asked.client(&headers, peer, &self.trusted_proxies),
-        };
-        let answer = self.view.decide(&question, |decision| {
-            self.metrics.count(Outcome::from(&decision));
-            match decision {
-                Decision::Allow(identity) => response::allowed(identity, asked.like_ours()),
-                Decision::Deny(code) => response::denied(denial(code, &needs)),
-            }
-        });
-        Ok(answer?)
-    }
-
-    fn refuse(&self, refusal: &Refusal) -> CheckResponse {
-        self.metrics.count(refusal.outcome());
-        response::denied(refused(refusal))
+        self.0.respond(Asked::of(request, peer))
     }
 }
 
