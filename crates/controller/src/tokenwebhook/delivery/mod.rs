@@ -158,16 +158,22 @@ impl Endpoint {
         outcome
     }
 
-    /// Makes the request over a connection that is there, or else over a new one.
-    async fn ask(
-        &self,
-        mut request: Request<Full<Bytes>>,
-    ) -> Result<(Connection, Response<Incoming>), Failure> {
+    /// Makes the request over an idle connection, or else over a new one.
+    ///
+    /// A server may close an idle connection just as a request goes out on it. Such a request is sent once more, over
+    /// a new connection: delivery is at least once, and `webhook-id` stays the same. An invalid response is no reason
+    /// to send it again.
+    async fn ask(&self, request: Request<Full<Bytes>>) -> Result<(Connection, Response<Incoming>), Failure> {
         while let Some(mut connection) = self.take_idle() {
-            match connection.request(request).await {
+            match connection.request(request.clone()).await {
                 Ok(answer) => return Ok((connection, answer)),
-                // It was closed before it took the request.
-                Err(mut error) => request = error.take_message().ok_or_else(no_answer)?,
+                Err(error) if error.error().is_parse() => return Err(no_answer()),
+                // A request that comes back was not sent, so the next idle connection may do.
+                Err(mut error) => {
+                    if error.take_message().is_none() {
+                        break;
+                    }
+                }
             }
         }
         let stream = self.connector.connect(&self.uri).await.map_err(|error| no_connection(&error))?;
