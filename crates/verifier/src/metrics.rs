@@ -54,7 +54,7 @@ pub(super) enum Outcome {
     /// It is not.
     Denied(Code),
     /// No token was presented.
-    TokenError,
+    NoToken,
     /// The request broke the endpoint's protocol.
     Malformed,
     /// Whoever asked may not.
@@ -133,7 +133,7 @@ impl Outcome {
     /// Every outcome, each at its own [`Self::index`].
     fn all() -> [Self; Self::COUNT] {
         let others =
-            [Self::Allowed, Self::TokenError, Self::Malformed, Self::CallerRefused, Self::Unavailable];
+            [Self::Allowed, Self::NoToken, Self::Malformed, Self::CallerRefused, Self::Unavailable];
         std::array::from_fn(|index| match Code::ALL.get(index) {
             Some(code) => Self::Denied(*code),
             None => others[index - Code::ALL.len()],
@@ -144,7 +144,7 @@ impl Outcome {
         match self {
             Self::Denied(code) => code as usize,
             Self::Allowed => Code::ALL.len(),
-            Self::TokenError => Code::ALL.len() + 1,
+            Self::NoToken => Code::ALL.len() + 1,
             Self::Malformed => Code::ALL.len() + 2,
             Self::CallerRefused => Code::ALL.len() + 3,
             Self::Unavailable => Code::ALL.len() + 4,
@@ -155,7 +155,7 @@ impl Outcome {
         match self {
             Self::Allowed => "ALLOWED",
             Self::Denied(code) => code.as_str(),
-            Self::TokenError => "NO_TOKEN",
+            Self::NoToken => "NO_TOKEN",
             Self::Malformed => "MALFORMED",
             Self::CallerRefused => "CALLER_REFUSED",
             Self::Unavailable => "UNAVAILABLE",

@@ -71,7 +71,7 @@ pub(super) fn refused(refusal: &Refusal) -> Answer {
             "invalid_request",
             what.clone(),
         ),
-        Refusal::TokenError => answer(
+        Refusal::NoToken => answer(
             StatusCode::UNAUTHORIZED,
             Some(r#"Bearer realm="tokenward""#),
             "no_token",

@@ -12,7 +12,7 @@ pub(super) enum Refusal {
     /// 400: the request breaks the protocol in this way.
     Malformed(Cow<'static, str>),
     /// 401: the request presents no token.
-    TokenError,
+    NoToken,
     /// 503: this replica can't decide now.
     Unavailable(Unavailable),
 }
@@ -20,7 +20,7 @@ pub(super) enum Refusal {
 impl From<TokenError> for Refusal {
     fn from(no_token: TokenError) -> Self {
         match no_token {
-            TokenError::Missing => Self::TokenError,
+            TokenError::Missing => Self::NoToken,
             TokenError::Ambiguous(what) => Self::Malformed(what.into()),
         }
     }
@@ -36,7 +36,7 @@ impl Refusal {
     pub(super) fn outcome(&self) -> Outcome {
         match self {
             Self::Malformed(_) => Outcome::Malformed,
-            Self::TokenError => Outcome::TokenError,
+            Self::NoToken => Outcome::NoToken,
             Self::Unavailable(_) => Outcome::Unavailable,
         }
     }

@@ -27,7 +27,7 @@ pub(super) struct Connections(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     table: Mutex<Table>,
-    /// NewEvent when the last connection is gone.
+    /// Notified when the last connection is gone.
     empty: Notify,
     metrics: ConnectionMetrics,
 }

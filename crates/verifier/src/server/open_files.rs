@@ -2,7 +2,7 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// CertificateState for all that is not a client's connection: listeners, the API server, telemetry, and sockets that close.
+/// Reserved for all that is not a client's connection: listeners, the API server, telemetry, and sockets that close.
 const OTHERS: usize = 256;
 
 /// Raises the limit as far as this process may by itself, as servers do: the low one is there for programs that
