@@ -1,8 +1,8 @@
-//! Who may ask the doors that tell more than yes or no.
+//! Who may ask the endpoints that tell more than yes or no.
 //!
 //! A caller presents either a token of ours with the scope `tokens:verify`, which is decided on from memory, or a
 //! ServiceAccount token of the audience `tokenward`. The latter is Kubernetes' to judge: a TokenReview says whose it
-//! is, a SubjectAccessReview whether its owner may `post` to the door's path, as with every delegated server
+//! is, a SubjectAccessReview whether its owner may `post` to the endpoint's path, as with every delegated server
 //! (<https://kubernetes.io/docs/reference/access-authn-authz/webhook/>). The verdict is kept for a short while.
 
 use std::borrow::Cow;
@@ -60,17 +60,17 @@ pub enum Refused {
 
 /// The callers.
 pub struct CallerAuthenticator {
-    view: Arc<Snapshot>,
+    snapshot: Arc<Snapshot>,
     reviewer: Option<Reviewer>,
 }
 
 impl CallerAuthenticator {
-    /// Knows callers by a view of our tokens, and by a cluster if there is one to be asked.
-    pub fn new(view: Arc<Snapshot>, client: Option<Client>) -> Self {
-        Self { view, reviewer: client.map(Reviewer::new) }
+    /// Knows callers by a snapshot of our tokens, and by a cluster if there is one to be asked.
+    pub fn new(snapshot: Arc<Snapshot>, client: Option<Client>) -> Self {
+        Self { snapshot, reviewer: client.map(Reviewer::new) }
     }
 
-    /// Admits whoever presents these headers to the door at `path`, or says why not. `address` is the caller's, where
+    /// Admits whoever presents these headers to the endpoint at `path`, or says why not. `address` is the caller's, where
     /// it is known.
     pub async fn admit(
         &self,
@@ -105,9 +105,9 @@ impl CallerAuthenticator {
 
     fn admit_token(&self, token: &str, client: Option<IpAddr>) -> Result<(), Refused> {
         // Its audiences bind where it may be presented: here, that is to us.
-        let question =
+        let check =
             TokenCheck { presented: token.as_bytes(), scopes: &[SCOPE], audience: Some(AUDIENCE), client };
-        let admitted = self.view.decide(&question, |decision| match decision {
+        let admitted = self.snapshot.decide(&check, |decision| match decision {
             Decision::Allow(_) => Ok(()),
             Decision::Deny(Code::IpNotAllowed) => {
                 Err(Refused::Forbidden("the caller's token may not be used from this address".into()))
@@ -201,9 +201,9 @@ impl Reviewer {
 
     async fn authorize(&self, user: UserInfo, path: &str) -> kube::Result<bool> {
         let attributes = NonResourceAttributes { path: Some(path.to_owned()), verb: Some("post".to_owned()) };
-        let question =
+        let check =
             SubjectAccessReviewSpec { non_resource_attributes: Some(attributes), ..access::about(user) };
-        access::is_allowed(&self.client, question).await
+        access::is_allowed(&self.client, check).await
     }
 }
 

@@ -31,10 +31,10 @@ pub(super) struct Source {
     pub client: Client,
 }
 
-/// Feeds the view for as long as it is polled. Declares ready after the first full list of every source.
+/// Feeds the snapshot for as long as it is polled. Declares ready after the first full list of every source.
 pub(super) fn feed(
     sources: Vec<Source>,
-    view: Arc<Snapshot>,
+    snapshot: Arc<Snapshot>,
     ready: Part,
     metrics: Metrics,
 ) -> impl Future<Output = ()> {
@@ -52,8 +52,8 @@ pub(super) fn feed(
             .backoff(WatchBackoff::default())
             .filter_map(|result| future::ready(result.ok()))
             .map({
-                let view = view.clone();
-                move |event| listing.take(event, &view)
+                let snapshot = snapshot.clone();
+                move |event| listing.take(event, &snapshot)
             })
             .boxed()
     }));
@@ -62,10 +62,10 @@ pub(super) fn feed(
             unlisted -= 1;
         }
         if first_list && unlisted == 0 {
-            view.set_listed();
+            snapshot.set_listed();
             ready.set(true);
         }
-        metrics.tokens.set(i64::try_from(view.index.len()).unwrap_or(i64::MAX));
+        metrics.tokens.set(i64::try_from(snapshot.index.len()).unwrap_or(i64::MAX));
         future::ready(())
     })
 }
@@ -81,28 +81,28 @@ struct Listing {
 
 impl Listing {
     /// Takes an event into the index; answers whether the first full list has ended with it.
-    fn take(&mut self, event: Event<Object>, view: &Snapshot) -> bool {
+    fn take(&mut self, event: Event<Object>, snapshot: &Snapshot) -> bool {
         match event {
             Event::Init => self.list = self.list.wrapping_add(1),
-            Event::InitApply(object) | Event::Apply(object) => self.apply(&object, view),
-            Event::Delete(object) => view.index.delete(object.namespace(), object.name()),
+            Event::InitApply(object) | Event::Apply(object) => self.apply(&object, snapshot),
+            Event::Delete(object) => snapshot.index.delete(object.namespace(), object.name()),
             Event::InitDone => {
                 let within = |namespace: &str| self.namespace.as_deref().is_none_or(|own| own == namespace);
-                view.index.retain(|entry| !within(entry.namespace()) || entry.seen_in() == self.list);
-                info!(tokens = view.index.len(), "listed ApiTokens");
+                snapshot.index.retain(|entry| !within(entry.namespace()) || entry.seen_in() == self.list);
+                info!(tokens = snapshot.index.len(), "listed ApiTokens");
                 return !std::mem::replace(&mut self.listed, true);
             }
         }
         false
     }
 
-    fn apply(&self, object: &Object, view: &Snapshot) {
+    fn apply(&self, object: &Object, snapshot: &Snapshot) {
         match &object.token {
-            Ok(token) => view.index.apply(token, self.list),
+            Ok(token) => snapshot.index.apply(token, self.list),
             Err(error) => {
                 let token = format!("{}/{}", object.namespace(), object.name());
                 warn!(token, error, "an ApiToken can't be read, so its token is denied");
-                view.index.delete(object.namespace(), object.name());
+                snapshot.index.delete(object.namespace(), object.name());
             }
         }
     }
@@ -209,24 +209,24 @@ mod tests {
     /// An object that is shown no more, or that can't be read any more, is forgotten; another namespace's is not.
     #[test]
     fn a_list_replaces_what_was_known() {
-        let view = Snapshot::default();
+        let snapshot = Snapshot::default();
         let object = |text: &str| serde_json::from_str::<Object>(text).expect("an object");
         let mut all = Listing { namespace: None, list: 0, listed: false };
         let list = |listing: &mut Listing, objects: &[&str]| {
-            listing.take(Event::Init, &view);
+            listing.take(Event::Init, &snapshot);
             for text in objects {
-                listing.take(Event::InitApply(object(text)), &view);
+                listing.take(Event::InitApply(object(text)), &snapshot);
             }
-            listing.take(Event::InitDone, &view)
+            listing.take(Event::InitDone, &snapshot)
         };
         assert!(list(&mut all, &[GOOD, &GOOD.replace("good", "other")]), "the first full list");
-        assert_eq!(view.index.len(), 2);
+        assert_eq!(snapshot.index.len(), 2);
         let mut elsewhere = Listing { namespace: Some("elsewhere".to_owned()), list: 6, listed: false };
         list(&mut elsewhere, &[]);
-        assert_eq!(view.index.len(), 2);
+        assert_eq!(snapshot.index.len(), 2);
         assert!(!list(&mut all, &[GOOD]), "not the first list");
-        assert_eq!(view.index.len(), 1);
-        all.take(Event::Apply(object(&BAD.replace("bad", "good"))), &view);
-        assert!(view.index.is_empty());
+        assert_eq!(snapshot.index.len(), 1);
+        all.take(Event::Apply(object(&BAD.replace("bad", "good"))), &snapshot);
+        assert!(snapshot.index.is_empty());
     }
 }

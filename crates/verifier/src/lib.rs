@@ -1,4 +1,4 @@
-//! The effects of the request path: a watch feeds the index, doors ask [`tokenward_core::check`] and answer.
+//! The effects of the request path: a watch feeds the index, endpoints ask [`tokenward_core::check`] and answer.
 //!
 //! This file wires. A verifier holds no lease and writes nothing; it reads ApiTokens and one Secret, the pepper.
 //! With the API server down it goes on answering from memory, and everything that ends by time still ends in time.
@@ -73,20 +73,20 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     let version = env!("CARGO_PKG_VERSION");
     info!(version, namespace, listen = %args.listen, grpc_listen = ?args.grpc_listen, "verifier starts");
 
-    let view = Arc::new(Snapshot::default());
+    let snapshot = Arc::new(Snapshot::default());
     let client = cluster.client()?;
     let (peppers, follow_pepper) = pepper::follow(client.clone(), &namespace);
     let connections = metrics.connections.clone();
-    let callers = Arc::new(CallerAuthenticator::new(view.clone(), Some(client)));
+    let callers = Arc::new(CallerAuthenticator::new(snapshot.clone(), Some(client)));
     let trusted_proxies = TrustedProxies(args.trusted_proxies);
-    let ext_authz = ExtAuthz::new(view.clone(), trusted_proxies.clone(), &metrics);
-    let doors = Endpoints::new(view.clone(), trusted_proxies, callers, &metrics);
+    let ext_authz = ExtAuthz::new(snapshot.clone(), trusted_proxies.clone(), &metrics);
+    let endpoints = Endpoints::new(snapshot.clone(), trusted_proxies, callers, &metrics);
     let (sources, heard) = sources(&cluster, args.common.namespaces())?;
-    let feed = feed::feed(sources, view.clone(), list_ready, metrics.clone());
+    let feed = feed::feed(sources, snapshot.clone(), list_ready, metrics.clone());
     let limit = Limit { max_staleness: args.max_staleness.unsigned_abs(), policy: args.stale_policy };
-    let freshness = staleness::watch(heard, limit, view.clone(), fresh, metrics);
+    let freshness = staleness::watch(heard, limit, snapshot.clone(), fresh, metrics);
     let timeouts = Timeouts::default();
-    let server = Server::new(doors, http_tls, timeouts, max_connections, connections.clone());
+    let server = Server::new(endpoints, http_tls, timeouts, max_connections, connections.clone());
     let grpc = server::grpc::Server::new(ext_authz, readiness, grpc_tls, timeouts, connections);
     // Tasks of their own: this one would have to be woken on another thread for each connection.
     let served = tokio::spawn(server.serve(listener, stop.clone().cancelled_owned()));
@@ -97,7 +97,7 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
         () = feed => bail!("the watch of ApiTokens has ended"),
         () = freshness => bail!("the staleness check has ended"),
         () = follow_pepper => bail!("the watch of the pepper has ended"),
-        () = keep_pepper(peppers, view, pepper_ready) => bail!("the pepper watch has closed"),
+        () = keep_pepper(peppers, snapshot, pepper_ready) => bail!("the pepper watch has closed"),
         () = async { telemetry.await; future::pending().await } => Ok(()),
     }
 }
@@ -133,14 +133,14 @@ async fn follow_certificates(certificates: Option<Arc<Certificates>>) {
 }
 
 /// Takes every usable pepper into use. One that vanishes later stays in use: it is what checks depend on.
-async fn keep_pepper(mut peppers: watch::Receiver<PepperState>, view: Arc<Snapshot>, ready: Part) {
+async fn keep_pepper(mut peppers: watch::Receiver<PepperState>, snapshot: Arc<Snapshot>, ready: Part) {
     while peppers.changed().await.is_ok() {
         match &*peppers.borrow_and_update() {
             PepperState::Present(peppers) => {
-                view.peppers.store(Some(peppers.clone()));
+                snapshot.peppers.store(Some(peppers.clone()));
                 ready.set(true);
             }
-            PepperState::Missing | PepperState::Damaged(_) if view.peppers.load().is_some() => {
+            PepperState::Missing | PepperState::Damaged(_) if snapshot.peppers.load().is_some() => {
                 error!(
                     "the pepper's Secret is gone or damaged; checks go on with the one that was read before"
                 );

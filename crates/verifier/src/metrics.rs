@@ -132,8 +132,7 @@ impl Outcome {
 
     /// Every outcome, each at its own [`Self::index`].
     fn all() -> [Self; Self::COUNT] {
-        let others =
-            [Self::Allowed, Self::NoToken, Self::Malformed, Self::CallerRefused, Self::Unavailable];
+        let others = [Self::Allowed, Self::NoToken, Self::Malformed, Self::CallerRefused, Self::Unavailable];
         std::array::from_fn(|index| match Code::ALL.get(index) {
             Some(code) => Self::Denied(*code),
             None => others[index - Code::ALL.len()],

@@ -1,4 +1,4 @@
-//! The view: what a verifier knows, and the one question that every door asks of it.
+//! The view: what a verifier knows, and the one question that every endpoint asks of it.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use tokenward_core::check;
 use tokenward_core::check::{Code, Decision, decide};
 use tokenward_core::token::{Peppers, Token};
 
-/// What the doors look into: the index, and the pepper in use.
+/// What the endpoints look into: the index, and the pepper in use.
 #[derive(Debug, Default)]
 pub struct Snapshot {
     /// The tokens.
@@ -22,7 +22,7 @@ pub struct Snapshot {
     stale: AtomicBool,
 }
 
-/// What is asked of a view.
+/// What is asked of a snapshot.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenCheck<'a> {
     /// What a client presented as its token. It may be junk, or no text at all.
@@ -35,7 +35,7 @@ pub struct TokenCheck<'a> {
     pub client: Option<IpAddr>,
 }
 
-/// Why a view answers nothing.
+/// Why a snapshot answers nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unavailable {
     /// The tokens or the pepper were not read yet.
@@ -73,7 +73,7 @@ impl Snapshot {
         self.listed.store(true, Ordering::Release);
     }
 
-    /// Says whether the view is too old to answer from.
+    /// Says whether the snapshot is too old to answer from.
     pub fn set_stale(&self, stale: bool) {
         self.stale.store(stale, Ordering::Release);
     }
@@ -81,7 +81,7 @@ impl Snapshot {
     /// Decides on a question, and hands the decision to `f` while the entry that it tells of is held.
     pub fn decide<T>(
         &self,
-        question: &TokenCheck<'_>,
+        check: &TokenCheck<'_>,
         f: impl FnOnce(Decision<'_>) -> T,
     ) -> Result<T, Unavailable> {
         if self.stale.load(Ordering::Acquire) {
@@ -89,10 +89,10 @@ impl Snapshot {
         }
         let peppers = self.peppers.load();
         let peppers = peppers.as_deref().filter(|_| self.is_listed()).ok_or(Unavailable::NotReady)?;
-        let Some(token) = std::str::from_utf8(question.presented).ok().and_then(Token::parse) else {
+        let Some(token) = std::str::from_utf8(check.presented).ok().and_then(Token::parse) else {
             return Ok(f(Decision::Deny(Code::NotFound)));
         };
-        let TokenCheck { scopes, audience, client, .. } = *question;
+        let TokenCheck { scopes, audience, client, .. } = *check;
         let request = check::Request { token, scopes, audience, client };
         let now = Timestamp::now();
         Ok(self.index.claimants(token.key_id(), |claimants| f(decide(claimants, peppers, &request, now))))

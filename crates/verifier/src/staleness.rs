@@ -1,4 +1,4 @@
-//! How old the view is, and what follows from it.
+//! How old the snapshot is, and what follows from it.
 //!
 //! A verifier that is cut off from the API server goes on answering: what it knows was true, and whatever ends by
 //! time still ends. But it does not learn of revocations. So after `--max-staleness` it is no longer ready, which
@@ -25,11 +25,11 @@ pub(super) struct Limit {
     pub policy: StalePolicy,
 }
 
-/// Looks after the age of a view that is fed by some watches, for as long as it is polled. The oldest of them counts.
+/// Looks after the age of a snapshot that is fed by some watches, for as long as it is polled. The oldest of them counts.
 pub(super) async fn watch(
     watches: Vec<WatchHeartbeat>,
     limit: Limit,
-    view: Arc<Snapshot>,
+    snapshot: Arc<Snapshot>,
     ready: Part,
     metrics: Metrics,
 ) {
@@ -41,7 +41,7 @@ pub(super) async fn watch(
         if (age > limit.max_staleness) != stale {
             stale = !stale;
             ready.set(!stale);
-            view.set_stale(stale && limit.policy == StalePolicy::Deny);
+            snapshot.set_stale(stale && limit.policy == StalePolicy::Deny);
             tell(stale, age, limit);
         }
         tokio::time::sleep(EVERY).await;

@@ -1,4 +1,4 @@
-//! What the doors have in common that tell more than yes or no: a caller who may ask, a POST, a bounded body.
+//! What the endpoints have in common that tell more than yes or no: a caller who may ask, a POST, a bounded body.
 //!
 //! In that order: nobody makes us read a body who may not ask.
 
@@ -22,25 +22,26 @@ use crate::snapshot::{Snapshot, Unavailable};
 /// How long a body may take.
 const BODY_TIME: Duration = Duration::from_secs(5);
 
-/// A protocol behind [`Authenticated`]: from a view and a body to an answer.
-pub(super) trait Door {
+/// A protocol behind [`Authenticated`]: from a snapshot and a body to an answer.
+pub(super) trait Handler {
     /// Its name in metrics.
     const NAME: &'static str;
     /// The path by which the API server is asked whether a caller may use it.
-    const RIGHT: &'static str;
+    const NON_RESOURCE_URL: &'static str;
     /// The media type of its requests.
     const MEDIA_TYPE: &'static str;
     /// The largest body, in bytes.
     const MAX_BODY: usize;
 
     /// Answers a request, and tells the outcome of each check in it.
-    fn answer(view: &Snapshot, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure>;
+    fn answer(snapshot: &Snapshot, body: &[u8], outcomes: &mut dyn FnMut(Outcome))
+    -> Result<Answer, Failure>;
 
     /// The body of a failure, in the protocol's own form.
     fn failure(failure: &Failure) -> Answer;
 }
 
-/// Why a door gives no decision.
+/// Why an endpoint gives no decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
     /// The body breaks the protocol; says how.
@@ -59,17 +60,17 @@ pub(super) enum Failure {
     Unavailable(Unavailable),
 }
 
-/// A door whose callers are known.
+/// An endpoint whose callers are known.
 pub(super) struct Authenticated<D> {
-    view: Arc<Snapshot>,
+    snapshot: Arc<Snapshot>,
     callers: Arc<CallerAuthenticator>,
     metrics: EndpointMetrics,
-    door: PhantomData<D>,
+    endpoint: PhantomData<D>,
 }
 
-impl<D: Door> Authenticated<D> {
-    pub(super) fn new(view: Arc<Snapshot>, callers: Arc<CallerAuthenticator>, metrics: &Metrics) -> Self {
-        Self { view, callers, metrics: metrics.endpoint(D::NAME), door: PhantomData }
+impl<D: Handler> Authenticated<D> {
+    pub(super) fn new(snapshot: Arc<Snapshot>, callers: Arc<CallerAuthenticator>, metrics: &Metrics) -> Self {
+        Self { snapshot, callers, metrics: metrics.endpoint(D::NAME), endpoint: PhantomData }
     }
 
     pub(super) async fn answer<B: Body + Unpin>(
@@ -97,18 +98,18 @@ impl<D: Door> Authenticated<D> {
         if request.method() != Method::POST {
             return Err(Failure::Method);
         }
-        self.callers.admit(request.headers(), caller, D::RIGHT).await?;
+        self.callers.admit(request.headers(), caller, D::NON_RESOURCE_URL).await?;
         if !is_media_type(request.headers(), D::MEDIA_TYPE) {
             return Err(Failure::MediaType(D::MEDIA_TYPE));
         }
         let body = tokio::time::timeout(BODY_TIME, read(request.body_mut(), D::MAX_BODY))
             .await
             .unwrap_or(Err(Failure::Incomplete))?;
-        D::answer(&self.view, &body, &mut |outcome| self.metrics.count(outcome))
+        D::answer(&self.snapshot, &body, &mut |outcome| self.metrics.count(outcome))
     }
 }
 
-fn refuse<D: Door>(failure: &Failure) -> Answer {
+fn refuse<D: Handler>(failure: &Failure) -> Answer {
     let mut answer = D::failure(failure);
     *answer.status_mut() = failure.status();
     if let Some((name, value)) = failure.header() {

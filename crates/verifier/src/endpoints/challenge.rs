@@ -1,4 +1,4 @@
-//! The answers of the doors that anybody may ask, in HTTP's terms: the identity in headers, or a refusal as RFC 6750
+//! The answers of the endpoints that anybody may ask, in HTTP's terms: the identity in headers, or a refusal as RFC 6750
 //! section 3 has it, with a body for people.
 
 use std::borrow::Cow;

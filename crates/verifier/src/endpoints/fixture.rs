@@ -26,16 +26,16 @@ pub(crate) const PEER: &str = "192.0.2.1";
 /// Headers of a request, in order.
 pub(crate) type Headers<'a> = &'a [(&'a str, &'a [u8])];
 
-/// A door behind which tokens are known by a number each.
+/// An endpoint behind which tokens are known by a number each.
 /// An object as the API server would send it.
 pub(crate) fn wire(token: &ApiToken) -> WireToken {
     let text = serde_json::to_string(token).expect("JSON");
     serde_json::from_str(&text).expect("an ApiToken")
 }
 
-pub(crate) struct Door {
-    pub(crate) doors: Endpoints,
-    pub(crate) view: Arc<Snapshot>,
+pub(crate) struct Fixture {
+    pub(crate) endpoints: Endpoints,
+    pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) peppers: Peppers,
     pub(crate) registry: Registry,
 }
@@ -66,8 +66,8 @@ impl Answered {
 }
 
 /// Endpoints that know token 1.
-pub(crate) fn known_door() -> Endpoints {
-    Door::new().doors
+pub(crate) fn known_endpoints() -> Endpoints {
+    Fixture::new().endpoints
 }
 
 /// The token of a number.
@@ -84,29 +84,29 @@ pub(crate) fn spec() -> ApiTokenSpec {
     ApiTokenSpec { scopes: vec!["orders:*".to_owned(), "audit:read".to_owned()], ..Default::default() }
 }
 
-impl Door {
+impl Fixture {
     pub(crate) fn unready(trusted_proxies: &[&str]) -> Self {
-        let view = Arc::new(Snapshot::default());
+        let snapshot = Arc::new(Snapshot::default());
         let mut registry = Registry::with_prefix("tokenward");
         let metrics = Metrics::register(&mut registry);
         let trusted_proxies = trusted_proxies.iter().map(|net| net.parse().expect("a network")).collect();
         let trusted_proxies = TrustedProxies(trusted_proxies);
-        let callers = Arc::new(CallerAuthenticator::new(view.clone(), None));
+        let callers = Arc::new(CallerAuthenticator::new(snapshot.clone(), None));
         let peppers = Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers");
         Self {
-            doors: Endpoints::new(view.clone(), trusted_proxies, callers, &metrics),
-            view,
+            endpoints: Endpoints::new(snapshot.clone(), trusted_proxies, callers, &metrics),
+            snapshot,
             peppers,
             registry,
         }
     }
 
     pub(crate) fn behind(trusted_proxies: &[&str]) -> Self {
-        let door = Self::unready(trusted_proxies);
-        door.view.peppers.store(Some(Arc::new(door.peppers.clone())));
-        door.view.set_listed();
-        door.with(1, spec());
-        door
+        let fixture = Self::unready(trusted_proxies);
+        fixture.snapshot.peppers.store(Some(Arc::new(fixture.peppers.clone())));
+        fixture.snapshot.set_listed();
+        fixture.with(1, spec());
+        fixture
     }
 
     pub(crate) fn new() -> Self {
@@ -128,7 +128,7 @@ impl Door {
             }],
         });
         token.status = serde_json::from_value(status).expect("a status");
-        self.view.index.apply(&wire(&token), 0);
+        self.snapshot.index.apply(&wire(&token), 0);
     }
 
     pub(crate) fn ask(&self, uri: &str, headers: Headers<'_>) -> Answered {
@@ -146,7 +146,7 @@ impl Door {
     pub(crate) fn answer(&self, mut request: Request<Full<Bytes>>, peer: &str) -> Answered {
         let peer = peer.parse().expect("an address");
         let _context = RUNTIME.enter();
-        let answer = self.doors.answer(&mut request, peer).now_or_never().expect("no waiting");
+        let answer = self.endpoints.answer(&mut request, peer).now_or_never().expect("no waiting");
         let (head, body) = answer.into_parts();
         let body = body.collect().now_or_never().expect("a body at hand").expect("a body").to_bytes();
         Answered { status: head.status.as_u16(), headers: head.headers, body }

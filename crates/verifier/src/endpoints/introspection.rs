@@ -11,7 +11,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Answer;
-use super::authenticated::{Door, Failure};
+use super::authenticated::{Failure, Handler};
 use super::json::json;
 use super::schema::{IpAddress, Scopes};
 use crate::metrics::Outcome;
@@ -19,7 +19,7 @@ use crate::snapshot::{Snapshot, TokenCheck};
 use tokenward_core::check::{Decision, Identity};
 use tokenward_core::token::scope;
 
-/// The door.
+/// The endpoint.
 pub(super) struct Introspection;
 
 /// The form that is posted.
@@ -89,26 +89,30 @@ pub(super) struct OAuthError {
     error_description: Cow<'static, str>,
 }
 
-impl Door for Introspection {
+impl Handler for Introspection {
     const NAME: &'static str = "introspect";
-    const RIGHT: &'static str = "/oauth2/introspect";
+    const NON_RESOURCE_URL: &'static str = "/oauth2/introspect";
     const MEDIA_TYPE: &'static str = "application/x-www-form-urlencoded";
     const MAX_BODY: usize = 16 * 1024;
 
-    fn answer(view: &Snapshot, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure> {
+    fn answer(
+        snapshot: &Snapshot,
+        body: &[u8],
+        outcomes: &mut dyn FnMut(Outcome),
+    ) -> Result<Answer, Failure> {
         let form = IntrospectionRequest::parse(body)?;
         let Some(token) = &form.token else {
             return Err(Failure::Malformed("the parameter token is missing".into()));
         };
         let scopes = form.scopes()?;
         let client = form.client_ip.as_deref().map(client_ip).transpose()?;
-        let question = TokenCheck {
+        let check = TokenCheck {
             presented: token.as_bytes(),
             scopes: &scopes,
             audience: form.audience.as_deref(),
             client,
         };
-        Ok(view.decide(&question, |decision| {
+        Ok(snapshot.decide(&check, |decision| {
             outcomes(Outcome::from(&decision));
             json(&match decision {
                 Decision::Allow(identity) => IntrospectionResponse::active(identity),

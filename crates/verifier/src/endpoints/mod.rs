@@ -1,4 +1,4 @@
-//! The doors: each decodes its protocol, asks the one decision, and encodes the answer.
+//! The endpoints: each decodes its protocol, asks the one decision, and encodes the answer.
 //!
 //! `/auth` tells yes or no to anybody. The others tell more, so their callers are known ([`super::callers`]). A
 //! router costs more than a check does, so the path is matched by hand. Sockets are `server.rs`'s affair.
@@ -40,7 +40,7 @@ use crate::snapshot::Snapshot;
 /// An answer, whose body is small and at hand.
 pub type Answer = Response<Full<Bytes>>;
 
-/// All doors of a verifier.
+/// All endpoints of a verifier.
 pub struct Endpoints {
     forward_auth: ForwardAuth,
     introspection: Authenticated<Introspection>,
@@ -52,25 +52,25 @@ pub struct Endpoints {
 }
 
 impl Endpoints {
-    /// Opens the doors on a view.
+    /// Opens the endpoints on a snapshot.
     pub fn new(
-        view: Arc<Snapshot>,
+        snapshot: Arc<Snapshot>,
         trusted_proxies: TrustedProxies,
         callers: Arc<CallerAuthenticator>,
         metrics: &Metrics,
     ) -> Self {
         Self {
-            introspection: Authenticated::new(view.clone(), callers.clone(), metrics),
-            token_reviews: Authenticated::new(view.clone(), callers.clone(), metrics),
-            verify: Authenticated::new(view.clone(), callers.clone(), metrics),
-            verify_batch: Authenticated::new(view.clone(), callers, metrics),
-            forward_auth: ForwardAuth::new(view, trusted_proxies.clone(), metrics),
+            introspection: Authenticated::new(snapshot.clone(), callers.clone(), metrics),
+            token_reviews: Authenticated::new(snapshot.clone(), callers.clone(), metrics),
+            verify: Authenticated::new(snapshot.clone(), callers.clone(), metrics),
+            verify_batch: Authenticated::new(snapshot.clone(), callers, metrics),
+            forward_auth: ForwardAuth::new(snapshot, trusted_proxies.clone(), metrics),
             trusted_proxies,
             openapi: openapi::json().into(),
         }
     }
 
-    /// Answers a request that came from `peer`. Of a body, what the door has no use for is left unread.
+    /// Answers a request that came from `peer`. Of a body, what the endpoint has no use for is left unread.
     pub async fn answer<B: Body + Unpin>(&self, request: &mut Request<B>, peer: IpAddr) -> Answer {
         match self.answer_at_once(request, peer) {
             Some(answer) => answer,

@@ -1,4 +1,4 @@
-//! The OpenAPI 3.1 document of the HTTP doors, from the types that they read and write.
+//! The OpenAPI 3.1 document of the HTTP endpoints, from the types that they read and write.
 //!
 //! Served at `/openapi.json`, printed by `tokenward openapi`, and kept as `openapi.json` in the repository.
 
@@ -63,7 +63,7 @@ impl Modify for CallerAuthenticator {
     }
 }
 
-/// The doors whose callers are known all fail alike, each in its protocol's form.
+/// The endpoints whose callers are known all fail alike, each in its protocol's form.
 struct Failures;
 
 impl Failures {

@@ -1,18 +1,18 @@
-//! The doors that tell more than yes or no: who may ask, what is told, and each protocol's own form of failure.
+//! The endpoints that tell more than yes or no: who may ask, what is told, and each protocol's own form of failure.
 
 use http::Request;
 use http_body_util::Full;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::fixture::{Answered, Door, PEER, plaintext, spec};
+use super::fixture::{Answered, Fixture, PEER, plaintext, spec};
 use tokenward_core::crd::{ApiTokenSpec, Constraints};
 
 const FORM: &str = "application/x-www-form-urlencoded";
 const JSON: &str = "application/json";
 /// The token of the caller.
 const CALLER: u8 = 9;
-/// Every guarded door, with its media type and a good body.
+/// Every guarded endpoint, with its media type and a good body.
 const DOORS: [(&str, &str, &str); 4] = [
     ("/v1/verify", JSON, r#"{"token":"x"}"#),
     ("/v1/verify:batch", JSON, r#"{"checks":[{"token":"x"}]}"#),
@@ -24,22 +24,22 @@ const DOORS: [(&str, &str, &str); 4] = [
     ),
 ];
 
-fn door() -> Door {
-    let door = Door::new();
-    door.with(CALLER, ApiTokenSpec { scopes: vec!["tokens:verify".to_owned()], ..Default::default() });
-    door
+fn fixture() -> Fixture {
+    let fixture = Fixture::new();
+    fixture.with(CALLER, ApiTokenSpec { scopes: vec!["tokens:verify".to_owned()], ..Default::default() });
+    fixture
 }
 
 fn bearer(number: u8) -> String {
     format!("Bearer {}", plaintext(number).expose())
 }
 
-fn post(door: &Door, path: &str, media_type: &str, body: impl Into<Vec<u8>>) -> Answered {
-    post_as(door, Some(&bearer(CALLER)), path, media_type, body)
+fn post(fixture: &Fixture, path: &str, media_type: &str, body: impl Into<Vec<u8>>) -> Answered {
+    post_as(fixture, Some(&bearer(CALLER)), path, media_type, body)
 }
 
 fn post_as(
-    door: &Door,
+    fixture: &Fixture,
     authorization: Option<&str>,
     path: &str,
     media_type: &str,
@@ -49,37 +49,37 @@ fn post_as(
     if let Some(authorization) = authorization {
         request = request.header("authorization", authorization);
     }
-    door.answer(request.body(Full::new(body.into().into())).expect("a request"), PEER)
+    fixture.answer(request.body(Full::new(body.into().into())).expect("a request"), PEER)
 }
 
-fn verify(door: &Door, request: &Value) -> Value {
-    let answer = post(door, "/v1/verify", JSON, request.to_string());
+fn verify(fixture: &Fixture, request: &Value) -> Value {
+    let answer = post(fixture, "/v1/verify", JSON, request.to_string());
     assert_eq!(answer.status, 200, "{:?}", answer.body);
     answer.json()
 }
 
-fn introspect(door: &Door, form: &str) -> Value {
-    let answer = post(door, "/oauth2/introspect", FORM, form);
+fn introspect(fixture: &Fixture, form: &str) -> Value {
+    let answer = post(fixture, "/oauth2/introspect", FORM, form);
     assert_eq!(answer.status, 200, "{:?}", answer.body);
     answer.json()
 }
 
-fn review(door: &Door, number: u8, audiences: &[&str]) -> Value {
+fn review(fixture: &Fixture, number: u8, audiences: &[&str]) -> Value {
     let review = json!({
         "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview",
         "spec": {"token": plaintext(number).expose(), "audiences": audiences},
     });
-    let answer = post(door, "/tokenreview", JSON, review.to_string());
+    let answer = post(fixture, "/tokenreview", JSON, review.to_string());
     assert_eq!(answer.status, 200, "{:?}", answer.body);
     answer.json()["status"].clone()
 }
 
 #[test]
 fn a_caller_must_show_that_it_may_ask() {
-    let door = door();
+    let fixture = fixture();
     let revoked =
         ApiTokenSpec { scopes: vec!["tokens:verify".to_owned()], revoked: Some(true), ..Default::default() };
-    door.with(8, revoked);
+    fixture.with(8, revoked);
     let basic = |secret: &str| {
         use base64::Engine;
         format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("any:{secret}")))
@@ -109,14 +109,14 @@ fn a_caller_must_show_that_it_may_ask() {
     ];
     for (path, media_type, body) in DOORS {
         for (what, authorization, status) in &table {
-            let answer = post_as(&door, authorization.as_deref(), path, media_type, body);
+            let answer = post_as(&fixture, authorization.as_deref(), path, media_type, body);
             assert_eq!(answer.status, *status, "{path}: {what}: {:?}", answer.body);
             assert_eq!(answer.header("www-authenticate").is_some(), *status == 401, "{path}: {what}");
             assert_eq!(answer.header("retry-after").is_some(), *status == 503, "{path}: {what}");
             assert_eq!(answer.header("cache-control"), Some("no-store"), "{path}: {what}");
         }
     }
-    let counted = door.metrics();
+    let counted = fixture.metrics();
     assert!(
         counted.contains(r#"checks_total{endpoint="tokenreview",code="CALLER_REFUSED"} 12"#),
         "{counted}"
@@ -125,9 +125,9 @@ fn a_caller_must_show_that_it_may_ask() {
 
 #[test]
 fn every_protocol_fails_in_its_own_form() {
-    let door = door();
+    let fixture = fixture();
     for (path, media_type, body) in DOORS {
-        let told = |answer: &Answered| {
+        let reply = |answer: &Answered| {
             let json = answer.json();
             let text = match path {
                 "/tokenreview" => {
@@ -141,44 +141,44 @@ fn every_protocol_fails_in_its_own_form() {
         };
         let junk: &[&[u8]] = &[b"", b"{", b"[]", b"\xff\xfe", b"{\"token\":1}", b"null", b"{\"a\":\"b\"}"];
         for junk in junk {
-            let answer = post(&door, path, media_type, *junk);
+            let answer = post(&fixture, path, media_type, *junk);
             assert_eq!(answer.status, 400, "{path} {junk:?}: {:?}", answer.body);
-            assert!(!told(&answer).is_empty());
+            assert!(!reply(&answer).is_empty());
         }
-        let answer = post(&door, path, "text/plain", body);
+        let answer = post(&fixture, path, "text/plain", body);
         assert_eq!(answer.status, 415, "{path}");
-        assert!(told(&answer).contains(media_type), "{path}");
-        let answer = post(&door, path, media_type, vec![b' '; 2 << 20]);
+        assert!(reply(&answer).contains(media_type), "{path}");
+        let answer = post(&fixture, path, media_type, vec![b' '; 2 << 20]);
         assert_eq!(answer.status, 413, "{path}");
-        assert!(told(&answer).contains("larger than"), "{path}");
+        assert!(reply(&answer).contains("larger than"), "{path}");
         for method in ["GET", "PUT", "DELETE", "OPTIONS"] {
             let request =
                 Request::builder().method(method).uri(path).body(Full::default()).expect("a request");
-            let answer = door.answer(request, PEER);
+            let answer = fixture.answer(request, PEER);
             assert_eq!((answer.status, answer.header("allow")), (405, Some("POST")), "{method} {path}");
         }
         // A parameter of the media type, and its case, mean nothing.
         let spelt = format!("{}; charset=utf-8", media_type.to_uppercase());
-        assert_eq!(post(&door, path, &spelt, body).status, 200, "{path}");
+        assert_eq!(post(&fixture, path, &spelt, body).status, 200, "{path}");
     }
 }
 
 #[test]
 fn nothing_is_answered_before_anything_is_known() {
-    let door = Door::unready(&[]);
-    door.with(CALLER, ApiTokenSpec { scopes: vec!["tokens:verify".to_owned()], ..Default::default() });
+    let fixture = Fixture::unready(&[]);
+    fixture.with(CALLER, ApiTokenSpec { scopes: vec!["tokens:verify".to_owned()], ..Default::default() });
     for (path, media_type, body) in DOORS {
-        assert_eq!(post(&door, path, media_type, body).status, 503, "{path}");
+        assert_eq!(post(&fixture, path, media_type, body).status, 503, "{path}");
     }
 }
 
 #[test]
 fn verify_says_why_not() {
-    let door = door();
+    let fixture = fixture();
     let with = |number, change: &dyn Fn(&mut ApiTokenSpec)| {
         let mut spec = spec();
         change(&mut spec);
-        door.with(number, spec);
+        fixture.with(number, spec);
     };
     with(2, &|spec| spec.revoked = Some(true));
     with(3, &|spec| spec.suspend = Some(true));
@@ -199,16 +199,16 @@ fn verify_says_why_not() {
         (json!({"token": ""}), "NOT_FOUND"),
     ];
     for (request, code) in &table {
-        assert_eq!(verify(&door, request), json!({"valid": false, "code": code}), "{code}");
+        assert_eq!(verify(&fixture, request), json!({"valid": false, "code": code}), "{code}");
     }
     for request in [
         json!({"token": token(5), "audience": "billing"}),
         json!({"token": token(6), "clientIp": "::ffff:192.0.2.7"}),
         json!({"token": token(1), "scopes": ["orders:read", "audit:read"]}),
     ] {
-        assert_eq!(verify(&door, &request)["valid"], true);
+        assert_eq!(verify(&fixture, &request)["valid"], true);
     }
-    let known = verify(&door, &json!({"token": token(1)}));
+    let known = verify(&fixture, &json!({"token": token(1)}));
     let expected = json!({
         "id": "tok_1", "namespace": "team", "name": "token-1", "keyId": "111111111111",
         "scopes": ["orders:*", "audit:read"], "audiences": [], "issuedAt": "2026-01-01T00:00:00Z",
@@ -220,7 +220,7 @@ fn verify_says_why_not() {
     });
     let mut checks: Vec<Value> = table.iter().map(|(request, _)| request.clone()).collect();
     checks.push(json!({"token": token(1)}));
-    let answer = post(&door, "/v1/verify:batch", JSON, json!({ "checks": checks }).to_string()).json();
+    let answer = post(&fixture, "/v1/verify:batch", JSON, json!({ "checks": checks }).to_string()).json();
     let codes: Vec<_> =
         answer["results"].as_array().expect("results").iter().map(|r| r["code"].clone()).collect();
     let expected: Vec<_> = table.iter().map(|(_, code)| json!(code)).chain([Value::Null]).collect();
@@ -229,7 +229,7 @@ fn verify_says_why_not() {
 
 #[test]
 fn a_mistake_is_named_and_no_value_is_told() {
-    let door = door();
+    let fixture = fixture();
     let secret = plaintext(1);
     let table = [
         ("/v1/verify", json!({"token": "x", "scope": "a:b"}), "unknown field `scope`"),
@@ -257,14 +257,14 @@ fn a_mistake_is_named_and_no_value_is_told() {
         ),
     ];
     for (path, body, expected) in table {
-        let answer = post(&door, path, JSON, body.to_string());
+        let answer = post(&fixture, path, JSON, body.to_string());
         let text = String::from_utf8_lossy(&answer.body).replace("\\\"", "\"");
         assert_eq!(answer.status, 400, "{path}: {text}");
         assert!(text.contains(expected), "{path}: {expected} is not in {text}");
         assert!(!text.contains(secret.expose()), "{path}: {text}");
     }
     let unread = b"{\"apiVersion\":\"authentication.k8s.io/v1\",\"kind\":\"TokenReview\",\"\xff\":1,\"spec\":{\"token\":\"x\"}}";
-    assert_eq!(post(&door, "/tokenreview", JSON, &unread[..]).status, 400, "a field that nobody reads");
+    assert_eq!(post(&fixture, "/tokenreview", JSON, &unread[..]).status, 400, "a field that nobody reads");
     for (form, expected) in [
         ("", "token is missing"),
         ("token_type_hint=access_token", "token is missing"),
@@ -274,7 +274,7 @@ fn a_mistake_is_named_and_no_value_is_told() {
         ("token=x&scope=+", "scope is empty"),
         ("token=x&client_ip=here", "client_ip is not an IP address"),
     ] {
-        let answer = post(&door, "/oauth2/introspect", FORM, form);
+        let answer = post(&fixture, "/oauth2/introspect", FORM, form);
         let json = answer.json();
         assert_eq!((answer.status, &json["error"]), (400, &json!("invalid_request")), "{form}");
         assert!(json["error_description"].as_str().is_some_and(|text| text.contains(expected)), "{json}");
@@ -283,19 +283,19 @@ fn a_mistake_is_named_and_no_value_is_told() {
 
 #[test]
 fn introspection_tells_all_or_nothing() {
-    let door = door();
+    let fixture = fixture();
     let ends = ApiTokenSpec {
         expires_at: Some("2999-01-01T00:00:00.9Z".parse().expect("an instant")),
         audiences: Some(vec!["billing".to_owned(), "search".to_owned()]),
         ..spec()
     };
-    door.with(2, ends);
+    fixture.with(2, ends);
     let token = plaintext(2).expose().to_owned();
-    let mut told = introspect(&door, &format!("token={token}&token_type_hint=x&unknown=y"));
-    assert_eq!(told["jti"].as_str().map(str::len), Some(12));
-    told["jti"].take();
+    let mut reply = introspect(&fixture, &format!("token={token}&token_type_hint=x&unknown=y"));
+    assert_eq!(reply["jti"].as_str().map(str::len), Some(12));
+    reply["jti"].take();
     assert_eq!(
-        told,
+        reply,
         json!({
             "active": true, "scope": "orders:* audit:read", "client_id": "tok_2", "token_type": "Bearer",
             "exp": 32_472_144_000_i64, "iat": 1_767_225_600, "sub": "team/token-2",
@@ -312,21 +312,21 @@ fn introspection_tells_all_or_nothing() {
         ("token=junk".to_owned(), false),
         (format!("token={}", plaintext(7).expose()), false),
     ] {
-        let told = introspect(&door, &form);
-        assert_eq!(told["active"], active, "{form}");
-        assert!(active || told == json!({"active": false}), "{told}");
+        let reply = introspect(&fixture, &form);
+        assert_eq!(reply["active"], active, "{form}");
+        assert!(active || reply == json!({"active": false}), "{reply}");
     }
 }
 
 #[test]
 fn kubernetes_is_told_a_user() {
-    let door = door();
+    let fixture = fixture();
     let bound = ApiTokenSpec { audiences: Some(vec!["billing".to_owned()]), ..spec() };
-    door.with(2, bound);
-    let mut told = review(&door, 1, &["https://kubernetes.default.svc", "other"]);
-    assert!(told["user"]["extra"]["tokenward.dev/key-id"].take().is_array());
+    fixture.with(2, bound);
+    let mut reply = review(&fixture, 1, &["https://kubernetes.default.svc", "other"]);
+    assert!(reply["user"]["extra"]["tokenward.dev/key-id"].take().is_array());
     assert_eq!(
-        told,
+        reply,
         json!({
             "authenticated": true,
             "audiences": ["https://kubernetes.default.svc", "other"],
@@ -338,17 +338,17 @@ fn kubernetes_is_told_a_user() {
         })
     );
     let refused = json!({"authenticated": false});
-    assert_eq!(review(&door, 1, &[])["authenticated"], true);
-    assert_eq!(review(&door, 2, &["billing", "other"])["audiences"], json!(["billing"]));
-    assert_eq!(review(&door, 2, &["other"]), refused);
-    assert_eq!(review(&door, 2, &[]), refused);
-    assert_eq!(review(&door, 7, &[]), refused);
+    assert_eq!(review(&fixture, 1, &[])["authenticated"], true);
+    assert_eq!(review(&fixture, 2, &["billing", "other"])["audiences"], json!(["billing"]));
+    assert_eq!(review(&fixture, 2, &["other"]), refused);
+    assert_eq!(review(&fixture, 2, &[]), refused);
+    assert_eq!(review(&fixture, 7, &[]), refused);
 }
 
 #[test]
-fn the_document_describes_every_door() {
+fn the_document_describes_every_endpoint() {
     let request = Request::get("/openapi.json").body(Full::default()).expect("a request");
-    let document = door().answer(request, PEER).json();
+    let document = fixture().answer(request, PEER).json();
     for (path, ..) in DOORS {
         assert!(document["paths"][path]["post"].is_object(), "{path}");
     }
@@ -356,22 +356,22 @@ fn the_document_describes_every_door() {
 }
 
 proptest! {
-    /// No body panics a door, and none is answered as valid that does not hold the one valid token.
+    /// No body panics an endpoint, and none is answered as valid that does not hold the one valid token.
     #[test]
-    fn no_body_breaks_a_door(
+    fn no_body_breaks_a_endpoint(
         which in 0usize..4, body in proptest::collection::vec(any::<u8>(), 0..200), at in 0usize..100, byte: u8,
     ) {
-        let door = door();
+        let fixture = fixture();
         let (path, media_type, good) = DOORS[which];
         let mut near = good.as_bytes().to_vec();
         let place = at % near.len();
         near[place] = byte;
         for body in [body, near] {
-            let answer = post(&door, path, media_type, body);
+            let answer = post(&fixture, path, media_type, body);
             prop_assert!([200, 400].contains(&answer.status), "{}", answer.status);
-            let told = answer.json().to_string();
+            let reply = answer.json().to_string();
             for yes in ["\"valid\":true", "\"active\":true", "\"authenticated\":true"] {
-                prop_assert!(!told.contains(yes), "{told}");
+                prop_assert!(!reply.contains(yes), "{reply}");
             }
         }
     }

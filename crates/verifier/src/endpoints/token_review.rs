@@ -13,7 +13,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::Answer;
-use super::authenticated::{Door, Failure};
+use super::authenticated::{Failure, Handler};
 use super::json::{json, parse};
 use crate::metrics::Outcome;
 use crate::snapshot::{Snapshot, TokenCheck};
@@ -23,7 +23,7 @@ use tokenward_core::crd::labels::{KEY_ID_EXTRA, SCOPES_EXTRA};
 const API_VERSION: &str = <TokenReview as k8s_openapi::Resource>::API_VERSION;
 const KIND: &str = <TokenReview as k8s_openapi::Resource>::KIND;
 
-/// The door.
+/// The endpoint.
 pub(super) struct TokenReviews;
 
 /// A TokenReview as it is asked. Other fields, such as `metadata`, do not matter.
@@ -52,18 +52,22 @@ struct TokenReviewSpec<'a> {
     audiences: Vec<String>,
 }
 
-impl Door for TokenReviews {
+impl Handler for TokenReviews {
     const NAME: &'static str = "tokenreview";
-    const RIGHT: &'static str = "/tokenreview";
+    const NON_RESOURCE_URL: &'static str = "/tokenreview";
     const MEDIA_TYPE: &'static str = "application/json";
     const MAX_BODY: usize = 64 * 1024;
 
-    fn answer(view: &Snapshot, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure> {
+    fn answer(
+        snapshot: &Snapshot,
+        body: &[u8],
+        outcomes: &mut dyn FnMut(Outcome),
+    ) -> Result<Answer, Failure> {
         let review: TokenReviewRequest<'_> = parse(body)?;
         validate(&review)?;
         let TokenReviewSpec { token, audiences } = review.spec;
-        let question = TokenCheck { presented: token.as_bytes(), scopes: &[], audience: None, client: None };
-        let status = view.decide(&question, |decision| {
+        let check = TokenCheck { presented: token.as_bytes(), scopes: &[], audience: None, client: None };
+        let status = snapshot.decide(&check, |decision| {
             let reviewed = match decision {
                 Decision::Allow(identity) => authenticated(identity, &audiences),
                 Decision::Deny(code) => Err(code),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Answer;
-use super::authenticated::{Door, Failure};
+use super::authenticated::{Failure, Handler};
 use super::json::{json, parse};
 use super::schema::{CodeSchema, IpAddress, Scope};
 use crate::metrics::Outcome;
@@ -19,10 +19,10 @@ use tokenward_core::token::scope;
 /// The most checks in one batch.
 pub(super) const MAX_BATCH: usize = 100;
 
-/// The door for one check.
+/// The endpoint for one check.
 pub(super) struct Verify;
 
-/// The door for many.
+/// The endpoint for many.
 pub(super) struct VerifyBatch;
 
 /// One check. An unknown field is refused: a misspelt `scopes` would ask for nothing.
@@ -115,16 +115,20 @@ pub(super) struct VerifyError {
     pub(super) message: Cow<'static, str>,
 }
 
-impl Door for Verify {
+impl Handler for Verify {
     const NAME: &'static str = "verify";
-    const RIGHT: &'static str = "/v1/verify";
+    const NON_RESOURCE_URL: &'static str = "/v1/verify";
     const MEDIA_TYPE: &'static str = "application/json";
     const MAX_BODY: usize = 32 * 1024;
 
-    fn answer(view: &Snapshot, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure> {
+    fn answer(
+        snapshot: &Snapshot,
+        body: &[u8],
+        outcomes: &mut dyn FnMut(Outcome),
+    ) -> Result<Answer, Failure> {
         let request: VerifyRequest<'_> = parse(body)?;
         request.validate("")?;
-        Ok(json(&request.decide(view, outcomes)?))
+        Ok(json(&request.decide(snapshot, outcomes)?))
     }
 
     fn failure(failure: &Failure) -> Answer {
@@ -132,13 +136,17 @@ impl Door for Verify {
     }
 }
 
-impl Door for VerifyBatch {
+impl Handler for VerifyBatch {
     const NAME: &'static str = "verify_batch";
-    const RIGHT: &'static str = Verify::RIGHT;
+    const NON_RESOURCE_URL: &'static str = Verify::NON_RESOURCE_URL;
     const MEDIA_TYPE: &'static str = Verify::MEDIA_TYPE;
     const MAX_BODY: usize = MAX_BATCH * 10 * 1024;
 
-    fn answer(view: &Snapshot, body: &[u8], outcomes: &mut dyn FnMut(Outcome)) -> Result<Answer, Failure> {
+    fn answer(
+        snapshot: &Snapshot,
+        body: &[u8],
+        outcomes: &mut dyn FnMut(Outcome),
+    ) -> Result<Answer, Failure> {
         let VerifyBatchRequest { checks } = parse(body)?;
         if !(1..=MAX_BATCH).contains(&checks.len()) {
             return Err(Failure::Malformed(
@@ -148,7 +156,7 @@ impl Door for VerifyBatch {
         for (position, check) in checks.iter().enumerate() {
             check.validate(&format!("checks[{position}]."))?;
         }
-        let results = checks.iter().map(|check| check.decide(view, outcomes));
+        let results = checks.iter().map(|check| check.decide(snapshot, outcomes));
         Ok(json(&VerifyBatchResponse { results: results.collect::<Result<_, Unavailable>>()? }))
     }
 
@@ -165,17 +173,17 @@ impl VerifyRequest<'_> {
 
     fn decide(
         &self,
-        view: &Snapshot,
+        snapshot: &Snapshot,
         outcomes: &mut dyn FnMut(Outcome),
     ) -> Result<VerifyResponse, Unavailable> {
         let scopes: Vec<&str> = self.scopes.iter().map(AsRef::as_ref).collect();
-        let question = TokenCheck {
+        let check = TokenCheck {
             presented: self.token.as_bytes(),
             scopes: &scopes,
             audience: self.audience.as_deref(),
             client: self.client_ip.map(|address| address.to_canonical()),
         };
-        view.decide(&question, |decision| {
+        snapshot.decide(&check, |decision| {
             outcomes(Outcome::from(&decision));
             match decision {
                 Decision::Allow(identity) => {

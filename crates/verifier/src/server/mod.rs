@@ -1,4 +1,4 @@
-//! The doors behind a socket: HTTP/1.1 on hyper itself, in the clear or in TLS.
+//! The endpoints behind a socket: HTTP/1.1 on hyper itself, in the clear or in TLS.
 //!
 //! A task a connection, and nothing but hyper in its way: what a request costs here is a few relaxed writes to
 //! memory of its own. Who may stay is decided in `connections.rs`.
@@ -70,23 +70,23 @@ impl Default for Timeouts {
 
 /// What is served, and within which bounds.
 pub struct Server {
-    doors: Arc<Endpoints>,
+    endpoints: Arc<Endpoints>,
     tls: Option<TlsAcceptor>,
     timeouts: Timeouts,
     connections: Connections,
 }
 
 impl Server {
-    /// Serves these doors, in TLS if there is an acceptor, on at most so many connections at a time.
+    /// Serves these endpoints, in TLS if there is an acceptor, on at most so many connections at a time.
     pub(super) fn new(
-        doors: Endpoints,
+        endpoints: Endpoints,
         tls: Option<TlsAcceptor>,
         timeouts: Timeouts,
         max_connections: usize,
         metrics: ConnectionMetrics,
     ) -> Self {
         let connections = Connections::new(max_connections, metrics);
-        Self { doors: Arc::new(doors), tls, timeouts, connections }
+        Self { endpoints: Arc::new(endpoints), tls, timeouts, connections }
     }
 
     /// Serves until `stop`, then finishes what is in flight.
@@ -110,7 +110,7 @@ impl Server {
     }
 
     fn spawn(&self, socket: Socket, progress: Arc<Progress>, peer: IpAddr) {
-        let service = Arc::new(Service { doors: self.doors.clone(), progress, peer });
+        let service = Arc::new(Service { endpoints: self.endpoints.clone(), progress, peer });
         match &self.tls {
             None => tokio::spawn(http(socket, service)),
             Some(acceptor) => tokio::spawn(https(socket, acceptor.clone(), service)),
@@ -176,10 +176,10 @@ async fn https(mut socket: Socket, acceptor: TlsAcceptor, service: Arc<Service>)
     }
 }
 
-/// The doors, as one connection sees them. Its requests count up what this connection alone has: a count that all
+/// The endpoints, as one connection sees them. Its requests count up what this connection alone has: a count that all
 /// share would slow every core.
 struct Service {
-    doors: Arc<Endpoints>,
+    endpoints: Arc<Endpoints>,
     progress: Arc<Progress>,
     peer: IpAddr,
 }
@@ -187,14 +187,14 @@ struct Service {
 impl Service {
     async fn call(self: Arc<Self>, request: Request<Incoming>) -> Result<Answer, Infallible> {
         self.progress.begin();
-        let answer = answer(&self.doors, request, self.peer).await;
+        let answer = answer(&self.endpoints, request, self.peer).await;
         self.progress.end();
         Ok(answer)
     }
 }
 
-async fn answer<B: Body + Unpin>(doors: &Endpoints, mut request: Request<B>, peer: IpAddr) -> Answer {
-    let mut answer = doors.answer(&mut request, peer).await;
+async fn answer<B: Body + Unpin>(endpoints: &Endpoints, mut request: Request<B>, peer: IpAddr) -> Answer {
+    let mut answer = endpoints.answer(&mut request, peer).await;
     // What was not read of a body must not be taken for the next request. Boxed, as hardly any check has one, and
     // every connection would keep the room for it.
     if !request.body().is_end_stream() && !Box::pin(drain(request)).await {

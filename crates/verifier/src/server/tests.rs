@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::endpoints::fixture::{known_door, plaintext};
+use crate::endpoints::fixture::{known_endpoints, plaintext};
 use tokenward_runtime::listen::listen;
 
 struct Running {
@@ -27,7 +27,8 @@ async fn start_with(head: Duration, max_connections: usize) -> Running {
     let timeouts =
         Timeouts { header_read: head, keep_alive: head * 10, shutdown_grace: Duration::from_secs(5) };
     let stop = CancellationToken::new();
-    let server = Server::new(known_door(), None, timeouts, max_connections, ConnectionMetrics::default());
+    let server =
+        Server::new(known_endpoints(), None, timeouts, max_connections, ConnectionMetrics::default());
     let task = tokio::spawn(server.serve(listener, stop.clone().cancelled_owned()));
     Running { address, stop, task }
 }

@@ -1,6 +1,6 @@
-//! The door that speaks gRPC, behind a socket of its own: HTTP/2, by prior knowledge in the clear or in TLS.
+//! The endpoint that speaks gRPC, behind a socket of its own: HTTP/2, by prior knowledge in the clear or in TLS.
 //!
-//! Beside the doors it serves `grpc.health.v1.Health`, which follows the readiness of the process: Envoy's health
+//! Beside the endpoints it serves `grpc.health.v1.Health`, which follows the readiness of the process: Envoy's health
 //! checks and the kubelet's gRPC probes go by it. What a hostile peer can hold is bounded by connection: streams,
 //! header lists and messages by size and number, everything else by time.
 
@@ -53,7 +53,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What is served, and within which bounds.
 pub struct Server {
-    door: ExtAuthz,
+    endpoint: ExtAuthz,
     readiness: Readiness,
     tls: Option<TlsAcceptor>,
     timeouts: Timeouts,
@@ -61,24 +61,25 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves this door, and the readiness as its health, in TLS if there is an acceptor.
+    /// Serves this endpoint, and the readiness as its health, in TLS if there is an acceptor.
     pub(crate) fn new(
-        door: ExtAuthz,
+        endpoint: ExtAuthz,
         readiness: Readiness,
         tls: Option<TlsAcceptor>,
         timeouts: Timeouts,
         metrics: ConnectionMetrics,
     ) -> Self {
-        Self { door, readiness, tls, timeouts, metrics }
+        Self { endpoint, readiness, tls, timeouts, metrics }
     }
 
     /// Serves until `stop`, then finishes what is in flight.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
-        let Self { door, readiness, tls, timeouts, metrics } = self;
+        let Self { endpoint, readiness, tls, timeouts, metrics } = self;
         let (reporter, health) = tonic_health::server::health_reporter();
         report(&reporter, false).await;
-        let door = AuthorizationServer::new(door).max_decoding_message_size(MAX_MESSAGE);
-        let routes = Routes::new(door).add_service(health.max_decoding_message_size(MAX_MESSAGE)).prepare();
+        let endpoint = AuthorizationServer::new(endpoint).max_decoding_message_size(MAX_MESSAGE);
+        let routes =
+            Routes::new(endpoint).add_service(health.max_decoding_message_size(MAX_MESSAGE)).prepare();
         let served = Served { routes, tls, timeouts, metrics, stop };
         tokio::select! {
             () = served.accept(listener) => {}
@@ -96,7 +97,7 @@ async fn follow(readiness: Readiness, reporter: HealthReporter) {
     }
 }
 
-/// Says how the whole server is, which has the empty name, and how the door is, which has its own.
+/// Says how the whole server is, which has the empty name, and how the endpoint is, which has its own.
 async fn report(reporter: &HealthReporter, ready: bool) {
     let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
     for service in ["", SERVICE_NAME] {

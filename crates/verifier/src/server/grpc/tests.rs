@@ -24,7 +24,7 @@ use tonic_prost::ProstCodec;
 
 use super::*;
 use crate::endpoints::TrustedProxies;
-use crate::endpoints::fixture::{Door, bearer};
+use crate::endpoints::fixture::{Fixture, bearer};
 use crate::metrics::Metrics;
 use tokenward_runtime::telemetry::probes::Part;
 use tokenward_runtime::tls::files::{Certificates, Files};
@@ -61,9 +61,9 @@ async fn start_with(tls: Option<TlsAcceptor>, head: Duration, keep_alive: Durati
     let (stop, readiness) = (CancellationToken::new(), Readiness::default());
     let ready = readiness.part("test");
     let metrics = Metrics::register(&mut Registry::default());
-    let door = ExtAuthz::new(Door::behind(&[]).view.clone(), TrustedProxies::default(), &metrics);
+    let fixture = ExtAuthz::new(Fixture::behind(&[]).snapshot.clone(), TrustedProxies::default(), &metrics);
     let open = metrics.connections.open.clone();
-    let server = super::Server::new(door, readiness, tls, timeouts, metrics.connections);
+    let server = super::Server::new(fixture, readiness, tls, timeouts, metrics.connections);
     let task = tokio::spawn(server.serve(listener, stop.clone()));
     Server { address, ready, stop, task, open }
 }

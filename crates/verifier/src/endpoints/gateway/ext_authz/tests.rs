@@ -1,4 +1,4 @@
-//! The door without a port: CheckRequests go in as values, and all that Envoy would do is looked at.
+//! The endpoint without a port: CheckRequests go in as values, and all that Envoy would do is looked at.
 
 use std::collections::BTreeMap;
 
@@ -14,20 +14,20 @@ use proptest::prelude::*;
 use tonic_prost::prost::Message;
 
 use super::*;
-use crate::endpoints::fixture::{Door, bearer, plaintext, spec};
+use crate::endpoints::fixture::{Fixture, bearer, plaintext, spec};
 use tokenward_core::crd::{ApiTokenSpec, Constraints};
 
 const GATEWAY: &str = "10.0.0.7";
 
-/// A door behind which token 1 is known.
-fn door(trusted_proxies: &[&str]) -> ExtAuthz {
-    on(&Door::behind(trusted_proxies), trusted_proxies)
+/// An endpoint behind which token 1 is known.
+fn endpoint(trusted_proxies: &[&str]) -> ExtAuthz {
+    on(&Fixture::behind(trusted_proxies), trusted_proxies)
 }
 
-fn on(fixture: &Door, trusted_proxies: &[&str]) -> ExtAuthz {
+fn on(fixture: &Fixture, trusted_proxies: &[&str]) -> ExtAuthz {
     let trusted_proxies = trusted_proxies.iter().map(|net| net.parse().expect("a network")).collect();
     let trusted_proxies = TrustedProxies(trusted_proxies);
-    ExtAuthz::new(fixture.view.clone(), trusted_proxies, &Metrics::register(&mut Registry::default()))
+    ExtAuthz::new(fixture.snapshot.clone(), trusted_proxies, &Metrics::register(&mut Registry::default()))
 }
 
 /// A CheckRequest, as Envoy writes it.
@@ -77,15 +77,15 @@ impl Asking {
         self
     }
 
-    fn ask(self, door: &ExtAuthz) -> Told {
+    fn ask(self, endpoint: &ExtAuthz) -> Reply {
         let request = CheckRequest { attributes: Some(self.0) };
-        Told::of(door.answer(&request, GATEWAY.parse().expect("an address")))
+        Reply::of(endpoint.answer(&request, GATEWAY.parse().expect("an address")))
     }
 }
 
 /// A CheckResponse, as Envoy reads it.
 #[derive(Debug, PartialEq)]
-struct Told {
+struct Reply {
     http: u16,
     code: i32,
     headers: BTreeMap<String, String>,
@@ -94,7 +94,7 @@ struct Told {
     metadata: Option<Struct>,
 }
 
-impl Told {
+impl Reply {
     fn of(response: CheckResponse) -> Self {
         let (http, headers, removed, body) = match response.http_response.expect("an HTTP response") {
             HttpResponse::OkResponse(ok) => (200, ok.headers, ok.headers_to_remove, String::new()),
@@ -143,24 +143,24 @@ fn text(value: Option<&Value>) -> &str {
 
 #[test]
 fn a_good_token_passes_and_tells_whose_it_is() {
-    let told = Asking::good().extension("scope", "orders:read audit:read").ask(&door(&[]));
-    assert_eq!((told.http, told.code), (200, 0));
-    assert_eq!(told.header("x-tokenward-id"), Some("tok_1"));
-    assert_eq!(told.header("x-tokenward-subject"), Some("team/token-1"));
-    assert_eq!(told.header("x-tokenward-scopes"), Some("orders:* audit:read"));
-    assert_eq!(told.headers.len(), 3, "what concerns an answer is no header of a request");
-    assert_eq!(told.removed, [""; 0]);
+    let reply = Asking::good().extension("scope", "orders:read audit:read").ask(&endpoint(&[]));
+    assert_eq!((reply.http, reply.code), (200, 0));
+    assert_eq!(reply.header("x-tokenward-id"), Some("tok_1"));
+    assert_eq!(reply.header("x-tokenward-subject"), Some("team/token-1"));
+    assert_eq!(reply.header("x-tokenward-scopes"), Some("orders:* audit:read"));
+    assert_eq!(reply.headers.len(), 3, "what concerns an answer is no header of a request");
+    assert_eq!(reply.removed, [""; 0]);
     let expected = [("id", "tok_1"), ("subject", "team/token-1"), ("namespace", "team"), ("name", "token-1")];
     for (name, value) in expected {
-        assert_eq!(text(told.metadata(name)), value, "{name}");
+        assert_eq!(text(reply.metadata(name)), value, "{name}");
     }
     let token = plaintext(1);
-    let key_id = text(told.metadata("key_id"));
+    let key_id = text(reply.metadata("key_id"));
     assert!(token.expose().contains(key_id) && key_id.len() == 12, "{key_id}");
     let Some(value::Kind::ListValue(scopes)) =
-        told.metadata("scopes").and_then(|scopes| scopes.kind.as_ref())
+        reply.metadata("scopes").and_then(|scopes| scopes.kind.as_ref())
     else {
-        panic!("no list: {told:?}")
+        panic!("no list: {reply:?}")
     };
     let scopes: Vec<_> = scopes.values.iter().map(|scope| text(Some(scope))).collect();
     assert_eq!(scopes, ["orders:*", "audit:read"]);
@@ -171,7 +171,7 @@ fn a_token_is_read_in_every_form_and_in_no_two() {
     let (one, two) = (plaintext(1), plaintext(2));
     let (good, bad) = (one.expose(), two.expose());
     let bearer = format!("Bearer {good}");
-    let door = door(&[]);
+    let endpoint = endpoint(&[]);
     let raw = |name: &str, value: &str| Asking::new().raw(name, value.as_bytes());
     let table = [
         (Asking::new().header("authorization", &bearer), 200),
@@ -190,7 +190,7 @@ fn a_token_is_read_in_every_form_and_in_no_two() {
         (Asking::new().header("x-api-key", "a\nb"), 400),
     ];
     for (row, (asking, status)) in table.into_iter().enumerate() {
-        assert_eq!(asking.ask(&door).http, status, "row {row}");
+        assert_eq!(asking.ask(&endpoint).http, status, "row {row}");
     }
 }
 
@@ -212,42 +212,42 @@ fn a_refusal_is_the_one_of_auth_and_has_a_grpc_code() {
         (Asking::good().extension("scopes", "a:b"), 400, 3, "invalid_request", Some(malformed)),
         (Asking::good().extension("Scope", "a:b"), 400, 3, "invalid_request", Some(malformed)),
     ];
-    let door = door(&[]);
+    let endpoint = endpoint(&[]);
     for (asking, http, code, error, challenge) in table {
-        let told = asking.ask(&door);
-        assert_eq!((told.http, told.code), (http, code), "{error}: {told:?}");
+        let reply = asking.ask(&endpoint);
+        assert_eq!((reply.http, reply.code), (http, code), "{error}: {reply:?}");
         if http != 200 {
-            assert_eq!(told.error(), error);
-            assert_eq!(told.header("www-authenticate"), challenge, "{error}");
-            assert_eq!(told.header("content-type"), Some("application/json"));
-            assert_eq!(told.header("cache-control"), Some("no-store"));
-            assert_eq!(told.metadata, None, "nobody to tell of");
+            assert_eq!(reply.error(), error);
+            assert_eq!(reply.header("www-authenticate"), challenge, "{error}");
+            assert_eq!(reply.header("content-type"), Some("application/json"));
+            assert_eq!(reply.header("cache-control"), Some("no-store"));
+            assert_eq!(reply.metadata, None, "nobody to tell of");
         }
     }
 }
 
 #[test]
 fn what_is_no_http_request_is_denied() {
-    let door = door(&[]);
+    let endpoint = endpoint(&[]);
     let gateway = GATEWAY.parse().expect("an address");
     let no_request = AttributeContext::default();
     let tcp = AttributeContext { request: Some(attribute_context::Request::default()), ..Default::default() };
     for attributes in [None, Some(no_request), Some(tcp)] {
-        let told = Told::of(door.answer(&CheckRequest { attributes }, gateway));
-        assert_eq!((told.http, told.code, &*told.error()), (400, 3, "invalid_request"));
+        let reply = Reply::of(endpoint.answer(&CheckRequest { attributes }, gateway));
+        assert_eq!((reply.http, reply.code, &*reply.error()), (400, 3, "invalid_request"));
     }
 }
 
 #[test]
 fn an_unready_verifier_denies_whatever_the_gateway_thinks_of_errors() {
-    let told = Asking::good().ask(&on(&Door::unready(&[]), &[]));
-    assert_eq!((told.http, told.code, &*told.error()), (503, 14, "not_ready"));
-    assert_eq!(told.header("retry-after"), Some("1"));
+    let reply = Asking::good().ask(&on(&Fixture::unready(&[]), &[]));
+    assert_eq!((reply.http, reply.code, &*reply.error()), (503, 14, "not_ready"));
+    assert_eq!(reply.header("retry-after"), Some("1"));
 }
 
 #[test]
 fn a_clients_own_identity_headers_do_not_survive() {
-    let told = Asking::good()
+    let reply = Asking::good()
         .header("x-tokenward-id", "tok_forged")
         .header("x-tokenward-admin", "yes")
         .header("x_tokenward_subject", "kube-system/admin")
@@ -255,11 +255,11 @@ fn a_clients_own_identity_headers_do_not_survive() {
         .header("x-tokenward", "not ours")
         .header("x-\u{e9}okenward-id", "not ours")
         .raw("X-Tokenward-Namespace", b"kube-system")
-        .ask(&door(&[]));
-    assert_eq!(told.http, 200);
+        .ask(&endpoint(&[]));
+    assert_eq!(reply.http, 200);
     // Replaced, and not removed: Envoy removes after it has set.
-    assert_eq!(told.header("x-tokenward-id"), Some("tok_1"));
-    let mut removed = told.removed;
+    assert_eq!(reply.header("x-tokenward-id"), Some("tok_1"));
+    let mut removed = reply.removed;
     removed.sort();
     assert_eq!(removed, ["X-Tokenward-Namespace", "x-tokenward-admin", "x_tokenward_subject"]);
 }
@@ -269,7 +269,7 @@ fn the_clients_address_is_believed_from_trusted_gateways_alone() {
     const OFFICE: &str = "192.0.2.7";
     let proxies = ["10.0.0.0/8"];
     let ask = |asking: Asking, trusted: &[&str]| {
-        let fixture = Door::behind(trusted);
+        let fixture = Fixture::behind(trusted);
         let constraints =
             Constraints { cidrs: Some(vec!["192.0.2.0/24".to_owned(), GATEWAY.to_owned() + "/32"]) };
         fixture.with(2, ApiTokenSpec { constraints: Some(constraints), ..spec() });
@@ -317,15 +317,15 @@ proptest! {
         for (name, value) in raw {
             asking = asking.raw(&name, &value);
         }
-        let told = asking.ask(&door(&["0.0.0.0/0"]));
-        prop_assert!(matches!(told.http, 400 | 401), "{told:?}");
+        let reply = asking.ask(&endpoint(&["0.0.0.0/0"]));
+        prop_assert!(matches!(reply.http, 400 | 401), "{reply:?}");
     }
 
     #[test]
     fn bytes_decode_or_do_not(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(request) = CheckRequest::decode(&*bytes) {
-            let told = Told::of(door(&[]).answer(&request, GATEWAY.parse().expect("an address")));
-            prop_assert!(matches!(told.http, 400 | 401), "{told:?}");
+            let reply = Reply::of(endpoint(&[]).answer(&request, GATEWAY.parse().expect("an address")));
+            prop_assert!(matches!(reply.http, 400 | 401), "{reply:?}");
         }
     }
 }
@@ -336,5 +336,5 @@ fn header_maps_are_read_by_their_text_where_they_have_no_bytes() {
     let value = String::from_utf8(bearer(1)).expect("text");
     let header = HeaderValue { key: "authorization".to_owned(), value, ..Default::default() };
     asking.http().header_map = Some(HeaderMap { headers: vec![header] });
-    assert_eq!(asking.ask(&door(&[])).http, 200);
+    assert_eq!(asking.ask(&endpoint(&[])).http, 200);
 }

@@ -1,4 +1,4 @@
-//! Every header and refusal of the door.
+//! Every header and refusal of the endpoint.
 
 use std::sync::Arc;
 
@@ -7,20 +7,20 @@ use http_body_util::Full;
 use proptest::prelude::*;
 
 use super::*;
-use crate::endpoints::fixture::{Door, Headers, PEER, bearer, plaintext, spec};
+use crate::endpoints::fixture::{Fixture, Headers, PEER, bearer, plaintext, spec};
 use tokenward_core::crd::{ApiTokenSpec, Constraints};
 use tokenward_core::token::format;
 use tokenward_core::token::format::{KeyId, Prefix};
 
 /// The status for token 1 at `/auth` with this query.
-fn asked(door: &Door, query: &str) -> u16 {
-    door.ask(&format!("/auth?{query}"), &[("authorization", &bearer(1))]).status
+fn asked(fixture: &Fixture, query: &str) -> u16 {
+    fixture.ask(&format!("/auth?{query}"), &[("authorization", &bearer(1))]).status
 }
 
 #[test]
 fn a_valid_token_is_told_who_it_is() {
-    let door = Door::new();
-    let answer = door.ask("/auth?scope=orders:read", &[("authorization", &bearer(1))]);
+    let fixture = Fixture::new();
+    let answer = fixture.ask("/auth?scope=orders:read", &[("authorization", &bearer(1))]);
     assert_eq!(answer.status, 200);
     assert_eq!(answer.header("x-tokenward-id"), Some("tok_1"));
     assert_eq!(answer.header("x-tokenward-subject"), Some("team/token-1"));
@@ -32,22 +32,22 @@ fn a_valid_token_is_told_who_it_is() {
 
 #[test]
 fn every_method_asks() {
-    let door = Door::new();
+    let fixture = Fixture::new();
     for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "PURGE"] {
         let request = Request::builder().method(method).uri("/auth");
         let with_token = request.header("authorization", bearer(1)).body(Full::default()).expect("a request");
-        assert_eq!(door.answer(with_token, PEER).status, 200, "{method}");
+        assert_eq!(fixture.answer(with_token, PEER).status, 200, "{method}");
         let without =
             Request::builder().method(method).uri("/auth").body(Full::default()).expect("a request");
-        assert_eq!(door.answer(without, PEER).status, 401, "{method}");
+        assert_eq!(fixture.answer(without, PEER).status, 401, "{method}");
     }
 }
 
 /// What is presented, in which headers, and what becomes of it.
 #[test]
 fn tokens_are_taken_from_two_headers() {
-    let door = Door::new();
-    door.with(2, spec());
+    let fixture = Fixture::new();
+    fixture.with(2, spec());
     let (good, other) = (plaintext(1), plaintext(2));
     let key = good.expose().as_bytes();
     let scheme = |scheme: &str| [scheme.as_bytes(), key].concat();
@@ -113,7 +113,7 @@ fn tokens_are_taken_from_two_headers() {
         ("two API keys", &[("x-api-key", key), ("x-api-key", key)], 400, "invalid_request"),
     ];
     for (what, headers, status, error) in table {
-        let answer = door.ask("/auth", headers);
+        let answer = fixture.ask("/auth", headers);
         assert_eq!(answer.status, *status, "{what}");
         if *status != 200 {
             assert_eq!(answer.error(), *error, "{what}");
@@ -123,14 +123,14 @@ fn tokens_are_taken_from_two_headers() {
 
 #[test]
 fn a_token_in_the_query_is_not_taken() {
-    let door = Door::new();
+    let fixture = Fixture::new();
     let uri = format!("/auth/orders?access_token={}", plaintext(1).expose());
-    assert_eq!(door.ask(&uri, &[]).error(), "no_token");
+    assert_eq!(fixture.ask(&uri, &[]).error(), "no_token");
 }
 
 #[test]
 fn scopes_of_a_route() {
-    let door = Door::new();
+    let fixture = Fixture::new();
     let many = |count: usize| vec!["scope=orders:read"; count].join("&");
     let in_one = |count: usize| format!("scope={}", vec!["orders:read"; count].join("+"));
     let long = format!("scope=orders:{}", "a".repeat(129));
@@ -174,16 +174,16 @@ fn scopes_of_a_route() {
         ("=", 400),
     ];
     for (query, status) in table {
-        assert_eq!(asked(&door, query), *status, "{query}");
+        assert_eq!(asked(&fixture, query), *status, "{query}");
     }
 }
 
 #[test]
 fn audience_of_a_route() {
-    let door = Door::new();
-    door.with(2, ApiTokenSpec { audiences: Some(vec!["billing".to_owned()]), ..spec() });
+    let fixture = Fixture::new();
+    fixture.with(2, ApiTokenSpec { audiences: Some(vec!["billing".to_owned()]), ..spec() });
     let ask = |number, query: &str| {
-        door.ask(&format!("/auth?{query}"), &[("authorization", &bearer(number))]).status
+        fixture.ask(&format!("/auth?{query}"), &[("authorization", &bearer(number))]).status
     };
     assert_eq!(ask(1, "audience=search"), 200);
     assert_eq!(ask(2, "audience=billing"), 200);
@@ -197,8 +197,8 @@ fn audience_of_a_route() {
 
 #[test]
 fn below_auth_the_query_may_be_the_clients() {
-    let door = Door::new();
-    let ask = |uri: &str| door.ask(uri, &[("authorization", &bearer(1))]).status;
+    let fixture = Fixture::new();
+    let ask = |uri: &str| fixture.ask(uri, &[("authorization", &bearer(1))]).status;
     assert_eq!(ask("/auth?page=2"), 400);
     assert_eq!(ask("/auth/?page=2"), 200);
     assert_eq!(ask("/auth/orders/7?page=2&sort=up"), 200);
@@ -209,10 +209,10 @@ fn below_auth_the_query_may_be_the_clients() {
 }
 
 #[test]
-fn elsewhere_is_no_door() {
-    let door = Door::new();
+fn elsewhere_is_no_endpoint() {
+    let fixture = Fixture::new();
     for uri in ["/", "/authx", "/Auth", "/auth;x", "//auth", "/v1/auth", "/%61uth", "*", "example.com:443"] {
-        let answer = door.ask(uri, &[("authorization", &bearer(1))]);
+        let answer = fixture.ask(uri, &[("authorization", &bearer(1))]);
         assert_eq!(answer.status, 404, "{uri}");
         assert_eq!(answer.header("x-tokenward-id"), None);
         assert_eq!(answer.header("cache-control"), Some("no-store"), "a 404 may be cached otherwise");
@@ -221,34 +221,34 @@ fn elsewhere_is_no_door() {
 
 #[test]
 fn before_all_is_known_nothing_is_called_unknown() {
-    let door = Door::unready(&[]);
-    let not_ready = |door: &Door| {
+    let fixture = Fixture::unready(&[]);
+    let not_ready = |fixture: &Fixture| {
         for token in [&bearer(1)[..], b"Bearer junk"] {
-            let answer = door.ask("/auth", &[("authorization", token)]);
+            let answer = fixture.ask("/auth", &[("authorization", token)]);
             assert_eq!((answer.status, &*answer.error()), (503, "not_ready"));
             assert_eq!(answer.header("retry-after"), Some("1"));
             assert_eq!(answer.header("cache-control"), Some("no-store"));
             assert_eq!(answer.header("www-authenticate"), None);
         }
     };
-    not_ready(&door);
-    door.with(1, spec());
-    not_ready(&door);
-    door.view.set_listed();
-    not_ready(&door);
-    door.view.peppers.store(Some(Arc::new(door.peppers.clone())));
-    assert_eq!(asked(&door, ""), 200);
-    let no_list = Door::unready(&[]);
+    not_ready(&fixture);
+    fixture.with(1, spec());
+    not_ready(&fixture);
+    fixture.snapshot.set_listed();
+    not_ready(&fixture);
+    fixture.snapshot.peppers.store(Some(Arc::new(fixture.peppers.clone())));
+    assert_eq!(asked(&fixture, ""), 200);
+    let no_list = Fixture::unready(&[]);
     no_list.with(1, spec());
-    no_list.view.peppers.store(Some(Arc::new(no_list.peppers.clone())));
+    no_list.snapshot.peppers.store(Some(Arc::new(no_list.peppers.clone())));
     not_ready(&no_list);
 }
 
 #[test]
 fn challenges_follow_rfc_6750() {
-    let door = Door::new();
+    let fixture = Fixture::new();
     let challenge = |uri: &str, headers: &[(&str, &[u8])]| {
-        let answer = door.ask(uri, headers);
+        let answer = fixture.ask(uri, headers);
         assert_eq!(answer.header("cache-control"), Some("no-store"));
         assert_eq!(answer.header("content-type"), Some("application/json"));
         answer.header("www-authenticate").map(str::to_owned)
@@ -271,36 +271,36 @@ fn challenges_follow_rfc_6750() {
 
 #[test]
 fn one_answer_for_all_that_is_not_valid() {
-    let door = Door::new();
+    let fixture = Fixture::new();
     let past = "2026-01-02T00:00:00Z".parse().expect("an instant");
-    door.with(2, ApiTokenSpec { revoked: Some(true), ..spec() });
-    door.with(3, ApiTokenSpec { expires_at: Some(past), ..spec() });
-    door.with(4, ApiTokenSpec { suspend: Some(true), ..spec() });
-    door.with(5, ApiTokenSpec { audiences: Some(vec!["billing".to_owned()]), ..spec() });
+    fixture.with(2, ApiTokenSpec { revoked: Some(true), ..spec() });
+    fixture.with(3, ApiTokenSpec { expires_at: Some(past), ..spec() });
+    fixture.with(4, ApiTokenSpec { suspend: Some(true), ..spec() });
+    fixture.with(5, ApiTokenSpec { audiences: Some(vec!["billing".to_owned()]), ..spec() });
     // Its key id is known, its secret is not.
     let forged = format::make(&Prefix::default(), KeyId::from_bytes([1; 16]), &[9; 32]);
     let uri = "/auth?audience=search&scope=payments:write";
-    let unknown = door.ask(uri, &[("authorization", &bearer(99))]);
+    let unknown = fixture.ask(uri, &[("authorization", &bearer(99))]);
     assert_eq!((unknown.status, &*unknown.error()), (401, "invalid_token"));
     for number in 2..=5 {
-        assert_eq!(door.ask(uri, &[("authorization", &bearer(number))]), unknown, "token {number}");
+        assert_eq!(fixture.ask(uri, &[("authorization", &bearer(number))]), unknown, "token {number}");
     }
     for text in [forged.expose().as_bytes(), b"tw_", b"", b"\xff", &[b'x'; 20_000]] {
-        assert_eq!(door.ask(uri, &[("x-api-key", text)]), unknown);
-        assert_eq!(door.ask(uri, &[("authorization", &[b"Bearer ", text].concat())]), unknown);
+        assert_eq!(fixture.ask(uri, &[("x-api-key", text)]), unknown);
+        assert_eq!(fixture.ask(uri, &[("authorization", &[b"Bearer ", text].concat())]), unknown);
     }
 }
 
 #[test]
 fn the_clients_address_is_the_right_most_that_no_proxy_of_ours_has() {
-    let door = Door::behind(&["10.0.0.0/8", "2001:db8:f::/48"]);
+    let fixture = Fixture::behind(&["10.0.0.0/8", "2001:db8:f::/48"]);
     let cidrs = |list: &[&str]| {
         let cidrs = Some(list.iter().map(|cidr| (*cidr).to_owned()).collect());
         ApiTokenSpec { constraints: Some(Constraints { cidrs }), ..spec() }
     };
-    door.with(2, cidrs(&["203.0.113.0/24", "2001:db8:1::/48"]));
+    fixture.with(2, cidrs(&["203.0.113.0/24", "2001:db8:1::/48"]));
     // Whoever is taken for a proxy of ours.
-    door.with(3, cidrs(&["10.0.0.0/8"]));
+    fixture.with(3, cidrs(&["10.0.0.0/8"]));
     const INSIDE: u16 = 200;
     const OUTSIDE: u16 = 403;
     let table: &[(&str, &[&[u8]], u16, u16)] = &[
@@ -356,7 +356,7 @@ fn the_clients_address_is_the_right_most_that_no_proxy_of_ours_has() {
             let token = bearer(number);
             let mut headers: Vec<(&str, &[u8])> = vec![("authorization", &token)];
             headers.extend(forwarded.iter().map(|value| ("x-forwarded-for", *value)));
-            let answer = door.ask_from(peer, "/auth", &headers);
+            let answer = fixture.ask_from(peer, "/auth", &headers);
             assert_eq!(answer.status, expected, "token {number} from {peer}, forwarded for {shown:?}");
         }
     }
@@ -364,10 +364,10 @@ fn the_clients_address_is_the_right_most_that_no_proxy_of_ours_has() {
 
 #[test]
 fn a_refused_address_gets_no_challenge() {
-    let door = Door::new();
+    let fixture = Fixture::new();
     let constraints = Some(Constraints { cidrs: Some(vec!["203.0.113.0/24".to_owned()]) });
-    door.with(2, ApiTokenSpec { constraints, ..spec() });
-    let answer = door.ask("/auth", &[("authorization", &bearer(2))]);
+    fixture.with(2, ApiTokenSpec { constraints, ..spec() });
+    let answer = fixture.ask("/auth", &[("authorization", &bearer(2))]);
     assert_eq!((answer.status, &*answer.error()), (403, "ip_not_allowed"));
     assert_eq!(answer.header("www-authenticate"), None);
     assert_eq!(answer.header("cache-control"), Some("no-store"));
@@ -375,17 +375,17 @@ fn a_refused_address_gets_no_challenge() {
 
 #[test]
 fn every_outcome_is_counted() {
-    let door = Door::unready(&[]);
-    door.with(1, spec());
-    asked(&door, "");
-    door.view.set_listed();
-    door.view.peppers.store(Some(Arc::new(door.peppers.clone())));
+    let fixture = Fixture::unready(&[]);
+    fixture.with(1, spec());
+    asked(&fixture, "");
+    fixture.snapshot.set_listed();
+    fixture.snapshot.peppers.store(Some(Arc::new(fixture.peppers.clone())));
     for query in ["", "", "scope=audit:write", "scope="] {
-        asked(&door, query);
+        asked(&fixture, query);
     }
-    door.ask("/auth", &[]);
-    door.ask("/auth", &[("x-api-key", b"junk")]);
-    let text = door.metrics();
+    fixture.ask("/auth", &[]);
+    fixture.ask("/auth", &[("x-api-key", b"junk")]);
+    let text = fixture.metrics();
     let counts = [
         ("ALLOWED", 2),
         ("INSUFFICIENT_SCOPE", 1),
@@ -424,7 +424,7 @@ proptest! {
     fn only_a_valid_token_is_allowed(
         headers in proptest::collection::vec(header(), 0..4), below: bool, query in "[ -~]{0,60}",
     ) {
-        let door = Door::behind(&["192.0.2.0/24"]);
+        let fixture = Fixture::behind(&["192.0.2.0/24"]);
         let query: String = query.chars().filter(|c| !matches!(c, '#' | ' ' | '"' | '<' | '>' | '\\')).collect();
         let mut request = Request::new(Full::default());
         let uri = format!("/auth{}?{query}", if below { "/orders" } else { "" });
@@ -435,7 +435,7 @@ proptest! {
                 request.headers_mut().append(*name, value);
             }
         }
-        let answer = door.answer(request.clone(), PEER);
+        let answer = fixture.answer(request.clone(), PEER);
         prop_assert!([200, 400, 401, 403].contains(&answer.status), "{}", answer.status);
         if answer.status == 200 {
             let good = plaintext(1);
@@ -450,22 +450,22 @@ proptest! {
         }
     }
 
-    /// A query never opens a door, and one that names a scope which the token lacks never passes it.
+    /// A query never opens an endpoint, and one that names a scope which the token lacks never passes it.
     #[test]
     fn no_query_widens(before in "[a-z=&%+0-9]{0,20}", after in "[a-z=&%+0-9:]{0,20}", below: bool) {
-        let door = Door::new();
+        let fixture = Fixture::new();
         let uri = format!("/auth{}?{before}&scope=audit:write&{after}", if below { "/x" } else { "" });
-        prop_assert!([400, 403].contains(&door.ask(&uri, &[("authorization", &bearer(1))]).status));
+        prop_assert!([400, 403].contains(&fixture.ask(&uri, &[("authorization", &bearer(1))]).status));
         let unknown = bearer(99);
-        prop_assert!([400, 401].contains(&door.ask(&uri, &[("authorization", &unknown)]).status));
+        prop_assert!([400, 401].contains(&fixture.ask(&uri, &[("authorization", &unknown)]).status));
     }
 
     /// Whatever a client writes into X-Forwarded-For, the proxy in front of it tells where it is.
     #[test]
     fn no_client_chooses_its_address(forged in proptest::collection::vec(value(), 0..3), joined: bool) {
-        let door = Door::behind(&["10.0.0.0/8"]);
+        let fixture = Fixture::behind(&["10.0.0.0/8"]);
         let cidrs = Some(vec!["10.0.0.0/8".to_owned(), "203.0.113.0/24".to_owned()]);
-        door.with(2, ApiTokenSpec { constraints: Some(Constraints { cidrs }), ..spec() });
+        fixture.with(2, ApiTokenSpec { constraints: Some(Constraints { cidrs }), ..spec() });
         let mut forged: Vec<Vec<u8>> = forged.into_iter().filter(|v| HeaderValue::from_bytes(v).is_ok()).collect();
         forged.push(b"203.0.113.9".to_vec());
         match joined {
@@ -475,6 +475,6 @@ proptest! {
         let token = bearer(2);
         let mut headers: Vec<(&str, &[u8])> = vec![("authorization", &token)];
         headers.extend(forged.iter().map(|value| ("x-forwarded-for", &**value)));
-        prop_assert_eq!(door.ask_from("10.0.0.1", "/auth", &headers).status, 403);
+        prop_assert_eq!(fixture.ask_from("10.0.0.1", "/auth", &headers).status, 403);
     }
 }
