@@ -1,9 +1,9 @@
-//! Who may ask the endpoints that tell more than yes or no.
+//! Authentication and authorization of callers, at the endpoints that say why a token is refused.
 //!
 //! A caller presents either a token of ours with the scope `tokens:verify`, which is decided on from memory, or a
 //! ServiceAccount token of the audience `tokenward`. The latter is Kubernetes' to judge: a TokenReview says whose it
 //! is, a SubjectAccessReview whether its owner may `post` to the endpoint's path, as with every delegated server
-//! (<https://kubernetes.io/docs/reference/access-authn-authz/webhook/>). The verdict is kept for a short while.
+//! (<https://kubernetes.io/docs/reference/access-authn-authz/webhook/>). Verdicts are cached for a short time.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -39,7 +39,7 @@ pub const SCOPE: &str = "tokens:verify";
 /// How long a verdict is believed. It bounds how long a deleted ServiceAccount may still ask.
 const ADMITTED_FOR: Duration = Duration::from_secs(30);
 const REFUSED_FOR: Duration = Duration::from_secs(5);
-/// Verdicts kept, so that a flood of tokens can't fill the memory.
+/// The number of cached verdicts, so that a flood of tokens cannot fill the memory.
 const VERDICTS: u64 = 10_000;
 /// Reviews at once, so that a flood can't reach the API server.
 const REVIEWS: usize = 8;
@@ -54,7 +54,7 @@ pub enum Refused {
     Unauthenticated(Cow<'static, str>),
     /// 403: it may not ask.
     Forbidden(Cow<'static, str>),
-    /// 503: that can't be told now.
+    /// 503: it cannot be decided now.
     Unavailable(Cow<'static, str>),
 }
 
@@ -179,7 +179,7 @@ impl Reviewer {
         Ok(review
             .status
             .filter(|status| {
-                // An API server that does not know audiences tells none, and has not looked at ours.
+                // An API server that does not know audiences returns none, and has not checked ours.
                 let meant_for_us = status.audiences.iter().flatten().any(|audience| audience == AUDIENCE);
                 status.authenticated == Some(true) && meant_for_us
             })
@@ -217,7 +217,7 @@ impl Expiry<[u8; 32], Verdict> for VerdictTtl {
 }
 
 /// What a caller presents: `Bearer`, or `Basic`, which is how most introspection clients send their secret. The
-/// user name of the latter is not looked at: the secret names its owner.
+/// user name of the latter is ignored: the secret names its owner.
 fn credentials(headers: &HeaderMap) -> Result<Zeroizing<String>, Refused> {
     let refused = |why: &'static str| Refused::Unauthenticated(why.into());
     let mut values = headers.get_all(AUTHORIZATION).iter();

@@ -1,4 +1,4 @@
-//! The feed: a watch of ApiTokens, taken into the index event by event. No whole object is kept.
+//! The feed: a watch of ApiTokens, applied to the index event by event. No whole object is stored.
 //!
 //! An object that can't be read loses its entry: an old answer about a token is worse than none. The first list comes
 //! page by page, so never are all objects in memory at once.
@@ -80,7 +80,7 @@ struct Listing {
 }
 
 impl Listing {
-    /// Takes an event into the index; answers whether the first full list has ended with it.
+    /// Applies an event to the index; returns whether it completes the first full list.
     fn take(&mut self, event: Event<Object>, snapshot: &Snapshot) -> bool {
         match event {
             Event::Init => self.list = self.list.wrapping_add(1),

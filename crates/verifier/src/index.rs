@@ -1,6 +1,6 @@
 //! The index: from a key id to the versions that claim it. Reads take no lock; one feed writes.
 //!
-//! Several tokens may claim one key id, since anybody who may write statuses can copy it. All are kept, and
+//! Several tokens may claim one key id, since anybody who may write statuses can copy it. All are stored, and
 //! [`tokenward_core::check::decide`] believes the one whose proof holds, so a copy can't shadow the real one.
 
 use std::hash::{BuildHasher, RandomState};
@@ -20,7 +20,7 @@ pub struct Index {
     objects: Mutex<Objects>,
 }
 
-/// What the feed knows an object by, to find what it had put into the index.
+/// How the feed identifies an object, to find its versions in the index.
 #[derive(Debug, Default)]
 struct Objects {
     /// By namespace and name, which the entries hold themselves.
@@ -59,7 +59,7 @@ impl Index {
         f(self.by_key_id.pin().get(&key_id).map_or(&[], Claimants::as_slice))
     }
 
-    /// Takes an object as it is now. The new versions are in place before what the old ones had more is taken out, so
+    /// Applies the current state of an object. New versions are inserted before obsolete ones are removed, so
     /// no valid token is missing for a moment. `seen_in` comes back in [`Entry::seen_in`].
     pub fn apply(&self, token: &WireToken, seen_in: u32) {
         let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
@@ -122,7 +122,7 @@ impl Index {
 }
 
 impl Objects {
-    /// Puts an entry in, and takes out the one that its object had.
+    /// Inserts an entry, and removes the earlier one of the same object.
     fn replace(&mut self, entry: Entry) -> Option<Entry> {
         let before = self.remove(entry.object());
         let hash = self.hasher.hash_one(entry.object());

@@ -1,4 +1,4 @@
-//! The effects of the request path: a watch feeds the index, endpoints ask [`tokenward_core::check`] and answer.
+//! The effects of the request path: a watch feeds the index, endpoints ask [`tokenward_core::check`] for a decision.
 //!
 //! This file wires. A verifier holds no lease and writes nothing; it reads ApiTokens and one Secret, the pepper.
 //! With the API server down it goes on answering from memory, and everything that ends by time still ends in time.

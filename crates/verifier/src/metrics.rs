@@ -42,7 +42,7 @@ pub struct Metrics {
 #[derive(Clone, Debug, Default)]
 pub(super) struct ConnectionMetrics {
     pub(super) open: Gauge,
-    /// Those that had to make room for new ones.
+    /// Connections closed to make room for new ones.
     pub(super) displaced: Counter,
 }
 

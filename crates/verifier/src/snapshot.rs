@@ -1,4 +1,4 @@
-//! The view: what a verifier knows, and the one question that every endpoint asks of it.
+//! What a verifier knows at one moment, and the one check that every endpoint makes against it.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use tokenward_core::check;
 use tokenward_core::check::{Code, Decision, decide};
 use tokenward_core::token::{Peppers, Token};
 
-/// What the endpoints look into: the index, and the pepper in use.
+/// The index and the pepper in use.
 #[derive(Debug, Default)]
 pub struct Snapshot {
     /// The tokens.
@@ -78,7 +78,7 @@ impl Snapshot {
         self.stale.store(stale, Ordering::Release);
     }
 
-    /// Decides on a question, and hands the decision to `f` while the entry that it tells of is held.
+    /// Makes a check, and passes the decision to `f` while its entry is borrowed.
     pub fn decide<T>(
         &self,
         check: &TokenCheck<'_>,

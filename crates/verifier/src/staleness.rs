@@ -15,7 +15,7 @@ use crate::snapshot::Snapshot;
 use tokenward_runtime::cluster::client::WatchHeartbeat;
 use tokenward_runtime::telemetry::probes::Part;
 
-/// How often it is looked at: an age is off by at most as much.
+/// How often the age is measured, so its largest error.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// What is too old, and what to do then.

@@ -1,4 +1,4 @@
-//! What the endpoints have in common that tell more than yes or no: a caller who may ask, a POST, a bounded body.
+//! What the endpoints that say why have in common: an authenticated caller, a POST, a bounded body.
 //!
 //! In that order: nobody makes us read a body who may not ask.
 
@@ -22,7 +22,7 @@ use crate::snapshot::{Snapshot, Unavailable};
 /// How long a body may take.
 const BODY_TIME: Duration = Duration::from_secs(5);
 
-/// A protocol behind [`Authenticated`]: from a snapshot and a body to an answer.
+/// A protocol behind [`Authenticated`]: from a snapshot and a body to a response.
 pub(super) trait Handler {
     /// Its name in metrics.
     const NAME: &'static str;
@@ -33,7 +33,7 @@ pub(super) trait Handler {
     /// The largest body, in bytes.
     const MAX_BODY: usize;
 
-    /// Answers a request, and tells the outcome of each check in it.
+    /// Responds to a request, and reports the outcome of each check in it.
     fn answer(snapshot: &Snapshot, body: &[u8], outcomes: &mut dyn FnMut(Outcome))
     -> Result<Answer, Failure>;
 
@@ -41,7 +41,7 @@ pub(super) trait Handler {
     fn failure(failure: &Failure) -> Answer;
 }
 
-/// Why an endpoint gives no decision.
+/// Why an endpoint returns no decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
     /// The body breaks the protocol; says how.
@@ -60,7 +60,7 @@ pub(super) enum Failure {
     Unavailable(Unavailable),
 }
 
-/// An endpoint whose callers are known.
+/// An endpoint whose callers authenticate.
 pub(super) struct Authenticated<D> {
     snapshot: Arc<Snapshot>,
     callers: Arc<CallerAuthenticator>,
@@ -193,7 +193,7 @@ impl From<Unavailable> for Failure {
     }
 }
 
-/// Whether a request says that its body is of a media type; parameters such as a charset are not looked at.
+/// Whether a request says that its body is of a media type; parameters such as a charset are ignored.
 fn is_media_type(headers: &HeaderMap, expected: &str) -> bool {
     let value = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     let media_type = value.split(|byte| *byte == b';').next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The answers of the endpoints that anybody may ask, in HTTP's terms: the identity in headers, or a refusal as RFC 6750
+//! Responses of the public endpoints, in HTTP's terms: the identity in headers, or a refusal as RFC 6750
 //! section 3 has it, with a body for people.
 
 use std::borrow::Cow;
@@ -17,7 +17,7 @@ const ID: HeaderName = HeaderName::from_static("x-tokenward-id");
 const SUBJECT: HeaderName = HeaderName::from_static("x-tokenward-subject");
 const SCOPES: HeaderName = HeaderName::from_static("x-tokenward-scopes");
 
-/// Tells the service behind the gateway whose request it has.
+/// Identifies the token to the service behind the gateway.
 pub(super) fn insert_identity(headers: &mut HeaderMap, identity: Identity<'_>) {
     let entry = identity.entry;
     for (name, value) in [(ID, entry.token_id()), (SUBJECT, entry.subject()), (SCOPES, identity.scopes())] {
@@ -28,7 +28,7 @@ pub(super) fn insert_identity(headers: &mut HeaderMap, identity: Identity<'_>) {
     }
 }
 
-/// The answer to a token that is not valid for what is asked.
+/// The response to a token that is not valid for the route.
 pub(super) fn denial(code: Code, needs: &Requirements<'_>) -> Answer {
     match code {
         Code::InsufficientScope => {
@@ -48,7 +48,7 @@ pub(super) fn denial(code: Code, needs: &Requirements<'_>) -> Answer {
             "ip_not_allowed",
             "the token may not be used from this address",
         ),
-        // One answer for all of these, made beforehand: whether a token was revoked or never existed is not told.
+        // One response for all of these: it does not reveal whether a token was revoked or never existed.
         Code::NotFound
         | Code::Revoked
         | Code::Expired
@@ -62,7 +62,7 @@ pub(super) fn denial(code: Code, needs: &Requirements<'_>) -> Answer {
     }
 }
 
-/// The answer to a request that can't be decided on.
+/// The response to a request on which there is no decision.
 pub(super) fn refused(refusal: &Refusal) -> Answer {
     match refusal {
         Refusal::Malformed(what) => answer(

@@ -1,4 +1,4 @@
-//! The client's address, behind proxies that are trusted to tell it.
+//! The client's address, behind proxies that are trusted to report it.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -1,6 +1,6 @@
 //! `POST /oauth2/introspect`: OAuth 2.0 Token Introspection, RFC 7662.
 //!
-//! An inactive token is told as `{"active":false}` and nothing else (section 2.2). The context that section 2.1
+//! An inactive token is reported as `{"active":false}` and nothing else (section 2.2). The context that section 2.1
 //! lets a server ask for is taken as `scope`, `audience` and `client_ip`: a token that lacks what they name is
 //! not active for this question. Unknown parameters are ignored, repeated ones refused (RFC 6749 section 3.1).
 
@@ -42,7 +42,7 @@ pub(super) struct IntrospectionRequest<'a> {
 /// What a token is, as RFC 7662 section 2.2 has it.
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub(super) struct IntrospectionResponse<'e> {
-    /// Whether the token is valid for what was asked. Where it is not, nothing else is told.
+    /// Whether the token is valid for what was asked. If not, the response contains nothing else.
     active: bool,
     /// Its scopes, separated by spaces.
     #[serde(skip_serializing_if = "Option::is_none")]

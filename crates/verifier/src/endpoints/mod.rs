@@ -1,6 +1,6 @@
-//! The endpoints: each decodes its protocol, asks the one decision, and encodes the answer.
+//! The endpoints: each decodes its protocol, asks for the one decision, and encodes the response.
 //!
-//! `/auth` tells yes or no to anybody. The others tell more, so their callers are known ([`super::callers`]). A
+//! `/auth` is public and says only yes or no. The others say why, so callers authenticate ([`crate::caller_auth`]). A
 //! router costs more than a check does, so the path is matched by hand. Sockets are `server.rs`'s affair.
 
 mod authenticated;
@@ -40,7 +40,7 @@ use crate::snapshot::Snapshot;
 /// An answer, whose body is small and at hand.
 pub type Answer = Response<Full<Bytes>>;
 
-/// All endpoints of a verifier.
+/// The HTTP endpoints of a verifier.
 pub struct Endpoints {
     forward_auth: ForwardAuth,
     introspection: Authenticated<Introspection>,
@@ -52,7 +52,7 @@ pub struct Endpoints {
 }
 
 impl Endpoints {
-    /// Opens the endpoints on a snapshot.
+    /// Endpoints that answer from this snapshot.
     pub fn new(
         snapshot: Arc<Snapshot>,
         trusted_proxies: TrustedProxies,
@@ -70,7 +70,7 @@ impl Endpoints {
         }
     }
 
-    /// Answers a request that came from `peer`. Of a body, what the endpoint has no use for is left unread.
+    /// Answers a request that came from `peer`. A body that the endpoint does not use is left unread.
     pub async fn answer<B: Body + Unpin>(&self, request: &mut Request<B>, peer: IpAddr) -> Answer {
         match self.answer_at_once(request, peer) {
             Some(answer) => answer,
@@ -110,7 +110,7 @@ impl Endpoints {
     }
 }
 
-/// An answer that nobody may keep: it tells of one token at one moment. A 404, too, would outlive its mistake.
+/// A response that must not be cached: it is about one token at one moment. A 404, too, would outlive its mistake.
 fn body(status: StatusCode, media_type: &'static str, body: Bytes) -> Answer {
     let mut answer = Response::new(Full::new(body));
     *answer.status_mut() = status;

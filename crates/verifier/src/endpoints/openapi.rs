@@ -1,6 +1,6 @@
 //! The OpenAPI 3.1 document of the HTTP endpoints, from the types that they read and write.
 //!
-//! Served at `/openapi.json`, printed by `tokenward openapi`, and kept as `openapi.json` in the repository.
+//! Served at `/openapi.json`, printed by `tokenward openapi`, and stored as `openapi.json` in the repository.
 
 use utoipa::openapi::schema::Type;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
@@ -54,7 +54,7 @@ impl Modify for CallerAuthenticator {
         );
         components.add_security_scheme(
             "basic",
-            scheme(HttpAuthScheme::Basic, "The same as the password; the user name is not looked at."),
+            scheme(HttpAuthScheme::Basic, "The same as the password; the user name is ignored."),
         );
         components
             .add_security_scheme("presented", scheme(HttpAuthScheme::Bearer, "The token that is checked."));
@@ -63,7 +63,7 @@ impl Modify for CallerAuthenticator {
     }
 }
 
-/// The endpoints whose callers are known all fail alike, each in its protocol's form.
+/// The authenticated endpoints fail alike, each in its protocol's form.
 struct Failures;
 
 impl Failures {

@@ -1,4 +1,4 @@
-//! The endpoints that tell more than yes or no: who may ask, what is told, and each protocol's own form of failure.
+//! The authenticated endpoints: who may call them, what they return, and each protocol's error form.
 
 use http::Request;
 use http_body_util::Full;
@@ -103,7 +103,7 @@ fn a_caller_must_show_that_it_may_ask() {
         ("a JWT for somebody else", Some(jwt(r#"{"aud":["api"]}"#)), 401),
         ("a JWT for nobody", Some(jwt("{}")), 401),
         ("a JWT that holds nonsense", Some(jwt("[1")), 401),
-        // There is no API server here that could tell.
+        // There is no API server here to ask.
         ("a JWT for us", Some(jwt(r#"{"aud":"tokenward"}"#)), 503),
         ("another JWT for us", Some(jwt(r#"{"aud":["x","tokenward"]}"#)), 503),
     ];

@@ -3,7 +3,7 @@
 //! <https://kubernetes.io/docs/reference/access-authn-authz/authentication/#webhook-token-authentication>. The
 //! token is known to Kubernetes as the user `tokenward:<namespace>:<name>`, of the groups `tokenward:apitokens`
 //! and `tokenward:apitokens:<namespace>`, formed as those of service accounts are. What it may do is RBAC's
-//! affair. A client's address is not told here, so a token with `constraints.cidrs` is not accepted.
+//! affair. The client's address is unknown here, so a token with `constraints.cidrs` is not accepted.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -47,7 +47,7 @@ struct TokenReviewSpec<'a> {
     #[serde(borrow)]
     #[schema(value_type = String, example = "tw_…")]
     token: Cow<'a, str>,
-    /// The services for which it was presented; the answer tells those for which it is meant.
+    /// The services for which it was presented; the response lists those for which it is meant.
     #[serde(default)]
     audiences: Vec<String>,
 }
@@ -96,7 +96,7 @@ impl Handler for TokenReviews {
     }
 }
 
-/// Refuses another version, which kube-apiserver asks in unless it is told otherwise.
+/// Refuses another version, which kube-apiserver uses unless configured otherwise.
 fn validate(review: &TokenReviewRequest<'_>) -> Result<(), Failure> {
     if (&*review.api_version, &*review.kind) == (API_VERSION, KIND) {
         return Ok(());
@@ -143,7 +143,7 @@ fn authenticated(identity: Identity<'_>, audiences: &[String]) -> Result<TokenRe
     })
 }
 
-/// What of Kubernetes' types the OpenAPI document tells. The types that are written are k8s-openapi's.
+/// The part of Kubernetes' types that the OpenAPI document describes. Responses are made from k8s-openapi's types.
 pub(super) mod schema {
     #![expect(dead_code, reason = "read by the macro alone")]
 

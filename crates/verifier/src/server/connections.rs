@@ -6,7 +6,7 @@
 //!
 //! When the most connections are open, a new one takes the place of the one that has been quiet longest, that is,
 //! has not begun or ended a request. Refusing the new one instead would let ten thousand connections that never
-//! ask anything lock out everybody. Time is taken when connections are looked at, never for a request: the quieter
+//! ask anything lock out everybody. The clock is read when connections are inspected, never for a request: the quieter
 //! half is listed, those on the list go one by one unless they have moved meanwhile, and then the next list is
 //! made. So a client has at least as long as it takes to fill half of the places.
 
@@ -44,7 +44,7 @@ struct Table {
 #[derive(Debug)]
 struct Entry {
     progress: Arc<Progress>,
-    /// Its steps when it was last looked at.
+    /// Its steps at the last inspection.
     steps: u64,
     /// When it was first seen to have made them.
     since: Instant,
@@ -66,7 +66,7 @@ impl Connections {
         Self(Arc::new(Shared { table: Mutex::new(table), empty: Notify::new(), metrics }))
     }
 
-    /// Takes in a new connection; if there are too many then, tells another to close.
+    /// Registers a new connection; if that makes too many, asks another to close.
     pub(super) fn open(&self, now: Instant) -> (Place, Arc<Progress>) {
         let progress = Arc::new(Progress::default());
         let mut table = self.table();
@@ -125,7 +125,7 @@ impl Drop for Place {
 }
 
 impl Table {
-    /// Tells the one that has been quiet longest to close. False: all have been told already.
+    /// Asks the connection that has been quiet longest to close. False: all have been asked already.
     fn close_one(&mut self, now: Instant) -> bool {
         if self.close_listed() {
             return true;
@@ -250,7 +250,7 @@ mod tests {
                 request(&asks);
             }
             opened.push(connections.open(now));
-            // A task that was told ends soon.
+            // A task that was asked to close ends soon.
             opened.retain(|(_, progress)| !progress.is_told(Signal::Close));
             assert!(connections.len() <= MOST + 1);
             let newest = opened.len().saturating_sub(MOST / 2 - 1);

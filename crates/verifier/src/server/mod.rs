@@ -1,4 +1,4 @@
-//! The endpoints behind a socket: HTTP/1.1 on hyper itself, in the clear or in TLS.
+//! The endpoints on a socket: HTTP/1.1 on hyper itself, in the clear or in TLS.
 //!
 //! A task a connection, and nothing but hyper in its way: what a request costs here is a few relaxed writes to
 //! memory of its own. Who may stay is decided in `connections.rs`.
@@ -77,7 +77,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves these endpoints, in TLS if there is an acceptor, on at most so many connections at a time.
+    /// Serves these endpoints, with TLS if there is an acceptor, on a bounded number of connections.
     pub(super) fn new(
         endpoints: Endpoints,
         tls: Option<TlsAcceptor>,
@@ -141,7 +141,7 @@ async fn http(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, serv
     let progress = service.progress.clone();
     progress.is_mine().await;
     let mut builder = http1::Builder::new();
-    // Not pipeline_flush: with it, hyper keeps its own 400 and 431 to itself while more input lies there.
+    // Not pipeline_flush: with it, hyper does not send its own 400 and 431 while more input is buffered.
     builder.max_buf_size(MAX_BUFFER).max_header_size(MAX_HEAD).header_read_timeout(None);
     // An answer is one small buffer, which a plain write takes for less than a vectored one.
     builder.writev(false);

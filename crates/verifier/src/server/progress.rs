@@ -1,4 +1,4 @@
-//! What a connection is at, seen from outside, and what it is told from there.
+//! The state of a connection as other tasks see it, and the signals that they send to it.
 //!
 //! Each request passes here, so nothing is shared between connections, and nothing is locked: only the
 //! connection's own task counts, all others only look.
@@ -22,7 +22,7 @@ pub(super) struct Progress {
     waker: AtomicWaker,
 }
 
-/// What a connection is told.
+/// A request to a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Signal {
     /// To close once the request in flight, if there is one, is answered.
@@ -69,12 +69,12 @@ impl Progress {
         self.waker.wake();
     }
 
-    /// Whether the connection was told this, or more.
+    /// Whether this signal, or a stronger one, was sent.
     pub(super) fn is_told(&self, signal: Signal) -> bool {
         self.signal.load(Relaxed) >= signal as u8
     }
 
-    /// Makes this task the one that is woken when the connection is told something. Once a task is enough: its
+    /// Makes this task the one that is woken when the connection gets a signal. Once a task is enough: its
     /// waker stays the same.
     pub(super) async fn is_mine(&self) {
         poll_fn(|context| {
@@ -84,7 +84,7 @@ impl Progress {
         .await;
     }
 
-    /// Goes on until the connection is told this, or more. `None`: it was.
+    /// Runs until this signal, or a stronger one, is sent. `None`: it was.
     pub(super) async fn unless<T>(&self, signal: Signal, future: impl Future<Output = T>) -> Option<T> {
         let mut future = std::pin::pin!(future);
         poll_fn(|context| match self.is_told(signal) {

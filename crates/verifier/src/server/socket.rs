@@ -43,7 +43,7 @@ impl Socket {
 
 /// hyper drops a connection as soon as it has refused a request. If the client still sends then, the kernel
 /// resets the connection, and the client never sees why it was turned away: so read on for a moment, on the same
-/// place among the open connections. Who was told to close is owed nothing.
+/// place among the open connections. A connection that was asked to close gets no more time.
 impl Drop for Socket {
     fn drop(&mut self) {
         if self.ended || self.progress.is_told(Signal::Close) {

@@ -1,6 +1,6 @@
-//! The endpoint that speaks gRPC, behind a socket of its own: HTTP/2, by prior knowledge in the clear or in TLS.
+//! The gRPC endpoint, on a socket of its own: HTTP/2, by prior knowledge in the clear or in TLS.
 //!
-//! Beside the endpoints it serves `grpc.health.v1.Health`, which follows the readiness of the process: Envoy's health
+//! It also serves `grpc.health.v1.Health`, which follows the readiness of the process: Envoy's health
 //! checks and the kubelet's gRPC probes go by it. What a hostile peer can hold is bounded by connection: streams,
 //! header lists and messages by size and number, everything else by time.
 
@@ -40,12 +40,12 @@ const MAX_CONNECTIONS: usize = 1_000;
 const MAX_STREAMS: u32 = 100;
 /// The headers of a call, which are few. What a check is about travels in the message.
 const MAX_HEADERS: u32 = 16 * 1024;
-/// The largest message. Envoy takes up to 60 KiB of headers from a client by default, and tells a path twice.
+/// The largest message. Envoy takes up to 60 KiB of headers from a client by default, and sends the path twice.
 const MAX_MESSAGE: usize = 128 * 1024;
 /// What a client may send ahead on one stream, and on all streams of a connection.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// Streams that were opened and reset before they were looked at ("rapid reset", CVE-2023-44487).
+/// Streams that were opened and reset before they were handled ("rapid reset", CVE-2023-44487).
 const MAX_RESETS: usize = 20;
 /// How often a silent peer is asked whether it is there, and how long it may take to say so.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
@@ -61,7 +61,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves this endpoint, and the readiness as its health, in TLS if there is an acceptor.
+    /// Serves this endpoint and a health service that reports the readiness, with TLS if there is an acceptor.
     pub(crate) fn new(
         endpoint: ExtAuthz,
         readiness: Readiness,
@@ -97,7 +97,7 @@ async fn follow(readiness: Readiness, reporter: HealthReporter) {
     }
 }
 
-/// Says how the whole server is, which has the empty name, and how the endpoint is, which has its own.
+/// Reports the health of the server, under the empty name, and of the endpoint, under its own.
 async fn report(reporter: &HealthReporter, ready: bool) {
     let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
     for service in ["", SERVICE_NAME] {

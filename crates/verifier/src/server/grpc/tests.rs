@@ -103,7 +103,7 @@ async fn health(channel: &Channel, service: &str) -> Result<Health, Code> {
     answer.map(|answer| answer.into_inner().status()).map_err(|status| status.code())
 }
 
-/// Reads until the server closes; answers what came, and how long it took.
+/// Reads until the server closes; returns what came, and how long it took.
 async fn read_to_end(stream: &mut TcpStream) -> (Vec<u8>, Duration) {
     let (start, mut read) = (Instant::now(), Vec::new());
     let _ = tokio::time::timeout(LONG, stream.read_to_end(&mut read)).await.expect("the server closes");
@@ -182,7 +182,7 @@ async fn headers_of_a_large_request_fit() {
     let server = start(LONG, LONG).await;
     let mut request = good();
     let http = request.attributes.as_mut().and_then(|a| a.request.as_mut()?.http.as_mut()).unwrap();
-    // Envoy's largest head, all of it path, which it tells as a header too.
+    // Envoy's largest head, all of it path, which it sends as a header too.
     http.path = "x".repeat(60 * 1024);
     http.headers.insert(":path".to_owned(), http.path.clone());
     assert_eq!(check(&server.channel().await, request).await, Ok(0));

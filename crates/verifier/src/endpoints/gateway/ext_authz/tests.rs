@@ -1,4 +1,4 @@
-//! The endpoint without a port: CheckRequests go in as values, and all that Envoy would do is looked at.
+//! The endpoint without a socket: CheckRequests are values, and all that Envoy would act on is checked.
 
 use std::collections::BTreeMap;
 

@@ -460,7 +460,7 @@ proptest! {
         prop_assert!([400, 401].contains(&fixture.ask(&uri, &[("authorization", &unknown)]).status));
     }
 
-    /// Whatever a client writes into X-Forwarded-For, the proxy in front of it tells where it is.
+    /// Whatever a client writes into X-Forwarded-For, the address that the proxy appends counts.
     #[test]
     fn no_client_chooses_its_address(forged in proptest::collection::vec(value(), 0..3), joined: bool) {
         let fixture = Fixture::behind(&["10.0.0.0/8"]);
