@@ -5,10 +5,13 @@
 //! `signing` say where and with what keys; `record` keeps the TokenWebhook's status, and `status` says in it how the
 //! endpoint does. A TokenWebhook counts from the moment at which it is known here, which its condition Ready tells.
 
+mod command;
 mod conditions;
 mod delivery;
+mod dispatcher;
 mod problem;
 mod sender;
+mod serving;
 mod signing_key;
 mod status_writer;
 mod target;
@@ -28,8 +31,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use self::command::Command;
 use self::problem::Problem;
-use self::worker::{Endpoint, Note};
+use self::worker::Worker;
 use crate::apitoken::cache::StateCache;
 use crate::metrics::WebhookMetrics;
 use crate::objects::{Hook, Token};
@@ -85,7 +89,7 @@ struct Namespace {
 struct Entry {
     object: Arc<TokenWebhook>,
     problem: Option<Problem>,
-    notes: mpsc::UnboundedSender<Note>,
+    commands: mpsc::UnboundedSender<Command>,
     stop: CancellationToken,
 }
 
@@ -169,26 +173,32 @@ impl Webhooks {
         let found = registry.namespaces.entry(namespace.clone()).or_default();
         // One that was deleted and made anew while nobody watched is another one.
         let is_new = found.hooks.get(&name).is_none_or(|entry| entry.object.uid() != object.uid());
-        let parts = match found.hooks.remove(&name).filter(|_| !is_new) {
-            Some(entry) => (entry.notes, entry.stop, None),
+        let (commands, stop, received) = match found.hooks.remove(&name).filter(|_| !is_new) {
+            Some(entry) => (entry.commands, entry.stop, None),
             None => {
-                let (notes, inbox) = mpsc::unbounded_channel();
-                (notes, self.stop.child_token(), Some(inbox))
+                let (commands, received) = mpsc::unbounded_channel();
+                (commands, self.stop.child_token(), Some(received))
             }
         };
-        let (notes, stop, inbox) = parts;
-        let entry = Entry { object: object.clone(), problem: None, notes: notes.clone(), stop: stop.clone() };
+        let entry =
+            Entry { object: object.clone(), problem: None, commands: commands.clone(), stop: stop.clone() };
         found.hooks.insert(name.clone(), entry);
         let changed = found.subscribe();
         let problem = found.hooks.get(&name).and_then(|entry| entry.problem.clone());
-        match inbox {
-            Some(inbox) => {
+        match received {
+            Some(received) => {
                 let here = registry.waiting.values().filter(|(at, _)| *at == namespace);
-                here.for_each(|(_, waiting)| drop(notes.send(Note::Token(waiting.clone()))));
-                let task = Endpoint::new(self.shared.clone(), inbox, object, problem);
+                for (_, waiting) in here {
+                    // The worker below receives it.
+                    let _ = commands.send(Command::Token(waiting.clone()));
+                }
+                let task = Worker::new(self.shared.clone(), received, object, problem);
                 tokio::spawn(task.run(stop));
             }
-            None => drop(notes.send(Note::Webhook(object, problem))),
+            None => {
+                // The worker ends only with the process.
+                let _ = commands.send(Command::Webhook(object, problem));
+            }
         }
         drop(registry);
         if changed {
@@ -262,7 +272,7 @@ impl Webhooks {
                 let registry = self.shared.registry();
                 let found = registry.namespaces.get(&token.namespace().unwrap_or_default());
                 let Some(entry) = found.and_then(|found| found.hooks.get(webhook)) else { continue };
-                let _ = entry.notes.send(Note::Keep(events, word));
+                let _ = entry.commands.send(Command::Store(events, word));
             }
             match tokio::time::timeout(KEEP, stored).await {
                 Ok(Ok(())) => {}
@@ -315,7 +325,7 @@ impl Registry {
         let namespace = token.namespace().unwrap_or_default();
         if let Some(found) = self.namespaces.get(&namespace) {
             for entry in found.hooks.values() {
-                let _ = entry.notes.send(Note::Token(waiting.clone()));
+                let _ = entry.commands.send(Command::Token(waiting.clone()));
             }
         }
         if outbox.is_some() {
@@ -331,7 +341,7 @@ impl Registry {
     fn gone(&mut self, uid: &str) {
         let Some((key, (namespace, _))) = self.waiting.remove_entry(uid) else { return };
         for entry in self.namespaces.get(&namespace).iter().flat_map(|found| found.hooks.values()) {
-            let _ = entry.notes.send(Note::Gone(key.clone()));
+            let _ = entry.commands.send(Command::TokenGone(key.clone()));
         }
     }
 
@@ -365,7 +375,7 @@ impl Namespace {
             };
             if entry.problem != problem {
                 entry.problem.clone_from(&problem);
-                let _ = entry.notes.send(Note::Webhook(entry.object.clone(), problem));
+                let _ = entry.commands.send(Command::Webhook(entry.object.clone(), problem));
             }
             subscriptions.push(subscription);
         }

@@ -1,11 +1,11 @@
-//! A run: a task that sends one event after the other, from a queue which all runs of an endpoint share.
+//! A sender: a task that sends one event after the other, from a queue that all senders of an endpoint share.
 //!
-//! Where many events wait and the endpoint is fast, nobody is woken for each of them: what has come of them is reported
-//! every few milliseconds, which is for each event where the endpoint is slow. A run ends at the first event that is
-//! not accepted, so what follows from failures follows as if each event were a run.
+//! Where many events wait and the endpoint is fast, the worker is not woken for each: results are reported every few
+//! milliseconds, which is after each event where the endpoint is slow. A sender ends at the first event that is not
+//! accepted, so failures are handled as if each event had a sender of its own.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -17,32 +17,33 @@ use tokenward_core::outbox::queue::{Job, Key};
 use tokenward_core::outbox::retry::Outcome;
 use tokenward_core::outbox::signature::SigningKeys;
 use tokenward_runtime::failpoint;
+use tokenward_runtime::sync::lock;
 
-/// How long a run goes on before it reports.
-const REPORT: Duration = Duration::from_millis(10);
+/// How long a sender goes on before it reports.
+const REPORT_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Events whose turn it is, of different tokens.
+/// Events whose turn it is, each of another token.
 #[derive(Default)]
-pub(crate) struct Queue(Mutex<VecDeque<Job>>);
+pub(crate) struct ReadyQueue(Mutex<VecDeque<Job>>);
 
-/// A task to come.
-pub(crate) struct Run {
-    pub(crate) queue: Arc<Queue>,
-    pub(crate) reports: mpsc::UnboundedSender<Vec<Sent>>,
+/// A sender before it runs.
+pub(crate) struct Sender {
+    pub(crate) ready: Arc<ReadyQueue>,
+    pub(crate) report: mpsc::UnboundedSender<Vec<Sent>>,
     pub(crate) load: Load,
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) keys: Arc<SigningKeys>,
     pub(crate) webhook: Arc<TokenWebhook>,
 }
 
-/// A request that has come to an end.
+/// The result of one request.
 pub(crate) struct Sent {
     pub(crate) job: Job,
     pub(crate) outcome: Outcome,
     pub(crate) took: Duration,
 }
 
-impl Queue {
+impl ReadyQueue {
     pub(crate) fn len(&self) -> usize {
         self.jobs().len()
     }
@@ -51,12 +52,12 @@ impl Queue {
         self.jobs().extend(jobs);
     }
 
-    /// Drops what a token has in it.
+    /// Drops the events of a token.
     pub(crate) fn forget(&self, key: &Key) {
         self.jobs().retain(|job| job.key != *key);
     }
 
-    /// Empties it.
+    /// Removes and returns all events.
     pub(crate) fn take_all(&self) -> VecDeque<Job> {
         std::mem::take(&mut *self.jobs())
     }
@@ -66,19 +67,18 @@ impl Queue {
     }
 
     fn jobs(&self) -> MutexGuard<'_, VecDeque<Job>> {
-        // A panic elsewhere leaves plain data behind.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
-impl Run {
+impl Sender {
     /// Sends events until none is left, or one is not accepted.
-    pub(crate) async fn send(self) {
+    pub(crate) async fn run(self) {
         let namespace = self.webhook.metadata.namespace.as_deref().unwrap_or_default();
         let mut since = Instant::now();
         let mut unreported = Vec::new();
         let mut work = None;
-        while let Some(job) = self.queue.next() {
+        while let Some(job) = self.ready.next() {
             let start = Instant::now();
             failpoint::before("send");
             let outcome = self.endpoint.send(&job.message, namespace, &self.keys).await;
@@ -89,14 +89,14 @@ impl Run {
             if !is_accepted {
                 break;
             }
-            if end - since >= REPORT {
-                // Who waits for a slow endpoint keeps nobody from working.
+            if end - since >= REPORT_INTERVAL {
+                // Only a fast endpoint costs CPU time that other work must wait for.
                 work = (unreported.len() > 1).then(|| work.unwrap_or_else(|| self.load.begin()));
-                // Nobody takes it once the TokenWebhook is gone.
-                let _ = self.reports.send(std::mem::take(&mut unreported));
+                // The worker is gone once the TokenWebhook is.
+                let _ = self.report.send(std::mem::take(&mut unreported));
                 since = end;
             }
         }
-        let _ = self.reports.send(unreported);
+        let _ = self.report.send(unreported);
     }
 }

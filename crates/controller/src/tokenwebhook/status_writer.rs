@@ -1,7 +1,7 @@
-//! A TokenWebhook's status as it should be, and how it comes to be stored.
+//! The status of a TokenWebhook, and its writes.
 //!
-//! While this process leads it is the status' only writer. Changes are collected, one write is under way at a time,
-//! and what depends on a change being stored is promised until then.
+//! While this process leads, it is the only writer of the status. Changes are collected, one write is under way at a
+//! time, and what must not happen before a change is stored waits for that write.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -25,46 +25,58 @@ use tokenward_core::outbox::queue::Key;
 use tokenward_runtime::cluster::error::{ErrorClass, classify, message};
 use tokenward_runtime::failpoint;
 
-/// How soon a status is written after something that counts, and after something that is a figure only.
+/// How soon the status is written after a change that people or other processes wait for.
 pub(crate) const SOON: Duration = Duration::from_secs(1);
+/// How soon it is written after a change of figures alone.
 pub(crate) const LATER: Duration = Duration::from_secs(5);
 
-/// What is owed once the status is stored.
+/// What happens once the status is stored.
 pub(crate) enum AfterWrite {
-    /// A word to who waits for it.
-    Word(oneshot::Sender<()>),
-    /// A receipt to a token: its event was given up, and that is on record.
+    /// Confirms that events are stored.
+    Confirm(oneshot::Sender<()>),
+    /// A receipt to a token whose event is dead-lettered.
     Receipt(Key, Arc<Message>),
 }
 
-/// Why a status was not written. It is written again in any case but the first.
-pub(crate) enum Trouble {
-    /// Another process leads.
-    Left,
-    /// The object was edited since it was last seen.
-    Edited,
-    /// Something that may pass.
-    Again,
+/// Why the status was not written.
+pub(crate) enum WriteError {
+    /// Another process leads now. It is not written again.
+    NotLeading,
+    /// The object has changed since it was last read. It is written again after a read.
+    Conflict,
+    /// Anything else. It is written again after a back-off.
+    Retry,
 }
 
-/// What the API server has answered to a read or a write.
+/// The response of the API server to a read or a write.
 pub(crate) type Answer = Result<TokenWebhook, kube::Error>;
+
+/// What this process knows of the status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Nothing: it does not lead, or a read failed.
+    Unknown,
+    /// A read is under way.
+    Reading,
+    /// It was read, and this process is its writer.
+    Known,
+}
 
 /// The object and its status.
 pub(crate) struct Record {
     shared: Arc<Shared>,
     name: Arc<str>,
-    /// The object as last heard of or written.
+    /// The object as last watched, read or written.
     object: Arc<TokenWebhook>,
-    /// The status as this process would have it. Its own, while it leads.
+    /// The status as this process would have it.
     pub(crate) status: TokenWebhookStatus,
-    known: bool,
-    reading: bool,
+    phase: Phase,
+    /// Whether a write is under way. Apart from the phase, since a write may outlast the leadership in which it began.
     writing: bool,
     write_at: Option<Instant>,
     failures: u32,
-    pledges: Vec<AfterWrite>,
-    /// How many events were given up since that was last told.
+    after_write: Vec<AfterWrite>,
+    /// How many events were dead-lettered since the last Event about it.
     pub(crate) dead_lettered: u64,
 }
 
@@ -75,12 +87,11 @@ impl Record {
             name: object.name_any().into(),
             object,
             status: TokenWebhookStatus::default(),
-            known: false,
-            reading: false,
+            phase: Phase::Unknown,
             writing: false,
             write_at: None,
             failures: 0,
-            pledges: Vec::new(),
+            after_write: Vec::new(),
             dead_lettered: 0,
         }
     }
@@ -93,12 +104,12 @@ impl Record {
         &self.object
     }
 
-    /// Whether the status is known, without which nothing may be sent.
+    /// Whether the status was read since this process leads. Until then nothing may be sent.
     pub(crate) fn is_known(&self) -> bool {
-        self.known
+        self.phase == Phase::Known
     }
 
-    /// When it is to be written.
+    /// When the status is due to be written.
     pub(crate) fn write_at(&self) -> Option<Instant> {
         self.write_at.filter(|_| !self.writing)
     }
@@ -108,8 +119,8 @@ impl Record {
         self.object.status.iter().flat_map(|status| &status.outbox).map(|event| &*event.id).collect()
     }
 
-    /// Takes the object as a watch or a read has shown it. Answers whether it is no older one, and no other.
-    pub(crate) fn see(&mut self, object: Arc<TokenWebhook>) -> bool {
+    /// Stores the object as watched or read. Returns false, and ignores it, if it is older or another of the same name.
+    pub(crate) fn update(&mut self, object: Arc<TokenWebhook>) -> bool {
         let version = |object: &TokenWebhook| object.resource_version().and_then(|v| v.parse::<u64>().ok());
         let counts = version(&object) >= version(&self.object) && object.uid() == self.object.uid();
         if counts {
@@ -119,28 +130,28 @@ impl Record {
     }
 
     /// Reads the object again, in case the watch lags.
-    pub(crate) fn look(&self) -> BoxFuture<'static, Answer> {
+    pub(crate) fn reread(&self) -> BoxFuture<'static, Answer> {
         let (api, name) = (self.api(), self.name.clone());
         async move { api.get(&name).await }.boxed()
     }
 
-    /// Begins to read the status, unless it is known or being read.
+    /// Starts to read the status, unless it is known or being read.
     pub(crate) fn read(&mut self) -> Option<BoxFuture<'static, Answer>> {
-        if self.known || self.reading {
+        if self.phase != Phase::Unknown {
             return None;
         }
-        self.reading = true;
-        Some(self.look())
+        self.phase = Phase::Reading;
+        Some(self.reread())
     }
 
-    /// Takes what was read. Answers whether the status is known now.
-    pub(crate) fn have_read(&mut self, answer: Answer) -> bool {
-        self.reading = false;
+    /// Handles the result of [`Self::read`]. Returns whether the status is known now.
+    pub(crate) fn on_read(&mut self, answer: Answer) -> bool {
+        self.phase = Phase::Unknown;
         match answer {
             Ok(object) => {
                 self.status = object.status.clone().unwrap_or_default();
                 self.object = Arc::new(object);
-                self.known = true;
+                self.phase = Phase::Known;
                 self.failures = 0;
             }
             // Asked again with the next renewal of the lease, which wakes the endpoint's task.
@@ -148,49 +159,50 @@ impl Record {
                 debug!(webhook = &*self.name, error = message(&error), "the status can't be read yet")
             }
         }
-        self.known
+        self.is_known()
     }
 
-    /// Leaves the status to the process that leads now. Answers the events that were given up off the record.
-    pub(crate) fn leave(&mut self) -> Vec<(Key, Arc<Message>)> {
-        self.known = false;
+    /// Leaves the status to the process that leads now. Returns the events that were dead-lettered here and not stored.
+    pub(crate) fn step_down(&mut self) -> Vec<(Key, Arc<Message>)> {
+        self.phase = Phase::Unknown;
         self.dead_lettered = 0;
-        let owed = std::mem::take(&mut self.pledges).into_iter();
-        let receipts = owed.filter_map(|pledge| match pledge {
+        let unstored = std::mem::take(&mut self.after_write).into_iter();
+        let receipts = unstored.filter_map(|after| match after {
             AfterWrite::Receipt(key, message) => Some((key, message)),
-            AfterWrite::Word(_) => None,
+            AfterWrite::Confirm(_) => None,
         });
         receipts.collect()
     }
 
-    /// Has the status written after a while at the latest.
-    pub(crate) fn touch(&mut self, after: Duration) {
+    /// Schedules a write, no later than this.
+    pub(crate) fn write_within(&mut self, after: Duration) {
         let at = Instant::now() + after;
         self.write_at = Some(self.write_at.map_or(at, |before| before.min(at)));
     }
 
-    /// Owes something from the next write on.
-    pub(crate) fn promise(&mut self, pledge: AfterWrite) {
-        self.pledges.push(pledge);
+    /// Has this happen once the next write is stored.
+    pub(crate) fn on_stored(&mut self, after: AfterWrite) {
+        self.after_write.push(after);
     }
 
-    /// Tells a token that its event needs nothing more from here.
+    /// Notifies the controller that this TokenWebhook no longer needs an event of a token.
     pub(crate) fn receipt(&self, key: &Key, message: &Message) {
         let namespace = self.object.metadata.namespace.as_deref().unwrap_or_default();
         self.shared.receipt(key, message, namespace, &self.name);
     }
 
-    pub(crate) fn owes(&self) -> bool {
-        !self.pledges.is_empty()
+    /// Whether something waits for the next write.
+    pub(crate) fn has_pending(&self) -> bool {
+        !self.after_write.is_empty()
     }
 
-    /// Begins to write the status, if there is anything new in it.
+    /// Starts to write the status, if it has changed.
     pub(crate) fn write(&mut self, view: &View<'_>) -> Option<BoxFuture<'static, (Answer, Vec<AfterWrite>)>> {
         self.write_at = None;
         conditions::describe(&mut self.status, view, Timestamp::now());
         if self.object.status.as_ref() == Some(&self.status) {
-            let pledges = std::mem::take(&mut self.pledges);
-            self.fulfil(pledges);
+            let after_write = std::mem::take(&mut self.after_write);
+            self.run(after_write);
             return None;
         }
         if !self.shared.claim.borrow().holds() {
@@ -198,38 +210,42 @@ impl Record {
         }
         self.writing = true;
         let object = TokenWebhook { status: Some(self.status.clone()), ..(*self.object).clone() };
-        let (api, pledges) = (self.api(), std::mem::take(&mut self.pledges));
+        let (api, after_write) = (self.api(), std::mem::take(&mut self.after_write));
         let write = async move {
             failpoint::before("write-webhook-status");
             let answer = api.replace_status(&object.name_any(), &PostParams::default(), &object).await;
             failpoint::after("write-webhook-status");
-            (answer, pledges)
+            (answer, after_write)
         };
         Some(write.boxed())
     }
 
-    /// Takes what has come of a write. If it failed, answers that as [`Trouble`].
-    pub(crate) fn have_written(&mut self, answer: Answer, pledges: Vec<AfterWrite>) -> Result<(), Trouble> {
+    /// Handles the result of [`Self::write`].
+    pub(crate) fn on_written(
+        &mut self,
+        answer: Answer,
+        after_write: Vec<AfterWrite>,
+    ) -> Result<(), WriteError> {
         self.writing = false;
         let error = match answer {
             Ok(object) => {
                 self.shared.metrics.status_writes.inc();
                 self.failures = 0;
-                self.tell_of_change(&object);
+                self.emit_changes(&object);
                 self.object = Arc::new(object);
-                self.fulfil(pledges);
+                self.run(after_write);
                 return Ok(());
             }
             Err(error) => error,
         };
-        self.pledges.splice(0..0, pledges);
-        if !self.known {
-            return Err(Trouble::Left);
+        self.after_write.splice(0..0, after_write);
+        if !self.is_known() {
+            return Err(WriteError::NotLeading);
         }
         self.failures = self.failures.saturating_add(1);
-        self.touch(Duration::from_millis(100) * 2u32.saturating_pow(self.failures.min(7)));
+        self.write_within(Duration::from_millis(100) * 2u32.saturating_pow(self.failures.min(7)));
         match classify(&error) {
-            ErrorClass::Conflict => return Err(Trouble::Edited),
+            ErrorClass::Conflict => return Err(WriteError::Conflict),
             ErrorClass::Drop => {}
             _ => warn!(
                 webhook = &*self.name,
@@ -237,42 +253,44 @@ impl Record {
                 "the status was not written; trying again"
             ),
         }
-        Err(Trouble::Again)
+        Err(WriteError::Retry)
     }
 
-    fn fulfil(&self, pledges: Vec<AfterWrite>) {
-        for pledge in pledges {
-            match pledge {
-                // Who no longer waits has given up.
-                AfterWrite::Word(stored) => drop(stored.send(())),
+    fn run(&self, after_write: Vec<AfterWrite>) {
+        for after in after_write {
+            match after {
+                // The receiver is gone if its reconciliation timed out.
+                AfterWrite::Confirm(stored) => {
+                    let _ = stored.send(());
+                }
                 AfterWrite::Receipt(key, message) => self.receipt(&key, &message),
             }
         }
     }
 
-    /// Events for what a person should see.
-    fn tell_of_change(&mut self, written: &TokenWebhook) {
+    /// Emits Events for the changes that a write makes public.
+    fn emit_changes(&mut self, written: &TokenWebhook) {
         let healthy = |status: Option<&TokenWebhookStatus>| {
             find_condition(&status?.conditions, ConditionType::Healthy).cloned()
         };
         let was_failing = healthy(self.object.status.as_ref()).is_some_and(|before| before.status == "False");
         match healthy(written.status.as_ref()) {
             Some(now) if now.status == "True" && was_failing => {
-                self.tell("EndpointRecovered", false, "the endpoint accepts events again");
+                self.emit("EndpointRecovered", false, "the endpoint accepts events again");
             }
             Some(now) if now.status == "False" && !was_failing => {
-                self.tell("EndpointFailing", true, &format!("{}: {}", now.reason, now.message));
+                self.emit("EndpointFailing", true, &format!("{}: {}", now.reason, now.message));
             }
             _ => {}
         }
         if self.dead_lettered > 0 {
             let dead_lettered = std::mem::take(&mut self.dead_lettered);
-            self.tell("EventsGivenUp", true, &format!("{dead_lettered} events were given up; status.deadLetters has the last of them. To send them again, change the annotation tokenward.dev/replay"));
+            self.emit("EventsDeadLettered", true, &format!("{dead_lettered} events were dead-lettered; status.deadLetters has the last of them. To send them again, change the annotation tokenward.dev/replay"));
         }
     }
 
-    /// Tells people, by a log line and an Event.
-    pub(crate) fn tell(&self, reason: &'static str, warning: bool, sentence: &str) {
+    /// Emits an Event, and a log line of the same content.
+    pub(crate) fn emit(&self, reason: &'static str, warning: bool, sentence: &str) {
         info!(namespace = self.object.namespace(), webhook = &*self.name, event = reason, "{sentence}");
         self.shared.events.send(&*self.object, NewEvent { reason, warning, message: sentence.to_owned() });
     }

@@ -12,14 +12,14 @@ use super::delivery::connect;
 use super::problem::Problem;
 use super::signing_key;
 use super::signing_key::Signing;
-use tokenward_core::crd::{DurationString, SecretKeyRef, TokenWebhook};
+use tokenward_core::crd::{DurationError, DurationString, SecretKeyRef, TokenWebhook};
 use tokenward_core::outbox::signature::SigningKeys;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
-/// Whatever a spec says, an attempt takes no longer.
-const LONGEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long an event is tried, unless the spec says otherwise.
-pub(crate) const DEFAULT_MAX_AGE: Duration = Duration::from_secs(75 * 3600);
+/// The longest timeout of an attempt, whatever the spec says.
+const MAX_TIMEOUT: Duration = Duration::from_secs(60);
+/// The age at which an event is dead-lettered, unless the spec says otherwise.
+const DEFAULT_MAX_AGE: Duration = Duration::from_secs(75 * 3600);
 
 /// Where and how events are sent.
 pub(crate) struct Target {
@@ -28,12 +28,14 @@ pub(crate) struct Target {
     pub(crate) secret: SecretKeyRef,
     pub(crate) public_key: Option<String>,
     pub(crate) max_age: Duration,
+    /// When the signing keys change by time alone.
     pub(crate) until: Option<Timestamp>,
+    /// What was just done to the signing Secret, as the reason and message of an Event.
     pub(crate) done: Option<(&'static str, String)>,
 }
 
-/// Reads what the spec refers to.
-pub(crate) async fn look(shared: &Shared, webhook: &TokenWebhook) -> Result<Target, Problem> {
+/// Resolves the spec, and reads the Secrets that it names.
+pub(crate) async fn resolve(shared: &Shared, webhook: &TokenWebhook) -> Result<Target, Problem> {
     let invalid = |message: String| Problem::new("InvalidSpec", message);
     let delivery = webhook.spec.delivery.clone().unwrap_or_default();
     let duration = |text: Option<DurationString>, default: Duration| match text {
@@ -42,8 +44,8 @@ pub(crate) async fn look(shared: &Shared, webhook: &TokenWebhook) -> Result<Targ
         }
         None => Ok(default),
     };
-    let timeout = duration(delivery.timeout, DEFAULT_TIMEOUT)?.clamp(Duration::from_secs(1), LONGEST_TIMEOUT);
-    let max_age = duration(delivery.max_age, DEFAULT_MAX_AGE)?;
+    let timeout = duration(delivery.timeout, DEFAULT_TIMEOUT)?.clamp(Duration::from_secs(1), MAX_TIMEOUT);
+    let max_age = max_age(webhook).map_err(|error| invalid(format!("spec.delivery: {error}")))?;
     let url = match (&webhook.spec.url, &webhook.spec.url_from) {
         (Some(url), None) => Zeroizing::new(url.clone()),
         (None, Some(from)) => signing_key::read_key(&shared.client, webhook, &from.secret_key_ref).await?,
@@ -71,4 +73,15 @@ pub(crate) async fn look(shared: &Shared, webhook: &TokenWebhook) -> Result<Targ
         until,
         done,
     })
+}
+
+/// The age at which an event of this TokenWebhook is dead-lettered.
+fn max_age(webhook: &TokenWebhook) -> Result<Duration, DurationError> {
+    let asked = webhook.spec.delivery.as_ref().and_then(|delivery| delivery.max_age.as_ref());
+    asked.map_or(Ok(DEFAULT_MAX_AGE), |age| Ok(age.parse()?.unsigned_abs()))
+}
+
+/// The same where a spec that cannot be read has the default.
+pub(crate) fn max_age_or_default(webhook: &TokenWebhook) -> Duration {
+    max_age(webhook).unwrap_or(DEFAULT_MAX_AGE)
 }

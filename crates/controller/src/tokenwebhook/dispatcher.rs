@@ -1,0 +1,130 @@
+//! Sends the events that are due: a bounded number of senders share a queue of ready events.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokenward_core::crd::TokenWebhook;
+use tokenward_core::outbox::queue::{DeliveryQueue, Key};
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinSet};
+
+use super::sender::{ReadyQueue, Sender, Sent};
+use super::target::Target;
+use crate::requeue::Load;
+
+/// The most requests of one endpoint under way at once. While it is probed, one.
+const MAX_SENDERS: usize = 16;
+/// Ready events for each sender. The queue is refilled when it is half empty, so that senders do not run out.
+const READY_PER_SENDER: usize = 32;
+/// The most results taken at once.
+pub(crate) const MAX_RESULTS: usize = 64;
+/// After this many failures in a row, one event is sent at a time until the endpoint accepts one.
+const PROBE_AFTER: u32 = 32;
+
+/// The events of one endpoint, from the queue to the senders.
+pub(crate) struct Dispatcher {
+    /// All events that wait, in each token's order.
+    pub(crate) queue: DeliveryQueue,
+    /// Those whose turn it is. Senders take them from the front.
+    ready: Arc<ReadyQueue>,
+    senders: JoinSet<()>,
+    /// Given to each sender.
+    report: mpsc::UnboundedSender<Vec<Sent>>,
+    results: mpsc::UnboundedReceiver<Vec<Sent>>,
+    load: Load,
+}
+
+impl Dispatcher {
+    pub(crate) fn new(webhook: &str, load: Load) -> Self {
+        let (report, results) = mpsc::unbounded_channel();
+        Self {
+            queue: DeliveryQueue::of(webhook),
+            ready: Arc::default(),
+            senders: JoinSet::new(),
+            report,
+            results,
+            load,
+        }
+    }
+
+    /// Waits until senders report results, or one ends. Loses nothing when it is dropped.
+    pub(crate) async fn progress(&mut self, results: &mut Vec<Vec<Sent>>) {
+        tokio::select! {
+            1.. = self.results.recv_many(results, MAX_RESULTS) => {}
+            Some(ended) = self.senders.join_next(), if !self.senders.is_empty() => propagate_panic(ended),
+        }
+    }
+
+    /// Starts senders for what is due. `failures`: how often in a row the endpoint has failed.
+    pub(crate) fn send_due(
+        &mut self,
+        target: &Target,
+        webhook: &Arc<TokenWebhook>,
+        failures: u32,
+        now: Instant,
+    ) {
+        let senders = max_senders(failures);
+        let capacity = if senders == 1 { 1 } else { senders * READY_PER_SENDER };
+        if self.ready.len() > capacity {
+            self.recall();
+        }
+        let room = capacity.saturating_sub(self.ready.len());
+        // While probing, the next event goes when the one before has its result.
+        let refill = if senders == 1 { self.senders.is_empty() } else { room > capacity / 2 };
+        if refill {
+            let queue = &mut self.queue;
+            self.ready.extend(std::iter::from_fn(|| queue.next(now)).take(room));
+        }
+        for _ in 0..self.ready.len().min(senders.saturating_sub(self.senders.len())) {
+            let sender = Sender {
+                ready: self.ready.clone(),
+                report: self.report.clone(),
+                load: self.load.clone(),
+                endpoint: target.endpoint.clone(),
+                keys: target.keys.clone(),
+                webhook: webhook.clone(),
+            };
+            self.senders.spawn(sender.run());
+        }
+    }
+
+    /// When the next event is due, if a sender can take it then.
+    pub(crate) fn next_at(&self, failures: u32) -> Option<Instant> {
+        self.queue.next_at().filter(|_| self.senders.len() < max_senders(failures))
+    }
+
+    /// Puts what is ready and not under way back into the queue.
+    pub(crate) fn recall(&mut self) {
+        let now = Instant::now();
+        for job in self.ready.take_all() {
+            self.queue.undecided(&job.key, now);
+        }
+    }
+
+    /// Like [`Self::recall`], for a new target: senders keep the one they started with, so they find nothing more.
+    pub(crate) fn retarget(&mut self) {
+        self.recall();
+        self.ready = Arc::default();
+    }
+
+    /// Drops what is ready of a token.
+    pub(crate) fn forget(&self, key: &Key) {
+        self.ready.forget(key);
+    }
+}
+
+/// Whether the endpoint failed so often that it is probed: one event at a time.
+pub(crate) fn is_probing(failures: u32) -> bool {
+    failures >= PROBE_AFTER
+}
+
+fn max_senders(failures: u32) -> usize {
+    if is_probing(failures) { 1 } else { MAX_SENDERS }
+}
+
+/// A panic in a sender is a defect: the process must show it rather than leave a queue that stands still.
+fn propagate_panic(ended: Result<(), JoinError>) {
+    if let Some(panic) = ended.err().and_then(|error| error.try_into_panic().ok()) {
+        std::panic::resume_unwind(panic);
+    }
+}
