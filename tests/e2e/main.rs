@@ -25,6 +25,7 @@ use std::sync::{Arc, OnceLock};
 
 use libtest_mimic::Arguments;
 use stage::Stage;
+use testkit::tests;
 use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
