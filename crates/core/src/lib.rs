@@ -1,7 +1,7 @@
 //! What an API token is, and what happens to it: types and decisions.
 //!
-//! Pure by its manifest: among its dependencies there is no client, no runtime, no clock and no randomness. `now` and
-//! random bytes are arguments, and a decision names the effect that somebody else has.
+//! Pure: by its manifest it has no client and no async runtime, and its `clippy.toml` forbids clocks, randomness, files
+//! and the environment. `now` and random bytes are arguments, and a decision names the effect that the caller makes.
 
 // The derives of kube write paths that begin with `::kube`. The crate of that name is no dependency, since Cargo gives
 // it the features that the whole workspace asks for, the client among them. So the part of it that the derives need

@@ -1,4 +1,4 @@
-//! What is told of a TokenWebhook: its conditions, from what is known of its endpoint. Pure.
+//! The conditions of a TokenWebhook, from what is known of its endpoint. Pure.
 
 use jiff::Timestamp;
 
@@ -6,10 +6,10 @@ use super::problem::Problem;
 use tokenward_core::crd::{ConditionType, Conditions, Outcome, TokenWebhookStatus};
 use tokenward_core::outbox::retry::Failure;
 
-/// So many failures in a row, and an endpoint that was healthy is not.
-const UNHEALTHY: u32 = 3;
+/// After this many failures in a row an endpoint is unhealthy.
+const UNHEALTHY_AFTER: u32 = 3;
 
-/// How an endpoint does.
+/// The health of an endpoint.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Health {
     /// Failures in a row.
@@ -22,7 +22,7 @@ pub(crate) struct Health {
 }
 
 impl Health {
-    /// The endpoint has accepted an event. Answers whether that is news.
+    /// The endpoint accepted an event. Returns whether the conditions change.
     pub(crate) fn succeeded(&mut self, now: Timestamp) -> bool {
         self.failures = 0;
         self.failure = None;
@@ -30,23 +30,23 @@ impl Health {
         self.healthy.replace(true) != Some(true)
     }
 
-    /// It has not. Answers whether that is news.
+    /// An attempt failed. Returns whether the conditions change.
     pub(crate) fn failed(&mut self, failure: Failure, now: Timestamp) -> bool {
         self.failures = self.failures.saturating_add(1);
         self.last_failure = Some(whole_second(now));
-        let unhealthy = self.healthy.is_none() || self.failures >= UNHEALTHY;
+        let unhealthy = self.healthy.is_none() || self.failures >= UNHEALTHY_AFTER;
         let other = self.failure.as_ref().map(|failure| failure.cause) != Some(failure.cause);
         self.failure = Some(failure);
         unhealthy && (self.healthy.replace(false) != Some(false) || other)
     }
 }
 
-/// Seconds are enough, and fewer differences to write.
+/// Whole seconds, so that the status differs, and is written, less often.
 fn whole_second(now: Timestamp) -> Timestamp {
     Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
-/// All that the conditions are made of.
+/// The input of the conditions.
 pub(crate) struct View<'a> {
     pub(crate) generation: Option<i64>,
     pub(crate) problem: Option<&'a Problem>,

@@ -1,9 +1,10 @@
-//! TokenWebhooks: who is told of what, and the tasks that tell them.
+//! TokenWebhooks: which events each receives, and the workers that deliver them.
 //!
-//! This file knows all TokenWebhooks and all ApiTokens that have something waiting, as the watches show them, and
-//! passes each endpoint's task what concerns it. `endpoint` is such a task, and `run` sends for it; `target` and
-//! `signing` say where and with what keys; `record` keeps the TokenWebhook's status, and `status` says in it how the
-//! endpoint does. A TokenWebhook counts from the moment at which it is known here, which its condition Ready tells.
+//! This file has the registry: all TokenWebhooks, and all ApiTokens with waiting events, as the watches show them. It
+//! sends each worker the commands that concern it. `worker` is the task of one TokenWebhook: `serving` says whether
+//! anything is sent, `dispatcher` and `sender` send it, `delivery` makes one request, `target` and `signing_key` resolve
+//! where to and with what keys, and `status_writer` writes the status with the `conditions`. A TokenWebhook receives
+//! events from the moment at which it is registered here, which its condition Ready reports.
 
 mod command;
 mod conditions;
@@ -93,7 +94,7 @@ struct Entry {
     stop: CancellationToken,
 }
 
-/// The TokenWebhooks of a scope.
+/// The TokenWebhooks of the watched namespaces.
 pub(crate) struct Webhooks {
     shared: Arc<Shared>,
     stop: CancellationToken,
@@ -105,7 +106,7 @@ impl Webhooks {
         Self { shared, stop, listed: watch::Sender::new(false) }
     }
 
-    /// What the TokenWebhooks of a namespace want to be told of.
+    /// The subscriptions of the TokenWebhooks of a namespace.
     pub(crate) fn subscriptions(&self, namespace: &str) -> Arc<[Subscription]> {
         let registry = self.shared.registry();
         registry.namespaces.get(namespace).map(|found| found.subscriptions.clone()).unwrap_or_default()
@@ -125,7 +126,7 @@ impl Webhooks {
         let _ = self.listed.subscribe().wait_for(|listed| *listed).await;
     }
 
-    /// Follows the TokenWebhooks of a scope. `tokens` are looked at again when one comes or goes.
+    /// Watches the TokenWebhooks of one namespace, or of all. `tokens` are reconciled when one is created or deleted.
     pub(crate) async fn follow(&self, api: Api<Hook>, tokens: Store<Token>) {
         watcher(api, watcher::Config::default())
             .inspect_err(|error| {
@@ -171,7 +172,7 @@ impl Webhooks {
             listed.insert((namespace.clone(), name.clone()));
         }
         let found = registry.namespaces.entry(namespace.clone()).or_default();
-        // One that was deleted and made anew while nobody watched is another one.
+        // An object that was deleted and created again between two watches has another uid.
         let is_new = found.hooks.get(&name).is_none_or(|entry| entry.object.uid() != object.uid());
         let (commands, stop, received) = match found.hooks.remove(&name).filter(|_| !is_new) {
             Some(entry) => (entry.commands, entry.stop, None),
@@ -219,9 +220,9 @@ impl Webhooks {
         self.look_at_tokens(namespace, tokens);
     }
 
-    /// Has the tokens of a namespace looked at: what they wait for has changed.
+    /// Requeues the tokens of a namespace, whose subscriptions have changed.
     fn look_at_tokens(&self, namespace: &str, tokens: &Store<Token>) {
-        // The first look at each is still to come.
+        // Each is reconciled for the first time later.
         if !*self.listed.borrow() {
             return;
         }
@@ -276,7 +277,7 @@ impl Webhooks {
             }
             match tokio::time::timeout(KEEP, stored).await {
                 Ok(Ok(())) => {}
-                // The task has ended with its TokenWebhook: nobody wants them any more.
+                // The worker ended with its TokenWebhook, so the events have no receiver.
                 Ok(Err(_)) if !self.has(token, webhook) => {}
                 Ok(Err(_)) | Err(_) => return Err(webhook.to_owned()),
             }

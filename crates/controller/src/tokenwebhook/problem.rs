@@ -1,11 +1,11 @@
-//! Why a TokenWebhook can't be served.
+//! Why a TokenWebhook cannot be served.
 
-/// Why a TokenWebhook can't be served, as its condition tells it.
+/// Why a TokenWebhook cannot be served, as its condition reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Problem {
     /// One CamelCase word.
     pub(crate) reason: &'static str,
-    /// A sentence that says what to do. Never holds a URL or a key.
+    /// A sentence that says what to do. Never contains a URL or a key.
     pub(crate) message: String,
 }
 

@@ -29,17 +29,17 @@ const PREVIOUS: &str = "previous-signing-key";
 /// How long both keys sign, unless the spec says otherwise.
 const DEFAULT_OVERLAP: SignedDuration = SignedDuration::from_hours(24);
 
-/// The keys, and what is to be told of them.
+/// The signing keys of a TokenWebhook.
 pub(crate) struct Signing {
     pub(crate) keys: SigningKeys,
     pub(crate) secret: SecretKeyRef,
     /// When something is due to change by time alone.
     pub(crate) until: Option<Timestamp>,
-    /// What was just done to the Secret, as a reason and a sentence.
+    /// What was just done to the Secret, as the reason and message of an Event.
     pub(crate) done: Option<(&'static str, String)>,
 }
 
-/// What is to be done about our own Secret.
+/// The next action on our own Secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Plan {
     /// There is none.

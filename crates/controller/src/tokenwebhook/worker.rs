@@ -307,7 +307,7 @@ impl Worker {
                 self.dispatcher.queue.done(&job.key, &job.message.id, clock);
                 if was_probing {
                     // The endpoint works again, so no event needs to wait for its next attempt.
-                    self.dispatcher.queue.hurry(clock);
+                    self.dispatcher.queue.make_all_due(clock);
                 }
                 self.accepted(&job);
                 self.record.write_within(LATER);

@@ -9,9 +9,8 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::observed::Observed;
-use super::step::Step;
+use super::step::{Handover, Step};
 use super::transitions::{current_version, push, remove_delivered, remove_missing_webhooks};
-use crate::crd::OutboxEvent;
 use crate::crd::labels::WEBHOOKS_FINALIZER;
 use crate::outbox::EventType;
 use crate::outbox::events::Transition;
@@ -20,15 +19,6 @@ use crate::outbox::events::Transition;
 const DELETION_DELIVERY_TIMEOUT: SignedDuration = SignedDuration::from_secs(10);
 /// How long it waits, from its deletionTimestamp on, for undelivered events to be stored in the TokenWebhook.
 const HANDOVER_TIMEOUT: SignedDuration = SignedDuration::from_secs(30);
-
-/// What the TokenWebhooks take over from a deleted token.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Handover {
-    /// Undelivered events, each with the TokenWebhooks that it is for.
-    pub undelivered: Vec<OutboxEvent>,
-    /// Whether the finalizer is removed even if they can't be stored.
-    pub best_effort: bool,
-}
 
 /// The step that adds or removes the finalizer of a token that is not being deleted, if one is needed.
 pub(super) fn ensure(observed: &Observed<'_>) -> Option<Step> {

@@ -9,6 +9,7 @@
 
 mod conditions;
 mod finalizer;
+mod next_step;
 mod observed;
 mod revoke;
 mod rotate;
@@ -20,9 +21,9 @@ mod tests;
 mod transitions;
 mod versions;
 
-pub use finalizer::Handover;
+pub use next_step::{announce, next_step, previous_version};
 pub use observed::{Observed, OwnSecret, Refusal, RefusalKind, SealedVersion, SecretState};
 pub use secret::{DesiredData, SecretMetadata, compose, has_labels_of, inspect, is_controlled_by, wipe};
 pub use spec::{InvalidSpec, Spec};
-pub use step::{Announcement, Content, Material, Step, announce, next_step, previous_version};
+pub use step::{Announcement, Content, Handover, Material, Step};
 pub use transitions::{Event, EventKind};

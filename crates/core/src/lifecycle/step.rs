@@ -1,22 +1,9 @@
-//! The next step: one write, or waiting.
+//! A step: one write, or waiting.
 
 use jiff::Timestamp;
 
-use super::conditions::describe;
-use super::finalizer;
-use super::finalizer::Handover;
-use super::observed::{Observed, RETRY};
-use super::revoke;
-use super::rotate::{Due, due, is_repair, remember};
-use super::secret::desired_metadata;
-use super::spec::Spec;
-use super::transitions;
-use super::transitions::{Event, EventKind};
-use super::versions::{
-    active, normalise, pending, promote, prune, rebuild, retire_due, retiring, secret_ref,
-};
-use crate::crd::{ApiTokenStatus, OnRevoke, RotationReason, TokenVersion, VersionState};
-use crate::token::format::token_id;
+use super::transitions::Event;
+use crate::crd::{ApiTokenStatus, OutboxEvent, RotationReason};
 use crate::token::{Hash, KeyId};
 
 /// One write, or waiting.
@@ -59,8 +46,8 @@ pub struct Announcement {
     pub version: i64,
     /// Why it is issued.
     pub reason: RotationReason,
-    status: ApiTokenStatus,
-    events: Vec<Event>,
+    pub(super) status: ApiTokenStatus,
+    pub(super) events: Vec<Event>,
 }
 
 /// What was generated for an [`Announcement`].
@@ -72,231 +59,11 @@ pub struct Material {
     pub hash: Hash,
 }
 
-/// Decides the next step.
-pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
-    let now = to_millisecond(now);
-    if observed.deleting() {
-        return finalizer::finalize(observed, now);
-    }
-    if let Some(step) = finalizer::ensure(observed) {
-        return step;
-    }
-    let mut events = Vec::new();
-    let mut status = update(observed, &mut events, now);
-    let due = match &observed.spec {
-        Ok(spec) => due(observed, &status, spec, now),
-        Err(_) => Due::Nothing(None),
-    };
-    if let (Due::Now(reason), Ok(spec)) = (due, &observed.spec) {
-        return Step::Announce(Box::new(prepare(observed, status, events, spec, reason, now)));
-    }
-    describe(&mut status, observed, due, &mut events, now);
-    transitions::record(&mut status, observed, &mut events, now);
-    if observed.status() != Some(&status) || observed.receipts.due {
-        transitions::remove_delivered(&mut status, observed);
-    }
-    if observed.status() != Some(&status) {
-        return Step::Record(Box::new(status), events);
-    }
-    let Ok(spec) = &observed.spec else {
-        return Step::Wait(observed.token.spec.expires_at.filter(|at| *at > now));
-    };
-    match secret_step(observed, &status, spec, now) {
-        Step::Wait(until) => {
-            let wake = wake(observed, &status, due, now);
-            Step::Wait([until, wake].into_iter().flatten().min())
-        }
-        write => write,
-    }
-}
-
-/// Brings the status up to date with the time, the Secret and the spec, before any new version.
-fn update(observed: &Observed<'_>, events: &mut Vec<Event>, now: Timestamp) -> ApiTokenStatus {
-    let mut status = observed.status().cloned().unwrap_or_default();
-    status.observed_generation = observed.token.metadata.generation;
-    transitions::remove_missing_webhooks(&mut status, observed);
-    normalise(&mut status.versions);
-    if revoke::latch(&mut status, observed, now) {
-        events.push(Event::new(
-            EventKind::Revoked,
-            "every secret of this token is refused from now on, for good",
-        ));
-    }
-    if let Ok(spec) = &observed.spec {
-        if status.revocation.is_none() {
-            if let Some(version) = rebuild(&mut status, observed, spec) {
-                events.push(Event::new(
-                    EventKind::Rebuilt,
-                    format!(
-                        "the status was lost; version {version} was read back from the seal of Secret {}",
-                        spec.secret_name
-                    ),
-                ));
-            }
-            if let Some(version) = promote(&mut status, observed, spec, now) {
-                events.push(Event::delivered(&status, spec, version));
-            }
-        }
-        status.secret_ref = secret_ref(observed, &status, spec).or(status.secret_ref);
-    }
-    if let Some(version) = retire_due(&mut status.versions, now) {
-        events.push(
-            Event::new(
-                EventKind::KeyRetired,
-                format!("version {version} is refused from now on: its overlap has ended"),
-            )
-            .about(version),
-        );
-    }
-    revoke::enforce(&mut status, observed, now);
-    prune(&mut status.versions);
-    if let Ok(spec) = &observed.spec {
-        remember(&mut status, spec);
-    }
-    status
-}
-
-/// Makes room for a new version: what it replaces at once is retired in the same write.
-fn prepare(
-    observed: &Observed<'_>,
-    mut status: ApiTokenStatus,
-    mut events: Vec<Event>,
-    spec: &Spec,
-    reason: RotationReason,
-    now: Timestamp,
-) -> Announcement {
-    let replaced = pending(&status).map(|version| version.version);
-    status.versions.retain(|version| version.state != VersionState::Pending);
-    // A broken Secret is repaired at once, since pods can't start without it; a trigger comes here during an overlap
-    // only if the Secret contains no token. In both cases an older version loses the rest of its overlap, since three
-    // must never work at once.
-    let makes_room = is_repair(reason) || reason == RotationReason::Trigger;
-    for version in &mut status.versions {
-        let cut = observed.cut_by_not_before(version, now);
-        let is_displaced = makes_room && version.state == VersionState::Retiring;
-        if version.state.is_live() && (cut || is_displaced) {
-            version.state = VersionState::Retired;
-            let why = if cut {
-                "rotation.notBefore has passed it"
-            } else {
-                "it made room for a repair of the Secret"
-            };
-            events.push(
-                Event::new(
-                    EventKind::KeyRetired,
-                    format!("version {} is refused from now on: {why}", version.version),
-                )
-                .about(version.version),
-            );
-        }
-    }
-    let newest = status.versions.iter().map(|version| version.version).max().unwrap_or(0);
-    status
-        .token_id
-        .get_or_insert_with(|| token_id(observed.token.metadata.uid.as_deref().unwrap_or_default()));
-    let rotation = status.rotation.get_or_insert_default();
-    rotation.spec_hash = Some(spec.hash.clone());
-    if let Some(trigger) = &spec.trigger {
-        rotation.handled_trigger = Some(trigger.clone());
-    }
-    // `announce` inserts the version, once its token exists.
-    Announcement { version: replaced.unwrap_or(0).max(newest + 1), reason, status, events }
-}
-
-/// The status that records a new version, to be written before its token leaves the process, and the events to write
-/// after it.
-pub fn announce(
-    observed: &Observed<'_>,
-    announcement: Announcement,
-    material: &Material,
-    now: Timestamp,
-) -> (ApiTokenStatus, Vec<Event>) {
-    let now = to_millisecond(now);
-    let Announcement { version, reason, mut status, mut events } = announcement;
-    status.versions.insert(
-        0,
-        TokenVersion {
-            version,
-            key_id: material.key_id.to_string(),
-            hash: material.hash.to_string(),
-            state: VersionState::Pending,
-            scopes: observed.spec.as_ref().map(|spec| spec.scopes.clone()).unwrap_or_default(),
-            issued_at: now,
-            retire_at: None,
-            reason,
-        },
-    );
-    prune(&mut status.versions);
-    describe(&mut status, observed, Due::Nothing(None), &mut events, now);
-    transitions::record(&mut status, observed, &mut events, now);
-    transitions::remove_delivered(&mut status, observed);
-    (status, events)
-}
-
-/// The key id of the token that belongs under the data key for the previous one, once the Secret is written.
-pub fn previous_version(status: &ApiTokenStatus, content: Content) -> Option<&str> {
-    let previous = match content {
-        Content::Minted => active(status),
-        Content::Existing => retiring(status),
-    };
-    previous.map(|version| version.key_id.as_str())
-}
-
-/// The write that the Secret needs, if any. The status is recorded by now.
-fn secret_step(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, now: Timestamp) -> Step {
-    if let Some(refusal) = &observed.refusal {
-        let retry = refusal.retry_at();
-        if now < retry && now >= refusal.at {
-            return Step::Wait(Some(retry));
-        }
-    }
-    let revoked = status.revocation.is_some();
-    if revoked && spec.on_revoke == OnRevoke::Delete && observed.secret.ours().is_some() {
-        return Step::DeleteSecret;
-    }
-    let undelivered = pending(status).filter(|_| !revoked && !observed.expired(now));
-    if let Some(version) = undelivered.filter(|_| !observed.secret.is_inaccessible()) {
-        return match deliver_at(observed, version, now) {
-            Some(at) => Step::Wait(Some(at)),
-            None => Step::WriteSecret { key_id: version.key_id.clone(), content: Content::Minted },
-        };
-    }
-    let Some(own) = observed.secret.ours() else { return Step::Wait(None) };
-    let Some((version, metadata)) = desired_metadata(observed, spec) else { return Step::Wait(None) };
-    // The previous token stays in the Secret only as long as it works. It is written together with its successor.
-    let previous = previous_version(status, Content::Existing);
-    let stale = own.previous.as_ref().is_some_and(|key_id| Some(key_id.as_str()) != previous);
-    if own.in_place && !stale && metadata.matches(&own.metadata) {
-        return Step::Wait(None);
-    }
-    Step::WriteSecret { key_id: version.key_id.clone(), content: Content::Existing }
-}
-
-/// From when a pending version may go into the Secret; `None` is now. Every verifier must know it before anybody can
-/// read it, or the first to use it would be refused.
-fn deliver_at(observed: &Observed<'_>, pending: &TokenVersion, now: Timestamp) -> Option<Timestamp> {
-    let at = pending.issued_at.checked_add(observed.propagation).ok()?;
-    // A clock that was set back must not delay a delivery for longer than the propagation takes.
-    (now < at && now >= pending.issued_at).then_some(at)
-}
-
-/// When the token has to be reconciled again, if nothing changes until then.
-fn wake(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timestamp) -> Option<Timestamp> {
-    let retry = (observed.secret.is_inaccessible() && status.revocation.is_none())
-        .then(|| now.checked_add(RETRY).ok())
-        .flatten();
-    let due = match due {
-        Due::Nothing(at) => at,
-        Due::Now(_) => None,
-        Due::Queued(_, at) | Due::Throttled { until: at, .. } => Some(at),
-    };
-    let retirement = retiring(status).and_then(|version| version.retire_at);
-    let expiry = observed.token.spec.expires_at.filter(|_| status.revocation.is_none());
-    let notice = observed.expiry_notice_at().filter(|_| status.revocation.is_none());
-    [retry, due, retirement, expiry, notice].into_iter().flatten().filter(|at| *at > now).min()
-}
-
-/// Truncates to milliseconds, the precision of timestamps in a status.
-fn to_millisecond(now: Timestamp) -> Timestamp {
-    Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
+/// What the TokenWebhooks take over from a deleted token.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Handover {
+    /// Undelivered events, each with the TokenWebhooks that it is for.
+    pub undelivered: Vec<OutboxEvent>,
+    /// Whether the finalizer is removed even if they can't be stored.
+    pub best_effort: bool,
 }

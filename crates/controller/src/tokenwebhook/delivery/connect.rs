@@ -48,7 +48,7 @@ pub enum ConnectError {
     /// One of its addresses may not be asked.
     #[error(transparent)]
     Address(#[from] AddressError),
-    /// Nobody answers there.
+    /// Nothing listens there, or the network drops the request.
     #[error("the connection failed: {0}")]
     Connect(io::Error),
     /// TLS failed; most often the certificate.
@@ -96,13 +96,13 @@ impl Connector {
     }
 }
 
-/// A socket to the first address that answers.
+/// A socket to the first address that accepts a connection.
 async fn open(addresses: &[SocketAddr]) -> Result<TcpStream, ConnectError> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in addresses {
         match TcpStream::connect(address).await {
             Ok(stream) => {
-                // A request is one small write, for whose answer is waited.
+                // A request is one small write whose response is awaited.
                 let _ = stream.set_nodelay(true);
                 return Ok(stream);
             }

@@ -2,7 +2,7 @@
 //!
 //! hyper parts a connection into a handle and the future that does its work, most often in a task of its own. Here who
 //! makes a request drives that future meanwhile, so that an event changes no task and no thread. Between two requests
-//! nobody does: that the server has closed is looked for before the next one.
+//! nothing polls it: whether the server has closed it is checked before the next request.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -19,7 +19,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 
 use super::connect::Stream;
 
-/// How much of an answer's head is read.
+/// The largest response head, in bytes.
 const HEAD_BOUND: usize = 32 * 1024;
 
 type Body = Full<Bytes>;
@@ -50,7 +50,7 @@ impl Connection {
         self.driver.as_mut().poll(&mut nobody).is_pending() && self.sender.is_ready()
     }
 
-    /// Makes a request and waits for the answer's head. A request that was not sent at all comes back in the error.
+    /// Makes a request and waits for the response head. A request that was not sent at all comes back in the error.
     pub async fn request(
         &mut self,
         request: Request<Body>,
@@ -58,7 +58,7 @@ impl Connection {
         drive(&mut self.driver, self.sender.try_send_request(request)).await
     }
 
-    /// Reads the answer's body to its end, or to a bound. Answers whether another request may follow.
+    /// Reads the response body to its end, or to a bound. Returns whether another request may follow.
     pub async fn finish(&mut self, answer: Response<Incoming>, bound: usize) -> bool {
         let mut body = answer.into_body();
         let mut read = 0;

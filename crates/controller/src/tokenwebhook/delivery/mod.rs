@@ -1,8 +1,8 @@
-//! One request: signed, sent once, and its answer judged.
+//! One delivery: a signed request, and what its response means.
 //!
-//! The answer's status counts. Its body is read, up to a bound, so that the connection can be used again, and is
-//! neither kept nor logged: what an endpoint says is not ours to repeat. A redirect is not followed, because it would
-//! lead to an address that nobody has named.
+//! The status of the response counts. Its body is read, up to a bound, so that the connection can be used again, and is
+//! neither stored nor logged, since it may contain anything. A redirect is not followed: it would lead to an address
+//! that the spec does not name.
 
 pub mod connect;
 mod connection;
@@ -29,9 +29,9 @@ use tokenward_core::outbox::payload::Message;
 use tokenward_core::outbox::retry::{Failure, Outcome, judge};
 use tokenward_core::outbox::signature::SigningKeys;
 
-/// How much of an answer's body is read.
+/// How much of a response body is read, in bytes.
 const BODY_BOUND: usize = 64 * 1024;
-/// How long a connection is kept for the next event.
+/// How long an idle connection stays open for the next event.
 const IDLE: Duration = Duration::from_secs(30);
 const ID: HeaderName = HeaderName::from_static("webhook-id");
 const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");

@@ -1,7 +1,7 @@
 //! Which event of one endpoint is next, and when.
 //!
-//! Each token has a lane, a FIFO queue: its events are sent one after the other, in order, so an event that is not
-//! accepted blocks those behind it, but none of another token. Lanes are filled from the watch, which lags; so an
+//! Each token has a FIFO queue: its events are sent one after the other, in order, so an event that is not
+//! accepted blocks those behind it, but none of another token. Queues are filled from the watch, which lags; so an
 //! accepted event is remembered until the watch shows that it was removed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use super::payload::Message;
 
-/// The key of a lane: the uid of a token, or another text for the outbox of the TokenWebhook.
+/// The key of a queue: the uid of a token, or another text for the outbox of the TokenWebhook.
 pub type Key = Arc<str>;
 
 /// An event, and the TokenWebhooks that have not accepted it.
@@ -21,7 +21,7 @@ pub type PendingEvent = (Arc<Message>, Vec<String>);
 /// The events of one token as its status has them, and who waits for them.
 #[derive(Clone, Debug)]
 pub struct Waiting {
-    /// The key of the lane.
+    /// The key of the queue.
     pub key: Key,
     /// The events in their order.
     pub events: Vec<PendingEvent>,
@@ -32,7 +32,7 @@ pub struct Waiting {
 /// An event to send now.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// The key of its lane.
+    /// The key of its queue.
     pub key: Key,
     /// The event to send.
     pub message: Arc<Message>,
@@ -40,17 +40,17 @@ pub struct Job {
     pub attempts: u32,
 }
 
-/// All lanes of one endpoint.
+/// The queues of one endpoint, one for each token.
 #[derive(Debug)]
 pub struct DeliveryQueue {
     webhook: String,
-    lanes: HashMap<Key, Lane>,
+    queues: HashMap<Key, TokenQueue>,
     due: BTreeSet<(Instant, Key)>,
     pending: usize,
 }
 
 #[derive(Debug, Default)]
-struct Lane {
+struct TokenQueue {
     /// What the token's status has for this endpoint.
     events: Vec<Event>,
     /// How many events this endpoint has lost.
@@ -85,48 +85,48 @@ impl Waiting {
 impl DeliveryQueue {
     /// An empty queue for a TokenWebhook.
     pub fn of(webhook: &str) -> Self {
-        Self { webhook: webhook.to_owned(), lanes: HashMap::new(), due: BTreeSet::new(), pending: 0 }
+        Self { webhook: webhook.to_owned(), queues: HashMap::new(), due: BTreeSet::new(), pending: 0 }
     }
 
-    /// Updates the lane of a token from its outbox.
+    /// Updates the queue of a token from its outbox.
     pub fn see(&mut self, waiting: &Waiting, now: Instant) {
         let key = &waiting.key;
-        let before = self.lanes.remove(key);
-        let known = before.iter().flat_map(|lane| &lane.events);
+        let before = self.queues.remove(key);
+        let known = before.iter().flat_map(|queue| &queue.events);
         let is_done = |id: &str| known.clone().any(|known| known.done && *known.message.id == *id);
         let events = waiting
             .events_for(&self.webhook)
             .map(|message| Event { message: message.clone(), done: is_done(&message.id) });
-        let mut lane = Lane {
+        let mut queue = TokenQueue {
             events: events.collect(),
             lost: waiting.lost.get(&self.webhook).copied().unwrap_or_default(),
-            ..Lane::default()
+            ..TokenQueue::default()
         };
-        if before.is_none() && lane.is_empty() {
+        if before.is_none() && queue.is_empty() {
             return;
         }
         let before = before.unwrap_or_default();
-        self.pending = self.pending + lane.open().count() - before.open().count();
-        let first = |lane: &Lane| lane.head().map(|message| message.id.clone());
-        let is_same = first(&lane) == first(&before);
-        (lane.attempts, lane.state) = (before.attempts, before.state);
-        if !is_same && lane.state != State::UnderWay {
-            lane.attempts = 0;
-            lane.due_at(key, None, &mut self.due);
+        self.pending = self.pending + queue.open().count() - before.open().count();
+        let first = |queue: &TokenQueue| queue.head().map(|message| message.id.clone());
+        let is_same = first(&queue) == first(&before);
+        (queue.attempts, queue.state) = (before.attempts, before.state);
+        if !is_same && queue.state != State::UnderWay {
+            queue.attempts = 0;
+            queue.due_at(key, None, &mut self.due);
         }
-        self.lanes.insert(key.clone(), lane);
+        self.queues.insert(key.clone(), queue);
         self.reschedule(key, now);
     }
 
-    /// Removes the lane of a deleted token. Returns its undelivered events.
+    /// Removes the queue of a deleted token. Returns its undelivered events.
     pub fn gone(&mut self, key: &Key) -> Vec<Arc<Message>> {
-        let Some(lane) = self.lanes.get(key) else { return Vec::new() };
-        let left = lane.open().cloned().collect();
+        let Some(queue) = self.queues.get(key) else { return Vec::new() };
+        let left = queue.open().cloned().collect();
         self.remove(key);
         left
     }
 
-    /// The next event that is due. Its lane is under way until the result is reported.
+    /// The next event that is due. Its queue is under way until the result is reported.
     pub fn next(&mut self, now: Instant) -> Option<Job> {
         let (at, key) = self.due.first()?;
         if *at > now {
@@ -134,10 +134,10 @@ impl DeliveryQueue {
         }
         let key = key.clone();
         self.due.pop_first();
-        let lane = self.lanes.get_mut(&key)?;
-        lane.state = State::UnderWay;
-        let message = lane.head()?.clone();
-        Some(Job { key, message, attempts: lane.attempts })
+        let queue = self.queues.get_mut(&key)?;
+        queue.state = State::UnderWay;
+        let message = queue.head()?.clone();
+        Some(Job { key, message, attempts: queue.attempts })
     }
 
     /// When the next event is due.
@@ -147,43 +147,43 @@ impl DeliveryQueue {
 
     /// The event is done: it was accepted, or is stored elsewhere.
     pub fn done(&mut self, key: &Key, id: &str, now: Instant) {
-        let Some(lane) = self.lanes.get_mut(key) else { return };
-        self.pending -= usize::from(lane.set_done(id, true));
-        lane.attempts = 0;
-        lane.state = State::Idle;
+        let Some(queue) = self.queues.get_mut(key) else { return };
+        self.pending -= usize::from(queue.set_done(id, true));
+        queue.attempts = 0;
+        queue.state = State::Idle;
         self.reschedule(key, now);
     }
 
     /// The event is not done after all.
     pub fn reopen(&mut self, key: &Key, id: &str, now: Instant) {
-        let Some(lane) = self.lanes.get_mut(key) else { return };
-        self.pending += usize::from(lane.set_done(id, false));
+        let Some(queue) = self.queues.get_mut(key) else { return };
+        self.pending += usize::from(queue.set_done(id, false));
         self.reschedule(key, now);
     }
 
     /// The attempt failed. It is repeated at `again`.
     pub fn failed(&mut self, key: &Key, id: &str, again: Instant) {
-        let Some(lane) = self.lanes.get_mut(key) else { return };
-        lane.state = State::Idle;
-        let same = lane.head().is_some_and(|message| *message.id == *id);
-        lane.attempts = if same { lane.attempts.saturating_add(1) } else { 0 };
+        let Some(queue) = self.queues.get_mut(key) else { return };
+        queue.state = State::Idle;
+        let same = queue.head().is_some_and(|message| *message.id == *id);
+        queue.attempts = if same { queue.attempts.saturating_add(1) } else { 0 };
         self.reschedule(key, again);
     }
 
     /// The result of the attempt is unknown. It is repeated at `again`, and not counted.
     pub fn undecided(&mut self, key: &Key, again: Instant) {
-        if let Some(lane) = self.lanes.get_mut(key) {
-            lane.state = State::Idle;
+        if let Some(queue) = self.queues.get_mut(key) {
+            queue.state = State::Idle;
             self.reschedule(key, again);
         }
     }
 
-    /// Makes every waiting lane due now, for example when the endpoint has recovered.
-    pub fn hurry(&mut self, now: Instant) {
+    /// Makes every waiting queue due now, for example when the endpoint has recovered.
+    pub fn make_all_due(&mut self, now: Instant) {
         let waiting: Vec<Key> = self.due.iter().map(|(_, key)| key.clone()).collect();
         for key in waiting {
-            if let Some(lane) = self.lanes.get_mut(&key) {
-                lane.due_at(&key, Some(now), &mut self.due);
+            if let Some(queue) = self.queues.get_mut(&key) {
+                queue.due_at(&key, Some(now), &mut self.due);
             }
         }
     }
@@ -195,55 +195,55 @@ impl DeliveryQueue {
 
     /// How many events were lost for want of room.
     pub fn lost(&self) -> i64 {
-        self.lanes.values().map(|lane| lane.lost).sum()
+        self.queues.values().map(|queue| queue.lost).sum()
     }
 
-    /// Events that are older than `than`, of lanes that are not under way.
+    /// Events that are older than `than`, of queues that are not under way.
     pub fn older(&self, than: Duration, now: Timestamp) -> Vec<Job> {
         let idle = self.idle();
-        idle.flat_map(|(key, lane)| {
-            let events = lane.open().enumerate();
+        idle.flat_map(|(key, queue)| {
+            let events = queue.open().enumerate();
             events.filter(|(_, message)| age(message, now) >= than).map(|(at, message)| Job {
                 key: key.clone(),
                 message: message.clone(),
-                attempts: if at == 0 { lane.attempts } else { 0 },
+                attempts: if at == 0 { queue.attempts } else { 0 },
             })
         })
         .collect()
     }
 
-    /// The age of the oldest event of lanes that are not under way.
+    /// The age of the oldest event of queues that are not under way.
     pub fn oldest(&self, now: Timestamp) -> Option<Duration> {
-        let events = self.idle().flat_map(|(_, lane)| lane.open());
+        let events = self.idle().flat_map(|(_, queue)| queue.open());
         events.map(|message| age(message, now)).max()
     }
 
-    fn idle(&self) -> impl Iterator<Item = (&Key, &Lane)> {
-        self.lanes.iter().filter(|(_, lane)| lane.state != State::UnderWay)
+    fn idle(&self) -> impl Iterator<Item = (&Key, &TokenQueue)> {
+        self.queues.iter().filter(|(_, queue)| queue.state != State::UnderWay)
     }
 
-    /// Schedules the first event of a lane if it is not scheduled, and removes the lane if it is empty.
+    /// Schedules the first event of a queue if it is not scheduled, and removes the queue if it is empty.
     fn reschedule(&mut self, key: &Key, at: Instant) {
-        let Some(lane) = self.lanes.get_mut(key) else { return };
-        match (&lane.state, lane.head()) {
-            (State::Idle, Some(_)) => lane.due_at(key, Some(at), &mut self.due),
-            (State::Due(_), None) => lane.due_at(key, None, &mut self.due),
+        let Some(queue) = self.queues.get_mut(key) else { return };
+        match (&queue.state, queue.head()) {
+            (State::Idle, Some(_)) => queue.due_at(key, Some(at), &mut self.due),
+            (State::Due(_), None) => queue.due_at(key, None, &mut self.due),
             _ => {}
         }
-        if lane.state == State::Idle && lane.is_empty() {
+        if queue.state == State::Idle && queue.is_empty() {
             self.remove(key);
         }
     }
 
     fn remove(&mut self, key: &Key) {
-        if let Some(mut lane) = self.lanes.remove(key) {
-            lane.due_at(key, None, &mut self.due);
-            self.pending -= lane.open().count();
+        if let Some(mut queue) = self.queues.remove(key) {
+            queue.due_at(key, None, &mut self.due);
+            self.pending -= queue.open().count();
         }
     }
 }
 
-impl Lane {
+impl TokenQueue {
     /// Whether the status has nothing for this endpoint.
     fn is_empty(&self) -> bool {
         self.events.is_empty() && self.lost == 0

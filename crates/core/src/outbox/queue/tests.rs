@@ -30,79 +30,79 @@ fn ids(ids: &[&str]) -> Vec<String> {
 
 #[test]
 fn a_failure_holds_up_its_own_token_only() {
-    let (mut lanes, start) = (DeliveryQueue::of("hook"), Instant::now());
-    lanes.see(&waiting("a", &ids(&["a1", "a2"])), start);
-    lanes.see(&waiting("b", &ids(&["b1"])), start);
-    let first = lanes.next(start).expect("a job");
+    let (mut queues, start) = (DeliveryQueue::of("hook"), Instant::now());
+    queues.see(&waiting("a", &ids(&["a1", "a2"])), start);
+    queues.see(&waiting("b", &ids(&["b1"])), start);
+    let first = queues.next(start).expect("a job");
     assert_eq!((&*first.key, &*first.message.id), ("a", "a1"));
-    assert_eq!(&*lanes.next(start).expect("a job").message.id, "b1");
-    assert!(lanes.next(start).is_none(), "a's second waits for its first");
+    assert_eq!(&*queues.next(start).expect("a job").message.id, "b1");
+    assert!(queues.next(start).is_none(), "a's second waits for its first");
     let later = start + Duration::from_secs(5);
-    lanes.failed(&first.key, "a1", later);
-    lanes.done(&"b".into(), "b1", start);
-    assert!(lanes.next(start).is_none());
-    assert_eq!(lanes.next_at(), Some(later));
-    let again = lanes.next(later).expect("a job");
+    queues.failed(&first.key, "a1", later);
+    queues.done(&"b".into(), "b1", start);
+    assert!(queues.next(start).is_none());
+    assert_eq!(queues.next_at(), Some(later));
+    let again = queues.next(later).expect("a job");
     assert_eq!((&*again.message.id, again.attempts), ("a1", 1));
-    lanes.done(&again.key, "a1", later);
-    let second = lanes.next(later).expect("a job");
+    queues.done(&again.key, "a1", later);
+    let second = queues.next(later).expect("a job");
     assert_eq!((&*second.message.id, second.attempts), ("a2", 0));
 }
 
 #[test]
 fn what_waits_for_a_person_has_an_age() {
-    let (mut lanes, start) = (DeliveryQueue::of("hook"), Instant::now());
+    let (mut queues, start) = (DeliveryQueue::of("hook"), Instant::now());
     let at = |seconds| Timestamp::from_second(seconds).expect("an instant");
-    assert_eq!(lanes.oldest(at(60)), None);
-    lanes.see(&waiting("a", &ids(&["a1"])), start);
+    assert_eq!(queues.oldest(at(60)), None);
+    queues.see(&waiting("a", &ids(&["a1"])), start);
     let younger = Message { since: at(50), ..message("b1") };
     let events = vec![(younger.into(), vec!["hook".to_owned()])];
-    lanes.see(&Waiting { key: "b".into(), events, lost: BTreeMap::new() }, start);
-    let older = |lanes: &DeliveryQueue, than| {
-        let jobs = lanes.older(Duration::from_secs(than), at(60));
+    queues.see(&Waiting { key: "b".into(), events, lost: BTreeMap::new() }, start);
+    let older = |queues: &DeliveryQueue, than| {
+        let jobs = queues.older(Duration::from_secs(than), at(60));
         jobs.iter().map(|job| job.message.id.to_string()).collect::<Vec<_>>()
     };
-    assert_eq!((lanes.oldest(at(60)), older(&lanes, 60)), (Some(Duration::from_secs(60)), ids(&["a1"])));
+    assert_eq!((queues.oldest(at(60)), older(&queues, 60)), (Some(Duration::from_secs(60)), ids(&["a1"])));
     // What is under way has its own end.
-    assert_eq!(&*lanes.next(start).expect("a job").message.id, "a1");
-    assert_eq!((lanes.oldest(at(60)), older(&lanes, 11)), (Some(Duration::from_secs(10)), ids(&[])));
-    lanes.done(&"b".into(), "b1", start);
-    assert_eq!(lanes.oldest(at(60)), None);
+    assert_eq!(&*queues.next(start).expect("a job").message.id, "a1");
+    assert_eq!((queues.oldest(at(60)), older(&queues, 11)), (Some(Duration::from_secs(10)), ids(&[])));
+    queues.done(&"b".into(), "b1", start);
+    assert_eq!(queues.oldest(at(60)), None);
 }
 
 #[test]
 fn what_the_watch_still_shows_is_not_sent_twice() {
-    let (mut lanes, now) = (DeliveryQueue::of("hook"), Instant::now());
-    lanes.see(&waiting("a", &ids(&["a1"])), now);
-    let job = lanes.next(now).expect("a job");
-    lanes.done(&job.key, "a1", now);
-    lanes.see(&waiting("a", &ids(&["a1"])), now);
-    assert!(lanes.next(now).is_none());
-    assert_eq!(lanes.pending(), 0);
-    lanes.see(&waiting("a", &[]), now);
-    assert!(lanes.lanes.is_empty());
+    let (mut queues, now) = (DeliveryQueue::of("hook"), Instant::now());
+    queues.see(&waiting("a", &ids(&["a1"])), now);
+    let job = queues.next(now).expect("a job");
+    queues.done(&job.key, "a1", now);
+    queues.see(&waiting("a", &ids(&["a1"])), now);
+    assert!(queues.next(now).is_none());
+    assert_eq!(queues.pending(), 0);
+    queues.see(&waiting("a", &[]), now);
+    assert!(queues.queues.is_empty());
 }
 
 #[test]
 fn what_is_reopened_has_its_turn_again_and_before_what_follows() {
-    let (mut lanes, now) = (DeliveryQueue::of("hook"), Instant::now());
-    lanes.see(&waiting("a", &ids(&["a1", "a2"])), now);
-    let first = lanes.next(now).expect("a job");
-    lanes.done(&first.key, "a1", now);
-    lanes.reopen(&first.key, "a1", now);
-    assert_eq!(lanes.pending(), 2);
-    assert_eq!(&*lanes.next(now).expect("a job").message.id, "a1");
+    let (mut queues, now) = (DeliveryQueue::of("hook"), Instant::now());
+    queues.see(&waiting("a", &ids(&["a1", "a2"])), now);
+    let first = queues.next(now).expect("a job");
+    queues.done(&first.key, "a1", now);
+    queues.reopen(&first.key, "a1", now);
+    assert_eq!(queues.pending(), 2);
+    assert_eq!(&*queues.next(now).expect("a job").message.id, "a1");
 }
 
 #[test]
 fn a_token_that_goes_leaves_what_is_open() {
-    let (mut lanes, now) = (DeliveryQueue::of("hook"), Instant::now());
-    lanes.see(&waiting("a", &ids(&["a1", "a2"])), now);
-    let job = lanes.next(now).expect("a job");
-    lanes.done(&job.key, "a1", now);
-    let left: Vec<_> = lanes.gone(&"a".into()).into_iter().map(|message| message.id.to_string()).collect();
+    let (mut queues, now) = (DeliveryQueue::of("hook"), Instant::now());
+    queues.see(&waiting("a", &ids(&["a1", "a2"])), now);
+    let job = queues.next(now).expect("a job");
+    queues.done(&job.key, "a1", now);
+    let left: Vec<_> = queues.gone(&"a".into()).into_iter().map(|message| message.id.to_string()).collect();
     assert_eq!(left, ["a2"]);
-    assert_eq!((lanes.pending(), lanes.next(now).is_none()), (0, true));
+    assert_eq!((queues.pending(), queues.next(now).is_none()), (0, true));
 }
 
 #[derive(Clone, Debug)]
@@ -132,7 +132,7 @@ proptest! {
     /// any more, all of them are.
     #[test]
     fn order_is_kept_and_nothing_is_forgotten(acts in proptest::collection::vec(act(), 0..200)) {
-        let (mut lanes, mut now) = (DeliveryQueue::of("hook"), Instant::now());
+        let (mut queues, mut now) = (DeliveryQueue::of("hook"), Instant::now());
         let mut stored: [Vec<String>; 3] = Default::default();
         let mut recorded: [Vec<String>; 3] = Default::default();
         let mut accepted: [Vec<String>; 3] = Default::default();
@@ -146,10 +146,10 @@ proptest! {
                     let id = format!("{token}-{}", recorded[token].len());
                     recorded[token].push(id.clone());
                     stored[token].push(id);
-                    lanes.see(&waiting(&token.to_string(), &stored[token]), now);
+                    queues.see(&waiting(&token.to_string(), &stored[token]), now);
                 }
                 Act::Run => {
-                    if let Some(job) = lanes.next(now) {
+                    if let Some(job) = queues.next(now) {
                         prop_assert!(running.iter().all(|other| other.key != job.key), "two at once");
                         running.push(job);
                     }
@@ -158,22 +158,22 @@ proptest! {
                     if let Some(job) = running.pop() {
                         if well {
                             accepted[index(&job.key)].push(job.message.id.to_string());
-                            lanes.done(&job.key, &job.message.id, now);
+                            queues.done(&job.key, &job.message.id, now);
                         } else {
-                            lanes.failed(&job.key, &job.message.id, now + Duration::from_secs(5));
+                            queues.failed(&job.key, &job.message.id, now + Duration::from_secs(5));
                         }
                     }
                 }
                 Act::Settle(token) => {
                     let token = usize::from(token);
                     stored[token].retain(|id| !accepted[token].contains(id));
-                    lanes.see(&waiting(&token.to_string(), &stored[token]), now);
+                    queues.see(&waiting(&token.to_string(), &stored[token]), now);
                 }
                 Act::Pass(seconds) => now += Duration::from_secs(seconds.into()),
-                Act::Hurry => lanes.hurry(now),
+                Act::Hurry => queues.make_all_due(now),
             }
             let open: usize = (0..3).map(|token| recorded[token].len() - accepted[token].len()).sum();
-            prop_assert_eq!(lanes.pending(), open);
+            prop_assert_eq!(queues.pending(), open);
         }
         prop_assert_eq!(&accepted, &recorded);
     }
