@@ -156,7 +156,7 @@ pub struct Refusal {
     pub kind: RefusalKind,
     /// The API server's message.
     pub message: String,
-    /// When the write failed. It is retried after [`RETRY`].
+    /// When the write failed. It is retried after `RETRY`.
     pub at: Timestamp,
 }
 

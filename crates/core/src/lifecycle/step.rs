@@ -9,7 +9,7 @@ use crate::token::{Hash, KeyId};
 /// One write, or waiting.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
-    /// Generate a token, and record its version by [`announce`] and a status write.
+    /// Generate a token, and record its version by [`announce`](super::announce) and a status write.
     Announce(Box<Announcement>),
     /// Write this status, then these Kubernetes Events.
     Record(Box<ApiTokenStatus>, Vec<Event>),
