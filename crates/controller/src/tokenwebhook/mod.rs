@@ -19,7 +19,7 @@ mod target;
 mod worker;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
@@ -52,6 +52,7 @@ use tokenward_core::outbox::subscription::{MAX_SUBSCRIPTIONS, Subscription};
 use tokenward_runtime::backoff::WatchBackoff;
 use tokenward_runtime::cluster::error::watch_message;
 use tokenward_runtime::cluster::lease::Claim;
+use tokenward_runtime::sync::lock;
 
 /// How long a deleted token waits for its undelivered events to be stored elsewhere, before it tries again.
 const KEEP: Duration = Duration::from_secs(5);
@@ -297,7 +298,7 @@ impl Webhooks {
 impl Shared {
     fn registry(&self) -> MutexGuard<'_, Registry> {
         // A panic elsewhere leaves plain data behind.
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.registry)
     }
 
     /// A token's event needs nothing more from a TokenWebhook.

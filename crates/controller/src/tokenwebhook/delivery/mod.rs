@@ -8,7 +8,7 @@ pub mod connect;
 mod connection;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
@@ -28,6 +28,7 @@ use tokenward_core::outbox::destination::AddressPolicy;
 use tokenward_core::outbox::payload::Message;
 use tokenward_core::outbox::retry::{Failure, Outcome, judge};
 use tokenward_core::outbox::signature::SigningKeys;
+use tokenward_runtime::sync::lock;
 
 /// How much of a response body is read, in bytes.
 const BODY_BOUND: usize = 64 * 1024;
@@ -190,7 +191,7 @@ impl Endpoint {
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.idle)
     }
 }
 
