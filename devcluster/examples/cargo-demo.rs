@@ -1,5 +1,5 @@
 //! The command `cargo demo`: builds Kubernetes with Go and tokenward with cargo at the same time, then becomes the
-//! example `demo`, with the arguments that it was given.
+//! program `demo`, with the arguments that it was given.
 //!
 //! An example, so that `cargo build` and the commands that users install lack it.
 
@@ -60,14 +60,14 @@ fn needs_control_plane(arguments: &[OsString]) -> bool {
     env::var_os("KUBECONFIG").is_none_or(|value| value.is_empty()) && !arguments.iter().any(is_other)
 }
 
-/// Builds the demo and tokenward by one command: beside an example tokenward gets the features that tests ask of its
-/// dependencies, so `cargo test` builds neither again. Answers where the demo is.
+/// Builds the demo and tokenward, and returns the path of the demo. Beside an example, which this launcher is, the
+/// dependencies get the features that tests ask of them, so `cargo test` builds none of them again.
 fn build() -> Result<PathBuf, Failure> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command
         .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["build", "--workspace", "--example", "demo", "--bin", "tokenward"])
+        .args(["build", "--workspace", "--bin", "demo", "--bin", "tokenward", "--example", "cargo-demo"])
         // Cargo itself says where it has put the demo, whatever target folder is configured.
         .arg("--message-format=json-render-diagnostics")
         .stdin(Stdio::null())

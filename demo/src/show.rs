@@ -98,7 +98,7 @@ impl Show {
         if cfg!(debug_assertions) {
             println!(
                 "    {}",
-                self.paint("2", "An unoptimized build; for more `cargo build --release --example demo --bin tokenward`, and start it.")
+                self.paint("2", "An unoptimized build; for more `cargo build --release --bin demo --bin tokenward` and run `target/release/demo`.")
             );
         }
         println!();

@@ -54,7 +54,7 @@ pub async fn set(
     show: &mut Show,
     stage: &mut Option<Stage>,
 ) -> anyhow::Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).to_owned();
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).to_owned();
 
     show.step("A Kubernetes control plane");
     let start = Instant::now();
@@ -102,10 +102,10 @@ pub async fn set(
     Ok(())
 }
 
-/// The program that users run. `cargo demo` builds it with the demo, whose folder is beside it.
+/// The program that users run. `cargo demo` builds it with the demo, beside it.
 fn program() -> anyhow::Result<PathBuf> {
     let demo = std::env::current_exe().context("the path of the demo")?;
-    let program = demo.ancestors().nth(2).context("the folder above the demo's")?.join("tokenward");
+    let program = demo.parent().context("the folder of the demo")?.join("tokenward");
     if !program.is_file() {
         bail!("{} is missing: start the demo by `cargo demo`, which builds both", program.display());
     }

@@ -442,7 +442,7 @@ async fn passes(gate: &Gate, token: &Presented, what: &str) -> anyhow::Result<()
 
 /// The files in `examples/` that contain an ApiToken, as arguments of kubectl.
 fn manifests() -> anyhow::Result<Vec<String>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
     let mut files = Vec::new();
     for file in fs::read_dir(&folder).with_context(|| format!("{} can't be read", folder.display()))? {
         let path = file?.path();
