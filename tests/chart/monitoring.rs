@@ -2,11 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
-use promql_parser::label::MatchOp;
-use promql_parser::parser::{self, Expr};
-use promql_parser::util::{ExprVisitor, walk_expr};
 use serde_json::{Value, json};
 
 use crate::helm::{object, objects, render, root};
@@ -36,33 +34,30 @@ fn dashboard() -> Value {
     serde_json::from_str(&fs::read_to_string(path).expect("a dashboard")).expect("JSON")
 }
 
-/// The metrics that a query names.
-struct Names(BTreeSet<String>);
-
-impl ExprVisitor for Names {
-    type Error = std::convert::Infallible;
-
-    fn pre_visit(&mut self, expr: &Expr) -> Result<bool, Self::Error> {
-        let selector = match expr {
-            Expr::VectorSelector(selector) => Some(selector),
-            Expr::MatrixSelector(range) => Some(&range.vs),
-            _ => None,
-        };
-        if let Some(selector) = selector {
-            let ours = selector.matchers.matchers.iter().find(|matcher| matcher.name == "namespace");
-            let ours = ours.expect("a query is for one namespace");
-            assert!(ours.op == MatchOp::Equal && ours.value == "tokenward");
-            self.0.insert(selector.name.clone().expect("a metric has a name"));
-        }
-        Ok(true)
+/// The metrics that a query names. Each must be selected by the one namespace; that the query is PromQL is promtool's
+/// to say.
+fn names(query: &str) -> BTreeSet<String> {
+    let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+    let mut names = BTreeSet::new();
+    for (at, _) in query.match_indices("tokenward_") {
+        let (before, from) = query.split_at(at);
+        assert!(!before.ends_with(is_of_name), "another's metric: {query}");
+        let (name, rest) = from.split_at(from.find(|c| !is_of_name(c)).unwrap_or(from.len()));
+        let selector = rest.strip_prefix('{').and_then(|rest| rest.split_once('}'));
+        let (matchers, _) =
+            selector.unwrap_or_else(|| panic!("{name} is not selected by namespace: {query}"));
+        assert!(matchers.split(',').any(|matcher| matcher.trim() == r#"namespace="tokenward""#), "{query}");
+        names.insert(name.to_owned());
     }
+    names
 }
 
-fn names(query: &str) -> BTreeSet<String> {
-    let parsed = parser::parse(query).unwrap_or_else(|error| panic!("{query}: {error}"));
-    let mut names = Names(BTreeSet::new());
-    let _ = walk_expr(&mut names, &parsed);
-    names.0
+/// Runs promtool, which must be satisfied.
+fn promtool(folder: &Path, args: &[&str]) {
+    let mut promtool = Command::new(programs::promtool().expect("promtool"));
+    let output = promtool.args(args).current_dir(folder).output().expect("promtool runs");
+    let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{printed}");
 }
 
 pub fn alerts_and_the_dashboard_are_sound() {
@@ -71,6 +66,12 @@ pub fn alerts_and_the_dashboard_are_sound() {
     for (place, query) in &queries {
         assert!(!names(query).is_empty(), "{place}: {query}");
     }
+    let rules: Vec<_> =
+        (0..).zip(&queries).map(|(n, (_, expr))| json!({"record": format!("q{n}"), "expr": expr})).collect();
+    let folder = tempfile::tempdir().expect("a folder");
+    let groups = json!({"groups": [{"name": "queries", "rules": rules}]});
+    fs::write(folder.path().join("queries.yaml"), groups.to_string()).expect("a file");
+    promtool(folder.path(), &["check", "rules", "queries.yaml"]);
     // The chart puts in its own namespace, and takes the dashboard as it stands.
     let (_, rendered, _) = crate::helm::try_helm(
         None,
@@ -102,10 +103,7 @@ pub fn alerts_say_what_they_should() {
         fs::copy(file, folder.path().join(file.file_name().expect("a name"))).expect("a copy");
     }
     for args in [["check", "rules", "rules.yaml"], ["test", "rules", "alerts.yaml"]] {
-        let mut promtool = Command::new(programs::promtool().expect("promtool"));
-        let output = promtool.args(args).current_dir(folder.path()).output().expect("promtool runs");
-        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        assert!(output.status.success(), "{said}");
+        promtool(folder.path(), &args);
     }
     let samples = fs::read_to_string(samples).expect("a text");
     for line in fs::read_to_string(rules).expect("a text").lines() {
