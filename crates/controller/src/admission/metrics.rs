@@ -17,8 +17,8 @@ struct Review {
 pub(crate) enum Verdict {
     /// The object may be stored.
     Admitted,
-    /// It breaks a rule.
-    Refused,
+    /// It violates a rule.
+    Denied,
     /// It could not be checked, so it may not be stored.
     Failed,
 }
@@ -49,7 +49,7 @@ impl Metrics {
     pub(crate) fn reviewed(&self, kind: &'static str, verdict: Verdict) {
         let verdict = match verdict {
             Verdict::Admitted => "ADMITTED",
-            Verdict::Refused => "REFUSED",
+            Verdict::Denied => "DENIED",
             Verdict::Failed => "FAILED",
         };
         self.reviews.get_or_create(&Review { kind, verdict }).inc();
