@@ -18,8 +18,8 @@ use crate::context::Context;
 use tokenward_core::crd::labels::WEBHOOKS_FINALIZER;
 use tokenward_core::crd::{ApiToken, ApiTokenStatus};
 use tokenward_core::lifecycle::{
-    Announcement, Content, DesiredData, Handover, Material, Observed, Refusal, RefusalKind, SecretMetadata,
-    SecretState, Spec, Step, Transition, announce, compose, inspect, previous_version, wipe,
+    Announcement, Content, DesiredData, Handover, Material, Observed, Rejection, RejectionKind,
+    SecretMetadata, SecretState, Spec, Step, Transition, announce, compose, inspect, previous_version, wipe,
 };
 use tokenward_core::token::{KeyId, Peppers, Plaintext, format};
 use tokenward_runtime::cluster::error::{ErrorClass, classify, is_already_exists, is_not_found, message};
@@ -191,7 +191,7 @@ impl StepContext<'_> {
         let secret = inspect(&written, token, spec, self.peppers);
         wipe(&mut written);
         self.remember(|state| {
-            state.refusal = None;
+            state.rejection = None;
             state.recheck_secret = false;
             state.inspected = Inspected::of(&secret, token, spec);
         });
@@ -211,8 +211,8 @@ impl StepContext<'_> {
             state.recheck_secret = true;
         });
         let kind = match classify(&error) {
-            ErrorClass::Forbidden => RefusalKind::Forbidden,
-            ErrorClass::Invalid => RefusalKind::Invalid,
+            ErrorClass::Forbidden => RejectionKind::Forbidden,
+            ErrorClass::Invalid => RejectionKind::Invalid,
             ErrorClass::Conflict if is_already_exists(&error) => return Ok(Applied::Reobserve),
             // The Secret is gone, not the token.
             ErrorClass::Drop if !creates && is_not_found(&error) => return Ok(Applied::Reobserve),
@@ -220,9 +220,9 @@ impl StepContext<'_> {
                 return Err(Error::WriteSecret { name: spec.secret_name.clone(), source: error });
             }
         };
-        let refusal = Refusal { kind, message: message(&error), at: self.now };
-        self.remember(|state| state.refusal = Some(refusal));
-        self.context.metrics.failed("secret_refused");
+        let rejection = Rejection { kind, message: message(&error), at: self.now };
+        self.remember(|state| state.rejection = Some(rejection));
+        self.context.metrics.failed("secret_rejected");
         Ok(Applied::Reobserve)
     }
 

@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Mutex;
 
 use tokenward_core::crd::ApiToken;
-use tokenward_core::lifecycle::{OwnSecret, Refusal, SecretState, Spec};
+use tokenward_core::lifecycle::{OwnSecret, Rejection, SecretState, Spec};
 use tokenward_core::outbox::events::Receipts;
 use tokenward_core::token::{KeyId, Plaintext};
 use tokenward_runtime::sync::lock;
@@ -20,8 +20,8 @@ pub(crate) struct StateCache(Mutex<HashMap<String, TokenState>>);
 pub(crate) struct TokenState {
     /// Generated and recorded in the status, but not in the Secret yet.
     pub(crate) minted: Option<(KeyId, Plaintext)>,
-    /// Why the API server refused the last attempt to write the Secret.
-    pub(crate) refusal: Option<Refusal>,
+    /// Why the API server rejected the last write of the Secret.
+    pub(crate) rejection: Option<Rejection>,
     /// The last inspection of the Secret.
     pub(crate) inspected: Option<Inspected>,
     /// The resourceVersion of the last write of this process. The watch may still deliver older ones.

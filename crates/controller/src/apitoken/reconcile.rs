@@ -55,16 +55,20 @@ async fn make_steps(mut token: ApiToken, context: &Context) -> Result<Action, Er
             (None, Ok(spec)) => secret_state(&token, spec, &peppers, context).await?,
             (None, Err(_)) => SecretState::Absent,
         };
-        let (held, refusal, receipts) = context.cache.with(&uid, |state| {
-            (state.minted.as_ref().map(|(key_id, _)| *key_id), state.refusal.clone(), state.receipts.clone())
+        let (minted, rejection, receipts) = context.cache.with(&uid, |state| {
+            (
+                state.minted.as_ref().map(|(key_id, _)| *key_id),
+                state.rejection.clone(),
+                state.receipts.clone(),
+            )
         });
         let subscriptions = context.webhooks.subscriptions(&token.namespace().unwrap_or_default());
         let observed = Observed {
             token: &token,
             spec,
             secret,
-            held,
-            refusal,
+            minted,
+            rejection,
             propagation: context.propagation,
             subscriptions: &subscriptions,
             receipts,
@@ -73,9 +77,9 @@ async fn make_steps(mut token: ApiToken, context: &Context) -> Result<Action, Er
         let now = Timestamp::now();
         let step = next_step(&observed, now);
         if let Step::Wait(until) = step {
-            if observed.refusal.as_ref().is_some_and(|refusal| now >= refusal.retry_at()) {
-                // What was refused is no longer wanted.
-                context.cache.with(&uid, |state| state.refusal = None);
+            if observed.rejection.as_ref().is_some_and(|rejection| now >= rejection.retry_at()) {
+                // The write that was rejected is no longer needed.
+                context.cache.with(&uid, |state| state.rejection = None);
                 continue;
             }
             return Ok(wait(until, now));

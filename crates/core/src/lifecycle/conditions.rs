@@ -3,7 +3,7 @@
 
 use jiff::Timestamp;
 
-use super::observed::{Observed, RefusalKind, SecretState};
+use super::observed::{Observed, RejectionKind, SecretState};
 use super::rotate::Due;
 use super::transitions::{Transition, add_condition_changes, add_expiry_notice};
 use super::versions::{active, pending, retiring};
@@ -17,7 +17,7 @@ enum Cause {
     Revoked,
     Invalid(String),
     Foreign,
-    Refused(RefusalKind, String),
+    Rejected(RejectionKind, String),
     Expired(Timestamp),
     Throttled { reason: RotationReason, until: Timestamp, stalled: bool },
     Minting,
@@ -37,12 +37,12 @@ fn cause(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timest
     if let Some(at) = observed.token.spec.expires_at.filter(|_| observed.expired(now)) {
         return Cause::Expired(at);
     }
-    if let Some(refusal) = &observed.refusal {
-        return Cause::Refused(refusal.kind, refusal.message.clone());
+    if let Some(rejection) = &observed.rejection {
+        return Cause::Rejected(rejection.kind, rejection.message.clone());
     }
     match (&observed.secret, due) {
         (SecretState::Foreign, _) => Cause::Foreign,
-        (SecretState::Unreadable(message), _) => Cause::Refused(RefusalKind::Forbidden, message.clone()),
+        (SecretState::Unreadable(message), _) => Cause::Rejected(RejectionKind::Forbidden, message.clone()),
         (_, Due::Throttled { reason, until, stalled }) => Cause::Throttled { reason, until, stalled },
         _ if pending(status).is_some() || active(status).is_none() => Cause::Minting,
         (SecretState::Absent, _) => Cause::Damaged(RotationReason::SecretMissing),
@@ -123,11 +123,11 @@ fn stalled(cause: &Cause, secret: &str) -> Option<Reason> {
                 "Secret {secret} exists and is not tokenward's, so it is not written; delete it, or create an ApiToken with another secret.name"
             ),
         ),
-        Cause::Refused(RefusalKind::Forbidden, message) => Reason::new(
+        Cause::Rejected(RejectionKind::Forbidden, message) => Reason::new(
             "Forbidden",
-            format!("the API server refused to let the controller read or write Secret {secret}: {message}"),
+            format!("the API server denied the controller access to Secret {secret}: {message}"),
         ),
-        Cause::Refused(RefusalKind::Invalid, message) => {
+        Cause::Rejected(RejectionKind::Invalid, message) => {
             Reason::new("SecretInvalid", format!("the API server does not accept Secret {secret}: {message}"))
         }
         Cause::Throttled { reason, until, stalled: true } => Reason::new(
@@ -177,7 +177,7 @@ fn ready(cause: &Cause, stalled: Option<&Reason>, status: &ApiTokenStatus, secre
             ),
         ),
         Cause::Suspended => Outcome::yes("Suspended", "suspended, as the spec says"),
-        Cause::Invalid(_) | Cause::Foreign | Cause::Refused(..) | Cause::None => {
+        Cause::Invalid(_) | Cause::Foreign | Cause::Rejected(..) | Cause::None => {
             Outcome::yes("Active", format!("Secret {secret} holds version {}", current.unwrap_or_default()))
         }
     }
@@ -219,10 +219,10 @@ fn delivered(observed: &Observed<'_>, status: &ApiTokenStatus, secret: &str, cau
             Outcome::yes("Delivered", format!("Secret {secret} holds version {}", version.version))
         }
         (Cause::Foreign, _) => Outcome::no("SecretConflict", format!("Secret {secret} is not tokenward's")),
-        (Cause::Refused(RefusalKind::Forbidden, _), _) => {
+        (Cause::Rejected(RejectionKind::Forbidden, _), _) => {
             Outcome::no("Forbidden", format!("Secret {secret} may not be read or written"))
         }
-        (Cause::Refused(RefusalKind::Invalid, _), _) => {
+        (Cause::Rejected(RejectionKind::Invalid, _), _) => {
             Outcome::no("SecretInvalid", format!("Secret {secret} is not accepted"))
         }
         _ => match (&observed.secret, active(status)) {
@@ -242,7 +242,7 @@ fn damage_reason(reason: RotationReason) -> &'static str {
 
 fn damage(reason: RotationReason) -> &'static str {
     match reason {
-        RotationReason::SecretTampered => "the Secret holds something else than tokenward had written",
+        RotationReason::SecretTampered => "the Secret contains something other than what tokenward wrote",
         _ => "the Secret is gone",
     }
 }
@@ -287,17 +287,17 @@ mod tests {
         Cause::Throttled { reason: RotationReason::SecretTampered, until: at(9), stalled }
     }
 
-    fn refused(kind: RefusalKind) -> Cause {
-        Cause::Refused(kind, "no".to_owned())
+    fn rejected(kind: RejectionKind) -> Cause {
+        Cause::Rejected(kind, "no".to_owned())
     }
 
     #[test]
-    fn what_stalls() {
+    fn causes_that_stall() {
         for (cause, expected) in [
             (Cause::Invalid("why".to_owned()), Some("InvalidSpec")),
             (Cause::Foreign, Some("SecretConflict")),
-            (refused(RefusalKind::Forbidden), Some("Forbidden")),
-            (refused(RefusalKind::Invalid), Some("SecretInvalid")),
+            (rejected(RejectionKind::Forbidden), Some("Forbidden")),
+            (rejected(RejectionKind::Invalid), Some("SecretInvalid")),
             (throttled(true), Some("SecretTampered")),
             (throttled(false), None),
             (Cause::Revoked, None),
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ready() {
+    fn ready_by_cause() {
         let active = || status(&[VersionState::Active]);
         for (cause, status, expected) in [
             (Cause::None, active(), (true, "Active")),
@@ -329,7 +329,7 @@ mod tests {
             (throttled(false), active(), (false, "SecretTampered")),
             (throttled(true), active(), (false, "SecretTampered")),
             (Cause::Foreign, active(), (false, "SecretConflict")),
-            (refused(RefusalKind::Invalid), active(), (false, "SecretInvalid")),
+            (rejected(RejectionKind::Invalid), active(), (false, "SecretInvalid")),
         ] {
             let ready = ready(&cause, stalled(&cause, "s").as_ref(), &status, "s");
             assert_eq!((ready.status, ready.reason.code), expected, "{cause:?}");
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_active() {
+    fn active_by_cause() {
         let delivered = Outcome::yes("Delivered", "");
         let missing = Outcome::no("SecretMissing", "");
         let active = || status(&[VersionState::Active]);
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn phases() {
+    fn phase_by_cause() {
         let active = || status(&[VersionState::Active]);
         for (cause, suspended, status, expected) in [
             (Cause::Revoked, true, active(), Phase::Revoked),

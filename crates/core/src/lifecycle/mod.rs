@@ -22,7 +22,7 @@ mod transitions;
 mod versions;
 
 pub use next_step::{announce, next_step, previous_version};
-pub use observed::{Observed, OwnSecret, Refusal, RefusalKind, SealedVersion, SecretState};
+pub use observed::{Observed, OwnSecret, Rejection, RejectionKind, SealedVersion, SecretState};
 pub use secret::{DesiredData, SecretMetadata, compose, has_labels_of, inspect, is_controlled_by, wipe};
 pub use spec::{InvalidSpec, Spec};
 pub use step::{Announcement, Content, Handover, Material, Step};

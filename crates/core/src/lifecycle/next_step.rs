@@ -6,7 +6,7 @@ use super::conditions::describe;
 use super::finalizer;
 use super::observed::{Observed, RETRY};
 use super::revoke;
-use super::rotate::{Due, due, is_repair, remember};
+use super::rotate::{Due, due, is_repair, update_record};
 use super::secret::desired_metadata;
 use super::spec::Spec;
 use super::step::{Announcement, Content, Material, Step};
@@ -98,7 +98,7 @@ fn update(observed: &Observed<'_>, transitions: &mut Vec<Transition>, now: Times
     revoke::enforce(&mut status, observed, now);
     prune(&mut status.versions);
     if let Ok(spec) = &observed.spec {
-        remember(&mut status, spec);
+        update_record(&mut status, spec);
     }
     status
 }
@@ -114,7 +114,7 @@ fn prepare(
 ) -> Announcement {
     let replaced = pending(&status).map(|version| version.version);
     status.versions.retain(|version| version.state != VersionState::Pending);
-    // A broken Secret is repaired at once, since pods can't start without it; a trigger comes here during an overlap
+    // A broken Secret is repaired at once, since pods can't start without it; a trigger leads here during an overlap
     // only if the Secret contains no token. In both cases an older version loses the rest of its overlap, since three
     // must never work at once.
     let makes_room = is_repair(reason) || reason == RotationReason::Trigger;
@@ -191,9 +191,9 @@ pub fn previous_version(status: &ApiTokenStatus, content: Content) -> Option<&st
 
 /// The write that the Secret needs, if any. The status is recorded by now.
 fn secret_step(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, now: Timestamp) -> Step {
-    if let Some(refusal) = &observed.refusal {
-        let retry = refusal.retry_at();
-        if now < retry && now >= refusal.at {
+    if let Some(rejection) = &observed.rejection {
+        let retry = rejection.retry_at();
+        if now < retry && now >= rejection.at {
             return Step::Wait(Some(retry));
         }
     }
@@ -219,8 +219,8 @@ fn secret_step(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, no
     Step::WriteSecret { key_id: version.key_id.clone(), content: Content::Existing }
 }
 
-/// From when a pending version may go into the Secret; `None` is now. Every verifier must know it before anybody can
-/// read it, or the first to use it would be refused.
+/// From when a pending version may be written into the Secret; `None` is now. Every verifier must know it before
+/// anybody can read it, or the first to use it would be denied.
 fn deliver_at(observed: &Observed<'_>, pending: &TokenVersion, now: Timestamp) -> Option<Timestamp> {
     let at = pending.issued_at.checked_add(observed.propagation).ok()?;
     // A clock that was set back must not delay a delivery for longer than the propagation takes.
