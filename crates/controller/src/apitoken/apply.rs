@@ -1,8 +1,8 @@
 //! The only file that writes ApiTokens and their Secrets.
 //!
-//! Every write carries what it was decided on: the status its object's resourceVersion, a new Secret the demand
-//! that there is none, a changed or deleted one the version that was read. A write that lost a race changes
-//! nothing, and the token is observed again.
+//! Every write fails unless the cluster is as it was when the write was decided on: a status and a changed or deleted
+//! Secret by the resourceVersion that was read, a new Secret by being created. A write that lost a race changes nothing,
+//! and the token is observed again.
 
 use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use super::cache::{Inspected, TokenState};
 use super::error::Error;
 use crate::context::Context;
+use crate::objects::{FIELD_MANAGER, TokenKey};
 use tokenward_core::crd::labels::WEBHOOKS_FINALIZER;
 use tokenward_core::crd::{ApiToken, ApiTokenStatus};
 use tokenward_core::lifecycle::{
@@ -24,9 +25,6 @@ use tokenward_core::lifecycle::{
 use tokenward_core::token::{KeyId, Peppers, Plaintext, format};
 use tokenward_runtime::cluster::error::{ErrorClass, classify, is_already_exists, is_not_found, message};
 use tokenward_runtime::{entropy, failpoint};
-
-/// The field manager of every write.
-const MANAGER: &str = "tokenward";
 
 /// The outcome of a step.
 pub(crate) enum Applied {
@@ -40,8 +38,9 @@ pub(crate) enum Applied {
     Gone,
 }
 
-/// What a step was decided on, and what it takes to make it.
+/// What a step was decided on, and what is needed to make it.
 pub(crate) struct StepContext<'a> {
+    pub(crate) key: &'a TokenKey,
     pub(crate) observed: &'a Observed<'a>,
     pub(crate) peppers: &'a Peppers,
     pub(crate) context: &'a Context,
@@ -63,7 +62,7 @@ impl StepContext<'_> {
                 self.hand_over(&handover).await?;
                 self.write_finalizer(false).await
             }
-            // A spec that can't be acted on asks for none of these; waiting is not a write.
+            // No such step follows from an invalid spec; waiting is not a write.
             (Step::Announce(_) | Step::WriteSecret { .. } | Step::DeleteSecret | Step::Wait(_), _) => {
                 Ok(Applied::Reobserve)
             }
@@ -72,14 +71,14 @@ impl StepContext<'_> {
 
     /// Generates a token and records its version. The token itself stays in memory until it is delivered.
     async fn announce_new(&self, announcement: Announcement, spec: &Spec) -> Result<Applied, Error> {
-        let (namespace, name) = (self.namespace(), self.observed.token.name_any());
+        let TokenKey { namespace, name, .. } = self.key;
         let (key_id, plaintext) = generate(spec)?;
-        let hash = self.peppers.hash(&namespace, &name, &plaintext).ok_or(Error::Pepper)?;
+        let hash = self.peppers.hash(namespace, name, &plaintext).ok_or(Error::Pepper)?;
         let (version, reason) = (announcement.version, announcement.reason);
         let (status, transitions) =
             announce(self.observed, announcement, &Material { key_id, hash }, self.now);
         let applied = self.record(status, transitions, "announce").await?;
-        self.remember(|state| state.minted = Some((key_id, plaintext)));
+        self.with_state(|state| state.minted = Some((key_id, plaintext)));
         self.context.metrics.minted(reason);
         info!(namespace, name, version, key_id = %key_id, reason = reason.as_str(), "minted");
         Ok(applied)
@@ -97,12 +96,12 @@ impl StepContext<'_> {
         failpoint::before(point);
         let written = self
             .api()
-            .replace_status(&token.name_any(), &params(), &object)
+            .replace_status(&self.key.name, &params(), &object)
             .await
             .map_err(Error::WriteStatus)?;
         failpoint::after(point);
         self.context.metrics.status_writes.inc();
-        let receipts_pending = self.remember(|state| {
+        let receipts_pending = self.with_state(|state| {
             state.written = resource_version(&written);
             let outbox = written.status.as_ref().and_then(|status| status.outbox.as_ref());
             state.receipts.retain(outbox)
@@ -112,13 +111,13 @@ impl StepContext<'_> {
         }
         for transition in transitions {
             info!(
-                namespace = token.namespace(),
-                name = token.name_any(),
+                namespace = self.key.namespace,
+                name = self.key.name,
                 event = transition.kind.event_reason(),
                 "{}",
                 transition.message
             );
-            self.context.events.send(token, transition.into());
+            self.context.events.publish(token, transition.into());
         }
         Ok(Applied::Status(Box::new(written)))
     }
@@ -134,7 +133,7 @@ impl StepContext<'_> {
             Existing::Changed => return Ok(Applied::Reobserve),
         };
         let minted = match content {
-            Content::Minted => match self.remember(|state| state.minted.take()) {
+            Content::Minted => match self.with_state(|state| state.minted.take()) {
                 Some(minted) if minted.0.as_str() == key_id => Some(minted),
                 _ => return Ok(Applied::Reobserve),
             },
@@ -190,7 +189,7 @@ impl StepContext<'_> {
         let token = self.observed.token;
         let secret = inspect(&written, token, spec, self.peppers);
         wipe(&mut written);
-        self.remember(|state| {
+        self.with_state(|state| {
             state.rejection = None;
             state.recheck_secret = false;
             state.inspected = Inspected::of(&secret, token, spec);
@@ -198,7 +197,7 @@ impl StepContext<'_> {
         Applied::Secret(secret)
     }
 
-    /// Either it was not written or nobody knows: the minted token stays in memory for the next attempt.
+    /// It was not written, or nobody knows: the minted token stays in memory for the next attempt.
     fn secret_not_written(
         &self,
         error: kube::Error,
@@ -206,7 +205,7 @@ impl StepContext<'_> {
         spec: &Spec,
         creates: bool,
     ) -> Result<Applied, Error> {
-        self.remember(|state| {
+        self.with_state(|state| {
             state.minted = minted;
             state.recheck_secret = true;
         });
@@ -221,7 +220,7 @@ impl StepContext<'_> {
             }
         };
         let rejection = Rejection { kind, message: message(&error), at: self.now };
-        self.remember(|state| state.rejection = Some(rejection));
+        self.with_state(|state| state.rejection = Some(rejection));
         self.context.metrics.failed("secret_rejected");
         Ok(Applied::Reobserve)
     }
@@ -256,16 +255,16 @@ impl StepContext<'_> {
         let patch = json!({
             "metadata": {"finalizers": finalizers, "resourceVersion": token.metadata.resource_version},
         });
-        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..Default::default() };
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
         let point = if wanted { "add-finalizer" } else { "remove-finalizer" };
         failpoint::before(point);
-        let written = self.api::<ApiToken>().patch(&token.name_any(), &params, &Patch::Merge(patch)).await;
+        let written = self.api::<ApiToken>().patch(&self.key.name, &params, &Patch::Merge(patch)).await;
         failpoint::after(point);
         let written = written.map_err(Error::WriteFinalizer)?;
         if written.metadata.deletion_timestamp.is_some() && !wanted {
             return Ok(Applied::Gone);
         }
-        self.remember(|state| state.written = resource_version(&written));
+        self.with_state(|state| state.written = resource_version(&written));
         Ok(Applied::Status(Box::new(written)))
     }
 
@@ -274,7 +273,7 @@ impl StepContext<'_> {
         if handover.undelivered.is_empty() {
             return Ok(());
         }
-        let (namespace, name) = (self.namespace(), self.observed.token.name_any());
+        let TokenKey { namespace, name, .. } = self.key;
         match self.context.webhooks.keep(self.observed.token, &handover.undelivered).await {
             Ok(()) => Ok(()),
             Err(webhook) if handover.best_effort => {
@@ -284,20 +283,17 @@ impl StepContext<'_> {
                 );
                 Ok(())
             }
-            Err(webhook) => Err(Error::KeepEvents(webhook)),
+            Err(webhook) => Err(Error::StoreEvents(webhook)),
         }
     }
 
     fn api<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>>(&self) -> Api<K> {
-        Api::namespaced(self.context.client.clone(), &self.namespace())
+        Api::namespaced(self.context.client.clone(), &self.key.namespace)
     }
 
-    fn namespace(&self) -> String {
-        self.observed.token.namespace().unwrap_or_default()
-    }
-
-    fn remember<T>(&self, change: impl FnOnce(&mut TokenState) -> T) -> T {
-        self.context.cache.with(&self.observed.token.uid().unwrap_or_default(), change)
+    /// Reads or changes the token's state in memory.
+    fn with_state<T>(&self, change: impl FnOnce(&mut TokenState) -> T) -> T {
+        self.context.cache.with(&self.key.uid, change)
     }
 }
 
@@ -320,5 +316,5 @@ fn resource_version(object: &ApiToken) -> Option<u64> {
 }
 
 fn params() -> PostParams {
-    PostParams { field_manager: Some(MANAGER.to_owned()), ..Default::default() }
+    PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() }
 }

@@ -205,7 +205,7 @@ impl Record {
             self.run(after_write);
             return None;
         }
-        if !self.shared.claim.borrow().holds() {
+        if !self.shared.claim.borrow().is_valid() {
             return None;
         }
         self.writing = true;
@@ -292,7 +292,9 @@ impl Record {
     /// Emits an Event, and a log line of the same content.
     pub(crate) fn emit(&self, reason: &'static str, warning: bool, sentence: &str) {
         info!(namespace = self.object.namespace(), webhook = &*self.name, event = reason, "{sentence}");
-        self.shared.events.send(&*self.object, NewEvent { reason: Reason::new(reason, sentence), warning });
+        self.shared
+            .events
+            .publish(&*self.object, NewEvent { reason: Reason::new(reason, sentence), warning });
     }
 
     fn api(&self) -> Api<TokenWebhook> {

@@ -19,6 +19,7 @@ use tracing::{error, info, warn};
 use super::generate::generate;
 use super::state::{CertificateState, Names, SECRET, Step};
 use crate::admission::metrics::Metrics;
+use crate::objects::FIELD_MANAGER;
 use tokenward_runtime::cluster::error::{ErrorClass, classify, message};
 use tokenward_runtime::cluster::lease::Claim;
 use tokenward_runtime::cluster::watch::follow;
@@ -29,7 +30,6 @@ use tokenward_runtime::tls::ServingCertificate;
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// The longest wait between two steps: the clock may be set meanwhile.
 const MAX_WAIT: Duration = Duration::from_secs(60);
-const FIELD_MANAGER: &str = "tokenward";
 
 /// Rotates the certificates of the admission webhook.
 pub(crate) struct CertificateRotator {
@@ -69,7 +69,7 @@ impl CertificateRotator {
                 Some(seen) => {
                     self.present(seen, &mut presenting);
                     let claim = *self.claim.borrow();
-                    match claim.holds() {
+                    match claim.is_valid() {
                         true => self.make_step(seen, configuration.as_ref(), &secrets, &configurations).await,
                         false => MAX_WAIT,
                     }
