@@ -61,9 +61,7 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
     let pepper_ready = readiness.part("pepper");
     let lists_ready = readiness.part("first list of ApiTokens and Secrets");
     let admission = Admission::new(&args.admission, &namespace, &mut registry, &readiness).await?;
-    let telemetry =
-        probes::serve(args.common.telemetry_listen, readiness, registry, stop.clone().cancelled_owned())
-            .await?;
+    let telemetry = probes::serve(args.common.telemetry_listen, readiness, registry, stop.clone())?;
     info!(version = env!("CARGO_PKG_VERSION"), namespace, "controller starts");
 
     let process = Process { args, client, namespace, metrics, pepper_ready, lists_ready, stop: stop.clone() };
