@@ -1,4 +1,4 @@
-//! What reconciliations share.
+//! The state that all reconciliations share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -49,7 +49,7 @@ struct ReceiptBatcher {
     last: Instant,
 }
 
-/// Requeues tokens.
+/// The sending end of the queue of [`channel`].
 #[derive(Clone)]
 pub(crate) struct RequeueSender {
     now: mpsc::UnboundedSender<ObjectRef<Token>>,

@@ -27,7 +27,7 @@ const MAX_CONCURRENT_GRANT_CHECKS: usize = 8;
 /// Responds to admission reviews.
 pub(crate) struct Reviewer {
     client: Client,
-    /// The controller's caches. What a token that is not in them yet breaks, the controller reports.
+    /// The controller's caches. They lag, so a violation may be missed here; then the controller reports it.
     tokens: Vec<Store<Token>>,
     addresses: Arc<AddressPolicy>,
     enforce_scope_grants: bool,
@@ -55,7 +55,7 @@ impl Reviewer {
         Self { client, tokens, addresses, enforce_scope_grants, metrics }
     }
 
-    /// Reviews an ApiToken.
+    /// Responds to the review of an ApiToken.
     pub(crate) async fn api_token(&self, request: &AdmissionRequest<ApiToken>) -> AdmissionResponse {
         let response = AdmissionResponse::from(request);
         // A deletion comes without an object, and is always admitted.
@@ -67,7 +67,7 @@ impl Reviewer {
         self.respond("ApiToken", response, result)
     }
 
-    /// Reviews a TokenWebhook.
+    /// Responds to the review of a TokenWebhook.
     pub(crate) fn token_webhook(&self, request: &AdmissionRequest<TokenWebhook>) -> AdmissionResponse {
         let response = AdmissionResponse::from(request);
         let Some(new) = &request.object else { return response };
@@ -158,8 +158,8 @@ impl Reviewer {
         access::is_allowed(&self.client, review).await
     }
 
-    /// Checks that the Secret is free or labelled as this token's. Labels prove nothing, and errors are ignored: this is for
-    /// early advice, and the controller never writes a Secret that is not its own.
+    /// Checks that the Secret does not exist or is labelled as this token's. Labels prove nothing, and errors are ignored:
+    /// this is early advice, and the controller never writes a Secret that is not its own.
     async fn check_secret(&self, namespace: &str, name: &str, secret: String) -> Result<(), Violation> {
         if let Some(token) = self.other_token_with(namespace, name, &secret) {
             return Err(Violation::SecretOfAnother { secret, token });

@@ -48,7 +48,7 @@ pub(crate) struct StepContext<'a> {
 }
 
 impl StepContext<'_> {
-    /// Makes one step.
+    /// Makes a step: writes what it says, and updates the token's state in memory.
     pub(crate) async fn apply(&self, step: Step) -> Result<Applied, Error> {
         match (step, &self.observed.spec) {
             (Step::Announce(announcement), Ok(spec)) => self.announce_new(*announcement, spec).await,

@@ -1,7 +1,7 @@
 //! Conditions: their types, the reason of each, and a list that preserves their transition times.
 //!
 //! Types and meanings follow the Kubernetes API conventions and kstatus, so that `kubectl wait`, Flux and
-//! Argo CD come to an end in every state.
+//! Argo CD wait for no object for ever.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -21,11 +21,11 @@ pub enum ConditionType {
     Delivered,
     /// Work is under way (kstatus).
     Reconciling,
-    /// Work can't go on until somebody acts (kstatus).
+    /// The spec can't be realised until somebody acts (kstatus).
     Stalled,
     /// The endpoint of a TokenWebhook accepts events.
     Healthy,
-    /// The endpoint of a TokenWebhook has answered that it is gone.
+    /// The endpoint of a TokenWebhook has responded with 410 Gone.
     Disabled,
 }
 

@@ -37,7 +37,7 @@ pub struct Observed<'a> {
 }
 
 impl<'a> Observed<'a> {
-    /// The stored status.
+    /// The status as last read or written.
     pub fn status(&self) -> Option<&'a ApiTokenStatus> {
         self.token.status.as_ref()
     }
@@ -137,7 +137,7 @@ pub struct OwnSecret {
 /// A version as a valid seal describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SealedVersion {
-    /// `status.tokenId`.
+    /// The public id of the ApiToken, `status.tokenId`.
     pub token_id: String,
     /// The number of the version.
     pub version: i64,

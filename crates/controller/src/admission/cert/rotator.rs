@@ -28,7 +28,7 @@ use tokenward_runtime::tls::ServingCertificate;
 
 /// The wait after a write that failed.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
-/// The longest wait between two steps: the clock may be set meanwhile.
+/// The longest wait between two steps, since the clock may be set meanwhile.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// Rotates the certificates of the admission webhook.
@@ -130,10 +130,14 @@ impl CertificateRotator {
             _ => self.write(seen, step, now, secrets).await.map(|()| MAX_WAIT),
         };
         done.unwrap_or_else(|error| match classify(&error) {
-            // Somebody was faster; the watch will deliver it.
+            // Another replica was faster. The watch will deliver what it wrote.
             ErrorClass::Conflict => MAX_WAIT,
             _ => {
-                warn!(error = message(&error), ?step, "the admission webhook's certificate; trying again");
+                warn!(
+                    error = message(&error),
+                    ?step,
+                    "the admission webhook's certificate could not be written; trying again"
+                );
                 RETRY_AFTER
             }
         })
@@ -146,8 +150,8 @@ impl CertificateRotator {
         now: Timestamp,
         secrets: &Api<Secret>,
     ) -> kube::Result<()> {
-        let made = match step {
-            Step::Make | Step::Announce => match generate(&self.names, now, self.lifetime) {
+        let generated = match step {
+            Step::Generate | Step::Announce => match generate(&self.names, now, self.lifetime) {
                 Ok(pair) => Some(pair),
                 Err(error) => {
                     error!(%error, "no certificate could be generated");
@@ -156,7 +160,7 @@ impl CertificateRotator {
             },
             _ => None,
         };
-        let state = seen.state.clone().after(step, made);
+        let state = seen.state.clone().after(step, generated);
         let secret = Secret {
             metadata: ObjectMeta {
                 name: Some(SECRET.to_owned()),
