@@ -1,4 +1,4 @@
-//! Creates the pepper on the very first start, and refuses to start when it was lost since.
+//! Creates the pepper on the very first start, and fails if it was lost since.
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
@@ -89,7 +89,7 @@ pub(crate) async fn ensure(client: &Client, namespace: &str, tokens: &[Api<ApiTo
 
 /// An ApiToken with a hash in its status, if there is one. One that can't be read may have one.
 async fn find_hash(api: &Api<ApiToken>) -> Result<Option<String>, Error> {
-    // The guard keeps one unreadable object from hiding the others.
+    // Without the guard, one unreadable object would make the whole list fail.
     let api: Api<DeserializeGuard<ApiToken>> = match api.namespace() {
         Some(namespace) => Api::namespaced(api.clone().into_client(), namespace),
         None => Api::all(api.clone().into_client()),

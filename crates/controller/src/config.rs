@@ -9,10 +9,9 @@ use jiff::SignedDuration;
 use tokenward_runtime::config::{CommonArgs, duration};
 use tokenward_runtime::tls::files::Files;
 
-/// The controller's flags.
+/// The flags of `tokenward controller`.
 #[derive(Clone, Debug, Args)]
 pub struct ControllerArgs {
-    /// The flags of every server.
     #[command(flatten)]
     pub common: CommonArgs,
     /// Lease used for leader election, in the operator's namespace
@@ -27,13 +26,11 @@ pub struct ControllerArgs {
     /// How long to wait between publishing the hash of a new token and writing the token to its Secret, so that verifiers know it
     #[arg(long, env = "TOKENWARD_PROPAGATION", default_value = "1s", value_parser = duration)]
     pub propagation: SignedDuration,
-    /// The admission webhook.
     #[command(flatten)]
     pub admission: AdmissionArgs,
     /// How long before its expiresAt an ApiToken gets an Event and TokenWebhooks get token.expiring
     #[arg(long, env = "TOKENWARD_EXPIRY_NOTICE", default_value = "168h", value_parser = duration)]
     pub expiry_notice: SignedDuration,
-    /// Webhook delivery.
     #[command(flatten)]
     pub webhooks: WebhookArgs,
 }

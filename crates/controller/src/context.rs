@@ -1,4 +1,4 @@
-//! What reconciliations share.
+//! The state that all reconciliations share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::apitoken::cache::StateCache;
 use crate::metrics::Metrics;
 use crate::objects::SecretMeta;
-use crate::recorder;
+use crate::recorder::EventRecorder;
 use crate::requeue::Load;
 use crate::tokenwebhook::Webhooks;
 use tokenward_core::outbox::destination::AddressPolicy;
@@ -26,9 +26,9 @@ pub(crate) struct Common {
     pub(crate) client: Client,
     pub(crate) claim: watch::Receiver<Claim>,
     pub(crate) peppers: watch::Receiver<PepperState>,
-    pub(crate) events: recorder::Sender,
+    pub(crate) events: EventRecorder,
     pub(crate) metrics: Metrics,
-    /// Where webhooks may go.
+    /// To which addresses webhooks may be sent.
     pub(crate) addresses: Arc<AddressPolicy>,
     /// When failed deliveries are repeated.
     pub(crate) schedule: Schedule,
@@ -41,12 +41,12 @@ pub(crate) struct Common {
 pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) claim: watch::Receiver<Claim>,
-    /// A write was skipped for want of the lease, so the next leader must reconcile everything.
+    /// Whether a write was skipped for want of the lease, so that everything is reconciled once this replica leads.
     pub(crate) skipped: AtomicBool,
     pub(crate) peppers: watch::Receiver<PepperState>,
     pub(crate) secrets: Store<SecretMeta>,
     pub(crate) cache: Arc<StateCache>,
-    pub(crate) events: recorder::Sender,
+    pub(crate) events: EventRecorder,
     pub(crate) metrics: Metrics,
     pub(crate) propagation: SignedDuration,
     pub(crate) expiry_notice: SignedDuration,
@@ -55,12 +55,12 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// Whether this replica may write. To be asked just before each write.
+    /// Whether this replica may write. To be called just before each write.
     pub(crate) fn may_write(&self) -> bool {
-        let may = self.claim.borrow().holds();
-        if !may {
+        let is_leader = self.claim.borrow().is_valid();
+        if !is_leader {
             self.skipped.store(true, Ordering::Relaxed);
         }
-        may
+        is_leader
     }
 }

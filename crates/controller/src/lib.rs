@@ -1,7 +1,7 @@
-//! The controller: watches ApiTokens, asks [`tokenward_core::lifecycle`] for the next step and makes it.
+//! The controller: watches ApiTokens, and makes the steps that [`tokenward_core::lifecycle`] decides on.
 //!
-//! This file wires. Every replica watches, and only the holder of the lease writes. What is in memory can be lost at
-//! any moment: a token that was minted and not delivered is then minted again.
+//! This file connects the parts. Every replica watches, and only the leader writes. What is in memory can be lost at any
+//! moment: a token that was minted and not delivered is then minted again.
 
 mod admission;
 mod apitoken;
@@ -43,9 +43,9 @@ use tokenward_runtime::sync::optional;
 use tokenward_runtime::telemetry::probes;
 use tokenward_runtime::telemetry::probes::{Part, Readiness};
 
-/// How long the process may take to finish after it was asked to stop.
+/// How long the process may take to finish after SIGTERM.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
-/// The waits for an API server that is not there when the process starts.
+/// The waits for an API server that can't be reached when the process starts.
 const STARTUP_BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
 
 /// Runs the controller until SIGTERM or SIGINT.
@@ -61,9 +61,7 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
     let pepper_ready = readiness.part("pepper");
     let lists_ready = readiness.part("first list of ApiTokens and Secrets");
     let admission = Admission::new(&args.admission, &namespace, &mut registry, &readiness).await?;
-    let telemetry =
-        probes::serve(args.common.telemetry_listen, readiness, registry, stop.clone().cancelled_owned())
-            .await?;
+    let telemetry = probes::serve(args.common.telemetry_listen, readiness, registry, stop.clone())?;
     info!(version = env!("CARGO_PKG_VERSION"), namespace, "controller starts");
 
     let process = Process { args, client, namespace, metrics, pepper_ready, lists_ready, stop: stop.clone() };
@@ -77,7 +75,7 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
     }
 }
 
-/// What the controller consists of once its ports are bound.
+/// The controller once its ports are bound.
 struct Process {
     args: ControllerArgs,
     client: Client,
@@ -172,7 +170,7 @@ async fn run_controllers(
     future::join(controllers, election.run(done.cancelled())).await;
 }
 
-/// Makes sure that there is a pepper, waiting for an API server that is not there yet.
+/// Makes sure that there is a pepper. Waits for an API server that can't be reached yet.
 async fn ensure_pepper(client: &Client, namespace: &str, watched: &[Option<String>]) -> anyhow::Result<()> {
     let tokens: Vec<_> = watched.iter().map(|watched| watches::api(client, watched.as_deref())).collect();
     for failures in 1.. {
@@ -188,13 +186,13 @@ async fn ensure_pepper(client: &Client, namespace: &str, watched: &[Option<Strin
     Ok(())
 }
 
-/// Ends when the pepper is there.
+/// Ends when the pepper has been read and can be used.
 // What `wait_for` returns locks the channel, so it is dropped at once.
 async fn first_present(mut peppers: watch::Receiver<PepperState>) {
     drop(peppers.wait_for(|state| matches!(state, PepperState::Present(_))).await);
 }
 
-/// Ends when a pepper that was there is deleted or damaged, and says which.
+/// Ends when the pepper that was in use is deleted or damaged. Returns which, as a message.
 async fn lost_pepper(mut peppers: watch::Receiver<PepperState>) -> String {
     first_present(peppers.clone()).await;
     let lost = peppers.wait_for(|state| !matches!(state, PepperState::Present(_))).await;

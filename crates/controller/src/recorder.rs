@@ -8,46 +8,45 @@ use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::mpsc;
 use tracing::warn;
 
+use tokenward_core::crd::Reason;
 use tokenward_core::crd::labels::REPORTING_CONTROLLER;
-use tokenward_core::lifecycle::Event;
+use tokenward_core::lifecycle::Transition;
 use tokenward_runtime::cluster::error::message;
 
-/// Events that may wait. More are dropped: the log has them, and conditions are what users rely on.
+/// How many Events may wait to be written. More are dropped: the log has them, and conditions are what users rely on.
 const QUEUE_CAPACITY: usize = 4096;
-/// Events that are written at once.
-const CONCURRENCY: usize = 4;
-/// The API's limit for a note, in bytes.
-const MAX_NOTE: usize = 1024;
+/// How many Events are written at a time.
+const MAX_CONCURRENT_WRITES: usize = 4;
+/// The API server's limit for an Event's note, in bytes.
+const MAX_NOTE_BYTES: usize = 1024;
 
 /// An Event to record.
 pub(crate) struct NewEvent {
-    /// In CamelCase.
-    pub(crate) reason: &'static str,
+    pub(crate) reason: Reason,
     /// Whether its type is Warning, and not Normal.
     pub(crate) warning: bool,
-    /// A sentence for people. Never contains a secret.
-    pub(crate) message: String,
 }
 
-impl From<Event> for NewEvent {
-    fn from(event: Event) -> Self {
-        Self { reason: event.kind.as_str(), warning: event.kind.is_warning(), message: event.message }
+impl From<Transition> for NewEvent {
+    fn from(transition: Transition) -> Self {
+        let (code, warning) = (transition.kind.event_reason(), transition.kind.is_warning());
+        Self { reason: Reason::new(code, transition.message), warning }
     }
 }
 
-/// Queues Events.
+/// Queues Events, which the task of [`channel`] writes.
 #[derive(Clone)]
-pub(crate) struct Sender {
+pub(crate) struct EventRecorder {
     queue: mpsc::Sender<ApiEvent>,
     instance: String,
 }
 
 /// The recorder, and the task that writes what it queues.
-pub(crate) fn channel(client: Client, instance: String) -> (Sender, impl Future<Output = ()>) {
+pub(crate) fn channel(client: Client, instance: String) -> (EventRecorder, impl Future<Output = ()>) {
     let (queue, waiting) = mpsc::channel::<ApiEvent>(QUEUE_CAPACITY);
     let write = futures::StreamExt::for_each_concurrent(
         futures::stream::unfold(waiting, async |mut waiting| Some((waiting.recv().await?, waiting))),
-        CONCURRENCY,
+        MAX_CONCURRENT_WRITES,
         move |event| {
             let api = Api::<ApiEvent>::namespaced(client.clone(), &event.namespace().unwrap_or_default());
             async move {
@@ -57,17 +56,17 @@ pub(crate) fn channel(client: Client, instance: String) -> (Sender, impl Future<
             }
         },
     );
-    (Sender { queue, instance }, write)
+    (EventRecorder { queue, instance }, write)
 }
 
-impl Sender {
+impl EventRecorder {
     /// Queues an Event about an object.
-    // kube's Recorder would merge a later Event into an earlier one of the same reason and keep the earlier text, which
-    // names another version.
-    pub(crate) fn send(&self, about: &impl Resource<DynamicType = ()>, event: NewEvent) {
-        let mut note = event.message;
-        if note.len() > MAX_NOTE {
-            let end = (0..=MAX_NOTE - 3).rev().find(|at| note.is_char_boundary(*at)).unwrap_or(0);
+    // kube's Recorder would merge a later Event into an earlier one of the same reason and preserve the earlier text,
+    // which names another version.
+    pub(crate) fn publish(&self, about: &impl Resource<DynamicType = ()>, event: NewEvent) {
+        let Reason { code, message: mut note } = event.reason;
+        if note.len() > MAX_NOTE_BYTES {
+            let end = (0..=MAX_NOTE_BYTES - 3).rev().find(|at| note.is_char_boundary(*at)).unwrap_or(0);
             note.truncate(end);
             note.push('…');
         }
@@ -82,8 +81,8 @@ impl Sender {
             event_time: Some(MicroTime(now)),
             reporting_controller: Some(REPORTING_CONTROLLER.to_owned()),
             reporting_instance: Some(self.instance.clone()),
-            action: Some(event.reason.to_owned()),
-            reason: Some(event.reason.to_owned()),
+            action: Some(code.to_owned()),
+            reason: Some(code.to_owned()),
             regarding: Some(about.object_ref(&())),
             note: Some(note),
             type_: Some(if event.warning { "Warning" } else { "Normal" }.to_owned()),

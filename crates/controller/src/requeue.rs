@@ -1,5 +1,5 @@
-//! Reconciles tokens though nothing has changed in the cluster: a TokenWebhook was added or removed, or what endpoints have
-//! accepted is to be written to the status.
+//! Requeues tokens for which no watch reports a change: a TokenWebhook was added or removed, or receipts have to be written
+//! to the status.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +17,7 @@ use tokenward_core::outbox::queue::Key;
 
 /// How long a token's receipts are collected before a status is written for them alone: most are part of another write
 /// by then.
-const COLLECT: Duration = Duration::from_secs(1);
+const COLLECTION_TIME: Duration = Duration::from_secs(1);
 /// The least time between two such writes, 100 a second, so that deliveries leave the API server free for other work.
 const MIN_WRITE_INTERVAL: Duration = Duration::from_millis(10);
 /// The same while there is other work: when all tokens are revoked at once, revoking comes first, then notifying.
@@ -30,7 +30,7 @@ const BUSY_THRESHOLD: usize = 4;
 #[derive(Clone, Default)]
 pub(crate) struct Load(Arc<AtomicUsize>);
 
-/// One piece of work, which ends when this is dropped.
+/// One piece of work, which counts until this is dropped.
 pub(crate) struct Work(Load);
 
 /// A token whose receipts are being collected.
@@ -45,11 +45,11 @@ struct ReceiptBatcher {
     collecting: mpsc::UnboundedReceiver<Collecting>,
     cache: Arc<StateCache>,
     load: Load,
-    /// When it last requeued one.
+    /// When it last requeued a token.
     last: Instant,
 }
 
-/// Requeues tokens.
+/// The sending end of the queue of [`channel`].
 #[derive(Clone)]
 pub(crate) struct RequeueSender {
     now: mpsc::UnboundedSender<ObjectRef<Token>>,
@@ -70,27 +70,28 @@ pub(crate) fn channel(
 }
 
 impl RequeueSender {
-    /// Has a token reconciled at once.
+    /// Requeues a token at once.
     pub(crate) fn now(&self, token: ObjectRef<Token>) {
-        // An error means that the process ends.
+        // An error means that the process is ending.
         let _ = self.now.send(token);
     }
 
-    /// Has a token's receipts collected, and a status written for them alone if they are still pending then.
+    /// Requeues a token once its receipts have been collected. A status is written for them alone if no other write has
+    /// included them by then.
     pub(crate) fn collect(&self, uid: Key, token: ObjectRef<Token>) {
-        let _ = self.receipts.send(Collecting { until: Instant::now() + COLLECT, uid, token });
+        let _ = self.receipts.send(Collecting { until: Instant::now() + COLLECTION_TIME, uid, token });
     }
 }
 
 impl ReceiptBatcher {
     async fn next(mut self) -> Option<(ObjectRef<Token>, Self)> {
-        // All wait equally long, so the first in is the first due.
+        // All wait equally long, so they are due in the order in which they came.
         let Collecting { until, uid, token } = self.collecting.recv().await?;
         sleep_until(until).await;
         while !self.load.allows_a_write_since(self.last) {
             sleep(MIN_WRITE_INTERVAL).await;
         }
-        self.cache.with_known(&uid, |memory| memory.receipts.due = !memory.receipts.accepted.is_empty());
+        self.cache.with_existing(&uid, |state| state.receipts.due = !state.receipts.accepted.is_empty());
         self.last = Instant::now();
         Some((token, self))
     }
@@ -124,7 +125,7 @@ mod tests {
     use tokenward_core::outbox::events::Receipt;
 
     fn due(cache: &StateCache, uid: &str) -> Option<bool> {
-        cache.with_known(uid, |memory| memory.receipts.due)
+        cache.with_existing(uid, |state| state.receipts.due)
     }
 
     #[tokio::test(start_paused = true)]
@@ -133,7 +134,7 @@ mod tests {
         let (requeue, mut requeued) = channel(cache.clone(), Load::default());
         let start = Instant::now();
         let receipt = Receipt { id: "evt".into(), webhook: "hook".into() };
-        cache.with("waits", |memory| memory.receipts.take(receipt));
+        cache.with("waits", |state| state.receipts.take(receipt));
         cache.with("written", |_| ());
         for uid in ["waits", "written", "gone"] {
             requeue.collect(uid.into(), ObjectRef::new(uid));
@@ -147,12 +148,15 @@ mod tests {
             assert_eq!(requeued.next().await.expect("a token").name, uid);
             at.push(start.elapsed());
         }
-        assert_eq!(at, [COLLECT, COLLECT + MIN_WRITE_INTERVAL, COLLECT + 2 * MIN_WRITE_INTERVAL]);
+        assert_eq!(
+            at,
+            [COLLECTION_TIME, COLLECTION_TIME + MIN_WRITE_INTERVAL, COLLECTION_TIME + 2 * MIN_WRITE_INTERVAL]
+        );
         assert_eq!(["waits", "written", "gone"].map(|uid| due(&cache, uid)), [Some(true), Some(false), None]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn receipts_wait_for_other_work_but_are_written() {
+    async fn receipts_wait_for_other_work_but_not_for_ever() {
         let load = Load::default();
         let (requeue, mut requeued) = channel(Arc::default(), load.clone());
         let start = Instant::now();
@@ -162,10 +166,10 @@ mod tests {
         let busy: Vec<_> = (0..BUSY_THRESHOLD).map(|_| load.begin()).collect();
         for n in 0..3 {
             requeued.next().await.expect("a token");
-            assert_eq!(start.elapsed(), COLLECT + n * MIN_WRITE_INTERVAL_WHEN_BUSY);
+            assert_eq!(start.elapsed(), COLLECTION_TIME + n * MIN_WRITE_INTERVAL_WHEN_BUSY);
         }
         drop(busy);
         requeued.next().await.expect("a token");
-        assert_eq!(start.elapsed(), COLLECT + 2 * MIN_WRITE_INTERVAL_WHEN_BUSY + MIN_WRITE_INTERVAL);
+        assert_eq!(start.elapsed(), COLLECTION_TIME + 2 * MIN_WRITE_INTERVAL_WHEN_BUSY + MIN_WRITE_INTERVAL);
     }
 }

@@ -23,8 +23,8 @@ use tokenward_core::crd::labels::{MANAGED_BY, MANAGED_BY_VALUE, TOKEN_LABEL};
 use tokenward_runtime::backoff::WatchBackoff;
 use tokenward_runtime::cluster::error::watch_message;
 
-/// How many tokens are reconciled at once. Each waits for the API server most of the time.
-const CONCURRENCY: u16 = 64;
+/// How many tokens are reconciled at a time. Each waits for the API server most of the time.
+const MAX_CONCURRENT_RECONCILIATIONS: u16 = 64;
 
 /// The caches of what is watched.
 pub(crate) struct Stores {
@@ -35,7 +35,7 @@ pub(crate) struct Stores {
 impl Stores {
     /// Waits for the first complete lists.
     pub(crate) async fn wait_until_ready(&self) {
-        // An error says that the watch has ended, which the caller learns from the watch itself.
+        // An error means that the watch has ended, which whoever polls the watch notices.
         let _ = self.tokens.wait_until_ready().await;
         let _ = self.secrets.wait_until_ready().await;
     }
@@ -86,12 +86,13 @@ pub(crate) fn watch_and_reconcile(
     let secrets = watch_secrets(api(&client, namespace), secrets_writer);
     let controller = Controller::for_stream(tokens, tokens_store.clone())
         .watches_stream(secrets, |secret: SecretMeta| {
-            let token = secret.labels().get(TOKEN_LABEL).cloned();
-            token.map(|name| ObjectRef::new(&name).within(&secret.namespace().unwrap_or_default()))
+            let (token, namespace) =
+                (secret.labels().get(TOKEN_LABEL)?, secret.metadata.namespace.as_deref()?);
+            Some(ObjectRef::new(token).within(namespace))
         })
         .reconcile_on(requeued)
         .reconcile_all_on(becomes_leader(context.clone()))
-        .with_config(controller::Config::default().concurrency(CONCURRENCY))
+        .with_config(controller::Config::default().concurrency(MAX_CONCURRENT_RECONCILIATIONS))
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(
             reconcile_timed,
@@ -121,17 +122,19 @@ fn watch_tokens(
     writer: reflector::store::Writer<Token>,
     context: Arc<Context>,
 ) -> impl Stream<Item = watcher::Result<Token>> {
-    let cache = {
+    let remove_deleted = {
         let context = context.clone();
         move |event: &Event<Token>| {
-            if let Event::Delete(token) = event {
-                context.cache.forget(token.meta().uid.as_deref().unwrap_or_default());
+            if let Event::Delete(token) = event
+                && let Some(uid) = &token.meta().uid
+            {
+                context.cache.remove(uid);
             }
         }
     };
     watcher(api, watcher::Config::default())
         .inspect_err(|error| warn!(error = watch_message(error), "ApiTokens can't be watched; trying again"))
-        .inspect_ok(cache)
+        .inspect_ok(remove_deleted)
         .modify(|token| token.meta_mut().managed_fields = None)
         .backoff(WatchBackoff::default())
         .reflect(writer)
@@ -167,9 +170,9 @@ fn becomes_leader(context: Arc<Context>) -> impl Stream<Item = ()> {
     stream::unfold((claim, context), async |(mut claim, context)| {
         loop {
             claim.changed().await.ok()?;
-            let leads = claim.borrow().holds();
-            context.metrics.leader.set(i64::from(leads));
-            if leads && context.skipped.swap(false, Ordering::Relaxed) {
+            let is_leader = claim.borrow().is_valid();
+            context.metrics.leader.set(i64::from(is_leader));
+            if is_leader && context.skipped.swap(false, Ordering::Relaxed) {
                 return Some(((), (claim, context)));
             }
         }

@@ -1,4 +1,4 @@
-//! Exponential back-off.
+//! Exponential back-off, with jitter for watches.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ impl Iterator for WatchBackoff {
 
     fn next(&mut self) -> Option<Duration> {
         self.failures = self.failures.saturating_add(1);
-        // Up to half of it less, so that replicas which lost the same API server do not come back at once.
+        // Up to half of it less, so that replicas which lost the same API server do not reconnect all at once.
         Some(WATCH.wait(self.failures).mul_f64(1.0 - rand::random::<f64>() / 2.0))
     }
 }
@@ -56,14 +56,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_doubles_up_to_its_last_wait() {
+    fn waits_double_up_to_the_last() {
         let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(1));
         let waits = [0, 1, 2, 3, 4, 40, u32::MAX].map(|failures| backoff.wait(failures).as_millis());
         assert_eq!(waits, [200, 200, 400, 800, 1000, 1000, 1000]);
     }
 
     #[test]
-    fn it_grows_to_its_limit_and_starts_anew() {
+    fn the_back_off_of_a_watch_grows_and_is_reset() {
         let mut backoff = WatchBackoff::default();
         let waits: Vec<Duration> = backoff.by_ref().take(20).collect();
         assert!(waits[0] <= WATCH.first && waits[0] >= WATCH.first / 2);

@@ -1,12 +1,12 @@
 //! Points at which a crash test kills the process, before and after each write. Without debug assertions, and so in every
 //! release, they compile to nothing.
 
-/// Must stand right before the write that `point` names.
+/// To be called right before the write that `point` names.
 pub fn before(point: &str) {
     hit("before", point);
 }
 
-/// Must stand right after it.
+/// To be called right after the write that `point` names.
 pub fn after(point: &str) {
     hit("after", point);
 }
@@ -15,7 +15,7 @@ pub fn after(point: &str) {
 fn hit(_: &str, _: &str) {}
 
 /// Sends this process SIGKILL, if `TOKENWARD_FAILPOINT` names the place: `before:deliver`, or `before:deliver@3`
-/// for its third time. SIGKILL, not an abort: nothing is flushed, released or said, as with a lost machine.
+/// for its third time. SIGKILL, not an abort: nothing is flushed, released or logged, as with a lost machine.
 #[cfg(debug_assertions)]
 fn hit(when: &str, point: &str) {
     use std::sync::LazyLock;

@@ -1,4 +1,4 @@
-//! Listening sockets.
+//! Listening sockets, for IPv4 and IPv6 by one address.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use anyhow::Context;
 use tokio::net::{TcpListener, TcpSocket};
 
-/// Connections that wait to be accepted. With the usual 128 a burst overflows it, and each client that is dropped
-/// waits a second for its next try. The system's own limit (`net.core.somaxconn`) applies, too.
+/// How many connections may wait to be accepted. With the usual 128 a burst overflows the queue, and each client that
+/// is dropped waits a second for its next try. The system's own limit (`net.core.somaxconn`) applies, too.
 const BACKLOG: u32 = 4096;
 
 /// Listens on the address of a command-line flag, which the error names.
@@ -16,7 +16,7 @@ pub fn listen_on(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener>
         .with_context(|| format!("{flag}: cannot bind to {address}; choose another address or port"))
 }
 
-/// Listens on an address. `[::]` stands for all addresses, IPv4 too: a client that comes by IPv4 is seen as
+/// Listens on an address. `[::]` stands for all addresses, IPv4 too: the address of an IPv4 client is
 /// `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2). Where the machine has no IPv6 it stands for all that there are, so that a
 /// manifest is right for every cluster.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn all_addresses_are_those_of_ipv4_too() {
+    async fn all_addresses_include_those_of_ipv4() {
         let listener = listen("[::]:0".parse().expect("an address")).expect("a port");
         let port = listener.local_addr().expect("an address").port();
         TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.expect("a connection by IPv4");
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_address_is_no_other() {
+    async fn one_address_includes_no_other() {
         let listener = listen("127.0.0.1:0".parse().expect("an address")).expect("a port");
         let port = listener.local_addr().expect("an address").port();
         assert!(TcpStream::connect((Ipv4Addr::new(127, 0, 0, 2), port)).await.is_err());

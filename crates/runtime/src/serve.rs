@@ -1,8 +1,8 @@
-//! A small HTTPS server (HTTP/1.1) for a few clients that are known. The verifier has one of its own, made for many.
+//! A small HTTP/1.1 server for a few clients, with or without TLS. The verifier has one of its own, made for many.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
@@ -12,8 +12,9 @@ use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -22,30 +23,47 @@ use tracing::warn;
 
 /// The pause after `accept` failed, which it does again at once while there are no file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// The most bytes that are buffered of a connection, and so the longest head of a request: by default hyper buffers some
+/// 400 KiB. It is the size of a TLS record, so that a body is read in as few pieces as it arrives in.
+const MAX_BUFFER: usize = 16 * 1024;
 
 /// What a server lets its clients use.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at a time. More are closed at once.
+    /// Connections at a time.
     pub connections: usize,
-    /// For a handshake, for a request's head, and for a whole request with its response.
+    /// What happens to one more.
+    pub when_full: WhenFull,
+    /// For a handshake, for a request's head, and for a whole request with its response. A connection without a request
+    /// is closed after it, too.
     pub request: Duration,
     /// For the requests that are in flight at the end.
     pub shutdown: Duration,
 }
 
+/// What makes room for a connection when there are as many as there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenFull {
+    /// Nothing: the new connection is closed, and its client tries another replica.
+    CloseNew,
+    /// The oldest connection is closed, so that nobody is locked out by connections that are open and do nothing.
+    CloseOldest,
+}
+
 /// Serves until `stop`, then finishes what is in flight.
 pub async fn serve<S, F>(
     listener: TcpListener,
-    tls: TlsAcceptor,
+    tls: Option<TlsAcceptor>,
     service: S,
     limits: Limits,
     stop: CancellationToken,
 ) where
     S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
-    F: Future<Output = Response<Full<Bytes>>> + Send,
+    F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
-    let (permits, connections) = (Arc::new(Semaphore::new(limits.connections)), TaskTracker::new());
+    // Oldest first.
+    let mut open = VecDeque::<AbortHandle>::new();
+    let tasks = TaskTracker::new();
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -55,20 +73,23 @@ pub async fn serve<S, F>(
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else { continue };
-        let (tls, service, stop) = (tls.clone(), service.clone(), stop.clone());
-        connections.spawn(async move {
-            connection(stream, tls, service, limits, stop).await;
-            drop(permit);
-        });
+        open.retain(|connection| !connection.is_finished());
+        if open.len() >= limits.connections {
+            match limits.when_full {
+                WhenFull::CloseNew => continue,
+                WhenFull::CloseOldest => open.drain(..1).for_each(|oldest| oldest.abort()),
+            }
+        }
+        let task = tasks.spawn(connection(stream, tls.clone(), service.clone(), limits, stop.clone()));
+        open.push_back(task.abort_handle());
     }
-    connections.close();
-    let _ = timeout(limits.shutdown, connections.wait()).await;
+    tasks.close();
+    let _ = timeout(limits.shutdown, tasks.wait()).await;
 }
 
 async fn connection<S, F>(
     stream: TcpStream,
-    tls: TlsAcceptor,
+    tls: Option<TlsAcceptor>,
     service: S,
     limits: Limits,
     stop: CancellationToken,
@@ -76,13 +97,35 @@ async fn connection<S, F>(
     S: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<Full<Bytes>>>,
 {
-    let Ok(Ok(stream)) = timeout(limits.request, tls.accept(stream)).await else { return };
+    match tls {
+        Some(tls) => {
+            if let Ok(Ok(stream)) = timeout(limits.request, tls.accept(stream)).await {
+                requests(stream, service, limits, stop).await;
+            }
+        }
+        None => requests(stream, service, limits, stop).await,
+    }
+}
+
+/// Responds to the requests of a connection.
+async fn requests<S, F>(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    service: S,
+    limits: Limits,
+    stop: CancellationToken,
+) where
+    S: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Response<Full<Bytes>>>,
+{
     let service = service_fn(move |request| {
         let response = timeout(limits.request, service(request));
-        async move { Ok::<_, Infallible>(response.await.unwrap_or_else(|_| too_slow())) }
+        async move {
+            let too_slow = |_| text(StatusCode::REQUEST_TIMEOUT, "too slow\n");
+            Ok::<_, Infallible>(response.await.unwrap_or_else(too_slow))
+        }
     });
     let mut protocol = http1::Builder::new();
-    protocol.timer(TokioTimer::new()).header_read_timeout(limits.request);
+    protocol.timer(TokioTimer::new()).header_read_timeout(limits.request).max_buf_size(MAX_BUFFER);
     let mut served = pin!(protocol.serve_connection(TokioIo::new(stream), service));
     tokio::select! {
         // A connection that broke is the client's concern.
@@ -92,9 +135,90 @@ async fn connection<S, F>(
     let _ = served.await;
 }
 
-fn too_slow() -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from("too slow\n"));
-    *response.status_mut() = StatusCode::REQUEST_TIMEOUT;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+/// A response of plain text.
+pub fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    response(status, "text/plain; charset=utf-8", text)
+}
+
+/// A response of a media type.
+pub fn response(
+    status: StatusCode,
+    media_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::listen::listen;
+
+    /// A server without TLS that responds `ok`.
+    async fn start(limits: Limits) -> (SocketAddr, CancellationToken) {
+        let listener = listen("127.0.0.1:0".parse().expect("an address")).expect("a port");
+        let (address, stop) = (listener.local_addr().expect("an address"), CancellationToken::new());
+        let service = |_| async { text(StatusCode::OK, "ok") };
+        tokio::spawn(serve(listener, None, service, limits, stop.clone()));
+        (address, stop)
+    }
+
+    fn limits(connections: usize, when_full: WhenFull) -> Limits {
+        Limits { connections, when_full, request: Duration::from_secs(60), shutdown: Duration::from_secs(1) }
+    }
+
+    /// Sends `request`, and returns what arrives until the server closes the connection.
+    async fn exchange(stream: &mut TcpStream, request: &[u8]) -> String {
+        // The server may have closed it already.
+        let _ = stream.write_all(request).await;
+        let mut response = Vec::new();
+        let _ = timeout(Duration::from_secs(20), stream.read_to_end(&mut response)).await.expect("an end");
+        String::from_utf8(response).expect("text")
+    }
+
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+
+    #[tokio::test]
+    async fn a_full_server_closes_the_new_connection() {
+        let (address, _stop) = start(limits(2, WhenFull::CloseNew)).await;
+        let mut open = Vec::new();
+        for _ in 0..3 {
+            open.push(TcpStream::connect(address).await.expect("a connection"));
+        }
+        assert_eq!(exchange(&mut open[2], GET).await, "");
+        assert!(exchange(&mut open[0], GET).await.starts_with("HTTP/1.1 200"));
+    }
+
+    #[tokio::test]
+    async fn a_full_server_closes_the_oldest_connection() {
+        let (address, _stop) = start(limits(2, WhenFull::CloseOldest)).await;
+        let mut open = Vec::new();
+        for _ in 0..3 {
+            open.push(TcpStream::connect(address).await.expect("a connection"));
+        }
+        assert!(exchange(&mut open[2], GET).await.starts_with("HTTP/1.1 200"));
+        assert!(exchange(&mut open[1], GET).await.starts_with("HTTP/1.1 200"));
+        assert_eq!(exchange(&mut open[0], GET).await, "");
+    }
+
+    #[tokio::test]
+    async fn a_slow_or_long_head_ends_the_connection() {
+        let quick = Limits { request: Duration::from_millis(50), ..limits(2, WhenFull::CloseNew) };
+        let (address, _stop) = start(quick).await;
+        let mut slow = TcpStream::connect(address).await.expect("a connection");
+        let response = exchange(&mut slow, b"GET / HTTP/1.1\r\nhost").await;
+        assert!(!response.starts_with("HTTP/1.1 200"), "{response}");
+        let (address, _stop) = start(limits(2, WhenFull::CloseNew)).await;
+        let mut long = TcpStream::connect(address).await.expect("a connection");
+        let head = format!("GET / HTTP/1.1\r\nx: {}", "x".repeat(2 * MAX_BUFFER));
+        let response = exchange(&mut long, head.as_bytes()).await;
+        assert!(response.starts_with("HTTP/1.1 431") || response.is_empty(), "{response}");
+    }
 }

@@ -1,4 +1,4 @@
-//! Locks and futures.
+//! Small helpers for locks and futures.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

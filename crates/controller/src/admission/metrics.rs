@@ -6,6 +6,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use tokenward_runtime::telemetry::metrics::register;
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Review {
     kind: &'static str,
@@ -17,8 +19,8 @@ struct Review {
 pub(crate) enum Verdict {
     /// The object may be stored.
     Admitted,
-    /// It breaks a rule.
-    Refused,
+    /// It violates a rule.
+    Denied,
     /// It could not be checked, so it may not be stored.
     Failed,
 }
@@ -32,24 +34,20 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
-        let metrics = Self { reviews: Family::default(), certificate_expiry: Gauge::default() };
-        registry.register(
-            "admission_reviews",
-            "Admission reviews, by kind and verdict",
-            metrics.reviews.clone(),
-        );
-        registry.register(
-            "admission_certificate_expiry_timestamp_seconds",
-            "When the serving certificate of the admission webhook expires, in seconds since the epoch; 0: none yet",
-            metrics.certificate_expiry.clone(),
-        );
-        metrics
+        Self {
+            reviews: register(registry, "admission_reviews", "Admission reviews, by kind and verdict"),
+            certificate_expiry: register(
+                registry,
+                "admission_certificate_expiry_timestamp_seconds",
+                "When the serving certificate of the admission webhook expires, in seconds since the epoch; 0: none yet",
+            ),
+        }
     }
 
     pub(crate) fn reviewed(&self, kind: &'static str, verdict: Verdict) {
         let verdict = match verdict {
             Verdict::Admitted => "ADMITTED",
-            Verdict::Refused => "REFUSED",
+            Verdict::Denied => "DENIED",
             Verdict::Failed => "FAILED",
         };
         self.reviews.get_or_create(&Review { kind, verdict }).inc();

@@ -1,4 +1,4 @@
-//! Gathers what [`tokenward_core::admission::rules`] needs, and responds to reviews.
+//! Checks with the API server what [`tokenward_core::admission::rules`] can't, and responds to reviews.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use tracing::warn;
 use super::metrics::{Metrics, Verdict};
 use crate::objects::Token;
 use tokenward_core::admission::grants;
-use tokenward_core::admission::rules::{Questions, Refusal, destination, questions};
+use tokenward_core::admission::rules::{ClusterChecks, Violation, validate_destination, validate_token};
 use tokenward_core::crd::{ApiToken, TokenWebhook};
 use tokenward_core::lifecycle::has_labels_of;
 use tokenward_core::outbox::destination::AddressPolicy;
@@ -27,26 +27,21 @@ const MAX_CONCURRENT_GRANT_CHECKS: usize = 8;
 /// Responds to admission reviews.
 pub(crate) struct Reviewer {
     client: Client,
-    /// The controller's caches. What a token that is not in them yet breaks, the controller reports.
+    /// The controller's caches. They lag, so a violation may be missed here; then the controller reports it.
     tokens: Vec<Store<Token>>,
     addresses: Arc<AddressPolicy>,
     enforce_scope_grants: bool,
     metrics: Metrics,
 }
 
-/// Why an object is not admitted.
+/// Why an object is denied.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Denied {
     #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// The API server did not say what the user may do.
-    #[error("whether {user} may grant these scopes can't be found out: {}", message(.source))]
-    Grants {
-        /// Who asked.
-        user: String,
-        /// What the API server said.
-        source: kube::Error,
-    },
+    Violation(#[from] Violation),
+    /// The API server did not respond to a SubjectAccessReview.
+    #[error("whether {user} may grant these scopes can't be checked: {}", message(.source))]
+    GrantsUnchecked { user: String, source: kube::Error },
 }
 
 impl Reviewer {
@@ -60,43 +55,44 @@ impl Reviewer {
         Self { client, tokens, addresses, enforce_scope_grants, metrics }
     }
 
-    /// Reviews an ApiToken.
+    /// Responds to the review of an ApiToken.
     pub(crate) async fn api_token(&self, request: &AdmissionRequest<ApiToken>) -> AdmissionResponse {
         let response = AdmissionResponse::from(request);
         // A deletion comes without an object, and is always admitted.
         let Some(new) = &request.object else { return response };
-        let judged = match questions(new, request.old_object.as_ref()) {
-            Ok(questions) => self.check_cluster(new, &request.user_info, questions).await,
-            Err(refusal) => Err(refusal.into()),
+        let result = match validate_token(new, request.old_object.as_ref()) {
+            Ok(checks) => self.check_cluster(new, &request.user_info, checks).await,
+            Err(violation) => Err(violation.into()),
         };
-        self.respond("ApiToken", response, judged)
+        self.respond("ApiToken", response, result)
     }
 
-    /// Reviews a TokenWebhook.
+    /// Responds to the review of a TokenWebhook.
     pub(crate) fn token_webhook(&self, request: &AdmissionRequest<TokenWebhook>) -> AdmissionResponse {
         let response = AdmissionResponse::from(request);
         let Some(new) = &request.object else { return response };
-        let judged = destination(new, request.old_object.as_ref(), &self.addresses);
-        self.respond("TokenWebhook", response, judged.map(|()| None).map_err(Into::into))
+        let result = validate_destination(new, request.old_object.as_ref(), &self.addresses);
+        self.respond("TokenWebhook", response, result.map(|()| None).map_err(Into::into))
     }
 
+    /// The response to a review, whose result is a warning for the user, or why the object is denied.
     fn respond(
         &self,
         kind: &'static str,
         mut response: AdmissionResponse,
-        judged: Result<Option<String>, Denied>,
+        result: Result<Option<String>, Denied>,
     ) -> AdmissionResponse {
-        let (verdict, code, reason) = match &judged {
+        let (verdict, code, reason) = match &result {
             Ok(_) => (Verdict::Admitted, 200, ""),
-            Err(Denied::Refused(Refusal::ScopesNotGranted { .. })) => (Verdict::Refused, 403, "Forbidden"),
-            Err(Denied::Refused(_)) => (Verdict::Refused, 422, "Invalid"),
-            Err(error @ Denied::Grants { .. }) => {
+            Err(Denied::Violation(Violation::ScopesNotGranted { .. })) => (Verdict::Denied, 403, "Forbidden"),
+            Err(Denied::Violation(_)) => (Verdict::Denied, 422, "Invalid"),
+            Err(error @ Denied::GrantsUnchecked { .. }) => {
                 warn!(%error, kind, "an object was denied");
                 (Verdict::Failed, 503, "ServiceUnavailable")
             }
         };
         self.metrics.reviewed(kind, verdict);
-        match judged {
+        match result {
             Ok(warning) => response.warnings = warning.map(|warning| vec![warning]),
             Err(why) => {
                 response = response.deny(why);
@@ -111,25 +107,26 @@ impl Reviewer {
         &self,
         token: &ApiToken,
         user: &UserInfo,
-        questions: Questions,
+        checks: ClusterChecks,
     ) -> Result<Option<String>, Denied> {
         let namespace = token.namespace().unwrap_or_default();
-        if self.enforce_scope_grants && !questions.gained_scopes.is_empty() {
-            self.check_grants(user, &namespace, &questions.gained_scopes).await?;
+        if self.enforce_scope_grants && !checks.gained_scopes.is_empty() {
+            self.check_grants(user, &namespace, &checks.gained_scopes).await?;
         }
-        if let Some(secret) = questions.secret {
+        if let Some(secret) = checks.secret {
             self.check_secret(&namespace, &token.name_any(), secret).await?;
         }
-        Ok(questions.warning)
+        Ok(checks.warning)
     }
 
-    /// Checks that a user may grant scopes. If that can't be found out, the object is denied.
+    /// Checks that a user may grant scopes. If that can't be checked, the object is denied.
     async fn check_grants(&self, user: &UserInfo, namespace: &str, scopes: &[String]) -> Result<(), Denied> {
-        let failed = |source| Denied::Grants { user: user.username.clone().unwrap_or_default(), source };
+        let failed =
+            |source| Denied::GrantsUnchecked { user: user.username.clone().unwrap_or_default(), source };
         if self.is_allowed(user, namespace, None).await.map_err(failed)? {
             return Ok(());
         }
-        let refused: Vec<Option<String>> = stream::iter(scopes.to_vec())
+        let denied: Vec<Option<String>> = stream::iter(scopes.to_vec())
             .map(|scope| async move {
                 let allowed = self.is_allowed_by_name(user, namespace, &scope).await?;
                 Ok((!allowed).then_some(scope))
@@ -138,12 +135,12 @@ impl Reviewer {
             .try_collect()
             .await
             .map_err(failed)?;
-        let scopes: Vec<String> = refused.into_iter().flatten().collect();
+        let scopes: Vec<String> = denied.into_iter().flatten().collect();
         if scopes.is_empty() {
             return Ok(());
         }
         let user = user.username.clone().unwrap_or_default();
-        Err(Refusal::ScopesNotGranted { user, namespace: namespace.to_owned(), scopes }.into())
+        Err(Violation::ScopesNotGranted { user, namespace: namespace.to_owned(), scopes }.into())
     }
 
     async fn is_allowed_by_name(&self, user: &UserInfo, namespace: &str, scope: &str) -> kube::Result<bool> {
@@ -156,28 +153,28 @@ impl Reviewer {
     }
 
     async fn is_allowed(&self, user: &UserInfo, namespace: &str, name: Option<String>) -> kube::Result<bool> {
-        let right = Some(grants::right(namespace, name));
-        let question = SubjectAccessReviewSpec { resource_attributes: right, ..access::about(user.clone()) };
-        access::is_allowed(&self.client, question).await
+        let resource_attributes = Some(grants::attributes(namespace, name));
+        let review = SubjectAccessReviewSpec { resource_attributes, ..access::about(user.clone()) };
+        access::is_allowed(&self.client, review).await
     }
 
-    /// Checks that the Secret is free or labelled as this token's. Labels prove nothing, and errors are ignored: this is for
-    /// early advice, and the controller never writes a Secret that is not its own.
-    async fn check_secret(&self, namespace: &str, name: &str, secret: String) -> Result<(), Refusal> {
-        if let Some(token) = self.token_of(namespace, name, &secret) {
-            return Err(Refusal::SecretOfAnother { secret, token });
+    /// Checks that the Secret does not exist or is labelled as this token's. Labels prove nothing, and errors are ignored:
+    /// this is early advice, and the controller never writes a Secret that is not its own.
+    async fn check_secret(&self, namespace: &str, name: &str, secret: String) -> Result<(), Violation> {
+        if let Some(token) = self.other_token_with(namespace, name, &secret) {
+            return Err(Violation::SecretOfAnother { secret, token });
         }
         let found = Api::<Secret>::namespaced(self.client.clone(), namespace).get_metadata_opt(&secret).await;
         match found {
             Ok(Some(found)) if !has_labels_of(&found.metadata, name) => {
-                Err(Refusal::ForeignSecret { secret })
+                Err(Violation::ForeignSecret { secret })
             }
             _ => Ok(()),
         }
     }
 
-    /// Another ApiToken that names this Secret.
-    fn token_of(&self, namespace: &str, name: &str, secret: &str) -> Option<String> {
+    /// The name of another ApiToken that names this Secret.
+    fn other_token_with(&self, namespace: &str, name: &str, secret: &str) -> Option<String> {
         let names_it = |other: &Token| {
             let metadata = other.meta();
             let Some(other_name) = metadata.name.as_deref() else { return false };

@@ -1,10 +1,9 @@
-//! HTTPS for the API server: one path a kind.
+//! Serves the API server by HTTPS, with one path for each kind.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use kube::Resource;
@@ -16,14 +15,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::reviewer::Reviewer;
 use tokenward_core::crd::{ApiToken, TokenWebhook};
-use tokenward_runtime::serve::{self, Limits};
+use tokenward_runtime::serve::{self, Limits, WhenFull, response, text};
 
 /// API servers have a few connections each, and nobody else is a client. One that is closed for want of a place makes the
 /// API server try another replica. The API server waits for 30 s at most.
-const LIMITS: Limits =
-    Limits { connections: 256, request: Duration::from_secs(30), shutdown: Duration::from_secs(5) };
-/// A review contains an object twice, and the API server accepts objects of up to 3 MiB.
-const MAX_BODY: usize = 8 * 1024 * 1024;
+const LIMITS: Limits = Limits {
+    connections: 256,
+    when_full: WhenFull::CloseNew,
+    request: Duration::from_secs(30),
+    shutdown: Duration::from_secs(5),
+};
+/// The longest body of a request. A review contains an object twice, and the API server accepts objects of up to 3 MiB.
+const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
 
 /// Serves until `stop`, then finishes what is in flight.
 pub(crate) async fn serve(
@@ -37,7 +40,7 @@ pub(crate) async fn serve(
         let reviewer = reviewer.clone();
         async move { respond_to(&reviewer, request).await }
     };
-    serve::serve(listener, acceptor, service, LIMITS, stop).await;
+    serve::serve(listener, Some(acceptor), service, LIMITS, stop).await;
 }
 
 async fn respond_to(reviewer: &Reviewer, request: Request<Incoming>) -> Response<Full<Bytes>> {
@@ -45,17 +48,17 @@ async fn respond_to(reviewer: &Reviewer, request: Request<Incoming>) -> Response
         return text(StatusCode::METHOD_NOT_ALLOWED, "the API server posts AdmissionReviews here\n");
     }
     let path = request.uri().path().to_owned();
-    let Ok(body) = Limited::new(request.into_body(), MAX_BODY).collect().await else {
+    let Ok(body) = Limited::new(request.into_body(), MAX_BODY_BYTES).collect().await else {
         return text(StatusCode::PAYLOAD_TOO_LARGE, "an AdmissionReview has at most 8 MiB\n");
     };
     match &*path {
         "/validate/apitoken" => match read::<ApiToken>(&body.to_bytes()) {
             Ok(request) => review(reviewer.api_token(&request).await),
-            Err(why) => text(StatusCode::BAD_REQUEST, &why),
+            Err(why) => text(StatusCode::BAD_REQUEST, why),
         },
         "/validate/tokenwebhook" => match read::<TokenWebhook>(&body.to_bytes()) {
             Ok(request) => review(reviewer.token_webhook(&request)),
-            Err(why) => text(StatusCode::BAD_REQUEST, &why),
+            Err(why) => text(StatusCode::BAD_REQUEST, why),
         },
         _ => text(StatusCode::NOT_FOUND, "there are /validate/apitoken and /validate/tokenwebhook\n"),
     }
@@ -71,20 +74,9 @@ fn read<K: Resource + DeserializeOwned>(body: &[u8]) -> Result<AdmissionRequest<
     }
 }
 
-fn review(answer: AdmissionResponse) -> Response<Full<Bytes>> {
-    match serde_json::to_vec(&answer.into_review()) {
-        Ok(body) => respond(StatusCode::OK, "application/json", body.into()),
-        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+fn review(decision: AdmissionResponse) -> Response<Full<Bytes>> {
+    match serde_json::to_vec(&decision.into_review()) {
+        Ok(body) => response(StatusCode::OK, "application/json", body),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
-}
-
-fn text(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
-    respond(status, "text/plain; charset=utf-8", Bytes::copy_from_slice(text.as_bytes()))
-}
-
-fn respond(status: StatusCode, media_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
-    response
 }

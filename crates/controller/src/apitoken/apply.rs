@@ -1,8 +1,8 @@
 //! The only file that writes ApiTokens and their Secrets.
 //!
-//! Every write carries what it was decided on: the status its object's resourceVersion, a new Secret the demand
-//! that there is none, a changed or deleted one the version that was read. A write that lost a race changes
-//! nothing, and the token is observed again.
+//! Every write fails unless the cluster is as it was when the write was decided on: a status and a changed or deleted
+//! Secret by the resourceVersion that was read, a new Secret by being created. A write that lost a race changes nothing,
+//! and the token is observed again.
 
 use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
@@ -15,18 +15,16 @@ use tracing::{info, warn};
 use super::cache::{Inspected, TokenState};
 use super::error::Error;
 use crate::context::Context;
+use crate::objects::{FIELD_MANAGER, TokenKey};
 use tokenward_core::crd::labels::WEBHOOKS_FINALIZER;
 use tokenward_core::crd::{ApiToken, ApiTokenStatus};
 use tokenward_core::lifecycle::{
-    Announcement, Content, DesiredData, Event, Handover, Material, Observed, Refusal, RefusalKind,
-    SecretMetadata, SecretState, Spec, Step, announce, compose, inspect, previous_version, wipe,
+    Announcement, Content, DesiredData, Handover, Material, Observed, Rejection, RejectionKind,
+    SecretMetadata, SecretState, Spec, Step, Transition, announce, compose, inspect, previous_version, wipe,
 };
 use tokenward_core::token::{KeyId, Peppers, Plaintext, format};
 use tokenward_runtime::cluster::error::{ErrorClass, classify, is_already_exists, is_not_found, message};
 use tokenward_runtime::{entropy, failpoint};
-
-/// The field manager of every write.
-const MANAGER: &str = "tokenward";
 
 /// The outcome of a step.
 pub(crate) enum Applied {
@@ -40,8 +38,9 @@ pub(crate) enum Applied {
     Gone,
 }
 
-/// What a step was decided on, and what it takes to make it.
+/// What a step was decided on, and what is needed to make it.
 pub(crate) struct StepContext<'a> {
+    pub(crate) key: &'a TokenKey,
     pub(crate) observed: &'a Observed<'a>,
     pub(crate) peppers: &'a Peppers,
     pub(crate) context: &'a Context,
@@ -49,11 +48,11 @@ pub(crate) struct StepContext<'a> {
 }
 
 impl StepContext<'_> {
-    /// Makes one step.
+    /// Makes a step: writes what it says, and updates the token's state in memory.
     pub(crate) async fn apply(&self, step: Step) -> Result<Applied, Error> {
         match (step, &self.observed.spec) {
             (Step::Announce(announcement), Ok(spec)) => self.announce_new(*announcement, spec).await,
-            (Step::Record(status, events), _) => self.record(*status, events, "record").await,
+            (Step::Record(status, transitions), _) => self.record(*status, transitions, "record").await,
             (Step::WriteSecret { key_id, content }, Ok(spec)) => {
                 self.write_secret(&key_id, content, spec).await
             }
@@ -63,7 +62,7 @@ impl StepContext<'_> {
                 self.hand_over(&handover).await?;
                 self.write_finalizer(false).await
             }
-            // A spec that can't be acted on asks for none of these; waiting is not a write.
+            // No such step follows from an invalid spec; waiting is not a write.
             (Step::Announce(_) | Step::WriteSecret { .. } | Step::DeleteSecret | Step::Wait(_), _) => {
                 Ok(Applied::Reobserve)
             }
@@ -72,23 +71,24 @@ impl StepContext<'_> {
 
     /// Generates a token and records its version. The token itself stays in memory until it is delivered.
     async fn announce_new(&self, announcement: Announcement, spec: &Spec) -> Result<Applied, Error> {
-        let (namespace, name) = (self.namespace(), self.observed.token.name_any());
+        let TokenKey { namespace, name, .. } = self.key;
         let (key_id, plaintext) = generate(spec)?;
-        let hash = self.peppers.hash(&namespace, &name, &plaintext).ok_or(Error::Pepper)?;
+        let hash = self.peppers.hash(namespace, name, &plaintext).ok_or(Error::Pepper)?;
         let (version, reason) = (announcement.version, announcement.reason);
-        let (status, events) = announce(self.observed, announcement, &Material { key_id, hash }, self.now);
-        let applied = self.record(status, events, "announce").await?;
-        self.remember(|state| state.minted = Some((key_id, plaintext)));
+        let (status, transitions) =
+            announce(self.observed, announcement, &Material { key_id, hash }, self.now);
+        let applied = self.record(status, transitions, "announce").await?;
+        self.with_state(|state| state.minted = Some((key_id, plaintext)));
         self.context.metrics.minted(reason);
         info!(namespace, name, version, key_id = %key_id, reason = reason.as_str(), "minted");
         Ok(applied)
     }
 
-    /// Writes a status, and emits its events once it is stored.
+    /// Writes a status, and reports its transitions once it is stored.
     async fn record(
         &self,
         status: ApiTokenStatus,
-        events: Vec<Event>,
+        transitions: Vec<Transition>,
         point: &'static str,
     ) -> Result<Applied, Error> {
         let token = self.observed.token;
@@ -96,12 +96,12 @@ impl StepContext<'_> {
         failpoint::before(point);
         let written = self
             .api()
-            .replace_status(&token.name_any(), &params(), &object)
+            .replace_status(&self.key.name, &params(), &object)
             .await
             .map_err(Error::WriteStatus)?;
         failpoint::after(point);
         self.context.metrics.status_writes.inc();
-        let receipts_pending = self.remember(|state| {
+        let receipts_pending = self.with_state(|state| {
             state.written = resource_version(&written);
             let outbox = written.status.as_ref().and_then(|status| status.outbox.as_ref());
             state.receipts.retain(outbox)
@@ -109,15 +109,15 @@ impl StepContext<'_> {
         if receipts_pending {
             self.context.webhooks.collect_receipts(token);
         }
-        for event in events {
+        for transition in transitions {
             info!(
-                namespace = token.namespace(),
-                name = token.name_any(),
-                event = event.kind.as_str(),
+                namespace = self.key.namespace,
+                name = self.key.name,
+                event = transition.kind.event_reason(),
                 "{}",
-                event.message
+                transition.message
             );
-            self.context.events.send(token, event.into());
+            self.context.events.publish(token, transition.into());
         }
         Ok(Applied::Status(Box::new(written)))
     }
@@ -133,7 +133,7 @@ impl StepContext<'_> {
             Existing::Changed => return Ok(Applied::Reobserve),
         };
         let minted = match content {
-            Content::Minted => match self.remember(|state| state.minted.take()) {
+            Content::Minted => match self.with_state(|state| state.minted.take()) {
                 Some(minted) if minted.0.as_str() == key_id => Some(minted),
                 _ => return Ok(Applied::Reobserve),
             },
@@ -189,15 +189,15 @@ impl StepContext<'_> {
         let token = self.observed.token;
         let secret = inspect(&written, token, spec, self.peppers);
         wipe(&mut written);
-        self.remember(|state| {
-            state.refusal = None;
+        self.with_state(|state| {
+            state.rejection = None;
             state.recheck_secret = false;
             state.inspected = Inspected::of(&secret, token, spec);
         });
         Applied::Secret(secret)
     }
 
-    /// Either it was not written or nobody knows: the minted token stays in memory for the next attempt.
+    /// It was not written, or nobody knows: the minted token stays in memory for the next attempt.
     fn secret_not_written(
         &self,
         error: kube::Error,
@@ -205,13 +205,13 @@ impl StepContext<'_> {
         spec: &Spec,
         creates: bool,
     ) -> Result<Applied, Error> {
-        self.remember(|state| {
+        self.with_state(|state| {
             state.minted = minted;
             state.recheck_secret = true;
         });
         let kind = match classify(&error) {
-            ErrorClass::Forbidden => RefusalKind::Forbidden,
-            ErrorClass::Invalid => RefusalKind::Invalid,
+            ErrorClass::Forbidden => RejectionKind::Forbidden,
+            ErrorClass::Invalid => RejectionKind::Invalid,
             ErrorClass::Conflict if is_already_exists(&error) => return Ok(Applied::Reobserve),
             // The Secret is gone, not the token.
             ErrorClass::Drop if !creates && is_not_found(&error) => return Ok(Applied::Reobserve),
@@ -219,9 +219,9 @@ impl StepContext<'_> {
                 return Err(Error::WriteSecret { name: spec.secret_name.clone(), source: error });
             }
         };
-        let refusal = Refusal { kind, message: message(&error), at: self.now };
-        self.remember(|state| state.refusal = Some(refusal));
-        self.context.metrics.failed("secret_refused");
+        let rejection = Rejection { kind, message: message(&error), at: self.now };
+        self.with_state(|state| state.rejection = Some(rejection));
+        self.context.metrics.failed("secret_rejected");
         Ok(Applied::Reobserve)
     }
 
@@ -255,16 +255,16 @@ impl StepContext<'_> {
         let patch = json!({
             "metadata": {"finalizers": finalizers, "resourceVersion": token.metadata.resource_version},
         });
-        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..Default::default() };
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
         let point = if wanted { "add-finalizer" } else { "remove-finalizer" };
         failpoint::before(point);
-        let written = self.api::<ApiToken>().patch(&token.name_any(), &params, &Patch::Merge(patch)).await;
+        let written = self.api::<ApiToken>().patch(&self.key.name, &params, &Patch::Merge(patch)).await;
         failpoint::after(point);
         let written = written.map_err(Error::WriteFinalizer)?;
         if written.metadata.deletion_timestamp.is_some() && !wanted {
             return Ok(Applied::Gone);
         }
-        self.remember(|state| state.written = resource_version(&written));
+        self.with_state(|state| state.written = resource_version(&written));
         Ok(Applied::Status(Box::new(written)))
     }
 
@@ -273,7 +273,7 @@ impl StepContext<'_> {
         if handover.undelivered.is_empty() {
             return Ok(());
         }
-        let (namespace, name) = (self.namespace(), self.observed.token.name_any());
+        let TokenKey { namespace, name, .. } = self.key;
         match self.context.webhooks.keep(self.observed.token, &handover.undelivered).await {
             Ok(()) => Ok(()),
             Err(webhook) if handover.best_effort => {
@@ -283,20 +283,17 @@ impl StepContext<'_> {
                 );
                 Ok(())
             }
-            Err(webhook) => Err(Error::KeepEvents(webhook)),
+            Err(webhook) => Err(Error::StoreEvents(webhook)),
         }
     }
 
     fn api<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>>(&self) -> Api<K> {
-        Api::namespaced(self.context.client.clone(), &self.namespace())
+        Api::namespaced(self.context.client.clone(), &self.key.namespace)
     }
 
-    fn namespace(&self) -> String {
-        self.observed.token.namespace().unwrap_or_default()
-    }
-
-    fn remember<T>(&self, change: impl FnOnce(&mut TokenState) -> T) -> T {
-        self.context.cache.with(&self.observed.token.uid().unwrap_or_default(), change)
+    /// Reads or changes the token's state in memory.
+    fn with_state<T>(&self, change: impl FnOnce(&mut TokenState) -> T) -> T {
+        self.context.cache.with(&self.key.uid, change)
     }
 }
 
@@ -319,5 +316,5 @@ fn resource_version(object: &ApiToken) -> Option<u64> {
 }
 
 fn params() -> PostParams {
-    PostParams { field_manager: Some(MANAGER.to_owned()), ..Default::default() }
+    PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() }
 }

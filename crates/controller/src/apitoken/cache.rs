@@ -1,4 +1,4 @@
-//! What is remembered of each token between two reconciliations. Losing it costs a read or a new token, never one that
+//! The state of each token in memory between two reconciliations. Losing it costs a read or a new token, never one that
 //! was delivered.
 
 use std::collections::HashMap;
@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Mutex;
 
 use tokenward_core::crd::ApiToken;
-use tokenward_core::lifecycle::{OwnSecret, Refusal, SecretState, Spec};
+use tokenward_core::lifecycle::{OwnSecret, Rejection, SecretState, Spec};
 use tokenward_core::outbox::events::Receipts;
 use tokenward_core::token::{KeyId, Plaintext};
 use tokenward_runtime::sync::lock;
@@ -15,22 +15,22 @@ use tokenward_runtime::sync::lock;
 #[derive(Default)]
 pub(crate) struct StateCache(Mutex<HashMap<String, TokenState>>);
 
-/// What is remembered of one token.
+/// The state of one token.
 #[derive(Default)]
 pub(crate) struct TokenState {
-    /// Generated and recorded in the status, but not in the Secret yet.
+    /// A token that was generated and recorded in the status, but is not in the Secret yet.
     pub(crate) minted: Option<(KeyId, Plaintext)>,
-    /// Why the API server refused the last attempt to write the Secret.
-    pub(crate) refusal: Option<Refusal>,
+    /// Why the API server rejected the last write of the Secret.
+    pub(crate) rejection: Option<Rejection>,
     /// The last inspection of the Secret.
     pub(crate) inspected: Option<Inspected>,
     /// The resourceVersion of the last write of this process. The watch may still deliver older ones.
     pub(crate) written: Option<u64>,
-    /// Failures in a row.
+    /// How often its reconciliation has failed in a row.
     pub(crate) failures: u32,
-    /// There may be a Secret that the watch, which sees labelled ones only, does not show: read it before creating one.
+    /// Whether to read the Secret before creating one: there may be one without labels, which the watch does not see.
     pub(crate) recheck_secret: bool,
-    /// What TokenWebhooks have accepted and the status does not say yet.
+    /// Which events TokenWebhooks have accepted, where the status does not reflect it yet.
     pub(crate) receipts: Receipts,
 }
 
@@ -38,7 +38,7 @@ pub(crate) struct TokenState {
 pub(crate) struct Inspected {
     resource_version: Option<String>,
     expected: u64,
-    finding: OwnSecret,
+    secret: OwnSecret,
 }
 
 impl StateCache {
@@ -52,29 +52,29 @@ impl StateCache {
     }
 
     /// Reads or changes the state of a token, if there is one.
-    pub(crate) fn with_known<T>(&self, uid: &str, f: impl FnOnce(&mut TokenState) -> T) -> Option<T> {
+    pub(crate) fn with_existing<T>(&self, uid: &str, f: impl FnOnce(&mut TokenState) -> T) -> Option<T> {
         lock(&self.0).get_mut(uid).map(f)
     }
 
-    /// Forgets a token that is gone.
-    pub(crate) fn forget(&self, uid: &str) {
+    /// Removes the state of a deleted token.
+    pub(crate) fn remove(&self, uid: &str) {
         lock(&self.0).remove(uid);
     }
 }
 
 impl Inspected {
-    /// An inspection to remember, if the Secret is ours. Its metadata is in the watch's cache already.
+    /// The result of an inspection, if the Secret is ours. Its metadata is in the watch's cache already.
     pub(crate) fn of(state: &SecretState, token: &ApiToken, spec: &Spec) -> Option<Self> {
         let own = state.ours()?;
         Some(Self {
             resource_version: own.metadata.resource_version.clone(),
             expected: fingerprint(token, spec),
-            finding: OwnSecret { metadata: Default::default(), ..own.clone() },
+            secret: OwnSecret { metadata: Default::default(), ..own.clone() },
         })
     }
 
     /// The result, if it is of this version of the Secret and of the same token.
-    pub(crate) fn recall(
+    pub(crate) fn if_current(
         &self,
         resource_version: Option<&str>,
         token: &ApiToken,
@@ -82,7 +82,7 @@ impl Inspected {
     ) -> Option<OwnSecret> {
         let same =
             self.resource_version.as_deref() == resource_version && self.expected == fingerprint(token, spec);
-        (same && resource_version.is_some()).then(|| self.finding.clone())
+        (same && resource_version.is_some()).then(|| self.secret.clone())
     }
 }
 

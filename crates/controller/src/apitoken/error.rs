@@ -1,4 +1,4 @@
-//! Why a reconciliation failed, and what follows.
+//! Why a reconciliation failed, and how it is classified for the retry.
 
 use thiserror::Error;
 use tokenward_runtime::cluster::error::{ErrorClass, classify, message};
@@ -12,7 +12,7 @@ pub(crate) enum Error {
         "the ApiToken can't be read, so nothing is done for it: {0}; install the CRDs of this version of tokenward"
     )]
     Unreadable(String),
-    /// An unreadable Secret is never taken for an absent one.
+    /// A Secret that can't be read is never treated as absent.
     #[error("Secret {name} could not be read: {source}")]
     ReadSecret { name: String, source: kube::Error },
     #[error("Secret {name} could not be written: {source}")]
@@ -23,10 +23,10 @@ pub(crate) enum Error {
     WriteFinalizer(kube::Error),
     /// The undelivered events of a deleted token could not be stored in this TokenWebhook.
     #[error("undelivered events could not be stored in TokenWebhook {0}")]
-    KeepEvents(String),
+    StoreEvents(String),
     #[error(transparent)]
     Random(#[from] NoEntropy),
-    #[error("the pepper is not there")]
+    #[error("the pepper is missing or damaged")]
     Pepper,
 }
 
@@ -39,7 +39,7 @@ impl Error {
             Self::WriteSecret { .. } => "write_secret",
             Self::WriteStatus(_) => "write_status",
             Self::WriteFinalizer(_) => "write_finalizer",
-            Self::KeepEvents(_) => "keep_events",
+            Self::StoreEvents(_) => "store_events",
             Self::Random(_) => "random",
             Self::Pepper => "pepper",
         }
@@ -63,7 +63,7 @@ impl Error {
             | Self::WriteSecret { source, .. }
             | Self::WriteStatus(source)
             | Self::WriteFinalizer(source) => Some(source),
-            Self::Unreadable(_) | Self::KeepEvents(_) | Self::Random(_) | Self::Pepper => None,
+            Self::Unreadable(_) | Self::StoreEvents(_) | Self::Random(_) | Self::Pepper => None,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! ApiTokens: `reconcile` observes and asks for the next step, `apply` makes it, `cache` is state that can be lost.
+//! ApiTokens: `reconcile` observes and decides on the next step, `apply` makes it, `cache` is state that can be lost.
 
 pub mod apply;
 pub mod cache;

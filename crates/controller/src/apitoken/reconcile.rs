@@ -14,7 +14,7 @@ use super::apply::{Applied, StepContext};
 use super::cache::Inspected;
 use super::error::Error;
 use crate::context::Context;
-use crate::objects::Token;
+use crate::objects::{Token, TokenKey};
 use tokenward_core::crd::ApiToken;
 use tokenward_core::lifecycle::{Observed, OwnSecret, SecretState, Spec, Step, inspect, next_step, wipe};
 use tokenward_core::token::Peppers;
@@ -22,7 +22,7 @@ use tokenward_runtime::backoff::Backoff;
 use tokenward_runtime::cluster::error::{ErrorClass, classify, is_not_found, message};
 use tokenward_runtime::cluster::pepper::PepperState;
 
-/// The most steps of one reconciliation, so that a token which never settles can't block others. A guess: a rotation,
+/// The most steps of one reconciliation, so that a token which never comes to rest can't block others. A guess: a rotation,
 /// the longest sequence, takes about four.
 const MAX_STEPS: usize = 16;
 /// The waits after failures in a row.
@@ -30,41 +30,45 @@ const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from
 
 /// Makes steps until there is nothing to do but wait.
 pub(crate) async fn reconcile(token: Arc<Token>, context: Arc<Context>) -> Result<Action, Error> {
+    let key =
+        TokenKey::of(&*token).ok_or_else(|| Error::Unreadable("its metadata is incomplete".to_owned()))?;
     let token = match &token.0 {
         Ok(token) => token.clone(),
         Err(invalid) => return Err(Error::Unreadable(invalid.error.clone())),
     };
-    let uid = token.uid().unwrap_or_default();
-    if is_stale(&token, &context) {
+    if is_stale(&token, &key, &context) {
         // The watch will deliver the newer version. This is in case that it does not.
         return Ok(Action::requeue(Duration::from_secs(5)));
     }
-    let action = make_steps(token, &context).await?;
-    context.cache.with(&uid, |state| state.failures = 0);
+    let action = make_steps(token, &key, &context).await?;
+    context.cache.with(&key.uid, |state| state.failures = 0);
     Ok(action)
 }
 
-async fn make_steps(mut token: ApiToken, context: &Context) -> Result<Action, Error> {
-    let uid = token.uid().unwrap_or_default();
+async fn make_steps(mut token: ApiToken, key: &TokenKey, context: &Context) -> Result<Action, Error> {
     let mut written = None;
     for _ in 0..MAX_STEPS {
         let peppers = peppers(context)?;
         let spec = Spec::of(&token);
         let secret = match (written.take(), &spec) {
             (Some(secret), _) => secret,
-            (None, Ok(spec)) => secret_state(&token, spec, &peppers, context).await?,
+            (None, Ok(spec)) => secret_state(&token, key, spec, &peppers, context).await?,
             (None, Err(_)) => SecretState::Absent,
         };
-        let (held, refusal, receipts) = context.cache.with(&uid, |state| {
-            (state.minted.as_ref().map(|(key_id, _)| *key_id), state.refusal.clone(), state.receipts.clone())
+        let (minted, rejection, receipts) = context.cache.with(&key.uid, |state| {
+            (
+                state.minted.as_ref().map(|(key_id, _)| *key_id),
+                state.rejection.clone(),
+                state.receipts.clone(),
+            )
         });
-        let subscriptions = context.webhooks.subscriptions(&token.namespace().unwrap_or_default());
+        let subscriptions = context.webhooks.subscriptions(&key.namespace);
         let observed = Observed {
             token: &token,
             spec,
             secret,
-            held,
-            refusal,
+            minted,
+            rejection,
             propagation: context.propagation,
             subscriptions: &subscriptions,
             receipts,
@@ -73,9 +77,9 @@ async fn make_steps(mut token: ApiToken, context: &Context) -> Result<Action, Er
         let now = Timestamp::now();
         let step = next_step(&observed, now);
         if let Step::Wait(until) = step {
-            if observed.refusal.as_ref().is_some_and(|refusal| now >= refusal.retry_at()) {
-                // What was refused is no longer wanted.
-                context.cache.with(&uid, |state| state.refusal = None);
+            if observed.rejection.as_ref().is_some_and(|rejection| now >= rejection.retry_at()) {
+                // The write that was rejected is no longer needed.
+                context.cache.with(&key.uid, |state| state.rejection = None);
                 continue;
             }
             return Ok(wait(until, now));
@@ -83,7 +87,7 @@ async fn make_steps(mut token: ApiToken, context: &Context) -> Result<Action, Er
         if !context.may_write() {
             return Ok(Action::await_change());
         }
-        let step_context = StepContext { observed: &observed, peppers: &peppers, context, now };
+        let step_context = StepContext { key, observed: &observed, peppers: &peppers, context, now };
         match step_context.apply(step).await? {
             Applied::Status(after) => token = *after,
             Applied::Secret(after) => written = Some(after),
@@ -91,7 +95,11 @@ async fn make_steps(mut token: ApiToken, context: &Context) -> Result<Action, Er
             Applied::Gone => return Ok(Action::await_change()),
         }
     }
-    debug!(token = token.name_any(), "not settled after many steps; reconciling again soon");
+    debug!(
+        namespace = key.namespace,
+        name = key.name,
+        "still not at rest after many steps; reconciling again soon"
+    );
     Ok(Action::requeue(Duration::from_secs(1)))
 }
 
@@ -108,9 +116,9 @@ fn wait(until: Option<Timestamp>, now: Timestamp) -> Action {
 }
 
 /// Whether the cache still shows an object as it was before the last write of this process.
-fn is_stale(token: &ApiToken, context: &Context) -> bool {
+fn is_stale(token: &ApiToken, key: &TokenKey, context: &Context) -> bool {
     let version = token.resource_version().and_then(|version| version.parse::<u64>().ok());
-    let written = context.cache.with(&token.uid().unwrap_or_default(), |state| state.written);
+    let written = context.cache.with(&key.uid, |state| state.written);
     matches!((version, written), (Some(version), Some(written)) if version < written)
 }
 
@@ -125,38 +133,35 @@ fn peppers(context: &Context) -> Result<Arc<Peppers>, Error> {
 /// before. Otherwise the Secret is read.
 async fn secret_state(
     token: &ApiToken,
+    key: &TokenKey,
     spec: &Spec,
     peppers: &Peppers,
     context: &Context,
 ) -> Result<SecretState, Error> {
-    let namespace = token.namespace().unwrap_or_default();
-    let uid = token.uid().unwrap_or_default();
-    let cached = context.secrets.get(&ObjectRef::new(&spec.secret_name).within(&namespace));
+    let TokenKey { namespace, uid, .. } = key;
+    let cached = context.secrets.get(&ObjectRef::new(&spec.secret_name).within(namespace));
     if let Some(cached) = &cached {
-        let known = context.cache.with(&uid, |state| {
-            state.inspected.as_ref()?.recall(cached.metadata.resource_version.as_deref(), token, spec)
+        let inspected = context.cache.with(uid, |state| {
+            state.inspected.as_ref()?.if_current(cached.metadata.resource_version.as_deref(), token, spec)
         });
-        if let Some(finding) = known {
-            return Ok(SecretState::Ours(Box::new(OwnSecret {
-                metadata: cached.metadata.clone(),
-                ..finding
-            })));
+        if let Some(own) = inspected {
+            return Ok(SecretState::Ours(Box::new(OwnSecret { metadata: cached.metadata.clone(), ..own })));
         }
-    } else if is_new(token) && !context.cache.with(&uid, |state| state.recheck_secret) {
+    } else if is_new(token) && !context.cache.with(uid, |state| state.recheck_secret) {
         // If it exists after all, creating it fails, and then it is read.
         return Ok(SecretState::Absent);
     }
-    let api = Api::<Secret>::namespaced(context.client.clone(), &namespace);
+    let api = Api::<Secret>::namespaced(context.client.clone(), namespace);
     context.metrics.secret_reads.inc();
     match api.get(&spec.secret_name).await {
         Ok(mut secret) => {
             let found = inspect(&secret, token, spec, peppers);
             wipe(&mut secret);
-            context.cache.with(&uid, |state| state.inspected = Inspected::of(&found, token, spec));
+            context.cache.with(uid, |state| state.inspected = Inspected::of(&found, token, spec));
             Ok(found)
         }
         Err(error) if is_not_found(&error) => {
-            context.cache.with(&uid, |state| state.recheck_secret = false);
+            context.cache.with(uid, |state| state.recheck_secret = false);
             Ok(SecretState::Absent)
         }
         Err(error) if classify(&error) == ErrorClass::Forbidden => {
@@ -173,8 +178,10 @@ fn is_new(token: &ApiToken) -> bool {
 
 /// When to try again after a failure.
 pub(crate) fn after_failure(token: &Arc<Token>, error: &Error, context: &Context) -> Action {
-    let (name, namespace) = (token.name_any(), token.namespace().unwrap_or_default());
-    let uid = token.uid().unwrap_or_default();
+    // An object without them does not come from an API server, so none will change it.
+    let Some(TokenKey { namespace, name, uid }) = TokenKey::of(&**token) else {
+        return Action::await_change();
+    };
     match error.classify() {
         ErrorClass::Conflict => {
             context.metrics.conflicts.inc();
@@ -182,7 +189,7 @@ pub(crate) fn after_failure(token: &Arc<Token>, error: &Error, context: &Context
         }
         ErrorClass::Drop => {
             debug!(namespace, name, "deleted, or being deleted with its namespace");
-            context.cache.forget(&uid);
+            context.cache.remove(&uid);
             return Action::await_change();
         }
         ErrorClass::Forbidden | ErrorClass::Invalid | ErrorClass::Retry => {}

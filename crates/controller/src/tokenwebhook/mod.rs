@@ -38,7 +38,7 @@ use self::worker::Worker;
 use crate::apitoken::cache::StateCache;
 use crate::metrics::WebhookMetrics;
 use crate::objects::{Hook, Token};
-use crate::recorder;
+use crate::recorder::EventRecorder;
 use crate::requeue::{Load, RequeueSender};
 use tokenward_core::crd::{ApiToken, OutboxEvent, TokenWebhook};
 use tokenward_core::outbox::EventType;
@@ -61,7 +61,7 @@ const KEEP: Duration = Duration::from_secs(5);
 pub(crate) struct Shared {
     pub(crate) client: Client,
     pub(crate) claim: watch::Receiver<Claim>,
-    pub(crate) events: recorder::Sender,
+    pub(crate) events: EventRecorder,
     pub(crate) metrics: WebhookMetrics,
     pub(crate) memories: Arc<StateCache>,
     pub(crate) schedule: Schedule,

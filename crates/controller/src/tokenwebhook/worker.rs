@@ -129,7 +129,7 @@ impl Worker {
 
     /// Reads the status when this process begins to lead, and steps down when it no longer does.
     fn follow_leadership(&mut self) {
-        if self.shared.claim.borrow().holds() {
+        if self.shared.claim.borrow().is_valid() {
             let read = self.record.read();
             self.beside.extend(read.map(|read| read.map(Completed::Read).boxed()));
         } else if self.record.is_known() {

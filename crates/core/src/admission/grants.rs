@@ -1,4 +1,5 @@
-//! Who may grant which scopes. RBAC decides, so that the right to edit an ApiToken does not include `payments:*`.
+//! Who may grant which scopes. RBAC decides, so that the right to edit an ApiToken does not imply that to grant
+//! `payments:*`.
 //!
 //! The right is the verb `grant` on the resource `scopes` of the group `tokenward.dev`, with scopes as resource names.
 //! RBAC compares names as a whole, so each name that covers a scope is checked: a Role that lists `orders:*`
@@ -8,10 +9,10 @@ use k8s_openapi::api::authorization::v1::ResourceAttributes;
 
 use crate::crd::labels::{GROUP, SCOPES_RESOURCE};
 
-/// The verb of the right.
+/// The RBAC verb that allows a user to put scopes into an ApiToken.
 pub const VERB: &str = "grant";
 
-/// The resource names that permit to grant a scope: itself and the wildcards that cover it, the narrowest first.
+/// The resource names that allow a user to grant a scope: itself and the wildcards that cover it, the narrowest first.
 pub fn names(scope: &str) -> impl Iterator<Item = String> {
     let stem = scope.strip_suffix(":*").unwrap_or(scope);
     let wildcards = stem.rmatch_indices(':').map(|(at, _)| format!("{}:*", &stem[..at]));
@@ -19,7 +20,7 @@ pub fn names(scope: &str) -> impl Iterator<Item = String> {
 }
 
 /// The right to grant the scope or wildcard of this name. Without a name: every scope.
-pub fn right(namespace: &str, name: Option<String>) -> ResourceAttributes {
+pub fn attributes(namespace: &str, name: Option<String>) -> ResourceAttributes {
     ResourceAttributes {
         namespace: Some(namespace.to_owned()),
         verb: Some(VERB.to_owned()),

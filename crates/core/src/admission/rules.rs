@@ -1,4 +1,4 @@
-//! Whether an object may be stored, pure: from what it is, what it was, and what stands beside it.
+//! Whether an object may be stored: rules over the new object, the stored one and the other objects of the cluster.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -10,9 +10,9 @@ use crate::lifecycle::{InvalidSpec, Spec};
 use crate::outbox::destination::{AddressError, AddressPolicy};
 use crate::token::scope::any_covers;
 
-/// Why an object is not stored.
+/// The rule that an object violates.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum Refusal {
+pub enum Violation {
     /// The spec is invalid, so the controller could not act on it.
     #[error(transparent)]
     Spec(#[from] InvalidSpec),
@@ -46,14 +46,14 @@ pub enum Refusal {
         /// The scopes that the user may not grant.
         scopes: Vec<String>,
     },
-    /// The URL of the TokenWebhook has an address that is refused.
+    /// Webhooks may not be sent to the address in the URL of the TokenWebhook.
     #[error("spec.url: {0}")]
     Address(#[from] AddressError),
 }
 
 /// What the caller has to check with the API server before an ApiToken is admitted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Questions {
+pub struct ClusterChecks {
     /// Scopes that the ApiToken gains. The user must be allowed to grant them.
     pub gained_scopes: Vec<String>,
     /// The name of a Secret that must not exist, or be ours.
@@ -64,23 +64,23 @@ pub struct Questions {
 
 /// Validates an ApiToken by itself, and returns what else has to be checked. `old` is the stored object.
 ///
-/// A revocation is never refused. Nor is another edit of an object that violates a rule already: it gets a warning.
-pub fn questions(new: &ApiToken, old: Option<&ApiToken>) -> Result<Questions, Refusal> {
+/// A revocation is never denied. Nor is another edit of an object that violates a rule already: it gets a warning.
+pub fn validate_token(new: &ApiToken, old: Option<&ApiToken>) -> Result<ClusterChecks, Violation> {
     let unchanged = old.is_some_and(|old| old.spec == new.spec);
     if unchanged || new.spec.revoked == Some(true) {
-        return Ok(Questions::default());
+        return Ok(ClusterChecks::default());
     }
     let spec = match Spec::of(new) {
         Ok(spec) => spec,
         Err(error) if old.is_some_and(|old| Spec::of(old).as_ref() == Err(&error)) => {
             let warning = Some(format!("{error}; the controller does not act on this ApiToken"));
-            return Ok(Questions { gained_scopes: gained(new, old), warning, ..Default::default() });
+            return Ok(ClusterChecks { gained_scopes: gained(new, old), warning, ..Default::default() });
         }
         Err(error) => return Err(error.into()),
     };
     // The name of the Secret is immutable, so it is checked on creation only.
     let secret = old.is_none().then_some(spec.secret_name);
-    Ok(Questions { gained_scopes: gained(new, old), secret, warning: None })
+    Ok(ClusterChecks { gained_scopes: gained(new, old), secret, warning: None })
 }
 
 /// The scopes that the old ones do not cover: a wider scope is gained, a narrower one is not.
@@ -92,11 +92,11 @@ fn gained(new: &ApiToken, old: Option<&ApiToken>) -> Vec<String> {
 
 /// Checks the URL of a TokenWebhook, if its host is an IP address. The addresses of a name can change, so the controller
 /// checks them each time it connects.
-pub fn destination(
+pub fn validate_destination(
     new: &TokenWebhook,
     old: Option<&TokenWebhook>,
     policy: &AddressPolicy,
-) -> Result<(), Refusal> {
+) -> Result<(), Violation> {
     if old.is_some_and(|old| old.spec.url == new.spec.url) {
         return Ok(());
     }
@@ -129,56 +129,56 @@ mod tests {
     }
 
     #[test]
-    fn a_new_token_is_asked_about_whole() {
+    fn all_scopes_and_the_secret_of_a_new_token_are_checked() {
         let new = token(json!({"scopes": ["orders:read", "audit:*"], "secret": {"name": "mine"}}));
-        let expected = Questions {
+        let expected = ClusterChecks {
             gained_scopes: vec!["orders:read".to_owned(), "audit:*".to_owned()],
             secret: Some("mine".to_owned()),
             warning: None,
         };
-        assert_eq!(questions(&new, None), Ok(expected));
+        assert_eq!(validate_token(&new, None), Ok(expected));
     }
 
     #[test]
-    fn an_edit_is_asked_about_what_it_gains() {
+    fn an_edit_is_checked_for_the_scopes_that_it_gains() {
         let old = token(json!({"scopes": ["orders:*"]}));
         for (scopes, gained) in [
             (json!(["orders:read"]), vec![]),
             (json!(["orders:*", "audit:read"]), vec!["audit:read"]),
             (json!(["audit:*"]), vec!["audit:*"]),
         ] {
-            let asked = questions(&token(json!({"scopes": scopes, "suspend": true})), Some(&old));
-            let asked = asked.expect("no refusal");
-            assert_eq!(asked.gained_scopes, gained);
-            assert_eq!(asked.secret, None);
+            let checks = validate_token(&token(json!({"scopes": scopes, "suspend": true})), Some(&old));
+            let checks = checks.expect("valid");
+            assert_eq!(checks.gained_scopes, gained);
+            assert_eq!(checks.secret, None);
         }
     }
 
     #[test]
-    fn a_label_that_a_tool_owns_objects_by_is_refused() {
+    fn a_label_that_a_tool_owns_objects_by_is_denied() {
         let template = json!({"labels": {"argoproj.io/instance": "x"}});
         let new = token(json!({"scopes": ["a:b"], "secret": {"template": template}}));
-        let refusal = questions(&new, None).expect_err("a refusal").to_string();
-        assert!(refusal.contains("argoproj.io/instance"), "{refusal}");
+        let violation = validate_token(&new, None).expect_err("a violation").to_string();
+        assert!(violation.contains("argoproj.io/instance"), "{violation}");
     }
 
     /// An ApiToken that predates a rule can be edited, and above all revoked.
     #[test]
-    fn a_rule_that_is_broken_already_holds_up_nothing() {
+    fn a_rule_that_was_violated_before_blocks_no_edit() {
         let secret = json!({"template": {"labels": {"argoproj.io/instance": "x"}}});
         let old = token(json!({"scopes": ["a:b"], "secret": secret.clone()}));
         let edited = token(json!({"scopes": ["a:b", "a:c"], "secret": secret.clone()}));
-        let asked = questions(&edited, Some(&old)).expect("no refusal");
-        assert_eq!(asked.gained_scopes, ["a:c"]);
-        assert!(asked.warning.expect("a warning").contains("argoproj.io/instance"));
+        let checks = validate_token(&edited, Some(&old)).expect("valid");
+        assert_eq!(checks.gained_scopes, ["a:c"]);
+        assert!(checks.warning.expect("a warning").contains("argoproj.io/instance"));
         let worse = token(json!({"scopes": ["a:b", "no scope"], "secret": secret.clone()}));
-        assert!(questions(&worse, Some(&old)).is_err());
+        assert!(validate_token(&worse, Some(&old)).is_err());
         let revoked = token(json!({"scopes": ["no scope"], "revoked": true, "secret": secret}));
-        assert_eq!(questions(&revoked, Some(&old)), Ok(Questions::default()));
+        assert_eq!(validate_token(&revoked, Some(&old)), Ok(ClusterChecks::default()));
     }
 
     #[test]
-    fn a_url_that_points_inside_is_refused() {
+    fn a_url_that_points_inside_is_denied() {
         let webhook = |url: &str| {
             let spec = json!({"url": url, "events": ["token.*"]});
             TokenWebhook::new("audit", serde_json::from_value(spec).expect("a spec"))
@@ -195,29 +195,29 @@ mod tests {
             ("http://a.localhost/", false),
             ("http://10.0.0.1/", false),
         ] {
-            let judged = destination(&webhook(url), None, &policy);
-            assert_eq!(judged.is_ok(), admitted, "{url}: {judged:?}");
+            let result = validate_destination(&webhook(url), None, &policy);
+            assert_eq!(result.is_ok(), admitted, "{url}: {result:?}");
             // A URL that is stored already does not block other edits.
-            assert_eq!(destination(&webhook(url), Some(&webhook(url)), &policy), Ok(()));
+            assert_eq!(validate_destination(&webhook(url), Some(&webhook(url)), &policy), Ok(()));
         }
         let policy =
             AddressPolicy { allow_private: true, allow: vec!["127.0.0.0/8".parse().expect("a network")] };
         for url in ["http://localhost/", "http://10.0.0.1/"] {
-            assert_eq!(destination(&webhook(url), None, &policy), Ok(()), "{url}");
+            assert_eq!(validate_destination(&webhook(url), None, &policy), Ok(()), "{url}");
         }
     }
 
     proptest! {
-        /// Nothing that a token may do afterwards escapes the question.
+        /// A scope that the token did not have before is covered by the gained scopes, which are checked.
         #[test]
-        fn what_was_not_held_is_asked(
+        fn every_gained_scope_is_checked(
             old in proptest::collection::vec("(a|b):(c|d|[*])", 1..4),
             new in proptest::collection::vec("(a|b):(c|d|[*])", 1..4),
             can in "(a|b):(c|d)",
         ) {
             let covers = |list: &[String]| any_covers(list.iter().map(String::as_str), &can);
-            let asked = questions(&token(json!({"scopes": new})), Some(&token(json!({"scopes": old}))));
-            let gained = asked.expect("no refusal").gained_scopes;
+            let checks = validate_token(&token(json!({"scopes": new})), Some(&token(json!({"scopes": old}))));
+            let gained = checks.expect("valid").gained_scopes;
             prop_assert!(!covers(&new) || covers(&old) || covers(&gained));
         }
     }

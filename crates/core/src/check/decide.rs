@@ -1,4 +1,4 @@
-//! The decision: the one place that allows.
+//! Decides whether a presented token is valid for a request. Nothing else allows one.
 
 use std::net::IpAddr;
 
@@ -134,8 +134,8 @@ mod tests {
     use jiff::SignedDuration;
     use proptest::prelude::*;
 
-    use super::super::ScopePool;
     use super::*;
+    use crate::check::ScopePool;
     use crate::crd::{
         ApiToken, ApiTokenSpec, ApiTokenStatus, Constraints, Rotation, RotationReason, TokenVersion,
         VersionState,
@@ -192,9 +192,9 @@ mod tests {
         versions(&token)
     }
 
-    fn ask(versions: &[Version], scopes: &[&str]) -> Option<Code> {
+    fn check(versions: &[Version], scopes: &[&str]) -> Option<Code> {
         let text = plaintext(1);
-        ask_for(
+        denial_of(
             versions,
             &Request {
                 token: Token::parse(text.expose()).expect("token"),
@@ -205,7 +205,7 @@ mod tests {
         )
     }
 
-    fn ask_for(versions: &[Version], request: &Request<'_>) -> Option<Code> {
+    fn denial_of(versions: &[Version], request: &Request<'_>) -> Option<Code> {
         match decide(versions, &peppers(), request, at(0)) {
             Decision::Allow(_) => None,
             Decision::Deny(code) => Some(code),
@@ -244,12 +244,12 @@ mod tests {
             ("unreadable hash", with(|_, v| v.hash = "hmac-sha256:p1:!".to_owned()), Some(Code::NotFound)),
         ];
         for (what, versions, expected) in table {
-            assert_eq!(ask(&versions, &[]), expected, "{what}");
+            assert_eq!(check(&versions, &[]), expected, "{what}");
         }
     }
 
     #[test]
-    fn a_revocation_in_the_status_holds_without_the_spec() {
+    fn a_revocation_in_the_status_is_effective_without_the_spec() {
         let mut token = token();
         let status = token.status.as_mut().expect("status");
         status.revocation = Some(
@@ -258,7 +258,7 @@ mod tests {
             }))
             .expect("revocation"),
         );
-        assert_eq!(ask(&versions(&token), &[]), Some(Code::Revoked));
+        assert_eq!(check(&versions(&token), &[]), Some(Code::Revoked));
     }
 
     #[test]
@@ -276,7 +276,11 @@ mod tests {
                 spec.scopes = owned(spec_scopes);
                 version.scopes = owned(issued);
             });
-            assert_eq!(ask(&entry, &[required]).is_none(), allowed, "{spec_scopes:?} {issued:?} {required}");
+            assert_eq!(
+                check(&entry, &[required]).is_none(),
+                allowed,
+                "{spec_scopes:?} {issued:?} {required}"
+            );
         }
     }
 
@@ -284,34 +288,34 @@ mod tests {
     fn audiences_and_networks() {
         let text = plaintext(1);
         let token = Token::parse(text.expose()).expect("token");
-        let ask = |versions: &[Version], audience, client: Option<&str>| {
+        let check = |versions: &[Version], audience, client: Option<&str>| {
             let client = client.map(|ip| ip.parse().expect("an address"));
-            ask_for(versions, &Request { token, scopes: &[], audience, client })
+            denial_of(versions, &Request { token, scopes: &[], audience, client })
         };
         let bound = with(|spec, _| spec.audiences = Some(vec!["billing".to_owned()]));
-        assert_eq!(ask(&bound, Some("billing"), None), None);
-        assert_eq!(ask(&bound, Some("search"), None), Some(Code::AudienceMismatch));
-        assert_eq!(ask(&bound, None, None), None);
-        assert_eq!(ask(&with(|_, _| {}), Some("search"), None), None);
+        assert_eq!(check(&bound, Some("billing"), None), None);
+        assert_eq!(check(&bound, Some("search"), None), Some(Code::AudienceMismatch));
+        assert_eq!(check(&bound, None, None), None);
+        assert_eq!(check(&with(|_, _| {}), Some("search"), None), None);
         let cidrs = |list: &[&str]| {
             let cidrs = Some(list.iter().map(|s| (*s).to_owned()).collect());
             with(|spec, _| spec.constraints = Some(Constraints { cidrs }))
         };
         let inside = cidrs(&["10.0.0.0/8", "2001:db8::/32"]);
-        assert_eq!(ask(&inside, None, Some("10.1.2.3")), None);
-        assert_eq!(ask(&inside, None, Some("2001:db8::1")), None);
-        assert_eq!(ask(&inside, None, Some("11.0.0.1")), Some(Code::IpNotAllowed));
-        assert_eq!(ask(&inside, None, None), Some(Code::IpNotAllowed));
-        assert_eq!(ask(&cidrs(&["nonsense"]), None, Some("10.1.2.3")), Some(Code::IpNotAllowed));
+        assert_eq!(check(&inside, None, Some("10.1.2.3")), None);
+        assert_eq!(check(&inside, None, Some("2001:db8::1")), None);
+        assert_eq!(check(&inside, None, Some("11.0.0.1")), Some(Code::IpNotAllowed));
+        assert_eq!(check(&inside, None, None), Some(Code::IpNotAllowed));
+        assert_eq!(check(&cidrs(&["nonsense"]), None, Some("10.1.2.3")), Some(Code::IpNotAllowed));
     }
 
     #[test]
-    fn a_copied_hash_proves_nothing_elsewhere_and_shadows_nothing() {
+    fn a_copied_hash_verifies_nothing_elsewhere_and_hides_no_other() {
         let mut copy = token();
         copy.metadata.name = Some("thief".to_owned());
         copy.spec.scopes = vec!["payments:*".to_owned()];
         let (copy, real) = (versions(&copy), versions(&token()));
-        assert_eq!(ask(&copy, &[]), Some(Code::NotFound));
+        assert_eq!(check(&copy, &[]), Some(Code::NotFound));
         let text = plaintext(1);
         let request = Request {
             token: Token::parse(text.expose()).expect("token"),
@@ -319,8 +323,8 @@ mod tests {
             audience: None,
             client: None,
         };
-        assert_eq!(ask_for(&[&copy[..], &real].concat(), &request), None);
-        assert_eq!(ask_for(&[&real[..], &copy].concat(), &request), None);
+        assert_eq!(denial_of(&[&copy[..], &real].concat(), &request), None);
+        assert_eq!(denial_of(&[&real[..], &copy].concat(), &request), None);
     }
 
     #[test]
@@ -332,7 +336,7 @@ mod tests {
             audience: None,
             client: None,
         };
-        assert_eq!(ask_for(&with(|_, _| {}), &request), Some(Code::NotFound));
+        assert_eq!(denial_of(&with(|_, _| {}), &request), Some(Code::NotFound));
     }
 
     #[test]
@@ -376,7 +380,7 @@ mod tests {
             });
             let works = !revoked && !suspended && expires > 0 && cut <= -1000
                 && state <= 2 && retire > 0;
-            prop_assert_eq!(ask(&entry, &[]).is_none(), works);
+            prop_assert_eq!(check(&entry, &[]).is_none(), works);
         }
 
         /// Taking scopes away never allows more.
@@ -386,8 +390,8 @@ mod tests {
                 all.iter().enumerate().filter(|(i, _)| keep & (1 << i) != 0).map(|(_, s)| s.clone()).collect();
             let wide = with(|spec, version| { spec.scopes.clone_from(&all); version.scopes.clone_from(&all); });
             let narrow = with(|spec, version| { spec.scopes = narrowed; version.scopes.clone_from(&all); });
-            if ask(&narrow, &[&required]).is_none() {
-                prop_assert_eq!(ask(&wide, &[&required]), None);
+            if check(&narrow, &[&required]).is_none() {
+                prop_assert_eq!(check(&wide, &[&required]), None);
             }
         }
 

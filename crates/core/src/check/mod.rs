@@ -1,7 +1,7 @@
 //! The request path, pure: from an index entry, a request and the time to a decision.
 //!
-//! [`decide`] is the one place that allows anything. It knows no clock, no HTTP and no Kubernetes object, so all
-//! endpoints decide alike, and every rule can be tested at its exact boundary.
+//! Only [`decide`] allows anything. It depends on no clock, no HTTP and no Kubernetes object, so all endpoints decide
+//! alike, and every rule can be tested at its exact boundary.
 
 mod code;
 mod decide;

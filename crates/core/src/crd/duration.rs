@@ -34,26 +34,26 @@ impl DurationString {
 
     /// The length of time that the text names.
     ///
-    /// The CRD refuses what does not parse; this refuses it again, since a CRD can be edited.
+    /// The CRD rejects what does not parse. It is checked here again, since a CRD can be edited.
     pub fn parse(&self) -> Result<SignedDuration, DurationError> {
-        let refuse = || DurationError(self.0.clone());
+        let invalid = || DurationError(self.0.clone());
         let mut rest = self.0.as_str();
         let mut total = SignedDuration::ZERO;
         if rest.is_empty() {
-            return Err(refuse());
+            return Err(invalid());
         }
         while !rest.is_empty() {
             let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
             let (number, tail) = rest.split_at(digits);
-            let number: i64 = number.parse().map_err(|_| refuse())?;
+            let number: i64 = number.parse().map_err(|_| invalid())?;
             let seconds = match tail.as_bytes().first() {
                 Some(b'h') => 3600,
                 Some(b'm') => 60,
                 Some(b's') => 1,
-                _ => return Err(refuse()),
+                _ => return Err(invalid()),
             };
-            let part = number.checked_mul(seconds).map(SignedDuration::from_secs).ok_or_else(refuse)?;
-            total = total.checked_add(part).ok_or_else(refuse)?;
+            let part = number.checked_mul(seconds).map(SignedDuration::from_secs).ok_or_else(invalid)?;
+            total = total.checked_add(part).ok_or_else(invalid)?;
             rest = &tail[1..];
         }
         Ok(total)
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused_with_advice() {
+    fn anything_else_is_rejected_with_advice() {
         for text in
             ["", "h", "30d", "1.5h", "-1h", "1h ", "1", "9999999999999999999h", "9223372036854775807h"]
         {

@@ -1,9 +1,9 @@
 //! What is stored: the two kinds of `tokenward.dev/v1alpha1`, their field documentation and their CEL rules.
 //!
-//! No behaviour lives here beyond accessors. The CRD carries no `default:`: a default written into the
+//! These types have no behaviour beyond accessors. The CRD carries no `default:`: a default written into the
 //! stored object would be a difference from Git that Argo CD reports, so effective defaults are applied
-//! where they are read (`lifecycle::spec`). Every string, list and map is bounded, which also keeps the
-//! CEL rules within the API server's cost budget.
+//! where they are read (`lifecycle::spec`). Every string, list and map is bounded, so that the
+//! CEL rules stay within the API server's cost budget.
 //! Lists of what a token may do are atomic: in a set, an item that somebody adds by hand would be owned by them, and
 //! Flux, which uses server-side apply, would neither see nor remove it.
 
@@ -20,7 +20,7 @@ pub use apitoken::{
     AnnotationValue, ApiToken, ApiTokenSpec, Constraints, Format, LabelValue, OnDelete, OnRevoke,
     OnSpecChange, Owner, RevocationReason, Rotation, SecretKeys, SecretSpec, SecretTemplate,
 };
-pub use conditions::{ConditionType, Conditions, Outcome, find as find_condition};
+pub use conditions::{ConditionType, Conditions, Outcome, Reason, find as find_condition};
 pub use duration::{DurationError, DurationString};
 pub use status::{
     ApiTokenStatus, Outbox, OutboxEvent, Phase, RevocationSource, RevocationStatus, RotationReason,
@@ -51,7 +51,7 @@ pub fn all() -> [(&'static str, CustomResourceDefinition); 2] {
 }
 
 /// Joins the lines of each paragraph of the descriptions: where a source file breaks them means nothing to
-/// `kubectl explain`, which breaks them anew.
+/// `kubectl explain`, which breaks them itself.
 fn unwrap_lines(schema: &mut JSONSchemaProps) {
     if let Some(description) = &mut schema.description {
         let paragraphs = description.split("\n\n").map(|paragraph| paragraph.replace('\n', " "));

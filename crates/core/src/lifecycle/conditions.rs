@@ -3,11 +3,13 @@
 
 use jiff::Timestamp;
 
-use super::observed::{Observed, RefusalKind, SecretState};
+use super::observed::{Observed, RejectionKind, SecretState};
 use super::rotate::Due;
-use super::transitions::{Event, add_condition_changes, add_expiry_notice};
+use super::transitions::{Transition, add_condition_changes, add_expiry_notice};
 use super::versions::{active, pending, retiring};
-use crate::crd::{ApiTokenStatus, ConditionType, Conditions, OnRevoke, Outcome, Phase, RotationReason};
+use crate::crd::{
+    ApiTokenStatus, ConditionType, Conditions, OnRevoke, Outcome, Phase, Reason, RotationReason,
+};
 
 /// Why a token is not simply active: the first of these that applies.
 #[derive(Clone, Debug)]
@@ -15,7 +17,7 @@ enum Cause {
     Revoked,
     Invalid(String),
     Foreign,
-    Refused(RefusalKind, String),
+    Rejected(RejectionKind, String),
     Expired(Timestamp),
     Throttled { reason: RotationReason, until: Timestamp, stalled: bool },
     Minting,
@@ -35,12 +37,12 @@ fn cause(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timest
     if let Some(at) = observed.token.spec.expires_at.filter(|_| observed.expired(now)) {
         return Cause::Expired(at);
     }
-    if let Some(refusal) = &observed.refusal {
-        return Cause::Refused(refusal.kind, refusal.message.clone());
+    if let Some(rejection) = &observed.rejection {
+        return Cause::Rejected(rejection.kind, rejection.message.clone());
     }
     match (&observed.secret, due) {
         (SecretState::Foreign, _) => Cause::Foreign,
-        (SecretState::Unreadable(message), _) => Cause::Refused(RefusalKind::Forbidden, message.clone()),
+        (SecretState::Unreadable(message), _) => Cause::Rejected(RejectionKind::Forbidden, message.clone()),
         (_, Due::Throttled { reason, until, stalled }) => Cause::Throttled { reason, until, stalled },
         _ if pending(status).is_some() || active(status).is_none() => Cause::Minting,
         (SecretState::Absent, _) => Cause::Damaged(RotationReason::SecretMissing),
@@ -53,12 +55,12 @@ fn cause(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timest
     }
 }
 
-/// Writes conditions and phase, and adds the events that follow from their changes.
+/// Writes conditions and phase, and adds the transitions that follow from their changes.
 pub(super) fn describe(
     status: &mut ApiTokenStatus,
     observed: &Observed<'_>,
     due: Due,
-    events: &mut Vec<Event>,
+    transitions: &mut Vec<Transition>,
     now: Timestamp,
 ) {
     let cause = cause(observed, status, due, now);
@@ -70,8 +72,8 @@ pub(super) fn describe(
     let active = active_now(&cause, suspended, status, &delivered);
     let phase = phase(&cause, stalled.is_some(), suspended, status);
 
-    add_condition_changes(status, &active, stalled.as_ref(), events);
-    add_expiry_notice(status, observed, events, now);
+    add_condition_changes(status, &active, stalled.as_ref(), transitions);
+    add_expiry_notice(status, observed, transitions, now);
 
     let before = std::mem::take(&mut status.conditions);
     let mut conditions = Conditions::after(&before, status.observed_generation, now);
@@ -88,10 +90,10 @@ pub(super) fn describe(
         let message = format!("version {version} works until {until}");
         conditions.set(ConditionType::Rotating, Outcome::yes("Overlap", message));
     }
-    if let Some(stalled) = stalled {
-        conditions.set(ConditionType::Stalled, stalled);
+    if let Some(reason) = stalled {
+        conditions.set(ConditionType::Stalled, Outcome { status: true, reason });
     } else if !ready.status {
-        conditions.set(ConditionType::Reconciling, Outcome::yes(ready.reason, ready.message));
+        conditions.set(ConditionType::Reconciling, Outcome { status: true, reason: ready.reason });
     }
     status.conditions = conditions.into_vec();
     status.phase = Some(phase);
@@ -111,24 +113,24 @@ fn overlap(status: &ApiTokenStatus) -> Option<(i64, Timestamp)> {
     Some((old.version, old.retire_at?))
 }
 
-/// The condition Stalled, if somebody has to act.
-fn stalled(cause: &Cause, secret: &str) -> Option<Outcome> {
-    let (reason, message) = match cause {
-        Cause::Invalid(message) => ("InvalidSpec", message.clone()),
-        Cause::Foreign => (
+/// Why the condition Stalled is true. `None`: nobody has to act.
+fn stalled(cause: &Cause, secret: &str) -> Option<Reason> {
+    let reason = match cause {
+        Cause::Invalid(message) => Reason::new("InvalidSpec", message.clone()),
+        Cause::Foreign => Reason::new(
             "SecretConflict",
             format!(
                 "Secret {secret} exists and is not tokenward's, so it is not written; delete it, or create an ApiToken with another secret.name"
             ),
         ),
-        Cause::Refused(RefusalKind::Forbidden, message) => (
+        Cause::Rejected(RejectionKind::Forbidden, message) => Reason::new(
             "Forbidden",
-            format!("the API server refused to let the controller read or write Secret {secret}: {message}"),
+            format!("the API server denied the controller access to Secret {secret}: {message}"),
         ),
-        Cause::Refused(RefusalKind::Invalid, message) => {
-            ("SecretInvalid", format!("the API server does not accept Secret {secret}: {message}"))
+        Cause::Rejected(RejectionKind::Invalid, message) => {
+            Reason::new("SecretInvalid", format!("the API server does not accept Secret {secret}: {message}"))
         }
-        Cause::Throttled { reason, until, stalled: true } => (
+        Cause::Throttled { reason, until, stalled: true } => Reason::new(
             damage_reason(*reason),
             format!(
                 "Secret {secret} was broken too often within an hour ({}); find out by what. The next repair is at {until}; to have it now, change rotation.trigger",
@@ -137,13 +139,13 @@ fn stalled(cause: &Cause, secret: &str) -> Option<Outcome> {
         ),
         _ => return None,
     };
-    Some(Outcome::yes(reason, message))
+    Some(reason)
 }
 
 /// The condition Ready: whether the spec is realised.
-fn ready(cause: &Cause, stalled: Option<&Outcome>, status: &ApiTokenStatus, secret: &str) -> Outcome {
-    if let Some(Outcome { reason, message, .. }) = stalled {
-        return Outcome::no(reason, message.clone());
+fn ready(cause: &Cause, stalled: Option<&Reason>, status: &ApiTokenStatus, secret: &str) -> Outcome {
+    if let Some(reason) = stalled {
+        return Outcome { status: false, reason: reason.clone() };
     }
     let current = current(status);
     match cause {
@@ -175,7 +177,7 @@ fn ready(cause: &Cause, stalled: Option<&Outcome>, status: &ApiTokenStatus, secr
             ),
         ),
         Cause::Suspended => Outcome::yes("Suspended", "suspended, as the spec says"),
-        Cause::Invalid(_) | Cause::Foreign | Cause::Refused(..) | Cause::None => {
+        Cause::Invalid(_) | Cause::Foreign | Cause::Rejected(..) | Cause::None => {
             Outcome::yes("Active", format!("Secret {secret} holds version {}", current.unwrap_or_default()))
         }
     }
@@ -188,7 +190,7 @@ fn active_now(cause: &Cause, suspended: bool, status: &ApiTokenStatus, delivered
         Cause::Expired(at) => Outcome::no("Expired", format!("refused since {at}")),
         _ if suspended => Outcome::no("Suspended", "refused until suspend is false"),
         _ if current(status).is_none() => Outcome::no("Pending", "no secret has been delivered yet"),
-        _ if !delivered.status => Outcome::no(delivered.reason, delivered.message.clone()),
+        _ if !delivered.status => delivered.clone(),
         _ => Outcome::yes("Active", "a check with the Secret's content succeeds"),
     }
 }
@@ -217,10 +219,10 @@ fn delivered(observed: &Observed<'_>, status: &ApiTokenStatus, secret: &str, cau
             Outcome::yes("Delivered", format!("Secret {secret} holds version {}", version.version))
         }
         (Cause::Foreign, _) => Outcome::no("SecretConflict", format!("Secret {secret} is not tokenward's")),
-        (Cause::Refused(RefusalKind::Forbidden, _), _) => {
+        (Cause::Rejected(RejectionKind::Forbidden, _), _) => {
             Outcome::no("Forbidden", format!("Secret {secret} may not be read or written"))
         }
-        (Cause::Refused(RefusalKind::Invalid, _), _) => {
+        (Cause::Rejected(RejectionKind::Invalid, _), _) => {
             Outcome::no("SecretInvalid", format!("Secret {secret} is not accepted"))
         }
         _ => match (&observed.secret, active(status)) {
@@ -240,7 +242,7 @@ fn damage_reason(reason: RotationReason) -> &'static str {
 
 fn damage(reason: RotationReason) -> &'static str {
     match reason {
-        RotationReason::SecretTampered => "the Secret holds something else than tokenward had written",
+        RotationReason::SecretTampered => "the Secret contains something other than what tokenward wrote",
         _ => "the Secret is gone",
     }
 }
@@ -285,17 +287,17 @@ mod tests {
         Cause::Throttled { reason: RotationReason::SecretTampered, until: at(9), stalled }
     }
 
-    fn refused(kind: RefusalKind) -> Cause {
-        Cause::Refused(kind, "no".to_owned())
+    fn rejected(kind: RejectionKind) -> Cause {
+        Cause::Rejected(kind, "no".to_owned())
     }
 
     #[test]
-    fn what_stalls() {
+    fn causes_that_stall() {
         for (cause, expected) in [
             (Cause::Invalid("why".to_owned()), Some("InvalidSpec")),
             (Cause::Foreign, Some("SecretConflict")),
-            (refused(RefusalKind::Forbidden), Some("Forbidden")),
-            (refused(RefusalKind::Invalid), Some("SecretInvalid")),
+            (rejected(RejectionKind::Forbidden), Some("Forbidden")),
+            (rejected(RejectionKind::Invalid), Some("SecretInvalid")),
             (throttled(true), Some("SecretTampered")),
             (throttled(false), None),
             (Cause::Revoked, None),
@@ -306,13 +308,13 @@ mod tests {
             (Cause::Suspended, None),
             (Cause::None, None),
         ] {
-            let reason = stalled(&cause, "s").map(|outcome| outcome.reason);
+            let reason = stalled(&cause, "s").map(|reason| reason.code);
             assert_eq!(reason, expected, "{cause:?}");
         }
     }
 
     #[test]
-    fn what_is_ready() {
+    fn ready_by_cause() {
         let active = || status(&[VersionState::Active]);
         for (cause, status, expected) in [
             (Cause::None, active(), (true, "Active")),
@@ -327,15 +329,15 @@ mod tests {
             (throttled(false), active(), (false, "SecretTampered")),
             (throttled(true), active(), (false, "SecretTampered")),
             (Cause::Foreign, active(), (false, "SecretConflict")),
-            (refused(RefusalKind::Invalid), active(), (false, "SecretInvalid")),
+            (rejected(RejectionKind::Invalid), active(), (false, "SecretInvalid")),
         ] {
             let ready = ready(&cause, stalled(&cause, "s").as_ref(), &status, "s");
-            assert_eq!((ready.status, ready.reason), expected, "{cause:?}");
+            assert_eq!((ready.status, ready.reason.code), expected, "{cause:?}");
         }
     }
 
     #[test]
-    fn what_is_active() {
+    fn active_by_cause() {
         let delivered = Outcome::yes("Delivered", "");
         let missing = Outcome::no("SecretMissing", "");
         let active = || status(&[VersionState::Active]);
@@ -350,12 +352,12 @@ mod tests {
             (Cause::None, false, active(), &missing, (false, "SecretMissing")),
         ] {
             let active = active_now(&cause, suspended, &status, delivered);
-            assert_eq!((active.status, active.reason), expected, "{cause:?}");
+            assert_eq!((active.status, active.reason.code), expected, "{cause:?}");
         }
     }
 
     #[test]
-    fn phases() {
+    fn phase_by_cause() {
         let active = || status(&[VersionState::Active]);
         for (cause, suspended, status, expected) in [
             (Cause::Revoked, true, active(), Phase::Revoked),

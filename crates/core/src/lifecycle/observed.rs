@@ -13,7 +13,7 @@ use crate::token::{Hash, KeyId};
 /// report the deletion of a foreign Secret.
 pub(super) const RETRY: SignedDuration = SignedDuration::from_secs(15);
 
-/// An ApiToken, the state of its Secret, and what this process has in memory.
+/// An ApiToken, the state of its Secret, and what only this process has: the undelivered token, receipts, its flags.
 #[derive(Clone, Debug)]
 pub struct Observed<'a> {
     /// The object as last read or written.
@@ -23,21 +23,21 @@ pub struct Observed<'a> {
     /// The Secret that its spec names.
     pub secret: SecretState,
     /// The key id of the token that this process has in memory: minted and not delivered yet.
-    pub held: Option<KeyId>,
+    pub minted: Option<KeyId>,
     /// How the API server rejected the last write of the Secret.
-    pub refusal: Option<Refusal>,
-    /// How long verifiers are given to learn of a new version before it is put into the Secret.
+    pub rejection: Option<Rejection>,
+    /// How long verifiers have to receive a new version before the Secret does.
     pub propagation: SignedDuration,
     /// The subscriptions of the TokenWebhooks of the namespace.
     pub subscriptions: &'a [Subscription],
     /// The events that they have accepted since the status was written.
     pub receipts: Receipts,
-    /// How long before `expiresAt` the event that the token expires soon is sent.
+    /// How long before `expiresAt` the transition `Expiring` is reported.
     pub expiry_notice: SignedDuration,
 }
 
 impl<'a> Observed<'a> {
-    /// The stored status.
+    /// The status as last read or written.
     pub fn status(&self) -> Option<&'a ApiTokenStatus> {
         self.token.status.as_ref()
     }
@@ -68,7 +68,7 @@ impl<'a> Observed<'a> {
         self.expiry_notice_at().filter(|from| now >= *from).map(|_| at)
     }
 
-    /// When the event that the token expires soon is sent.
+    /// When the transition `Expiring` is reported.
     pub fn expiry_notice_at(&self) -> Option<Timestamp> {
         let at = self.token.spec.expires_at?;
         Some(at.checked_sub(self.expiry_notice).unwrap_or(Timestamp::MIN))
@@ -137,7 +137,7 @@ pub struct OwnSecret {
 /// A version as a valid seal describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SealedVersion {
-    /// `status.tokenId`.
+    /// The public id of the ApiToken, `status.tokenId`.
     pub token_id: String,
     /// The number of the version.
     pub version: i64,
@@ -149,19 +149,18 @@ pub struct SealedVersion {
     pub issued_at: Timestamp,
 }
 
-/// The API server rejected a write of the Secret in a way that only a person can fix.
+/// The API server rejected a write of the Secret, for a reason that only a person can remove.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// Which class of error.
-    pub kind: RefusalKind,
+pub struct Rejection {
+    pub kind: RejectionKind,
     /// The API server's message.
     pub message: String,
     /// When the write failed. It is retried after `RETRY`.
     pub at: Timestamp,
 }
 
-impl Refusal {
-    /// When the write is retried.
+impl Rejection {
+    /// When the write is retried, [`RETRY`] after it failed.
     pub fn retry_at(&self) -> Timestamp {
         self.at.checked_add(RETRY).unwrap_or(Timestamp::MAX)
     }
@@ -169,7 +168,7 @@ impl Refusal {
 
 /// The class of a rejected write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RefusalKind {
+pub enum RejectionKind {
     /// 403: a missing permission, or a quota.
     Forbidden,
     /// 422: the Secret is invalid.

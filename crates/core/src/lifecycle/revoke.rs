@@ -8,7 +8,7 @@ use crate::crd::{
     ApiTokenStatus, OnRevoke, RevocationReason, RevocationSource, RevocationStatus, VersionState,
 };
 
-/// Records the request of the spec, once. Returns whether this is the first time.
+/// Records that the spec requests the revocation. Returns whether that was not recorded before.
 pub(super) fn latch(status: &mut ApiTokenStatus, observed: &Observed<'_>, now: Timestamp) -> bool {
     if status.revocation.is_some() || !observed.revocation_requested() {
         return false;
@@ -23,8 +23,8 @@ pub(super) fn latch(status: &mut ApiTokenStatus, observed: &Observed<'_>, now: T
     true
 }
 
-/// Marks every version of a revoked token, and records when nothing is left to be done: the stored status says so
-/// of every version, and the Secret is labelled or gone.
+/// Marks every version of a revoked token as revoked. Records the revocation as enforced once the stored status has all
+/// these marks and the Secret is labelled or deleted.
 pub(super) fn enforce(status: &mut ApiTokenStatus, observed: &Observed<'_>, now: Timestamp) {
     let Some(revocation) = &mut status.revocation else { return };
     for version in status.versions.iter_mut().filter(|version| version.state.is_live()) {
@@ -33,13 +33,13 @@ pub(super) fn enforce(status: &mut ApiTokenStatus, observed: &Observed<'_>, now:
     let stored = observed
         .status()
         .is_some_and(|s| s.revocation.is_some() && s.versions.iter().all(|v| !v.state.is_live()));
-    if revocation.enforced_at.is_none() && stored && secret_is_done(observed) {
+    if revocation.enforced_at.is_none() && stored && secret_is_as_specified(observed) {
         revocation.enforced_at = Some(now);
     }
 }
 
 /// Whether the Secret of a revoked token is as `secret.onRevoke` says. A foreign Secret is not touched.
-fn secret_is_done(observed: &Observed<'_>) -> bool {
+fn secret_is_as_specified(observed: &Observed<'_>) -> bool {
     let (Some(own), Ok(spec)) = (observed.secret.ours(), &observed.spec) else { return true };
     match spec.on_revoke {
         OnRevoke::Delete => false,

@@ -16,14 +16,14 @@ const REPAIR_WINDOW: SignedDuration = SignedDuration::from_hours(1);
 /// Whether a new version is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Due {
-    /// Nothing, until something changes or this instant.
+    /// No rotation is due until something changes or this instant.
     Nothing(Option<Timestamp>),
-    /// A new version, now.
+    /// A new version is due now.
     Now(RotationReason),
-    /// A new version, once the open overlap has ended: more than two secrets never work at once, and none loses
+    /// A new version is due once the open overlap has ended: more than two secrets never work at once, and none loses
     /// its overlap.
     Queued(RotationReason, Timestamp),
-    /// A new version for a Secret that was broken too often, not before this instant.
+    /// A new version is due for a Secret that was broken too often, but not before this instant.
     Throttled { reason: RotationReason, until: Timestamp, stalled: bool },
 }
 
@@ -33,12 +33,12 @@ pub(super) fn due(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec,
         return Due::Nothing(None);
     }
     if let Some(pending) = pending(status) {
-        let held = observed.held.is_some_and(|held| held.as_str() == pending.key_id);
+        let in_memory = observed.minted.is_some_and(|key_id| key_id.as_str() == pending.key_id);
         // It is not in the Secret yet, so it can be generated again for the newest spec.
         let outdated = spec_changed(status, spec)
             || trigger_changed(status, spec)
             || observed.cut_by_not_before(pending, now);
-        return if held && !outdated { Due::Nothing(None) } else { Due::Now(pending.reason) };
+        return if in_memory && !outdated { Due::Nothing(None) } else { Due::Now(pending.reason) };
     }
     let Some(active) = active(status) else {
         let reason =
@@ -52,7 +52,7 @@ pub(super) fn due(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec,
     let wanted = |reason| overlap_ends.map_or(Due::Now(reason), |until| Due::Queued(reason, until));
     if trigger_changed(status, spec) {
         return match observed.secret.key_id() {
-            // A person asks for the repair, so it is not throttled.
+            // A person requested the repair, so it is not throttled.
             None => Due::Now(RotationReason::Trigger),
             Some(_) => wanted(RotationReason::Trigger),
         };
@@ -70,18 +70,19 @@ pub(super) fn due(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec,
     }
 }
 
-/// What is wrong with the content of the Secret.
+/// Why the Secret has to be repaired, if its content is damaged.
 fn damage(observed: &Observed<'_>, active: &str) -> Option<RotationReason> {
     match &observed.secret {
         SecretState::Absent => Some(RotationReason::SecretMissing),
-        SecretState::Ours(_) if observed.secret.key_id().is_none_or(|held| held.as_str() != active) => {
+        SecretState::Ours(_) if observed.secret.key_id().is_none_or(|key_id| key_id.as_str() != active) => {
             Some(RotationReason::SecretTampered)
         }
         SecretState::Ours(_) | SecretState::Foreign | SecretState::Unreadable(_) => None,
     }
 }
 
-/// Repairs are counted from the versions themselves, so a restart does not forget them.
+/// When a broken Secret is repaired. Repairs are counted by the versions in the status, so a restart does not reset the
+/// count.
 fn repair(status: &ApiTokenStatus, reason: RotationReason, now: Timestamp) -> Due {
     let window = now.checked_sub(REPAIR_WINDOW).unwrap_or(Timestamp::MIN);
     let repairs = || {
@@ -127,21 +128,21 @@ fn spec_changed(status: &ApiTokenStatus, spec: &Spec) -> bool {
     handled.is_some_and(|handled| handled.starts_with(SPEC_HASH_PREFIX) && handled != spec.hash)
 }
 
-/// Whether the trigger differs from the one that the newest version was issued for. To remove it requests nothing.
+/// Whether the trigger differs from the one that the newest version was issued for. Removing it requests nothing.
 fn trigger_changed(status: &ApiTokenStatus, spec: &Spec) -> bool {
     let handled = status.rotation.as_ref().and_then(|r| r.handled_trigger.as_deref());
     spec.trigger.is_some() && spec.trigger.as_deref() != handled
 }
 
-/// Records what needs no rotation: the hash of a spec whose changes are kept or whose form is new, and when the
-/// schedule is due.
-pub(super) fn remember(status: &mut ApiTokenStatus, spec: &Spec) {
+/// Updates the record of rotations with what needs no rotation: the hash of a spec whose changes don't rotate or whose
+/// canonical form is new, and when the schedule is due.
+pub(super) fn update_record(status: &mut ApiTokenStatus, spec: &Spec) {
     let next = active(status).and_then(|version| version.issued_at.checked_add(spec.interval?).ok());
-    let kept = spec.on_spec_change == OnSpecChange::Keep && pending(status).is_none();
-    let known = active(status).is_some();
+    let ignores_changes = spec.on_spec_change == OnSpecChange::Keep && pending(status).is_none();
+    let has_active = active(status).is_some();
     if let Some(rotation) = &mut status.rotation {
         let same_form = rotation.spec_hash.as_deref().is_some_and(|hash| hash.starts_with(SPEC_HASH_PREFIX));
-        if known && (kept || !same_form) {
+        if has_active && (ignores_changes || !same_form) {
             rotation.spec_hash = Some(spec.hash.clone());
         }
         rotation.next_time = next;

@@ -25,11 +25,11 @@ pub(super) const SPEC_HASH_PREFIX: &str = "h1:";
 /// A spec with its defaults applied.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
-    /// The scopes, as written.
+    /// The scopes, in the order in which the user wrote them.
     pub scopes: Vec<String>,
     /// `format.prefix`, with its default.
     pub prefix: Prefix,
-    /// `rotation.trigger`: a new value asks for a rotation.
+    /// `rotation.trigger`: a new value requests a rotation.
     pub trigger: Option<String>,
     /// `rotation.interval`: how often to rotate, if at all.
     pub interval: Option<SignedDuration>,
@@ -39,17 +39,17 @@ pub struct Spec {
     pub on_spec_change: OnSpecChange,
     /// `rotation.notBefore`: versions that were issued before it stop working.
     pub not_before: Option<Timestamp>,
-    /// The name of the Secret.
+    /// `secret.name`; by default the name of the ApiToken.
     pub secret_name: String,
     /// The data key of the current token.
     pub token_key: String,
     /// The data key of the previous token, if it is wanted.
     pub previous_key: Option<String>,
-    /// The type of the Secret.
+    /// `secret.template.type`; by default `Opaque`.
     pub secret_type: String,
-    /// Labels for the Secret.
+    /// The labels of `secret.template`.
     pub labels: BTreeMap<String, String>,
-    /// Annotations for the Secret.
+    /// The annotations of `secret.template`.
     pub annotations: BTreeMap<String, String>,
     /// What becomes of the Secret of a revoked token.
     pub on_revoke: OnRevoke,
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults() {
+    fn an_empty_spec_has_the_defaults() {
         let spec = Spec::of(&token(scopes(&["a:b"]))).expect("valid");
         assert_eq!(spec.overlap, SignedDuration::from_hours(1));
         assert_eq!((spec.secret_name.as_str(), spec.token_key.as_str()), ("backend-prod", "token"));
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn unset_and_default_hash_alike() {
+    fn unset_and_default_have_the_same_hash() {
         let explicit = ApiTokenSpec {
             audiences: Some(vec![]),
             constraints: Some(Constraints { cidrs: Some(vec![]) }),
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_matters_changes_the_hash() {
+    fn what_a_version_depends_on_changes_the_hash() {
         let base = hash_of(scopes(&["a:b"]));
         let prefix = Some(Format { prefix: Some("tok_live".to_owned()) });
         for other in [
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_crd_refuses_is_refused_again() {
+    fn what_the_crd_rejects_is_rejected_again() {
         let rotation = |interval: &str, overlap: &str| ApiTokenSpec {
             rotation: Some(Rotation {
                 interval: Some(interval.into()),

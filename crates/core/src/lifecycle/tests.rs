@@ -1,5 +1,5 @@
 //! No sequence of edits, clock steps, crashes and accidents breaks the invariants. A model plays the API server,
-//! the Secret and the memory of the process. The decision of the verifier is the judge.
+//! the Secret and the memory of the process. Whether a token works is decided as in the verifier.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,21 +28,21 @@ struct World {
     token: ApiToken,
     secret: Option<Secret>,
     secret_writes: u64,
-    held: Option<(KeyId, Plaintext)>,
+    minted: Option<(KeyId, Plaintext)>,
     now: Timestamp,
-    draws: u8,
+    generated: u8,
     peppers: Peppers,
     /// Every token that was ever in the Secret, by key id.
     delivered: BTreeMap<String, String>,
     /// Until when a replaced token was promised to work.
     promised: BTreeMap<String, Timestamp>,
-    events: Vec<EventKind>,
+    transitions: Vec<TransitionKind>,
     subscriptions: Vec<Subscription>,
     /// What the TokenWebhooks have accepted since the last status write.
     receipts: Receipts,
     /// The id and type of every event that was ever in the outbox.
     sent: Vec<(String, String)>,
-    /// Somebody has put an older Secret in place, whose token the status may have forgotten.
+    /// Somebody has restored an older Secret, whose version may no longer be in the status.
     restored: bool,
 }
 
@@ -81,17 +81,17 @@ enum Happening {
 }
 
 /// The type of event that TokenWebhooks receive, by the documentation.
-fn wire_name(kind: EventKind) -> Option<&'static str> {
+fn wire_name(kind: TransitionKind) -> Option<&'static str> {
     match kind {
-        EventKind::Minted => Some("token.created"),
-        EventKind::Rotated => Some("token.rotated"),
-        EventKind::KeyRetired => Some("token.key_retired"),
-        EventKind::Revoked => Some("token.revoked"),
-        EventKind::Suspended => Some("token.suspended"),
-        EventKind::Resumed => Some("token.resumed"),
-        EventKind::Expiring => Some("token.expiring"),
-        EventKind::Expired => Some("token.expired"),
-        EventKind::EventLost | EventKind::Rebuilt | EventKind::Stalled => None,
+        TransitionKind::Minted => Some("token.created"),
+        TransitionKind::Rotated => Some("token.rotated"),
+        TransitionKind::KeyRetired => Some("token.key_retired"),
+        TransitionKind::Revoked => Some("token.revoked"),
+        TransitionKind::Suspended => Some("token.suspended"),
+        TransitionKind::Resumed => Some("token.resumed"),
+        TransitionKind::Expiring => Some("token.expiring"),
+        TransitionKind::Expired => Some("token.expired"),
+        TransitionKind::EventLost | TransitionKind::Rebuilt | TransitionKind::Stalled => None,
     }
 }
 
@@ -140,13 +140,13 @@ impl World {
             token,
             secret: None,
             secret_writes: 0,
-            held: None,
+            minted: None,
             now: Timestamp::from_millisecond(START).expect("an instant"),
-            draws: 0,
+            generated: 0,
             peppers: Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers"),
             delivered: BTreeMap::new(),
             promised: BTreeMap::new(),
-            events: Vec::new(),
+            transitions: Vec::new(),
             subscriptions: Vec::new(),
             receipts: Receipts::default(),
             sent: Vec::new(),
@@ -164,8 +164,8 @@ impl World {
             token: &self.token,
             spec,
             secret,
-            held: self.held.as_ref().map(|(key_id, _)| *key_id),
-            refusal: None,
+            minted: self.minted.as_ref().map(|(key_id, _)| *key_id),
+            rejection: None,
             propagation: SignedDuration::from_secs(1),
             subscriptions: &self.subscriptions,
             receipts: self.receipts.clone(),
@@ -183,28 +183,28 @@ impl World {
                 return false;
             }
             Step::Announce(announcement) => {
-                let draw = self.draws + 1;
-                let key_id = KeyId::from_bytes([draw; 16]);
-                let plaintext = format::make(&Prefix::default(), key_id, &[draw; 32]);
-                let hash = self.peppers.hash("ns", "name", &plaintext).expect("a proof");
-                let (status, events) =
+                let generated = self.generated + 1;
+                let key_id = KeyId::from_bytes([generated; 16]);
+                let plaintext = format::make(&Prefix::default(), key_id, &[generated; 32]);
+                let hash = self.peppers.hash("ns", "name", &plaintext).expect("a hash");
+                let (status, transitions) =
                     announce(&observed, *announcement, &Material { key_id, hash }, self.now);
-                self.draws = draw;
-                self.record(status, events);
-                self.held = Some((key_id, plaintext));
+                self.generated = generated;
+                self.record(status, transitions);
+                self.minted = Some((key_id, plaintext));
             }
-            Step::Record(status, events) => self.record(*status, events),
+            Step::Record(status, transitions) => self.record(*status, transitions),
             Step::WriteSecret { key_id, content } => {
                 let status = before.clone().expect("a status precedes the Secret");
                 let version = status
                     .versions
                     .iter()
                     .find(|v| v.key_id == key_id)
-                    .expect("the status knows what is delivered");
+                    .expect("the version is in the status");
                 let spec = observed.spec.clone().expect("a spec");
                 let metadata = SecretMetadata::of(&self.token, &spec, version, &status);
                 let minted =
-                    (content == Content::Minted).then(|| self.held.as_ref().expect("a minted token"));
+                    (content == Content::Minted).then(|| self.minted.as_ref().expect("a minted token"));
                 let desired = DesiredData {
                     version,
                     plaintext: minted.map(|(_, p)| p),
@@ -220,19 +220,19 @@ impl World {
                 self.delivered.insert(key_id, text);
                 self.secret = Some(secret);
                 if content == Content::Minted {
-                    self.held = None;
+                    self.minted = None;
                 }
             }
             Step::DeleteSecret => self.secret = None,
             Step::AddFinalizer => self.token.metadata.finalizers = Some(vec![WEBHOOKS_FINALIZER.to_owned()]),
             Step::RemoveFinalizer(_) => self.token.metadata.finalizers = None,
         }
-        self.judge_change(before.as_ref());
+        self.check_invariants(before.as_ref());
         true
     }
 
-    fn record(&mut self, status: ApiTokenStatus, events: Vec<Event>) {
-        self.events.extend(events.iter().map(|event| event.kind));
+    fn record(&mut self, status: ApiTokenStatus, transitions: Vec<Transition>) {
+        self.transitions.extend(transitions.iter().map(|transition| transition.kind));
         // Each event that a TokenWebhook subscribes to is recorded in the same write.
         let before = self.sent.len();
         for event in status.outbox.iter().flat_map(|outbox| &outbox.events) {
@@ -243,12 +243,13 @@ impl World {
         // A deletion is no Kubernetes Event, since its object is gone.
         let sent = self.sent[before..].iter().map(|(_, type_)| &**type_);
         let sent: Vec<&str> = sent.filter(|type_| *type_ != "token.deleted").collect();
-        let wanted: Vec<&str> = events.iter().filter_map(|event| wire_name(event.kind)).collect();
+        let wanted: Vec<&str> =
+            transitions.iter().filter_map(|transition| wire_name(transition.kind)).collect();
         if !self.subscriptions.is_empty() {
-            assert_eq!(sent, wanted, "the outbox and the Events differ");
+            assert_eq!(sent, wanted, "the outbox and the transitions differ");
         }
         self.receipts.retain(status.outbox.as_ref());
-        // As the API server would hand it back.
+        // As the API server would return it.
         let status = serde_json::to_value(status).expect("json");
         self.token.status = Some(serde_json::from_value(status).expect("a status"));
     }
@@ -288,8 +289,8 @@ impl World {
         live.map(|v| v.version).collect()
     }
 
-    /// The invariants of every write.
-    fn judge_change(&mut self, before: Option<&ApiTokenStatus>) {
+    /// Checks the invariants that every write must preserve.
+    fn check_invariants(&mut self, before: Option<&ApiTokenStatus>) {
         let status = self.status();
         assert!(self.live().len() <= 2, "three live: {status:#?}");
         if let Some(before) = before {
@@ -305,7 +306,7 @@ impl World {
         }
         let numbers: BTreeSet<_> = status.versions.iter().map(|v| v.version).collect();
         assert_eq!(numbers.len(), status.versions.len(), "one number twice");
-        assert!(status.versions.len() <= 5, "{} versions kept", status.versions.len());
+        assert!(status.versions.len() <= 5, "{} versions", status.versions.len());
         // The Secret never contains a token that the status does not know.
         if let Some(token) = self.current().as_deref().and_then(Token::parse)
             && !self.restored
@@ -380,7 +381,7 @@ impl World {
                 self.secret_spec(|s| s.keys.get_or_insert_default().previous = key);
             }
             Happening::Clock(seconds) => self.now += SignedDuration::from_secs((*seconds).into()),
-            Happening::Crash => self.held = None,
+            Happening::Crash => self.minted = None,
             Happening::Steps(n) => {
                 for _ in 0..*n {
                     self.step();
@@ -423,8 +424,8 @@ impl World {
         }
     }
 
-    /// Steps until there is nothing left to do, letting time pass where that is all that is waited for.
-    fn settle(&mut self) {
+    /// Makes steps until there is nothing left to do. Time passes where only that is waited for.
+    fn run_to_rest(&mut self) {
         for _ in 0..200 {
             if self.step() {
                 continue;
@@ -437,7 +438,7 @@ impl World {
             }
             self.now += SignedDuration::from_secs(1);
         }
-        panic!("it does not come to rest: {:#?}", self.status());
+        panic!("there is always another step: {:#?}", self.status());
     }
 
     /// Whether the spec lets the token work.
@@ -450,7 +451,7 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
-    /// The invariants of every write are judged in `step`; the rest after every happening.
+    /// The invariants of every write are checked in `step`; the rest after every happening.
     #[test]
     fn invariants_hold_whatever_happens(happenings in proptest::collection::vec(happening(), 0..60)) {
         let mut world = World::new();
@@ -478,11 +479,11 @@ proptest! {
             }
         }
         // What is accepted leaves the status, and nothing else does.
-        world.settle();
+        world.run_to_rest();
         world.accept();
         let accepted = world.receipts.accepted.clone();
         world.receipts.due = true;
-        world.settle();
+        world.run_to_rest();
         let waits = world.status().outbox.map(|outbox| outbox.events).unwrap_or_default();
         for event in &waits {
             prop_assert!(accepted.iter().all(|receipt| *receipt.id != *event.id), "{} still waits", event.type_);
@@ -495,8 +496,8 @@ proptest! {
         if world.wanted() && !stalled && !throttled {
             let current = world.current().expect("a Secret");
             let foreign = matches!(world.observed().secret, SecretState::Foreign);
-            let holds_active = world.observed().secret.key_id().is_some_and(|held| world.status().versions.iter().any(|v| v.key_id == held.as_str() && v.state == VersionState::Active));
-            prop_assert!(foreign || !holds_active || world.check(&current).is_ok(), "{:#?}", world.status());
+            let contains_active = world.observed().secret.key_id().is_some_and(|key_id| world.status().versions.iter().any(|v| v.key_id == key_id.as_str() && v.state == VersionState::Active));
+            prop_assert!(foreign || !contains_active || world.check(&current).is_ok(), "{:#?}", world.status());
         }
         if world.token.spec.revoked == Some(true) {
             prop_assert!(world.status().revocation.and_then(|r| r.enforced_at).is_some(), "never enforced");
@@ -511,7 +512,7 @@ proptest! {
     #[test]
     fn a_crash_anywhere_in_a_rotation_costs_no_check(crash_after in 0usize..8, crashes in 1usize..4) {
         let mut world = World::new();
-        world.settle();
+        world.run_to_rest();
         let old = world.current().expect("a Secret");
         world.rotation(|r| r.trigger = Some("now".to_owned()));
         for _ in 0..crashes {
@@ -521,9 +522,9 @@ proptest! {
                 prop_assert!(world.check(&old).is_ok());
                 world.now += SignedDuration::from_millis(400);
             }
-            world.held = None;
+            world.minted = None;
         }
-        world.settle();
+        world.run_to_rest();
         let new = world.current().expect("a Secret");
         prop_assert_ne!(&new, &old);
         prop_assert!(world.check(&new).is_ok() && world.check(&old).is_ok());
@@ -532,7 +533,7 @@ proptest! {
 }
 
 #[test]
-fn a_mint_takes_three_writes_and_then_rests() {
+fn a_new_token_takes_three_writes_and_no_more() {
     let mut world = World::new();
     assert!(world.step(), "announce");
     assert!(!world.step(), "verifiers get time to see it");
@@ -542,7 +543,7 @@ fn a_mint_takes_three_writes_and_then_rests() {
     assert!(world.step(), "deliver");
     assert!(world.step(), "record");
     assert!(!world.step());
-    assert_eq!(world.events, [EventKind::Minted]);
+    assert_eq!(world.transitions, [TransitionKind::Minted]);
     assert!(matches!(next_step(&world.observed(), world.now), Step::Wait(None)));
 }
 
@@ -555,7 +556,7 @@ fn an_inaccessible_secret_is_neither_replaced_nor_minted_for() {
             let step = next_step(&Observed { secret, ..world.observed() }, world.now);
             assert!(matches!(step, Step::Record(..) | Step::Wait(Some(_))), "{step:?}");
         }
-        world.settle();
+        world.run_to_rest();
         world.happen(&happening, &mut older);
     }
 }
@@ -564,37 +565,37 @@ fn an_inaccessible_secret_is_neither_replaced_nor_minted_for() {
 fn a_lost_status_is_rebuilt_without_a_rotation() {
     let mut world = World::new();
     world.rotation(|r| r.trigger = Some("x".to_owned()));
-    world.settle();
+    world.run_to_rest();
     let (current, before) = (world.current(), world.status());
     world.happen(&Happening::WipeStatus, &mut None);
-    world.settle();
+    world.run_to_rest();
     assert_eq!(world.current(), current);
     let after = world.status();
     assert_eq!(after.token_id, before.token_id);
     assert_eq!(after.versions[0].key_id, before.versions[0].key_id);
     assert!(world.check(&current.expect("a Secret")).is_ok());
-    assert!(world.events.contains(&EventKind::Rebuilt));
+    assert!(world.transitions.contains(&TransitionKind::Rebuilt));
 }
 
 #[test]
 fn the_seal_of_an_earlier_object_is_overwritten_and_accepted_only_when_restored() {
     let mut world = World::new();
-    world.settle();
+    world.run_to_rest();
     let old = world.current().expect("a Secret");
-    // Deleted and created anew: another uid, no status, the Secret still there.
-    let anew = |world: &mut World| {
+    // Deleted and recreated: another uid, no status, the Secret still there.
+    let recreate = |world: &mut World| {
         world.token.status = None;
         world.token.metadata.uid = Some("11111111-d9cb-469f-a165-70867728950e".to_owned());
     };
-    anew(&mut world);
+    recreate(&mut world);
     world.restored = true;
     let mut restored = World { secret: world.secret.clone(), ..World::new() };
-    world.settle();
+    world.run_to_rest();
     assert_ne!(world.current().expect("a Secret"), old);
     assert_eq!(world.check(&old), Err(Code::NotFound));
-    anew(&mut restored);
+    recreate(&mut restored);
     restored.token.metadata.labels = Some([("velero.io/restore-name".to_owned(), "r".to_owned())].into());
-    restored.settle();
+    restored.run_to_rest();
     assert_eq!(restored.current().expect("a Secret"), old);
     assert_eq!(restored.check(&old), Ok(()));
 }
@@ -602,24 +603,24 @@ fn the_seal_of_an_earlier_object_is_overwritten_and_accepted_only_when_restored(
 #[test]
 fn repairs_back_off_then_stall_and_a_trigger_overrides() {
     let mut world = World::new();
-    world.settle();
+    world.run_to_rest();
     let mut repaired = 0;
     for _ in 0..10 {
         world.secret = None;
         for _ in 0..60 {
-            world.settle();
+            world.run_to_rest();
             world.now += SignedDuration::from_secs(1);
         }
         repaired += usize::from(world.secret.is_some());
     }
     assert_eq!(repaired, 3);
-    assert_eq!(world.events.iter().filter(|kind| **kind == EventKind::Stalled).count(), 1);
+    assert_eq!(world.transitions.iter().filter(|kind| **kind == TransitionKind::Stalled).count(), 1);
     world.rotation(|r| r.trigger = Some("now".to_owned()));
-    world.settle();
+    world.run_to_rest();
     assert!(world.check(&world.current().expect("a Secret")).is_ok());
     world.secret = None;
     world.now += SignedDuration::from_hours(1);
-    world.settle();
+    world.run_to_rest();
     assert!(world.secret.is_some(), "the hour is over");
 }
 
@@ -627,19 +628,19 @@ fn repairs_back_off_then_stall_and_a_trigger_overrides() {
 fn the_removal_from_the_outbox_costs_one_write_for_all() {
     let mut world = World::new();
     world.subscriptions = vec![webhook(&["token.*"])];
-    world.settle();
+    world.run_to_rest();
     world.happen(&Happening::Suspend(true), &mut None);
-    world.settle();
+    world.run_to_rest();
     assert_eq!(world.status().outbox.expect("an outbox").events.len(), 2);
     world.accept();
-    assert!(!world.step(), "receipts are collected");
+    assert!(!world.step(), "receipts alone are not written at once");
     world.receipts.due = true;
     assert!(world.step());
     assert_eq!(world.status().outbox, None);
     assert!(!world.step());
     // With a write that is made anyway, they go at once.
     world.happen(&Happening::Suspend(false), &mut None);
-    world.settle();
+    world.run_to_rest();
     world.accept();
     world.happen(&Happening::Revoke, &mut None);
     assert!(world.step());
@@ -652,17 +653,18 @@ fn the_removal_from_the_outbox_costs_one_write_for_all() {
 fn each_expiry_is_announced_once_and_an_earlier_one_again() {
     let mut world = World::new();
     world.happen(&Happening::Expire(Some(600)), &mut None);
-    world.settle();
-    let sent = |world: &World| world.events.iter().filter(|kind| **kind == EventKind::Expiring).count();
+    world.run_to_rest();
+    let sent =
+        |world: &World| world.transitions.iter().filter(|kind| **kind == TransitionKind::Expiring).count();
     assert_eq!(sent(&world), 0);
     let Step::Wait(Some(until)) = next_step(&world.observed(), world.now) else { panic!("no wake") };
     assert!(until <= world.now + SignedDuration::from_secs(100));
     world.now = until;
-    world.settle();
-    world.settle();
+    world.run_to_rest();
+    world.run_to_rest();
     assert_eq!(sent(&world), 1);
     world.happen(&Happening::Expire(Some(100)), &mut None);
-    world.settle();
+    world.run_to_rest();
     assert_eq!(sent(&world), 2);
 }
 
@@ -671,20 +673,20 @@ fn each_expiry_is_announced_once_and_an_earlier_one_again() {
 fn a_deletion_waits_for_its_event_and_not_for_ever() {
     let mut world = World::new();
     world.subscriptions = vec![webhook(&["*"])];
-    world.settle();
+    world.run_to_rest();
     world.accept();
     world.receipts.due = true;
-    world.settle();
+    world.run_to_rest();
     assert!(world.token.metadata.finalizers.is_some());
     world.token.metadata.deletion_timestamp =
         Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(world.now));
-    assert!(world.step(), "it is recorded");
-    assert!(!world.step(), "and waited for");
+    assert!(world.step(), "the deletion is recorded");
+    assert!(!world.step(), "its event is waited for");
     let step =
         |world: &World, seconds| next_step(&world.observed(), world.now + SignedDuration::from_secs(seconds));
-    let Step::RemoveFinalizer(late) = step(&world, 10) else { panic!("it waits too long") };
+    let Step::RemoveFinalizer(late) = step(&world, 10) else { panic!("the deletion waits too long") };
     assert_eq!((late.undelivered.len(), late.best_effort), (1, false));
-    let Step::RemoveFinalizer(last) = step(&world, 30) else { panic!("it waits for ever") };
+    let Step::RemoveFinalizer(last) = step(&world, 30) else { panic!("the deletion waits for ever") };
     assert!(last.best_effort);
     let gone = World { subscriptions: Vec::new(), token: world.token.clone(), ..World::new() };
     assert_eq!(

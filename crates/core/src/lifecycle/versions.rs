@@ -7,7 +7,7 @@ use super::spec::Spec;
 use crate::crd::{ApiTokenStatus, SecretRef, TokenVersion, VersionState};
 use crate::token::{Hash, KeyId};
 
-/// How many versions that no longer work stay in the status, for the record.
+/// How many versions that no longer work stay in the status, so that people can see what happened.
 const MAX_DEAD_VERSIONS: usize = 3;
 
 /// The version that the Secret contains, or contained last.

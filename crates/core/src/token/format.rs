@@ -1,4 +1,4 @@
-//! The text of a token: made from given bytes, parsed from the right.
+//! The text of a token: how it is made from random bytes, and parsed.
 //!
 //! The shape follows GitHub's token format: a prefix that people and scanners recognise, an underscore so that a
 //! double click selects the whole, and a CRC-32 that distinguishes a token from junk without a look-up. The
@@ -12,13 +12,14 @@ use zeroize::Zeroizing;
 use super::Plaintext;
 
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+// Lengths of the parts, in bytes. 256 bits take 43 digits of base 62, and 32 bits take 6.
 const KEY_ID: usize = 12;
 const SECRET: usize = 43;
 const CRC: usize = 6;
 const TAIL: usize = KEY_ID + SECRET + CRC;
 const PREFIX: std::ops::RangeInclusive<usize> = 2..=16;
 
-/// The longest a token can be, in bytes.
+/// The length of the longest token, in bytes.
 pub const MAX_LEN: usize = *PREFIX.end() + 1 + TAIL;
 
 /// The public part of a token, which names one version of one ApiToken. Safe to log.
@@ -67,7 +68,7 @@ impl fmt::Debug for KeyId {
     }
 }
 
-/// The handle of the ApiToken whose uid this is: `tok_` and 22 letters and digits, the uid's 128 bits in base 62.
+/// `status.tokenId` of the ApiToken with this uid: `tok_` and 22 letters and digits, the uid's 128 bits in base 62.
 ///
 /// Derived from the uid, not random, so that it survives a lost status, and a recreated token of the same name has another.
 pub fn token_id(uid: &str) -> String {
@@ -96,7 +97,7 @@ pub struct Prefix(String);
 pub struct PrefixError;
 
 impl Prefix {
-    /// Validates a prefix.
+    /// The text as a prefix, if it is valid.
     pub fn new(text: &str) -> Result<Self, PrefixError> {
         if is_prefix(text.as_bytes()) { Ok(Self(text.to_owned())) } else { Err(PrefixError) }
     }
@@ -148,7 +149,7 @@ fn base62(number: &[u8], digits: &mut [u8]) {
     }
 }
 
-/// A text that has a token's shape and checksum. Nothing is said yet of whether it is one of ours.
+/// A text that has a token's shape and checksum. Whether it is one of ours is not checked yet.
 #[derive(Clone, Copy)]
 pub struct Token<'a> {
     text: &'a str,
@@ -156,7 +157,7 @@ pub struct Token<'a> {
 }
 
 impl<'a> Token<'a> {
-    /// Reads what a client presented. `None` is junk: wrong length, alphabet, prefix or checksum.
+    /// Parses what a client presented. `None`: its length, alphabet, prefix or checksum is wrong.
     pub fn parse(text: &'a str) -> Option<Self> {
         let bytes = text.as_bytes();
         if bytes.len() > MAX_LEN {
@@ -231,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn junk_is_refused() {
+    fn junk_does_not_parse() {
         let good = token("tw", [1; 16], [2; 32]);
         let good = good.expose();
         let without_last = &good[..good.len() - 1];
@@ -263,7 +264,7 @@ mod tests {
         }
 
         #[test]
-        fn one_changed_character_is_noticed(key: [u8; 16], secret: [u8; 32], at in 0usize..64, with in "[0-9A-Za-z_]") {
+        fn one_changed_character_is_detected(key: [u8; 16], secret: [u8; 32], at in 0usize..64, with in "[0-9A-Za-z_]") {
             let made = token("tw", key, secret);
             let mut changed = made.expose().to_owned();
             changed.replace_range(at..=at, &with);

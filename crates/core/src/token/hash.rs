@@ -23,7 +23,6 @@ const HASH_DOMAIN: &[u8] = b"tokenward/proof/v1";
 pub struct Hash {
     /// The pepper that keys it.
     pub pepper: PepperId,
-    /// The HMAC-SHA256 itself.
     pub mac: [u8; 32],
 }
 
@@ -76,8 +75,8 @@ fn hash_fields<'a>(namespace: &'a str, name: &'a str, token: &'a str) -> [&'a [u
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::format::{KeyId, Prefix, make};
     use super::*;
+    use crate::token::format::{KeyId, Prefix, make};
 
     fn peppers(byte: u8) -> Peppers {
         Peppers::from_data(&Peppers::new_data(&[byte; 32])).expect("peppers")

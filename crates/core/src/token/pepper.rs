@@ -8,6 +8,7 @@ use sha2::Sha256;
 use subtle::{Choice, ConstantTimeEq};
 use thiserror::Error;
 
+/// The length of a pepper.
 const PEPPER_BYTES: usize = 32;
 /// The key of the pepper Secret that names the current pepper.
 const CURRENT: &str = "current";

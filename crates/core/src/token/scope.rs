@@ -4,13 +4,13 @@ use thiserror::Error;
 
 /// The most scopes that a token or a check may name.
 pub const MAX_SCOPES: usize = 64;
-/// The longest a scope may be, in characters.
+/// The length of the longest scope, in bytes, all of which are ASCII.
 pub const MAX_SCOPE_LEN: usize = 128;
 
 /// Why a list of scopes is not one that a check may require.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ScopesError {
-    /// It is too long.
+    /// There are more than [`MAX_SCOPES`].
     #[error("more than {MAX_SCOPES} scopes")]
     TooMany,
     /// One of them is not a scope. The error has at most its first 64 characters, since anybody may have sent it.

@@ -18,13 +18,11 @@ const SEAL_DOMAIN: &[u8] = b"tokenward/seal/v1";
 /// The facts that a seal authenticates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sealed<'a> {
-    /// The ApiToken's namespace.
     pub namespace: &'a str,
-    /// The ApiToken's name.
     pub name: &'a str,
-    /// The ApiToken's uid: an object of the same name that was created anew is another one.
+    /// The uid of the ApiToken, so that a recreated one of the same name is not mistaken for it.
     pub uid: &'a str,
-    /// `status.tokenId`.
+    /// The public id of the ApiToken, `status.tokenId`.
     pub token_id: &'a str,
     /// When the version was issued, as text.
     pub issued_at: &'a str,
@@ -113,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seal_vouches_for_every_field() {
+    fn a_seal_authenticates_every_field() {
         let peppers = peppers(1);
         let (hash, other_hash) = (hash(1), hash(2));
         let sealed = sealed(&hash);
@@ -136,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seal_of_another_pepper_is_worthless() {
+    fn a_seal_of_another_pepper_does_not_verify() {
         let hash = hash(1);
         let seal = Seal::make(&peppers(2), &sealed(&hash)).expect("seal");
         assert!(!seal.verify(&peppers(1), &sealed(&hash)));

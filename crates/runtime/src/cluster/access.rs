@@ -12,9 +12,9 @@ pub fn about(user: UserInfo) -> SubjectAccessReviewSpec {
     SubjectAccessReviewSpec { user: username, uid, groups, extra, ..Default::default() }
 }
 
-/// Sends a review. What is neither allowed nor denied is not allowed.
-pub async fn is_allowed(client: &Client, question: SubjectAccessReviewSpec) -> kube::Result<bool> {
-    let review = SubjectAccessReview { spec: question, ..Default::default() };
+/// Sends a review. If the authorizers have no opinion, the response is neither allowed nor denied, which is not allowed.
+pub async fn is_allowed(client: &Client, spec: SubjectAccessReviewSpec) -> kube::Result<bool> {
+    let review = SubjectAccessReview { spec, ..Default::default() };
     let review = Api::all(client.clone()).create(&PostParams::default(), &review).await?;
     Ok(review.status.is_some_and(|status| status.allowed && status.denied != Some(true)))
 }

@@ -1,4 +1,4 @@
-//! The connection to the cluster, taken from where kubectl takes it.
+//! The connection to the cluster, configured as kubectl's is.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,7 +24,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// Finds them by `KUBECONFIG`, `~/.kube/config` or the in-cluster account. The user agent names the role, so that
-    /// an audit log tells the processes apart.
+    /// an audit log distinguishes the processes.
     pub async fn find(role: &str) -> anyhow::Result<Self> {
         let mut config = Config::infer().await.context(
             "no Kubernetes cluster is configured: set KUBECONFIG, or run in a pod with a service account",
@@ -41,15 +41,15 @@ impl Cluster {
         &self.config.default_namespace
     }
 
-    /// A client for everything but long watches whose silence matters.
+    /// A client for all requests but those of [`Self::watch_client`].
     pub fn client(&self) -> anyhow::Result<Client> {
         Client::try_from(self.config.clone()).context("the Kubernetes client can't be made")
     }
 
-    /// A client for one watch, and its heartbeat.
+    /// A client for one watch, and the heartbeat by which to notice that the watch receives nothing any more.
     ///
-    /// Bookmarks count, which say that nothing has changed. kube's watcher does not pass them on, so the heartbeat is in
-    /// the frames of the responses.
+    /// Bookmarks are heartbeats, which say that nothing has changed. kube's watcher does not pass them on, so each frame of
+    /// a response counts.
     pub fn watch_client(&self) -> anyhow::Result<(Client, WatchHeartbeat)> {
         let heartbeat = WatchHeartbeat::default();
         let source = heartbeat.clone();
@@ -89,7 +89,7 @@ impl WatchHeartbeat {
         self.last.store(now, Ordering::Relaxed);
     }
 
-    /// How long ago the last one was, or how old this is if there was none.
+    /// The time since the last heartbeat, or since this was made if there was none.
     pub fn age(&self) -> Duration {
         self.start.elapsed().saturating_sub(Duration::from_millis(self.last.load(Ordering::Relaxed)))
     }

@@ -4,7 +4,7 @@ use kube::Error;
 use kube::core::Status;
 use kube::runtime::watcher;
 
-/// What to do about an error.
+/// Classes of errors, by what to do about them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorClass {
     /// The object has changed since it was read, or exists already: read it again.
@@ -19,10 +19,11 @@ pub enum ErrorClass {
     Retry,
 }
 
+/// The class of an error. What the API server did not send itself may work later.
 pub fn classify(error: &Error) -> ErrorClass {
     match error {
         Error::Api(status) => of_status(status),
-        // The connection, TLS, a proxy, a truncated response: temporary, or to be fixed elsewhere.
+        // The connection, TLS, a proxy, a truncated response.
         _ => ErrorClass::Retry,
     }
 }
@@ -34,7 +35,7 @@ fn of_status(status: &Status) -> ErrorClass {
         403 if caused_by(status, "NamespaceTerminating") => ErrorClass::Drop,
         403 => ErrorClass::Forbidden,
         400 | 413 | 422 => ErrorClass::Invalid,
-        // 401 passes too: a service account's token is renewed. 429 and 5xx say so themselves.
+        // 429 and 5xx are temporary by definition, and 401 is: the token of a service account is renewed.
         _ => ErrorClass::Retry,
     }
 }
@@ -77,7 +78,7 @@ pub fn watch_message(error: &watcher::Error) -> String {
 mod tests {
     use super::*;
 
-    fn answer(json: &str) -> Error {
+    fn error(json: &str) -> Error {
         Error::Api(Box::new(serde_json::from_str(json).expect("a Status")))
     }
 
@@ -94,9 +95,9 @@ mod tests {
             (r#"{"code":500}"#, ErrorClass::Retry),
             (r#"{"code":401}"#, ErrorClass::Retry),
         ] {
-            assert_eq!(classify(&answer(json)), expected, "{json}");
+            assert_eq!(classify(&error(json)), expected, "{json}");
         }
-        assert!(is_already_exists(&answer(r#"{"code":409,"reason":"AlreadyExists"}"#)));
-        assert!(!is_already_exists(&answer(r#"{"code":409,"reason":"Conflict"}"#)));
+        assert!(is_already_exists(&error(r#"{"code":409,"reason":"AlreadyExists"}"#)));
+        assert!(!is_already_exists(&error(r#"{"code":409,"reason":"Conflict"}"#)));
     }
 }

@@ -3,7 +3,7 @@
 //! Only writes need the lease; every replica watches, so a new leader has warm caches. The leader has a [`Claim`]
 //! that ends by itself: it is checked just before each write, so a process that was paused, or cut off from the API
 //! server, stops writing before another one starts. The rules are those of client-go's leader election: a
-//! follower measures the holder's silence by its own clock, never by the times in the Lease.
+//! follower measures by its own clock for how long the Lease was not renewed, never by the times in the Lease.
 
 use std::time::{Duration, Instant};
 
@@ -25,11 +25,11 @@ const CLAIMED_SHARE: f32 = 0.8;
 /// The parameters of an election.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The Lease's namespace.
+    /// The namespace of the Lease, which is the operator's own.
     pub namespace: String,
-    /// The Lease's name.
+    /// The name of the Lease.
     pub name: String,
-    /// Unique among all processes that ever ask for the Lease.
+    /// Unique among all processes that ever compete for the Lease.
     pub identity: String,
     /// How long the Lease is valid after its last renewal. At least 1 s, the unit of the Lease's field.
     pub duration: Duration,
@@ -41,7 +41,7 @@ pub struct Claim(Option<Instant>);
 
 impl Claim {
     /// Whether this process may write now.
-    pub fn holds(&self) -> bool {
+    pub fn is_valid(&self) -> bool {
         self.0.is_some_and(|until| Instant::now() < until)
     }
 }
@@ -77,12 +77,13 @@ impl Election {
         self.release().await;
     }
 
+    /// Takes or renews the Lease once, and publishes what that means for the claim.
     async fn round(&mut self) {
-        let asked = Instant::now();
+        let start = Instant::now();
         match tokio::time::timeout(self.config.duration / 2, self.take_or_renew()).await {
             Ok(Ok(true)) => {
-                let until = asked + self.config.duration.mul_f32(CLAIMED_SHARE);
-                if !self.claim.send_replace(Claim(Some(until))).holds() {
+                let until = start + self.config.duration.mul_f32(CLAIMED_SHARE);
+                if !self.claim.send_replace(Claim(Some(until))).is_valid() {
                     info!(
                         lease = self.config.name,
                         identity = self.config.identity,
@@ -91,12 +92,12 @@ impl Election {
                 }
             }
             Ok(Ok(false)) => {
-                if self.claim.send_replace(Claim::default()).holds() {
+                if self.claim.send_replace(Claim::default()).is_valid() {
                     warn!(lease = self.config.name, "no longer leading: another replica holds the lease");
                 }
             }
             Ok(Err(error)) => self.not_renewed(&message(&error)),
-            Err(_) => self.not_renewed("no answer in time"),
+            Err(_) => self.not_renewed("no response in time"),
         }
     }
 
@@ -171,7 +172,7 @@ impl Election {
     }
 
     async fn release(self) {
-        if !self.claim.send_replace(Claim::default()).holds() {
+        if !self.claim.send_replace(Claim::default()).is_valid() {
             return;
         }
         let release = async {
@@ -197,8 +198,8 @@ mod tests {
 
     #[test]
     fn a_claim_ends_by_itself() {
-        assert!(!Claim::default().holds());
-        assert!(Claim(Some(Instant::now() + Duration::from_secs(60))).holds());
-        assert!(!Claim(Some(Instant::now())).holds());
+        assert!(!Claim::default().is_valid());
+        assert!(Claim(Some(Instant::now() + Duration::from_secs(60))).is_valid());
+        assert!(!Claim(Some(Instant::now())).is_valid());
     }
 }

@@ -1,7 +1,6 @@
-//! Watches the pepper.
+//! Watches the Secret of the peppers by its name. It is the only Secret that the verifier may read.
 //!
-//! It is one Secret, watched by name, the only one that the verifier may read. What to do if it is deleted or damaged later
-//! differs by role.
+//! What to do if it is deleted or damaged later differs by role.
 
 use std::sync::Arc;
 
@@ -20,14 +19,14 @@ pub const PEPPER_SECRET: &str = "tokenward-pepper";
 /// The state of the pepper's Secret.
 #[derive(Clone, Debug, Default)]
 pub enum PepperState {
-    /// Not read yet.
+    /// It has not been read yet.
     #[default]
     Unknown,
     /// There is no such Secret.
     Missing,
     /// Its data can't be used.
     Damaged(PepperError),
-    /// Read and usable.
+    /// It was read, and can be used.
     Present(Arc<Peppers>),
 }
 

@@ -6,12 +6,12 @@ use anyhow::Context;
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
-/// The log format.
+/// The format of `--log-format`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Format {
     /// Text on a terminal, JSON elsewhere.
     Auto,
-    /// Text for people.
+    /// Text for people, one line an event.
     Text,
     /// JSON, one object a line.
     Json,

@@ -1,19 +1,32 @@
 //! `/livez`, `/readyz` and `/metrics`, on a port of their own that faces the cluster only.
 //!
-//! Readiness is a list of named parts. A part that was never declared ready keeps the process unready, so that
-//! none can be forgotten.
+//! Readiness is a list of named parts. A part is not ready until it reports that it is, so none can be left out by mistake.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::Router;
-use axum::http::{StatusCode, header};
-use axum::routing::get;
+use http::header::ALLOW;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
 use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::listen::listen_on;
+use crate::serve::{self, Limits, WhenFull, text};
+
+/// The kubelet and a few Prometheus servers have a connection or two each. Unless a NetworkPolicy forbids it, every pod
+/// can connect, too: they must neither fill the memory nor lock out the kubelet, which would restart the process.
+const LIMITS: Limits = Limits {
+    connections: 64,
+    when_full: WhenFull::CloseOldest,
+    request: Duration::from_secs(5),
+    shutdown: Duration::from_secs(5),
+};
 
 /// The parts of the process, and which of them are ready.
 #[derive(Clone, Debug, Default)]
@@ -27,7 +40,7 @@ pub struct Part {
 }
 
 impl Readiness {
-    /// Adds a part, which is not ready until it says so.
+    /// Adds a part, which is not ready until [`Part::set`] says so.
     pub fn part(&self, name: &'static str) -> Part {
         self.set(name, false);
         Part { name, readiness: self.clone() }
@@ -57,61 +70,125 @@ impl Part {
 }
 
 /// Binds to the address, and returns the server, which runs until `stop`.
-pub async fn serve(
+pub fn serve(
     listen: SocketAddr,
     readiness: Readiness,
     registry: Registry,
-    stop: impl Future<Output = ()> + Send + 'static,
+    stop: CancellationToken,
 ) -> anyhow::Result<impl Future<Output = ()>> {
-    let listener = listen_on("--telemetry-listen", listen)?;
-    let registry = Arc::new(registry);
-    let router = Router::new()
-        .route("/livez", get(async || "ok\n"))
-        .route("/readyz", get(async move || ready(&readiness)))
-        .route("/metrics", get(async move || metrics(&registry)));
-    Ok(async move {
-        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop).await {
-            tracing::error!(%error, "the telemetry server has ended");
-        }
-    })
+    Ok(run(listen_on("--telemetry-listen", listen)?, readiness, registry, stop))
 }
 
-fn ready(readiness: &Readiness) -> (StatusCode, String) {
-    match &*readiness.missing() {
-        [] => (StatusCode::OK, "ok\n".to_owned()),
-        missing => (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for: {}\n", missing.join(", "))),
+async fn run(listener: TcpListener, readiness: Readiness, registry: Registry, stop: CancellationToken) {
+    let shared = Arc::new((readiness, registry));
+    let service = move |request: Request<Incoming>| {
+        let shared = shared.clone();
+        async move { respond(request.method(), request.uri().path(), &shared.0, &shared.1) }
+    };
+    serve::serve(listener, None, service, LIMITS, stop).await;
+}
+
+fn respond(method: &Method, path: &str, readiness: &Readiness, registry: &Registry) -> Response<Full<Bytes>> {
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n");
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET,HEAD"));
+        return response;
+    }
+    match path {
+        "/livez" => text(StatusCode::OK, "ok\n"),
+        "/readyz" => match &*readiness.missing() {
+            [] => text(StatusCode::OK, "ok\n"),
+            missing => {
+                text(StatusCode::SERVICE_UNAVAILABLE, format!("waiting for: {}\n", missing.join(", ")))
+            }
+        },
+        "/metrics" => metrics(registry),
+        _ => text(StatusCode::NOT_FOUND, "not found; there are /livez, /readyz and /metrics\n"),
     }
 }
 
-fn metrics(registry: &Registry) -> (StatusCode, [(header::HeaderName, &'static str); 1], String) {
+fn metrics(registry: &Registry) -> Response<Full<Bytes>> {
     const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let mut text = String::new();
-    let status = match prometheus_client::encoding::text::encode(&mut text, registry) {
-        Ok(()) => StatusCode::OK,
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
-    };
-    (status, [(header::CONTENT_TYPE, OPENMETRICS)], text)
+    let mut body = String::new();
+    match prometheus_client::encoding::text::encode(&mut body, registry) {
+        Ok(()) => serve::response(StatusCode::OK, OPENMETRICS, body),
+        Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics can't be encoded\n"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use futures::FutureExt;
+    use http_body_util::BodyExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio::time::timeout;
 
     use super::*;
+    use crate::listen::listen;
+
+    /// Status and body of the response to a request.
+    fn ask(method: Method, path: &str, readiness: &Readiness) -> (u16, String) {
+        let response = respond(&method, path, readiness, &Registry::default());
+        let status = response.status().as_u16();
+        let body =
+            response.into_body().collect().now_or_never().expect("no wait").expect("a body").to_bytes();
+        (status, String::from_utf8(body.into()).expect("text"))
+    }
 
     #[test]
     fn ready_only_while_every_part_is() {
         let readiness = Readiness::default();
         let (tokens, pepper) = (readiness.part("tokens"), readiness.part("pepper"));
-        assert_eq!(
-            ready(&readiness),
-            (StatusCode::SERVICE_UNAVAILABLE, "waiting for: pepper, tokens\n".to_owned())
-        );
+        let missing = (503, "waiting for: pepper, tokens\n".to_owned());
+        assert_eq!(ask(Method::GET, "/readyz", &readiness), missing);
         tokens.set(true);
         pepper.set(true);
-        assert_eq!(ready(&readiness).0, StatusCode::OK);
+        assert_eq!(ask(Method::GET, "/readyz", &readiness).0, 200);
         pepper.set(false);
         assert_eq!(readiness.missing(), ["pepper"]);
+    }
+
+    #[test]
+    fn every_path_has_its_response() {
+        for (method, path, status) in [
+            (Method::GET, "/livez", 200),
+            (Method::HEAD, "/livez", 200),
+            (Method::GET, "/metrics", 200),
+            (Method::POST, "/metrics", 405),
+            (Method::GET, "/", 404),
+        ] {
+            assert_eq!(ask(method, path, &Readiness::default()).0, status, "{path}");
+        }
+    }
+
+    /// Ten times as many connections as there is room for, each with a long head that is never finished: the
+    /// kubelet's probe succeeds all the same, and all but the newest are closed.
+    #[tokio::test]
+    async fn unfinished_requests_lock_nobody_out() {
+        let listener = listen("127.0.0.1:0".parse().expect("an address")).expect("a port");
+        let address = listener.local_addr().expect("an address");
+        tokio::spawn(run(listener, Readiness::default(), Registry::default(), CancellationToken::new()));
+        let head = format!("GET /metrics HTTP/1.1\r\nx: {}", "x".repeat(8 * 1024));
+        let mut open = Vec::new();
+        for _ in 0..10 * LIMITS.connections {
+            let mut stream = TcpStream::connect(address).await.expect("a connection");
+            // The server may have closed it already.
+            let _ = stream.write_all(head.as_bytes()).await;
+            open.push(stream);
+        }
+        let mut probe = TcpStream::connect(address).await.expect("a connection");
+        probe
+            .write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            .await
+            .expect("a request");
+        let mut response = String::new();
+        probe.read_to_string(&mut response).await.expect("a response");
+        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+        for stream in &mut open[..9 * LIMITS.connections] {
+            // An end or an error: in both cases the server has closed it.
+            let _ = timeout(Duration::from_secs(2), stream.read(&mut [0])).await.expect("closed");
+        }
     }
 
     #[tokio::test]

@@ -37,7 +37,7 @@ pub struct Files {
 pub struct Certificates {
     files: Files,
     presented: ServingCertificate,
-    /// Of both files, to notice a new pair without another copy of the key.
+    /// The hash of both files, to notice a new pair without another copy of the key.
     digest: Mutex<[u8; 32]>,
     /// When it expires, in seconds since the epoch.
     expiry: Gauge,
@@ -49,10 +49,10 @@ pub enum CertificateError {
     /// A file is not there, or may not be read.
     #[error("{} can't be read: {source}; mount it, or correct the path", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
-    /// The certificate's file holds something else.
+    /// The certificate's file contains something else.
     #[error("{} holds no certificate; it takes PEM, the server's own certificate first", .0.display())]
     NoCertificate(PathBuf),
-    /// The key's file holds something else.
+    /// The key's file contains something else.
     #[error("{} holds no private key; it takes PEM (PKCS#8, PKCS#1 or SEC1), not encrypted", .0.display())]
     NoKey(PathBuf),
     /// The two do not belong together.
@@ -118,7 +118,7 @@ impl Certificates {
         self.expiry.set(end.as_second());
         let certificate = self.files.certificate.display();
         if end < Timestamp::now() {
-            warn!(%certificate, %end, "the TLS certificate has expired; clients will refuse it");
+            warn!(%certificate, %end, "the TLS certificate has expired; clients will reject it");
         } else {
             info!(%certificate, %end, "TLS certificate in use");
         }

@@ -59,7 +59,7 @@ impl ServingCertificate {
         if chain.first().and_then(|leaf| not_after(leaf)).is_none() {
             return Err(PairError::NoCertificate);
         }
-        // What the parser says may quote the key.
+        // The parser's own error may quote the key.
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| PairError::NoKey)?;
         let key = CertifiedKey::from_der(chain, key, &self.provider).map_err(|error| match error {
             rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => PairError::Mismatch,

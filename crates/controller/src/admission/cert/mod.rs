@@ -1,4 +1,4 @@
-//! The serving certificate of admission: `state` says what there is and when it is replaced, `rotator` does it.
+//! The serving certificate of admission: `state` decides when it is replaced, `rotator` replaces it.
 
 pub mod generate;
 pub mod rotator;

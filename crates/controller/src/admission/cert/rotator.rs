@@ -19,6 +19,7 @@ use tracing::{error, info, warn};
 use super::generate::generate;
 use super::state::{CertificateState, Names, SECRET, Step};
 use crate::admission::metrics::Metrics;
+use crate::objects::FIELD_MANAGER;
 use tokenward_runtime::cluster::error::{ErrorClass, classify, message};
 use tokenward_runtime::cluster::lease::Claim;
 use tokenward_runtime::cluster::watch::follow;
@@ -27,9 +28,8 @@ use tokenward_runtime::tls::ServingCertificate;
 
 /// The wait after a write that failed.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
-/// The longest wait between two steps: the clock may be set meanwhile.
+/// The longest wait between two steps, since the clock may be set meanwhile.
 const MAX_WAIT: Duration = Duration::from_secs(60);
-const FIELD_MANAGER: &str = "tokenward";
 
 /// Rotates the certificates of the admission webhook.
 pub(crate) struct CertificateRotator {
@@ -69,7 +69,7 @@ impl CertificateRotator {
                 Some(seen) => {
                     self.present(seen, &mut presenting);
                     let claim = *self.claim.borrow();
-                    match claim.holds() {
+                    match claim.is_valid() {
                         true => self.make_step(seen, configuration.as_ref(), &secrets, &configurations).await,
                         false => MAX_WAIT,
                     }
@@ -130,10 +130,14 @@ impl CertificateRotator {
             _ => self.write(seen, step, now, secrets).await.map(|()| MAX_WAIT),
         };
         done.unwrap_or_else(|error| match classify(&error) {
-            // Somebody was faster; the watch will deliver it.
+            // Another replica was faster. The watch will deliver what it wrote.
             ErrorClass::Conflict => MAX_WAIT,
             _ => {
-                warn!(error = message(&error), ?step, "the admission webhook's certificate; trying again");
+                warn!(
+                    error = message(&error),
+                    ?step,
+                    "the admission webhook's certificate could not be written; trying again"
+                );
                 RETRY_AFTER
             }
         })
@@ -146,8 +150,8 @@ impl CertificateRotator {
         now: Timestamp,
         secrets: &Api<Secret>,
     ) -> kube::Result<()> {
-        let made = match step {
-            Step::Make | Step::Announce => match generate(&self.names, now, self.lifetime) {
+        let generated = match step {
+            Step::Generate | Step::Announce => match generate(&self.names, now, self.lifetime) {
                 Ok(pair) => Some(pair),
                 Err(error) => {
                     error!(%error, "no certificate could be generated");
@@ -156,7 +160,7 @@ impl CertificateRotator {
             },
             _ => None,
         };
-        let state = seen.state.clone().after(step, made);
+        let state = seen.state.clone().after(step, generated);
         let secret = Secret {
             metadata: ObjectMeta {
                 name: Some(SECRET.to_owned()),

@@ -1,11 +1,12 @@
-//! The serving certificates: which there are, and when they are replaced. Pure: keys are generated in [`super::generate`].
+//! The serving certificates as they are stored, and when they are replaced. Pure: keys are generated in
+//! [`super::generate`].
 //!
 //! Each certificate is its own authority. The API server trusts exactly the ones that replicas may present (`caBundle`), so
 //! there is no authority's key that could be stolen to issue others.
 //!
-//! A replacement takes two moves. The next certificate is announced in the bundle first, and presented when API
-//! servers have had time to read it. The one before stays in the bundle, as replicas take the change up one after
-//! the other. Between the moves, and at any of them, a process may end.
+//! A replacement takes two steps. The next certificate is announced in the bundle first, and presented when API servers
+//! have had time to read it. The one before stays in the bundle, since replicas do not all change at the same moment. A
+//! process may end between the steps, and during either.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +19,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::X509Certificate;
 use zeroize::{Zeroize, Zeroizing};
 
-/// The Secret that holds them, in the operator's namespace.
+/// The Secret that contains them, in the operator's namespace.
 pub const SECRET: &str = "tokenward-admission";
 
 // `tls.crt` and `tls.key` are the names of the type kubernetes.io/tls, which other tools know.
@@ -83,16 +84,16 @@ pub struct CertificateState {
     pub previous: Option<Vec<u8>>,
 }
 
-/// The next step.
+/// A write to the Secret, or waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// There is no usable certificate: make one and present it at once.
-    Make,
-    /// Make the next one, and add it to the bundle.
+    /// There is no usable certificate: generate one and present it at once.
+    Generate,
+    /// Generate the next one, and add it to the bundle.
     Announce,
     /// Present the next one.
     Promote,
-    /// Nothing until then.
+    /// Nothing to do until this instant.
     Wait(Timestamp),
 }
 
@@ -108,7 +109,7 @@ impl CertificateState {
         Self { current, next, previous }
     }
 
-    /// The Secret's data.
+    /// The data of the Secret, as [`Self::read`] reads it.
     pub fn to_data(&self) -> BTreeMap<String, ByteString> {
         let pair = |pair: &Option<Pair>, (certificate, key): (&str, &str)| {
             pair.iter()
@@ -133,11 +134,11 @@ impl CertificateState {
         next_step(end(&self.current), end(&self.next), lifetime, now)
     }
 
-    /// The state after a step. `made` is the pair that [`Step::Make`] and [`Step::Announce`] need.
-    pub fn after(self, step: Step, made: Option<Pair>) -> Self {
+    /// The state after a step. `generated` is the pair that [`Step::Generate`] and [`Step::Announce`] need.
+    pub fn after(self, step: Step, generated: Option<Pair>) -> Self {
         match step {
-            Step::Make => Self { current: made, next: None, previous: None },
-            Step::Announce => Self { next: made, ..self },
+            Step::Generate => Self { current: generated, next: None, previous: None },
+            Step::Announce => Self { next: generated, ..self },
             Step::Promote => {
                 Self { previous: self.current.map(|pair| pair.certificate), current: self.next, next: None }
             }
@@ -154,7 +155,7 @@ fn next_step(
     now: Timestamp,
 ) -> Step {
     match (current, next) {
-        (None, None) => Step::Make,
+        (None, None) => Step::Generate,
         (None, Some(_)) => Step::Promote,
         // With a third of its life left there is time to find out why it is not replaced.
         (Some(end), None) => due(before(end, lifetime / 3), now, Step::Announce),
@@ -178,8 +179,8 @@ fn due(at: Timestamp, now: Timestamp, step: Step) -> Step {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::generate::generate;
     use super::*;
+    use crate::admission::cert::generate::generate;
 
     const LIFETIME: SignedDuration = SignedDuration::from_hours(2160);
 
@@ -197,7 +198,7 @@ mod tests {
 
     fn take(state: CertificateState, now: Timestamp) -> (CertificateState, Step) {
         let step = state.next_step(&names(), LIFETIME, now);
-        let made = matches!(step, Step::Make | Step::Announce).then(|| make(now)).flatten();
+        let made = matches!(step, Step::Generate | Step::Announce).then(|| make(now)).flatten();
         (state.after(step, made), step)
     }
 
@@ -208,7 +209,7 @@ mod tests {
     #[test]
     fn ninety_days_of_validity() {
         let (state, step) = take(CertificateState::default(), days(0));
-        assert_eq!(step, Step::Make);
+        assert_eq!(step, Step::Generate);
         let (state, step) = take(state, days(0));
         assert_eq!(step, Step::Wait(days(60)));
         let (state, step) = take(state, days(60));
@@ -234,11 +235,11 @@ mod tests {
         ];
         for pair in broken {
             let state = CertificateState { current: Some(pair), ..CertificateState::default() };
-            assert_eq!(state.next_step(&names(), LIFETIME, start()), Step::Make);
+            assert_eq!(state.next_step(&names(), LIFETIME, start()), Step::Generate);
         }
-        assert_eq!(state.next_step(&names(), LIFETIME, days(91)), Step::Make);
+        assert_eq!(state.next_step(&names(), LIFETIME, days(91)), Step::Generate);
         let renamed = Names::of_service("elsewhere", "tokenward-admission");
-        assert_eq!(state.next_step(&renamed, LIFETIME, start()), Step::Make);
+        assert_eq!(state.next_step(&renamed, LIFETIME, start()), Step::Generate);
     }
 
     #[test]
@@ -261,7 +262,7 @@ mod tests {
         /// At every step: what was presented before is still trusted, and what is presented now was announced by the
         /// step before, unless there was nothing usable then.
         #[test]
-        fn nobody_presents_what_is_not_trusted(waits in proptest::collection::vec(0i64..20, 1..40)) {
+        fn every_presented_certificate_is_trusted(waits in proptest::collection::vec(0i64..20, 1..40)) {
             let (mut state, mut now) = (take(CertificateState::default(), start()).0, start());
             for wait in waits {
                 now += SignedDuration::from_hours(24 * wait);
@@ -272,7 +273,7 @@ mod tests {
                     let bundle = String::from_utf8(state.bundle()).expect("text");
                     pair.iter().all(|pair| bundle.contains(std::str::from_utf8(&pair.certificate).expect("text")))
                 };
-                if step != Step::Make {
+                if step != Step::Generate {
                     prop_assert!(trusts(&state, &before.current));
                     prop_assert!(trusts(&before, &state.current));
                 }

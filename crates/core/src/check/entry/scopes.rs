@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_lists_are_one() {
+    fn equal_lists_share_an_allocation() {
         let mut pool = ScopePool::default();
         let (one, same, other) = (shared(&mut pool, 1), shared(&mut pool, 1), shared(&mut pool, 2));
         assert!(Arc::ptr_eq(&one.0, &same.0));
@@ -94,13 +94,13 @@ mod tests {
     }
 
     #[test]
-    fn lists_that_nobody_uses_are_forgotten() {
+    fn unused_lists_are_removed() {
         let mut pool = ScopePool::default();
-        let kept = shared(&mut pool, 0);
+        let used = shared(&mut pool, 0);
         for number in 1..10_000 {
             shared(&mut pool, number);
         }
         assert!(pool.lists.len() <= 200, "{}", pool.lists.len());
-        assert!(Arc::ptr_eq(&kept.0, &shared(&mut pool, 0).0));
+        assert!(Arc::ptr_eq(&used.0, &shared(&mut pool, 0).0));
     }
 }

@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_skipped() {
+    fn unknown_fields_are_skipped() {
         let token = read(r#"{"phase":"Dreaming","conditions":[7],"revocation":{"reason":"Unheard"}}"#);
         let token = token.expect("a token");
         assert_eq!((&*token.metadata.namespace, &*token.metadata.name), ("ns", "n"));
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_state_is_told_apart() {
+    fn an_unknown_state_is_parsed_as_unknown() {
         let token =
             read(r#"{"versions":[{"state":"Dreaming","keyId":"k"},{"state":"Active","issuedAt":"?"}]}"#);
         let versions = token.expect("a token").status.expect("a status").versions;
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_that_cannot_be_read_is_an_error() {
+    fn an_invalid_limit_is_an_error() {
         for spec in [
             r#""expiresAt":"soon""#,
             r#""revoked":"yes""#,

@@ -3,7 +3,7 @@
 //! The evidence, strongest first:
 //!
 //! 1. **Token**: it contains a token whose hash is in the status.
-//! 2. **Seal**: it carries a seal, which only the holder of the pepper can make.
+//! 2. **Seal**: it carries a seal, which can't be made without the pepper.
 //! 3. **Recorded uid**: it has the uid that the status recorded.
 //! 4. **Owner reference**: the very ApiToken or TokenWebhook controls it ([`is_controlled_by`]).
 //! 5. **Labels**: they name the ApiToken ([`has_labels_of`]).
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_controlling_owner_counts() {
+    fn only_the_controlling_owner_counts() {
         for (uid, controller, expected) in
             [("u", Some(true), true), ("u", Some(false), false), ("u", None, false), ("v", Some(true), false)]
         {
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn both_labels_count() {
+    fn both_labels_are_needed() {
         let metadata = |labels: &[(&str, &str)]| ObjectMeta {
             labels: Some(labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()),
             ..Default::default()
