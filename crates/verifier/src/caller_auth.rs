@@ -1,19 +1,19 @@
-//! Authentication and authorization of callers, at the endpoints that say why a token is refused.
+//! Delegated authentication and authorization of callers, at the endpoints that give the reason of a denial.
 //!
-//! A caller presents either a token of ours with the scope `tokens:verify`, which is decided on from memory, or a
-//! ServiceAccount token of the audience `tokenward`. The latter is Kubernetes' to judge: a TokenReview says whose it
-//! is, a SubjectAccessReview whether its owner may `post` to the endpoint's path, as with every delegated server
-//! (<https://kubernetes.io/docs/reference/access-authn-authz/webhook/>). Verdicts are cached for a short time.
+//! A caller presents either a tokenward token with the scope `tokens:verify`, which is checked in memory, or a
+//! ServiceAccount token of the audience `tokenward`. Kubernetes decides on the latter: a TokenReview authenticates it, and
+//! a SubjectAccessReview authorizes its user to `post` to the endpoint's path, as for every delegated server
+//! (<https://kubernetes.io/docs/reference/access-authn-authz/webhook/>). Both results are cached for a short time.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::str;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use http::header::HeaderMap;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
 use k8s_openapi::api::authorization::v1::{NonResourceAttributes, SubjectAccessReviewSpec};
 use kube::api::PostParams;
@@ -26,64 +26,74 @@ use tokio::sync::Semaphore;
 use tracing::warn;
 use zeroize::Zeroizing;
 
+use crate::authorization::{Authorization, AuthorizationError, Scheme};
 use crate::snapshot::{Snapshot, TokenCheck};
 use tokenward_core::check::{Code, Decision};
 use tokenward_core::token::Token;
 use tokenward_runtime::cluster::{access, error};
+use tokenward_runtime::sync::lock;
 
 /// The audience that a caller's ServiceAccount token must have.
 pub const AUDIENCE: &str = "tokenward";
-/// The scope that a caller's token of ours must have.
+/// The scope that a caller's tokenward token must have.
 pub const SCOPE: &str = "tokens:verify";
 
-/// How long a verdict is believed. It bounds how long a deleted ServiceAccount may still ask.
-const ADMITTED_FOR: Duration = Duration::from_secs(30);
-const REFUSED_FOR: Duration = Duration::from_secs(5);
-/// The number of cached verdicts, so that a flood of tokens cannot fill the memory.
-const VERDICTS: u64 = 10_000;
-/// Reviews at once, so that a flood can't reach the API server.
-const REVIEWS: usize = 8;
-const WARN_EVERY: Duration = Duration::from_secs(30);
-/// How long a review may take, the wait for its turn included.
-const REVIEW_TIME: Duration = Duration::from_secs(5);
+/// How long a caller stays allowed without another review, so for how long a deleted ServiceAccount or binding may still
+/// work. Shorter than a kubelet's 2 minutes for authentication and 5 for authorization, because a verifier has few
+/// callers; long enough that a busy caller costs the API server two reviews in 30 s.
+const ALLOW_TTL: Duration = Duration::from_secs(30);
+/// How long a caller stays denied without another review. Short, because somebody who has just created the missing binding
+/// is waiting for it to work; a kubelet's is 30 s.
+const DENY_TTL: Duration = Duration::from_secs(5);
+/// Bounds the memory of the cache. A result has some 300 bytes, so it is about 3 MB when a flood of made-up tokens has
+/// filled it. Real callers are some dozens of ServiceAccounts, with three URLs each.
+const MAX_CACHED_RESULTS: u64 = 10_000;
+/// Bounds the reviews in flight, so that a flood of made-up tokens can't reach the API server: this is about 1% of the 600
+/// requests that it handles at once by default. With 10 ms for a review, it still lets hundreds of new callers a second in.
+const MAX_CONCURRENT_REVIEWS: usize = 8;
+/// How long a caller waits for its review, including the wait for a permit. Half of the 10 s that Kubernetes gives its own
+/// delegated authentication: the caller serves a request itself, whose client is waiting.
+const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
+/// The shortest time between two warnings about failed reviews: one an attempt would let any client fill the log.
+const MIN_WARN_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Why a caller is refused.
+/// Why a caller may not use an endpoint. The texts are for the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// 401: it did not show who it is.
+pub enum CallerError {
+    /// 401: the caller presents no valid credentials.
     Unauthenticated(Cow<'static, str>),
-    /// 403: it may not ask.
+    /// 403: the caller is not authorized.
     Forbidden(Cow<'static, str>),
-    /// 503: it cannot be decided now.
+    /// 503: the caller can't be authenticated or authorized now.
     Unavailable(Cow<'static, str>),
 }
 
-/// The callers.
+/// Authenticates and authorizes callers.
 pub struct CallerAuthenticator {
     snapshot: Arc<Snapshot>,
     reviewer: Option<Reviewer>,
 }
 
 impl CallerAuthenticator {
-    /// Knows callers by a snapshot of our tokens, and by a cluster if there is one to be asked.
+    /// Decides on tokenward tokens by a snapshot, and on ServiceAccount tokens by the cluster of a client, if there is one.
     pub fn new(snapshot: Arc<Snapshot>, client: Option<Client>) -> Self {
         Self { snapshot, reviewer: client.map(Reviewer::new) }
     }
 
-    /// Admits whoever presents these headers to the endpoint at `path`, or says why not. `address` is the caller's, where
-    /// it is known.
-    pub async fn admit(
+    /// Authenticates the caller by its headers, and authorizes it to use the endpoint with this non-resource URL.
+    /// `address` is the caller's, if it is known.
+    pub async fn authorize(
         &self,
         headers: &HeaderMap,
         address: Option<IpAddr>,
-        path: &'static str,
-    ) -> Result<(), Refused> {
-        let credentials = credentials(headers)?;
-        if Token::parse(&credentials).is_some() {
-            return self.admit_token(&credentials, address);
+        non_resource_url: &'static str,
+    ) -> Result<(), CallerError> {
+        let secret = presented_secret(headers)?;
+        if Token::parse(&secret).is_some() {
+            return self.authorize_tokenward_token(&secret, address);
         }
-        let Some(audiences) = jwt_audiences(&credentials) else {
-            return Err(Refused::Unauthenticated(
+        let Some(audiences) = jwt_audiences(&secret) else {
+            return Err(CallerError::Unauthenticated(
                 format!(
                     "present a ServiceAccount token of the audience {AUDIENCE}, or a tokenward token with the scope \
                      {SCOPE}"
@@ -91,83 +101,93 @@ impl CallerAuthenticator {
                 .into(),
             ));
         };
-        // Not proven yet; but it spares the API server what it would not accept, and can say why.
+        // The claim is not verified yet, but a token without it would fail the review, which could not say why.
         if !audiences.iter().any(|audience| audience == AUDIENCE) {
-            return Err(Refused::Unauthenticated(
+            return Err(CallerError::Unauthenticated(
                 format!("the ServiceAccount token must be projected with `audience: {AUDIENCE}`").into(),
             ));
         }
         match &self.reviewer {
-            Some(reviewer) => reviewer.admit(&credentials, path).await,
-            None => Err(Refused::Unavailable("this verifier has no API server to ask about callers".into())),
+            Some(reviewer) => reviewer.review(&secret, non_resource_url).await,
+            None => Err(CallerError::Unavailable(
+                "this verifier has no API server that could authenticate callers".into(),
+            )),
         }
     }
 
-    fn admit_token(&self, token: &str, client: Option<IpAddr>) -> Result<(), Refused> {
-        // Its audiences bind where it may be presented: here, that is to us.
+    fn authorize_tokenward_token(&self, token: &str, client: Option<IpAddr>) -> Result<(), CallerError> {
+        // A token's audiences say where it may be presented: here, that is to a verifier.
         let check =
             TokenCheck { presented: token.as_bytes(), scopes: &[SCOPE], audience: Some(AUDIENCE), client };
-        let admitted = self.snapshot.decide(&check, |decision| match decision {
+        let authorized = self.snapshot.decide(&check, |decision| match decision {
             Decision::Allow(_) => Ok(()),
             Decision::Deny(Code::IpNotAllowed) => {
-                Err(Refused::Forbidden("the caller's token may not be used from this address".into()))
+                Err(CallerError::Forbidden("the caller's token may not be used from this address".into()))
             }
             Decision::Deny(Code::InsufficientScope) => {
-                Err(Refused::Forbidden(format!("the caller's token lacks the scope {SCOPE}").into()))
+                Err(CallerError::Forbidden(format!("the caller's token lacks the scope {SCOPE}").into()))
             }
-            Decision::Deny(_) => Err(Refused::Unauthenticated("the caller's token is not valid".into())),
+            Decision::Deny(_) => Err(CallerError::Unauthenticated("the caller's token is not valid".into())),
         });
-        admitted.unwrap_or_else(|unavailable| Err(Refused::Unavailable(unavailable.message().into())))
+        authorized.unwrap_or_else(|unavailable| Err(CallerError::Unavailable(unavailable.message().into())))
     }
 }
 
-/// What Kubernetes said of a caller.
-type Verdict = Result<(), Refused>;
+/// The result of a TokenReview and a SubjectAccessReview.
+type ReviewResult = Result<(), CallerError>;
 
-/// Asks the API server about ServiceAccount tokens.
+/// Lets the API server decide on ServiceAccount tokens.
 struct Reviewer {
     client: Client,
-    /// By the digest of token and path: a cache of tokens would be worth stealing.
-    verdicts: Cache<[u8; 32], Verdict>,
-    turns: Semaphore,
-    warned: Mutex<Option<Instant>>,
+    /// By a digest of non-resource URL and token: the tokens themselves would be worth stealing from memory.
+    results: Cache<[u8; 32], ReviewResult>,
+    permits: Semaphore,
+    last_warning: Mutex<Option<Instant>>,
 }
 
 impl Reviewer {
     fn new(client: Client) -> Self {
-        let verdicts = Cache::builder().max_capacity(VERDICTS).expire_after(VerdictTtl).build();
-        Self { client, verdicts, turns: Semaphore::new(REVIEWS), warned: Mutex::default() }
+        let results = Cache::builder().max_capacity(MAX_CACHED_RESULTS).expire_after(ResultTtl).build();
+        Self {
+            client,
+            results,
+            permits: Semaphore::new(MAX_CONCURRENT_REVIEWS),
+            last_warning: Mutex::default(),
+        }
     }
 
-    async fn admit(&self, token: &str, path: &'static str) -> Verdict {
-        let key = Sha256::new().chain_update(path).chain_update([0]).chain_update(token).finalize();
-        // One review for all who ask at the same time.
-        let verdict = self.verdicts.try_get_with(key.into(), async {
-            match tokio::time::timeout(REVIEW_TIME, self.review(token, path)).await {
-                Ok(Err(Refused::Unavailable(why))) => Err(why),
-                Ok(verdict) => Ok(verdict),
-                Err(_) => Err("the API server did not say in time who the caller is".into()),
+    async fn review(&self, token: &str, non_resource_url: &'static str) -> ReviewResult {
+        let key =
+            Sha256::new().chain_update(non_resource_url).chain_update([0]).chain_update(token).finalize();
+        // Concurrent requests with the same key share one review. An error inside is not cached.
+        let result = self.results.try_get_with(key.into(), async {
+            match tokio::time::timeout(REVIEW_TIMEOUT, self.review_uncached(token, non_resource_url)).await {
+                Ok(Err(CallerError::Unavailable(why))) => Err(why),
+                Ok(result) => Ok(result),
+                Err(_) => Err("the API server did not authenticate the caller in time".into()),
             }
         });
-        verdict.await.unwrap_or_else(|why| Err(Refused::Unavailable(Cow::clone(&why))))
+        result.await.unwrap_or_else(|why| Err(CallerError::Unavailable(Cow::clone(&why))))
     }
 
-    async fn review(&self, token: &str, path: &'static str) -> Verdict {
+    async fn review_uncached(&self, token: &str, non_resource_url: &'static str) -> ReviewResult {
         let unavailable = |error| {
             self.warn(&error);
-            Refused::Unavailable(
-                "the API server can't be asked who the caller is; the verifier's log says why".into(),
+            CallerError::Unavailable(
+                "the API server can't authenticate the caller now; the verifier's log says why".into(),
             )
         };
-        let _turn = self.turns.acquire().await;
+        let _permit = self.permits.acquire().await;
         let user = self.authenticate(token).await.map_err(unavailable)?;
-        let user = user.ok_or(Refused::Unauthenticated("the ServiceAccount token is not valid".into()))?;
+        let user =
+            user.ok_or(CallerError::Unauthenticated("the ServiceAccount token is not valid".into()))?;
         let name = user.username.clone().unwrap_or_default();
-        if self.authorize(user, path).await.map_err(unavailable)? {
+        if self.is_authorized(user, non_resource_url).await.map_err(unavailable)? {
             return Ok(());
         }
-        Err(Refused::Forbidden(
-            format!("{name} may not post to {path}: bind it to the ClusterRole tokenward-caller").into(),
+        Err(CallerError::Forbidden(
+            format!("{name} may not post to {non_resource_url}: bind it to the ClusterRole tokenward-caller")
+                .into(),
         ))
     }
 
@@ -179,71 +199,78 @@ impl Reviewer {
         Ok(review
             .status
             .filter(|status| {
-                // An API server that does not know audiences returns none, and has not checked ours.
-                let meant_for_us = status.audiences.iter().flatten().any(|audience| audience == AUDIENCE);
-                status.authenticated == Some(true) && meant_for_us
+                // An API server that does not support audiences returns none, so it has not checked this one.
+                let has_audience = status.audiences.iter().flatten().any(|audience| audience == AUDIENCE);
+                status.authenticated == Some(true) && has_audience
             })
             .and_then(|status| status.user))
     }
 
-    /// Tells why a review failed: to the log, as strangers need not know, and not once for each of them.
+    /// Logs why a review failed. Not in the response, because the caller may be a stranger.
     fn warn(&self, failure: &kube::Error) {
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        if warned.is_none_or(|before| before.elapsed() >= WARN_EVERY) {
-            *warned = Some(Instant::now());
+        let mut last_warning = lock(&self.last_warning);
+        if last_warning.is_none_or(|last| last.elapsed() >= MIN_WARN_INTERVAL) {
+            *last_warning = Some(Instant::now());
             warn!(
                 error = error::message(failure),
-                "callers with ServiceAccount tokens can't be admitted; may this verifier create TokenReviews and \
+                "callers with ServiceAccount tokens can't be authenticated; may this verifier create TokenReviews and \
                  SubjectAccessReviews (ClusterRole system:auth-delegator)?"
             );
         }
     }
 
-    async fn authorize(&self, user: UserInfo, path: &str) -> kube::Result<bool> {
-        let attributes = NonResourceAttributes { path: Some(path.to_owned()), verb: Some("post".to_owned()) };
-        let check =
+    async fn is_authorized(&self, user: UserInfo, non_resource_url: &str) -> kube::Result<bool> {
+        let attributes =
+            NonResourceAttributes { path: Some(non_resource_url.to_owned()), verb: Some("post".to_owned()) };
+        let review =
             SubjectAccessReviewSpec { non_resource_attributes: Some(attributes), ..access::about(user) };
-        access::is_allowed(&self.client, check).await
+        access::is_allowed(&self.client, review).await
     }
 }
 
-/// A right that was just granted should soon work; one that was taken away should soon not.
-struct VerdictTtl;
+/// Expires results of the cache.
+struct ResultTtl;
 
-impl Expiry<[u8; 32], Verdict> for VerdictTtl {
-    fn expire_after_create(&self, _key: &[u8; 32], verdict: &Verdict, _created: Instant) -> Option<Duration> {
-        Some(if verdict.is_ok() { ADMITTED_FOR } else { REFUSED_FOR })
+impl Expiry<[u8; 32], ReviewResult> for ResultTtl {
+    fn expire_after_create(
+        &self,
+        _key: &[u8; 32],
+        result: &ReviewResult,
+        _created: Instant,
+    ) -> Option<Duration> {
+        Some(if result.is_ok() { ALLOW_TTL } else { DENY_TTL })
     }
 }
 
-/// What a caller presents: `Bearer`, or `Basic`, which is how most introspection clients send their secret. The
-/// user name of the latter is ignored: the secret names its owner.
-fn credentials(headers: &HeaderMap) -> Result<Zeroizing<String>, Refused> {
-    let refused = |why: &'static str| Refused::Unauthenticated(why.into());
-    let mut values = headers.get_all(AUTHORIZATION).iter();
-    let value = values.next().map(HeaderValue::as_bytes).ok_or(refused(
-        "say who asks: Authorization: Bearer, with a ServiceAccount token or a tokenward token",
-    ))?;
-    if values.next().is_some() {
-        return Err(refused("more than one Authorization header"));
-    }
-    let unreadable = || refused("the Authorization header can't be read");
-    let value = str::from_utf8(value).map_err(|_| unreadable())?.trim();
-    let (scheme, rest) = value.split_once(' ').ok_or_else(unreadable)?;
-    let rest = rest.trim();
-    match scheme.to_ascii_lowercase().as_str() {
-        "bearer" => Ok(Zeroizing::new(rest.to_owned())),
-        "basic" => {
-            let decoded = Zeroizing::new(STANDARD.decode(rest).map_err(|_| unreadable())?);
-            let (_, secret) =
-                str::from_utf8(&decoded).ok().and_then(|pair| pair.split_once(':')).ok_or_else(unreadable)?;
-            Ok(Zeroizing::new(secret.to_owned()))
+/// The secret that a caller presents: the credentials of `Bearer`, or the password of `Basic`, by which most
+/// introspection clients send theirs. The user name is ignored, because the secret identifies the caller.
+fn presented_secret(headers: &HeaderMap) -> Result<Zeroizing<String>, CallerError> {
+    let unauthenticated = |why: &'static str| CallerError::Unauthenticated(why.into());
+    let unreadable = || unauthenticated("the Authorization header can't be read");
+    let Authorization { scheme, credentials } =
+        Authorization::parse(headers, &[Scheme::Bearer, Scheme::Basic]).map_err(|error| {
+            unauthenticated(match error {
+                AuthorizationError::Missing => {
+                    "the Authorization header is missing: present a ServiceAccount token or a tokenward token as Bearer"
+                }
+                AuthorizationError::Repeated => "more than one Authorization header",
+                AuthorizationError::UnacceptedScheme => {
+                    "the Authorization header must be of the scheme Bearer or Basic"
+                }
+            })
+        })?;
+    let text = |bytes| str::from_utf8(bytes).map_err(|_| unreadable());
+    match scheme {
+        Scheme::Bearer => Ok(Zeroizing::new(text(credentials)?.to_owned())),
+        Scheme::Basic => {
+            let decoded = Zeroizing::new(STANDARD.decode(credentials).map_err(|_| unreadable())?);
+            let (_user, password) = text(&decoded)?.split_once(':').ok_or_else(unreadable)?;
+            Ok(Zeroizing::new(password.to_owned()))
         }
-        _ => Err(refused("the Authorization header must be of the scheme Bearer or Basic")),
     }
 }
 
-/// The audiences that a JWT claims (RFC 7519 section 4.1.3). `None`: it is no JWT.
+/// The audiences that a JWT claims (RFC 7519 section 4.1.3). `None`: the text is no JWT.
 fn jwt_audiences(text: &str) -> Option<Vec<String>> {
     #[derive(Deserialize)]
     struct Claims {

@@ -12,7 +12,7 @@ use tokenward_runtime::tls::files::Files;
 /// Flags of `tokenward verifier`.
 #[derive(Clone, Debug, Args)]
 pub struct VerifierArgs {
-    /// Flags that the controller takes as well.
+    /// Flags that the controller has as well.
     #[command(flatten)]
     pub common: CommonArgs,
     /// Address of the HTTP endpoints

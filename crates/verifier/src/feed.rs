@@ -1,7 +1,7 @@
 //! The feed: a watch of ApiTokens, applied to the index event by event. No whole object is stored.
 //!
-//! An object that can't be read loses its entry: an old answer about a token is worse than none. The first list comes
-//! page by page, so never are all objects in memory at once.
+//! An object that can't be parsed loses its entry: an outdated decision about a token is worse than a denial. Lists are
+//! read page by page, so never are all objects in memory at once.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -24,14 +24,14 @@ use tokenward_runtime::backoff::WatchBackoff;
 use tokenward_runtime::cluster::error::watch_message;
 use tokenward_runtime::telemetry::probes::Part;
 
-/// One watch.
+/// The source of one watch.
 pub(super) struct Source {
-    /// What is watched; `None` is every namespace.
+    /// `None`: all namespaces.
     pub namespace: Option<String>,
     pub client: Client,
 }
 
-/// Feeds the snapshot for as long as it is polled. Declares ready after the first full list of every source.
+/// Feeds the snapshot for as long as it is polled. Sets `ready` after the first full list of every source.
 pub(super) fn feed(
     sources: Vec<Source>,
     snapshot: Arc<Snapshot>,
@@ -70,12 +70,13 @@ pub(super) fn feed(
     })
 }
 
-/// The list of one watch.
+/// The lists of one watch.
 struct Listing {
-    /// Of which namespace it is; `None` for all.
+    /// `None`: all namespaces.
     namespace: Option<String>,
-    /// How many lists were begun. What bears an older number when one ends was not in it.
+    /// The number of lists that were begun. At the end of one, an entry with an older number was not in it.
     list: u32,
+    /// Whether the first list is complete.
     listed: bool,
 }
 
@@ -108,14 +109,14 @@ impl Listing {
     }
 }
 
-/// An ApiToken as it comes, which may be one that can't be read.
+/// An ApiToken, or the error if it can't be parsed.
 #[derive(Clone, Debug)]
 struct Object {
     metadata: ObjectMeta,
     token: Result<WireToken, String>,
 }
 
-/// The part that is read where the whole can't be.
+/// The part of an ApiToken that identifies it, for one that can't be parsed as a whole.
 #[derive(Deserialize)]
 struct Named {
     metadata: Metadata,
@@ -132,7 +133,7 @@ impl Object {
 }
 
 impl<'de> Deserialize<'de> for Object {
-    /// Keeps the text until it is read, so that one object that can't be read spoils no list.
+    /// Reads the text first and parses it then, so that one object that can't be parsed does not fail a whole list.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = Box::<RawValue>::deserialize(deserializer)?;
         let token: Result<WireToken, _> = serde_json::from_str(text.get());
@@ -190,7 +191,7 @@ mod tests {
     const GOOD: &str = r#"{"metadata":{"name":"good","namespace":"ns"},"spec":{"scopes":["a:b"]}}"#;
 
     #[test]
-    fn one_bad_object_spoils_no_list() {
+    fn one_malformed_object_does_not_fail_the_list() {
         let list = format!(r#"{{"metadata":{{"resourceVersion":"1"}},"items":[{BAD},{GOOD}]}}"#);
         let list: ObjectList<Object> = serde_json::from_str(&list).expect("a list");
         let seen: Vec<_> = list.items.iter().map(|object| (object.name(), object.token.is_ok())).collect();
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_carries_an_object() {
+    fn an_event_contains_an_object() {
         let event: WatchEvent<Object> =
             serde_json::from_str(&format!(r#"{{"type":"MODIFIED","object":{GOOD}}}"#)).expect("an event");
         assert!(
@@ -206,9 +207,9 @@ mod tests {
         );
     }
 
-    /// An object that is shown no more, or that can't be read any more, is forgotten; another namespace's is not.
+    /// An object that is listed no more, or that can't be parsed any more, is removed; another namespace's is not.
     #[test]
-    fn a_list_replaces_what_was_known() {
+    fn a_list_replaces_the_previous_one() {
         let snapshot = Snapshot::default();
         let object = |text: &str| serde_json::from_str::<Object>(text).expect("an object");
         let mut all = Listing { namespace: None, list: 0, listed: false };

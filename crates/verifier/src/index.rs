@@ -1,35 +1,36 @@
-//! The index: from a key id to the versions that claim it. Reads take no lock; one feed writes.
+//! The index: a map from a key id to the versions that claim it. Reads take no lock; only the feed writes.
 //!
 //! Several tokens may claim one key id, since anybody who may write statuses can copy it. All are stored, and
-//! [`tokenward_core::check::decide`] believes the one whose proof holds, so a copy can't shadow the real one.
+//! [`tokenward_core::check::decide`] accepts the one whose hash matches, so a copy can't shadow the real one.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use hashbrown::HashTable;
 use papaya::{Guard, HashMap as ConcurrentMap};
 
 use tokenward_core::check::{Entry, ScopePool, Version, WireToken};
 use tokenward_core::token::KeyId;
+use tokenward_runtime::sync::lock;
 
-/// The tokens, by key id.
+/// The versions of all tokens, by key id.
 #[derive(Debug, Default)]
 pub struct Index {
     by_key_id: ConcurrentMap<KeyId, Claimants>,
-    /// Held by whoever changes the map above. Never touched by a check.
+    /// Locked for each change of `by_key_id`, and never by a check.
     objects: Mutex<Objects>,
 }
 
-/// How the feed identifies an object, to find its versions in the index.
+/// The objects that the feed has seen, to find the earlier versions of one that changes.
 #[derive(Debug, Default)]
 struct Objects {
-    /// By namespace and name, which the entries hold themselves.
+    /// By namespace and name. A table rather than a map, because the entries contain their keys.
     entries: HashTable<Entry>,
     hasher: RandomState,
     scopes: ScopePool,
 }
 
-/// Those who claim a key id: one, but for copies.
+/// The versions that claim a key id: more than one only if a status was copied.
 #[derive(Clone, Debug)]
 enum Claimants {
     One(Version),
@@ -54,15 +55,15 @@ impl Claimants {
 }
 
 impl Index {
-    /// Calls `f` with those who claim a key id.
+    /// Calls `f` with the versions that claim a key id.
     pub fn claimants<T>(&self, key_id: KeyId, f: impl FnOnce(&[Version]) -> T) -> T {
         f(self.by_key_id.pin().get(&key_id).map_or(&[], Claimants::as_slice))
     }
 
-    /// Applies the current state of an object. New versions are inserted before obsolete ones are removed, so
-    /// no valid token is missing for a moment. `seen_in` comes back in [`Entry::seen_in`].
+    /// Applies the current state of an object. New versions are inserted before obsolete ones are removed, so that no
+    /// valid token is missing in between. `seen_in` is stored for [`Entry::seen_in`].
     pub fn apply(&self, token: &WireToken, seen_in: u32) {
-        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut objects = lock(&self.objects);
         let (entry, versions) = Entry::of(token, seen_in, &mut objects.scopes);
         let before = objects.replace(entry.clone());
         for key_id in distinct(entry.key_ids()) {
@@ -70,46 +71,45 @@ impl Index {
             self.claim(key_id, before.as_ref(), claims);
         }
         if let Some(before) = before {
-            self.forget(&before, |key_id| entry.key_ids().all(|kept| kept != key_id));
+            self.remove_claims(&before, |key_id| entry.key_ids().all(|current| current != key_id));
         }
     }
 
-    /// Forgets an object that is gone, or that can't be read.
+    /// Removes an object that was deleted, or that can't be parsed.
     pub fn delete(&self, namespace: &str, name: &str) {
-        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut objects = lock(&self.objects);
         if let Some(before) = objects.remove((namespace, name)) {
-            self.forget(&before, |_| true);
+            self.remove_claims(&before, |_| true);
         }
     }
 
-    /// Forgets every object but these: what a fresh list, which has ended, did not show is gone.
+    /// Removes all other objects: those that a complete list does not contain were deleted.
     pub fn retain(&self, mut present: impl FnMut(&Entry) -> bool) {
-        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
-        for gone in objects.entries.extract_if(|entry| !present(entry)) {
-            self.forget(&gone, |_| true);
+        let mut objects = lock(&self.objects);
+        for deleted in objects.entries.extract_if(|entry| !present(entry)) {
+            self.remove_claims(&deleted, |_| true);
         }
-        // What the map has grown out of would else stay until later writes push it out.
+        // Frees the memory of removed entries, which otherwise waits for later writes.
         self.by_key_id.guard().flush();
     }
 
-    /// How many objects it holds.
+    /// The number of objects, not of key ids.
     pub fn len(&self) -> usize {
-        self.objects.lock().unwrap_or_else(PoisonError::into_inner).entries.len()
+        lock(&self.objects).entries.len()
     }
 
-    /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Takes an entry's claims back, on those of its key ids that are meant.
-    fn forget(&self, entry: &Entry, meant: impl Fn(KeyId) -> bool) {
-        for key_id in entry.key_ids().filter(|key_id| meant(*key_id)) {
+    /// Removes an entry's claims on those of its key ids that match.
+    fn remove_claims(&self, entry: &Entry, matches: impl Fn(KeyId) -> bool) {
+        for key_id in entry.key_ids().filter(|key_id| matches(*key_id)) {
             self.claim(key_id, Some(entry), []);
         }
     }
 
-    /// Replaces one entry's claims on a key id by others, in one step for every reader.
+    /// Replaces one entry's claims on a key id by others. Every reader sees either the old or the new ones.
     fn claim<'v>(&self, key_id: KeyId, before: Option<&Entry>, after: impl IntoIterator<Item = &'v Version>) {
         let map = self.by_key_id.pin();
         let others = map.get(&key_id).map_or(&[][..], Claimants::as_slice).iter();
@@ -137,7 +137,7 @@ impl Objects {
     }
 }
 
-/// A status may name one key id twice.
+/// Each key id once: a status may contain one twice.
 fn distinct(key_ids: impl Iterator<Item = KeyId>) -> Vec<KeyId> {
     let mut key_ids: Vec<_> = key_ids.collect();
     key_ids.sort_unstable();
@@ -154,9 +154,9 @@ mod tests {
     use super::*;
     use tokenward_core::crd::{ApiToken, ApiTokenSpec};
 
-    /// What 1,000,000 tokens have 1,000,000 of.
+    /// These are what a million tokens have a million of.
     #[test]
-    fn a_claim_is_no_larger_than_a_version() {
+    fn entries_and_claims_stay_small() {
         assert_eq!((size_of::<Entry>(), size_of::<Version>(), size_of::<Claimants>()), (8, 56, 56));
     }
 
@@ -205,9 +205,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes, the index shows what a plain map of the objects would.
+        /// After any events, the index finds what a plain map of the objects would.
         #[test]
-        fn it_shows_what_is_there(events in proptest::collection::vec(event(), 0..40)) {
+        fn the_index_matches_a_plain_map(events in proptest::collection::vec(event(), 0..40)) {
             let index = Index::default();
             let mut model: HashMap<u8, Vec<u8>> = HashMap::new();
             for event in events {

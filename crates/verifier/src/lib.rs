@@ -1,27 +1,26 @@
-//! The effects of the request path: a watch feeds the index, endpoints ask [`tokenward_core::check`] for a decision.
+//! The I/O of the request path: a watch feeds the index, and endpoints ask [`tokenward_core::check`] for decisions.
 //!
-//! This file wires. A verifier holds no lease and writes nothing; it reads ApiTokens and one Secret, the pepper.
-//! With the API server down it goes on answering from memory, and everything that ends by time still ends in time.
+//! This file only wires the parts. A verifier needs no lease and writes nothing; it reads ApiTokens and one Secret, the
+//! pepper. With the API server down it still decides from memory, and whatever ends at a given time ends in time.
 
+mod authorization;
 pub mod caller_auth;
 pub mod config;
 pub mod endpoints;
 mod feed;
 pub mod index;
 pub mod metrics;
+mod outcome;
 pub mod server;
 pub mod snapshot;
 mod staleness;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use futures::future::{self, OptionFuture};
+use futures::future;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::{JoinError, JoinHandle};
 use tracing::{error, info, warn};
 
 use crate::caller_auth::CallerAuthenticator;
@@ -38,6 +37,7 @@ use tokenward_runtime::cluster::pepper;
 use tokenward_runtime::cluster::pepper::PepperState;
 use tokenward_runtime::listen::listen_on;
 use tokenward_runtime::shutdown;
+use tokenward_runtime::sync::optional;
 use tokenward_runtime::telemetry::probes;
 use tokenward_runtime::telemetry::probes::{Part, Readiness};
 use tokenward_runtime::tls::files::Certificates;
@@ -57,7 +57,7 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
         .context("--tls-cert and --tls-key")?;
     let acceptor = |protocol| certificates.as_ref().map(|own| own.acceptor(&[protocol])).transpose();
     let (http_tls, grpc_tls) = (acceptor(b"http/1.1")?, acceptor(b"h2")?);
-    let max_connections = open_files::room_for(args.max_connections);
+    let max_connections = open_files::limit(args.max_connections);
     let readiness = Readiness::default();
     let (pepper_ready, list_ready) = (readiness.part("pepper"), readiness.part("first list of ApiTokens"));
     let fresh = readiness.part("news from the API server");
@@ -75,59 +75,43 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     let trusted_proxies = TrustedProxies(args.trusted_proxies);
     let ext_authz = ExtAuthz::new(snapshot.clone(), trusted_proxies.clone(), &metrics);
     let endpoints = Endpoints::new(snapshot.clone(), trusted_proxies, callers, &metrics);
-    let (sources, heard) = sources(&cluster, args.common.namespaces())?;
+    let (sources, heartbeats) = sources(&cluster, args.common.namespaces())?;
     let feed = feed::feed(sources, snapshot.clone(), list_ready, metrics.clone());
     let limit = Limit { max_staleness: args.max_staleness.unsigned_abs(), policy: args.stale_policy };
-    let freshness = staleness::watch(heard, limit, snapshot.clone(), fresh, metrics);
+    let staleness = staleness::watch(heartbeats, limit, snapshot.clone(), fresh, metrics);
     let timeouts = Timeouts::default();
     let server = Server::new(endpoints, http_tls, timeouts, max_connections, connections.clone());
     let grpc = server::grpc::Server::new(ext_authz, readiness, grpc_tls, timeouts, connections);
-    // Tasks of their own: this one would have to be woken on another thread for each connection.
-    let served = tokio::spawn(server.serve(listener, stop.clone().cancelled_owned()));
-    let grpc_served = grpc_listener.map(|listener| tokio::spawn(grpc.serve(listener, stop)));
+    // In tasks of their own: this one would have to be woken on another thread for each connection.
+    let mut servers = vec![tokio::spawn(server.serve(listener, stop.clone().cancelled_owned()))];
+    servers.extend(grpc_listener.map(|listener| tokio::spawn(grpc.serve(listener, stop))));
+    let follow_certificates = certificates.map(|certificates| async move { certificates.follow().await });
     tokio::select! {
-        served = future::try_join(served, finished(grpc_served)) => served.map(|_| ()).context("a server task failed"),
-        () = follow_certificates(certificates) => bail!("the watch of the TLS certificate has ended"),
+        served = future::try_join_all(servers) => served.map(|_| ()).context("a server task failed"),
+        () = optional(follow_certificates) => bail!("the watch of the TLS certificate has ended"),
         () = feed => bail!("the watch of ApiTokens has ended"),
-        () = freshness => bail!("the staleness check has ended"),
+        () = staleness => bail!("the staleness check has ended"),
         () = follow_pepper => bail!("the watch of the pepper has ended"),
-        () = keep_pepper(peppers, snapshot, pepper_ready) => bail!("the pepper watch has closed"),
+        () = use_pepper(peppers, snapshot, pepper_ready) => bail!("the pepper watch has closed"),
         () = async { telemetry.await; future::pending().await } => Ok(()),
     }
 }
 
-fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    listen_on(flag, address)
-}
-
-/// Waits for a task, if there is one.
-async fn finished(task: Option<JoinHandle<()>>) -> Result<(), JoinError> {
-    OptionFuture::from(task).await.unwrap_or(Ok(()))
-}
-
-/// One watch for each namespace, each with a connection of its own, and when each was last heard of.
+/// A source for each namespace's watch, and its heartbeat. Each has a connection of its own.
 fn sources(
     cluster: &Cluster,
     namespaces: Option<Vec<String>>,
 ) -> anyhow::Result<(Vec<Source>, Vec<WatchHeartbeat>)> {
     let namespaces = namespaces.map_or(vec![None], |named| named.into_iter().map(Some).collect());
     let source = |namespace| {
-        let (client, heard) = cluster.watch_client()?;
-        Ok((Source { namespace, client }, heard))
+        let (client, heartbeat) = cluster.watch_client()?;
+        Ok((Source { namespace, client }, heartbeat))
     };
     namespaces.into_iter().map(source).collect()
 }
 
-/// Takes up new certificates, where there are any.
-async fn follow_certificates(certificates: Option<Arc<Certificates>>) {
-    match certificates {
-        Some(certificates) => certificates.follow().await,
-        None => future::pending().await,
-    }
-}
-
-/// Takes every usable pepper into use. One that vanishes later stays in use: it is what checks depend on.
-async fn keep_pepper(mut peppers: watch::Receiver<PepperState>, snapshot: Arc<Snapshot>, ready: Part) {
+/// Puts every usable pepper into the snapshot. One that is deleted later stays there, because checks depend on it.
+async fn use_pepper(mut peppers: watch::Receiver<PepperState>, snapshot: Arc<Snapshot>, ready: Part) {
     while peppers.changed().await.is_ok() {
         match &*peppers.borrow_and_update() {
             PepperState::Present(peppers) => {

@@ -1,4 +1,4 @@
-//! What a verifier knows at one moment, and the one check that every endpoint makes against it.
+//! The state that a verifier decides by, and the one check that every endpoint makes against it.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,46 +14,45 @@ use tokenward_core::token::{Peppers, Token};
 /// The index and the pepper in use.
 #[derive(Debug, Default)]
 pub struct Snapshot {
-    /// The tokens.
     pub index: Index,
-    /// The peppers, once they were read.
+    /// Empty until the pepper's Secret was read.
     pub peppers: ArcSwapOption<Peppers>,
     listed: AtomicBool,
     stale: AtomicBool,
 }
 
-/// What is asked of a snapshot.
+/// A presented token, and what is required of it.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenCheck<'a> {
-    /// What a client presented as its token. It may be junk, or no text at all.
+    /// What a client presented as its token: any bytes, not necessarily UTF-8.
     pub presented: &'a [u8],
-    /// The scopes that are needed, all of them.
+    /// All of these are required.
     pub scopes: &'a [&'a str],
     /// The service for which it is presented.
     pub audience: Option<&'a str>,
-    /// The client's address, where it is known.
+    /// The client's address, if it is known. Without it, a token with `constraints.cidrs` is denied.
     pub client: Option<IpAddr>,
 }
 
-/// Why a snapshot answers nothing.
+/// Why a snapshot makes no decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unavailable {
-    /// The tokens or the pepper were not read yet.
+    /// The list of tokens or the pepper has not been read yet.
     NotReady,
-    /// Nothing was heard from the API server for too long, and the operator wants no answers from then on.
+    /// The API server was silent for longer than `--max-staleness`, and `--stale-policy` is `deny`.
     Stale,
 }
 
 impl Unavailable {
-    /// The word for machines.
-    pub fn error(self) -> &'static str {
+    /// The error code, for programs.
+    pub fn code(self) -> &'static str {
         match self {
             Self::NotReady => "not_ready",
             Self::Stale => "stale",
         }
     }
 
-    /// The sentence for people.
+    /// The explanation, for people.
     pub fn message(self) -> &'static str {
         match self {
             Self::NotReady => "the tokens are not known yet",
@@ -63,22 +62,22 @@ impl Unavailable {
 }
 
 impl Snapshot {
-    /// Whether the index has shown a full list. Before that, nothing it lacks may be called unknown.
+    /// Whether the index contains a full list. Until then, a token that it lacks is not known to be invalid.
     pub fn is_listed(&self) -> bool {
         self.listed.load(Ordering::Acquire)
     }
 
-    /// Says that the index shows a full list.
+    /// To be called when the index contains a full list.
     pub fn set_listed(&self) {
         self.listed.store(true, Ordering::Release);
     }
 
-    /// Says whether the snapshot is too old to answer from.
+    /// Sets whether the snapshot is too old to decide by.
     pub fn set_stale(&self, stale: bool) {
         self.stale.store(stale, Ordering::Release);
     }
 
-    /// Makes a check, and passes the decision to `f` while its entry is borrowed.
+    /// Makes a check, and passes the decision to `f`, because it borrows the token's entry.
     pub fn decide<T>(
         &self,
         check: &TokenCheck<'_>,

@@ -1,8 +1,8 @@
-//! How old the snapshot is, and what follows from it.
+//! Measures the age of the snapshot, and acts on it.
 //!
-//! A verifier that is cut off from the API server goes on answering: what it knows was true, and whatever ends by
-//! time still ends. But it does not learn of revocations. So after `--max-staleness` it is no longer ready, which
-//! takes it out of a Service that has others, and by `--stale-policy` it answers nothing more.
+//! A verifier that is cut off from the API server still decides from memory: what it knows was true, and whatever ends at
+//! a given time still ends. But it does not learn of revocations. So after `--max-staleness` it is no longer ready, which
+//! takes it out of a Service that has other replicas, and with `--stale-policy deny` it denies every check.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,17 +15,17 @@ use crate::snapshot::Snapshot;
 use tokenward_runtime::cluster::client::WatchHeartbeat;
 use tokenward_runtime::telemetry::probes::Part;
 
-/// How often the age is measured, so its largest error.
-const EVERY: Duration = Duration::from_secs(1);
+/// How often the age is measured, and so by how much readiness may lag. Small beside `--max-staleness`, which is minutes.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is too old, and what to do then.
+/// The age above which a snapshot is stale, and what a verifier does then.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limit {
     pub max_staleness: Duration,
     pub policy: StalePolicy,
 }
 
-/// Looks after the age of a snapshot that is fed by some watches, for as long as it is polled. The oldest of them counts.
+/// Measures the age of a snapshot for as long as it is polled. Of several watches, the oldest counts.
 pub(super) async fn watch(
     watches: Vec<WatchHeartbeat>,
     limit: Limit,
@@ -42,13 +42,13 @@ pub(super) async fn watch(
             stale = !stale;
             ready.set(!stale);
             snapshot.set_stale(stale && limit.policy == StalePolicy::Deny);
-            tell(stale, age, limit);
+            log(stale, age, limit);
         }
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }
 
-fn tell(stale: bool, age: Duration, limit: Limit) {
+fn log(stale: bool, age: Duration, limit: Limit) {
     let (seconds, max) = (age.as_secs(), limit.max_staleness.as_secs());
     match (stale, limit.policy) {
         (false, _) => info!("ready again: the API server is heard"),
@@ -58,7 +58,7 @@ fn tell(stale: bool, age: Duration, limit: Limit) {
         ),
         (true, StalePolicy::Deny) => error!(
             "not ready: the API server was not heard for {seconds} s, more than the {max} s of --max-staleness; by \
-             --stale-policy nothing is answered"
+             --stale-policy every check is denied"
         ),
     }
 }

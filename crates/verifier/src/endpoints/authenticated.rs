@@ -1,6 +1,6 @@
-//! What the endpoints that say why have in common: an authenticated caller, a POST, a bounded body.
+//! What the endpoints that give reasons have in common: a POST, an authenticated caller, a bounded body.
 //!
-//! In that order: nobody makes us read a body who may not ask.
+//! In that order: no body is read for a caller that is not authorized.
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
@@ -9,116 +9,140 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{Method, Request, StatusCode};
+use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Buf};
+use serde::Serialize;
+use utoipa::ToSchema;
 use zeroize::Zeroizing;
 
-use super::Answer;
-use crate::caller_auth::{CallerAuthenticator, Refused};
-use crate::metrics::{EndpointMetrics, Metrics, Outcome};
+use super::json::json;
+use super::routes::Route;
+use super::{HttpResponse, RETRY_AFTER_SECONDS, TrustedProxies};
+use crate::caller_auth::{CallerAuthenticator, CallerError};
+use crate::metrics::{EndpointMetrics, Metrics};
+use crate::outcome::Outcome;
 use crate::snapshot::{Snapshot, Unavailable};
 
-/// How long a body may take.
-const BODY_TIME: Duration = Duration::from_secs(5);
+/// How long a body may take from its first byte to its last. The largest has a megabyte, which any network that callers
+/// and verifiers share carries in less than a second.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A protocol behind [`Authenticated`]: from a snapshot and a body to a response.
 pub(super) trait Handler {
-    /// Its name in metrics.
+    /// The label `endpoint` of its metrics.
     const NAME: &'static str;
-    /// The path by which the API server is asked whether a caller may use it.
-    const NON_RESOURCE_URL: &'static str;
+    const ROUTE: Route;
     /// The media type of its requests.
     const MEDIA_TYPE: &'static str;
-    /// The largest body, in bytes.
-    const MAX_BODY: usize;
+    const MAX_BODY_BYTES: usize;
+
+    /// The body of a request, for the OpenAPI document.
+    type Request: ToSchema;
+    /// The body of a successful response, for the OpenAPI document.
+    type Response: ToSchema;
+    /// The body of every other response, in the protocol's own form.
+    type Error: ToSchema + Serialize;
 
     /// Responds to a request, and reports the outcome of each check in it.
-    fn answer(snapshot: &Snapshot, body: &[u8], outcomes: &mut dyn FnMut(Outcome))
-    -> Result<Answer, Failure>;
+    fn respond(
+        snapshot: &Snapshot,
+        body: &[u8],
+        report: &mut dyn FnMut(Outcome),
+    ) -> Result<HttpResponse, RequestError>;
 
-    /// The body of a failure, in the protocol's own form.
-    fn failure(failure: &Failure) -> Answer;
+    fn error_body(error: &RequestError) -> Self::Error;
 }
 
-/// Why an endpoint returns no decision.
+/// Why an authenticated endpoint returns no decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Failure {
-    /// The body breaks the protocol; says how.
+pub(super) enum RequestError {
+    /// The body breaks the protocol; the text says how.
     Malformed(Cow<'static, str>),
-    /// Not a POST.
+    /// The method is not POST.
     Method,
-    /// Not of this media type.
+    /// The body is not of this media type.
     MediaType(&'static str),
-    /// A body of more than so many bytes.
+    /// The body has more than this number of bytes.
     TooLarge(usize),
-    /// A body that did not come to its end.
+    /// The body ended early, or took longer than [`BODY_TIMEOUT`].
     Incomplete,
-    /// The caller may not ask.
-    Caller(Refused),
-    /// There is nothing to answer from.
+    Caller(CallerError),
     Unavailable(Unavailable),
 }
 
 /// An endpoint whose callers authenticate.
-pub(super) struct Authenticated<D> {
+pub(super) struct Authenticated<H> {
     snapshot: Arc<Snapshot>,
+    trusted_proxies: TrustedProxies,
     callers: Arc<CallerAuthenticator>,
     metrics: EndpointMetrics,
-    endpoint: PhantomData<D>,
+    handler: PhantomData<H>,
 }
 
-impl<D: Handler> Authenticated<D> {
-    pub(super) fn new(snapshot: Arc<Snapshot>, callers: Arc<CallerAuthenticator>, metrics: &Metrics) -> Self {
-        Self { snapshot, callers, metrics: metrics.endpoint(D::NAME), endpoint: PhantomData }
+impl<H: Handler> Authenticated<H> {
+    pub(super) fn new(
+        snapshot: &Arc<Snapshot>,
+        trusted_proxies: &TrustedProxies,
+        callers: &Arc<CallerAuthenticator>,
+        metrics: &Metrics,
+    ) -> Self {
+        Self {
+            snapshot: snapshot.clone(),
+            trusted_proxies: trusted_proxies.clone(),
+            callers: callers.clone(),
+            metrics: metrics.endpoint(H::NAME),
+            handler: PhantomData,
+        }
     }
 
-    pub(super) async fn answer<B: Body + Unpin>(
+    pub(super) async fn respond<B: Body + Unpin>(
         &self,
         request: &mut Request<B>,
-        caller: Option<IpAddr>,
-    ) -> Answer {
+        peer: IpAddr,
+    ) -> HttpResponse {
         let began = Instant::now();
-        let answer = match self.try_answer(request, caller).await {
-            Ok(answer) => answer,
-            Err(failure) => {
-                self.metrics.count(failure.outcome());
-                refuse::<D>(&failure)
+        let response = match self.try_respond(request, peer).await {
+            Ok(response) => response,
+            Err(error) => {
+                self.metrics.count(error.outcome());
+                error_response::<H>(&error)
             }
         };
-        self.metrics.took(began.elapsed());
-        answer
+        self.metrics.observe_latency(began.elapsed());
+        response
     }
 
-    async fn try_answer<B: Body + Unpin>(
+    async fn try_respond<B: Body + Unpin>(
         &self,
         request: &mut Request<B>,
-        caller: Option<IpAddr>,
-    ) -> Result<Answer, Failure> {
-        if request.method() != Method::POST {
-            return Err(Failure::Method);
+        peer: IpAddr,
+    ) -> Result<HttpResponse, RequestError> {
+        if !H::ROUTE.allows(request.method()) {
+            return Err(RequestError::Method);
         }
-        self.callers.admit(request.headers(), caller, D::NON_RESOURCE_URL).await?;
-        if !is_media_type(request.headers(), D::MEDIA_TYPE) {
-            return Err(Failure::MediaType(D::MEDIA_TYPE));
+        let address = self.trusted_proxies.client(request.headers(), peer);
+        self.callers.authorize(request.headers(), address, H::ROUTE.non_resource_url()).await?;
+        if !is_media_type(request.headers(), H::MEDIA_TYPE) {
+            return Err(RequestError::MediaType(H::MEDIA_TYPE));
         }
-        let body = tokio::time::timeout(BODY_TIME, read(request.body_mut(), D::MAX_BODY))
+        let body = tokio::time::timeout(BODY_TIMEOUT, read(request.body_mut(), H::MAX_BODY_BYTES))
             .await
-            .unwrap_or(Err(Failure::Incomplete))?;
-        D::answer(&self.snapshot, &body, &mut |outcome| self.metrics.count(outcome))
+            .unwrap_or(Err(RequestError::Incomplete))?;
+        H::respond(&self.snapshot, &body, &mut |outcome| self.metrics.count(outcome))
     }
 }
 
-fn refuse<D: Handler>(failure: &Failure) -> Answer {
-    let mut answer = D::failure(failure);
-    *answer.status_mut() = failure.status();
-    if let Some((name, value)) = failure.header() {
-        answer.headers_mut().insert(name, value);
+fn error_response<H: Handler>(error: &RequestError) -> HttpResponse {
+    let mut response = json(&H::error_body(error));
+    *response.status_mut() = error.status();
+    if let Some((name, value)) = error.header() {
+        response.headers_mut().insert(name, value);
     }
-    answer
+    response
 }
 
-impl Failure {
+impl RequestError {
     pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::Malformed(_) => StatusCode::BAD_REQUEST,
@@ -126,35 +150,39 @@ impl Failure {
             Self::MediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Incomplete => StatusCode::REQUEST_TIMEOUT,
-            Self::Caller(Refused::Unauthenticated(_)) => StatusCode::UNAUTHORIZED,
-            Self::Caller(Refused::Forbidden(_)) => StatusCode::FORBIDDEN,
-            Self::Caller(Refused::Unavailable(_)) | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Caller(CallerError::Unauthenticated(_)) => StatusCode::UNAUTHORIZED,
+            Self::Caller(CallerError::Forbidden(_)) => StatusCode::FORBIDDEN,
+            Self::Caller(CallerError::Unavailable(_)) | Self::Unavailable(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 
-    /// The word for machines.
-    pub(super) fn error(&self) -> &'static str {
+    /// The error code, for programs.
+    pub(super) fn code(&self) -> &'static str {
         match self {
             Self::Malformed(_) | Self::Method | Self::MediaType(_) | Self::TooLarge(_) | Self::Incomplete => {
                 "invalid_request"
             }
-            Self::Caller(Refused::Unauthenticated(_)) => "unauthenticated",
-            Self::Caller(Refused::Forbidden(_)) => "forbidden",
-            Self::Caller(Refused::Unavailable(_)) => "caller_unknown",
-            Self::Unavailable(why) => why.error(),
+            Self::Caller(CallerError::Unauthenticated(_)) => "unauthenticated",
+            Self::Caller(CallerError::Forbidden(_)) => "forbidden",
+            Self::Caller(CallerError::Unavailable(_)) => "caller_unknown",
+            Self::Unavailable(why) => why.code(),
         }
     }
 
-    /// The sentence for people.
+    /// The explanation, for people.
     pub(super) fn message(&self) -> Cow<'static, str> {
         match self {
             Self::Malformed(how) => how.clone(),
-            Self::Method => "only POST is answered here".into(),
+            Self::Method => "only POST is allowed here".into(),
             Self::MediaType(expected) => format!("the Content-Type must be {expected}").into(),
             Self::TooLarge(limit) => format!("the body is larger than {limit} bytes").into(),
-            Self::Incomplete => "the body did not come to its end in time".into(),
+            Self::Incomplete => "the body was not complete in time".into(),
             Self::Caller(
-                Refused::Unauthenticated(why) | Refused::Forbidden(why) | Refused::Unavailable(why),
+                CallerError::Unauthenticated(why)
+                | CallerError::Forbidden(why)
+                | CallerError::Unavailable(why),
             ) => why.clone(),
             Self::Unavailable(why) => why.message().into(),
         }
@@ -162,7 +190,7 @@ impl Failure {
 
     fn outcome(&self) -> Outcome {
         match self {
-            Self::Caller(Refused::Unavailable(_)) | Self::Unavailable(_) => Outcome::Unavailable,
+            Self::Caller(CallerError::Unavailable(_)) | Self::Unavailable(_) => Outcome::Unavailable,
             Self::Caller(_) => Outcome::CallerRefused,
             _ => Outcome::Malformed,
         }
@@ -175,45 +203,47 @@ impl Failure {
             StatusCode::UNAUTHORIZED => {
                 Some((WWW_AUTHENTICATE, HeaderValue::from_static(r#"Bearer realm="tokenward""#)))
             }
-            StatusCode::SERVICE_UNAVAILABLE => Some((RETRY_AFTER, HeaderValue::from_static("1"))),
+            StatusCode::SERVICE_UNAVAILABLE => {
+                Some((RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS)))
+            }
             _ => None,
         }
     }
 }
 
-impl From<Refused> for Failure {
-    fn from(refused: Refused) -> Self {
-        Self::Caller(refused)
+impl From<CallerError> for RequestError {
+    fn from(error: CallerError) -> Self {
+        Self::Caller(error)
     }
 }
 
-impl From<Unavailable> for Failure {
+impl From<Unavailable> for RequestError {
     fn from(unavailable: Unavailable) -> Self {
         Self::Unavailable(unavailable)
     }
 }
 
-/// Whether a request says that its body is of a media type; parameters such as a charset are ignored.
+/// Whether a request declares its body to be of a media type. Parameters such as a charset are ignored.
 fn is_media_type(headers: &HeaderMap, expected: &str) -> bool {
     let value = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     let media_type = value.split(|byte| *byte == b';').next().unwrap_or_default();
     media_type.trim_ascii().eq_ignore_ascii_case(expected.as_bytes())
 }
 
-/// Reads a body that holds tokens, so it is wiped afterwards.
-async fn read<B: Body + Unpin>(body: &mut B, limit: usize) -> Result<Zeroizing<Vec<u8>>, Failure> {
+/// Reads a body into memory that is wiped afterwards, because it contains tokens.
+async fn read<B: Body + Unpin>(body: &mut B, limit: usize) -> Result<Zeroizing<Vec<u8>>, RequestError> {
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if announced > limit {
-        return Err(Failure::TooLarge(limit));
+        return Err(RequestError::TooLarge(limit));
     }
-    // As large as it may become: a vector that grows leaves copies behind.
+    // Allocated once: a vector that grows leaves copies behind.
     let capacity = body.size_hint().exact().map_or(limit, |_| announced);
     let mut read = Zeroizing::new(Vec::with_capacity(capacity));
     while let Some(frame) = body.frame().await {
-        let Ok(frame) = frame else { return Err(Failure::Incomplete) };
+        let Ok(frame) = frame else { return Err(RequestError::Incomplete) };
         let Ok(mut data) = frame.into_data() else { continue };
         if data.remaining() > limit - read.len() {
-            return Err(Failure::TooLarge(limit));
+            return Err(RequestError::TooLarge(limit));
         }
         while data.has_remaining() {
             let chunk = data.chunk();

@@ -1,4 +1,4 @@
-//! Endpoints without a port, for tests: requests go in as values, and tokens are known by a number each.
+//! Endpoints without a port, for tests: requests are values, and each token has a number.
 
 use std::sync::{Arc, LazyLock};
 
@@ -19,20 +19,20 @@ use tokenward_core::token::format;
 use tokenward_core::token::format::{KeyId, Prefix};
 use tokenward_core::token::{Peppers, Plaintext};
 
-/// Time limits need a runtime; nothing here waits for one to pass.
+/// Timers need a runtime; no test waits for one to fire.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime"));
 
 pub(crate) const PEER: &str = "192.0.2.1";
-/// Headers of a request, in order.
+/// Names and values, in the order in which they are sent.
 pub(crate) type Headers<'a> = &'a [(&'a str, &'a [u8])];
 
-/// An endpoint behind which tokens are known by a number each.
-/// An object as the API server would send it.
+/// An object as the API server sends it.
 pub(crate) fn wire(token: &ApiToken) -> WireToken {
     let text = serde_json::to_string(token).expect("JSON");
     serde_json::from_str(&text).expect("an ApiToken")
 }
 
+/// Endpoints, and the state that they decide by.
 pub(crate) struct Fixture {
     pub(crate) endpoints: Endpoints,
     pub(crate) snapshot: Arc<Snapshot>,
@@ -40,15 +40,15 @@ pub(crate) struct Fixture {
     pub(crate) registry: Registry,
 }
 
-/// An answer in full.
+/// A response with its whole body.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Answered {
+pub(crate) struct Received {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
-impl Answered {
+impl Received {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().expect("text"))
     }
@@ -57,7 +57,7 @@ impl Answered {
         serde_json::from_slice(&self.body).expect("JSON")
     }
 
-    /// The machine-readable word of a refusal.
+    /// The error code in the body.
     pub(crate) fn error(&self) -> String {
         let body: serde_json::Value = serde_json::from_slice(&self.body).expect("JSON");
         assert!(body["message"].as_str().is_some_and(|message| !message.is_empty()), "{body}");
@@ -70,7 +70,6 @@ pub(crate) fn known_endpoints() -> Endpoints {
     Fixture::new().endpoints
 }
 
-/// The token of a number.
 pub(crate) fn plaintext(number: u8) -> Plaintext {
     format::make(&Prefix::default(), KeyId::from_bytes([number; 16]), &[number; 32])
 }
@@ -79,12 +78,13 @@ pub(crate) fn bearer(number: u8) -> Vec<u8> {
     format!("Bearer {}", plaintext(number).expose()).into_bytes()
 }
 
-/// Token 1 of the namespace `team`, which may read orders.
+/// The spec of token 1.
 pub(crate) fn spec() -> ApiTokenSpec {
     ApiTokenSpec { scopes: vec!["orders:*".to_owned(), "audit:read".to_owned()], ..Default::default() }
 }
 
 impl Fixture {
+    /// Endpoints without a list of tokens and without a pepper.
     pub(crate) fn unready(trusted_proxies: &[&str]) -> Self {
         let snapshot = Arc::new(Snapshot::default());
         let mut registry = Registry::with_prefix("tokenward");
@@ -101,6 +101,7 @@ impl Fixture {
         }
     }
 
+    /// Endpoints that know token 1 and trust these proxies.
     pub(crate) fn behind(trusted_proxies: &[&str]) -> Self {
         let fixture = Self::unready(trusted_proxies);
         fixture.snapshot.peppers.store(Some(Arc::new(fixture.peppers.clone())));
@@ -113,10 +114,10 @@ impl Fixture {
         Self::behind(&[])
     }
 
-    /// Makes a token known.
+    /// Adds the token of this number to the index, as ApiToken `token-N` of the namespace `team`.
     pub(crate) fn with(&self, number: u8, spec: ApiTokenSpec) {
         let name = format!("token-{number}");
-        let hash = self.peppers.hash("team", &name, &plaintext(number)).expect("a proof");
+        let hash = self.peppers.hash("team", &name, &plaintext(number)).expect("a hash");
         let mut token = ApiToken::new(&name, spec);
         token.metadata.namespace = Some("team".to_owned());
         let status = serde_json::json!({
@@ -131,28 +132,28 @@ impl Fixture {
         self.snapshot.index.apply(&wire(&token), 0);
     }
 
-    pub(crate) fn ask(&self, uri: &str, headers: Headers<'_>) -> Answered {
-        self.ask_from(PEER, uri, headers)
+    pub(crate) fn get(&self, uri: &str, headers: Headers<'_>) -> Received {
+        self.get_from(PEER, uri, headers)
     }
 
-    pub(crate) fn ask_from(&self, peer: &str, uri: &str, headers: Headers<'_>) -> Answered {
+    pub(crate) fn get_from(&self, peer: &str, uri: &str, headers: Headers<'_>) -> Received {
         let mut request = Request::get(uri);
         for (name, value) in headers {
             request = request.header(*name, HeaderValue::from_bytes(value).expect("a header value"));
         }
-        self.answer(request.body(Full::<Bytes>::default()).expect("a request"), peer)
+        self.send(request.body(Full::<Bytes>::default()).expect("a request"), peer)
     }
 
-    pub(crate) fn answer(&self, mut request: Request<Full<Bytes>>, peer: &str) -> Answered {
+    pub(crate) fn send(&self, mut request: Request<Full<Bytes>>, peer: &str) -> Received {
         let peer = peer.parse().expect("an address");
         let _context = RUNTIME.enter();
-        let answer = self.endpoints.answer(&mut request, peer).now_or_never().expect("no waiting");
-        let (head, body) = answer.into_parts();
-        let body = body.collect().now_or_never().expect("a body at hand").expect("a body").to_bytes();
-        Answered { status: head.status.as_u16(), headers: head.headers, body }
+        let response = self.endpoints.answer(&mut request, peer).now_or_never().expect("no waiting");
+        let (head, body) = response.into_parts();
+        let body = body.collect().now_or_never().expect("a body in memory").expect("a body").to_bytes();
+        Received { status: head.status.as_u16(), headers: head.headers, body }
     }
 
-    /// The metrics, as they are scraped.
+    /// The metrics, as Prometheus scrapes them.
     pub(crate) fn metrics(&self) -> String {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("metrics");

@@ -1,8 +1,8 @@
 //! `POST /oauth2/introspect`: OAuth 2.0 Token Introspection, RFC 7662.
 //!
-//! An inactive token is reported as `{"active":false}` and nothing else (section 2.2). The context that section 2.1
-//! lets a server ask for is taken as `scope`, `audience` and `client_ip`: a token that lacks what they name is
-//! not active for this question. Unknown parameters are ignored, repeated ones refused (RFC 6749 section 3.1).
+//! An inactive token is reported as `{"active":false}` and nothing else (section 2.2). The context parameters that
+//! section 2.1 permits are `scope`, `audience` and `client_ip`: a token that does not meet them is reported as inactive.
+//! Unknown parameters are ignored, and repeated ones are an error (RFC 6749 section 3.1).
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -10,25 +10,25 @@ use std::net::IpAddr;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::Answer;
-use super::authenticated::{Failure, Handler};
+use super::HttpResponse;
+use super::authenticated::{Handler, RequestError};
 use super::json::json;
+use super::routes::Route;
 use super::schema::{IpAddress, Scopes};
-use crate::metrics::Outcome;
+use crate::outcome::Outcome;
 use crate::snapshot::{Snapshot, TokenCheck};
 use tokenward_core::check::{Decision, Identity};
 use tokenward_core::token::scope;
 
-/// The endpoint.
 pub(super) struct Introspection;
 
-/// The form that is posted.
+/// The form that a client posts.
 #[derive(Default, ToSchema)]
 pub(super) struct IntrospectionRequest<'a> {
-    /// What a client presented. Junk is a token that is not active.
+    /// What a client presented. Any text is accepted; one that is no token is not active.
     #[schema(value_type = String)]
     token: Option<Cow<'a, str>>,
-    /// The scopes that are needed, all of them.
+    /// The scopes that are required, all of them.
     #[schema(value_type = Option<Scopes>, nullable = false)]
     scope: Option<Cow<'a, str>>,
     /// The service for which the token is presented.
@@ -39,24 +39,24 @@ pub(super) struct IntrospectionRequest<'a> {
     client_ip: Option<Cow<'a, str>>,
 }
 
-/// What a token is, as RFC 7662 section 2.2 has it.
+/// The metadata of a token, as in RFC 7662 section 2.2.
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub(super) struct IntrospectionResponse<'e> {
-    /// Whether the token is valid for what was asked. If not, the response contains nothing else.
+    /// Whether the token is valid and meets all that the request requires. If not, the response contains nothing else.
     active: bool,
-    /// Its scopes, separated by spaces.
+    /// The token's scopes, separated by spaces.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, nullable = false)]
     scope: Option<&'e str>,
-    /// The token's lasting id, `status.tokenId` of the ApiToken.
+    /// `status.tokenId` of the ApiToken: the same over all rotations.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, nullable = false)]
     client_id: Option<&'e str>,
-    /// `Bearer`.
+    /// Always `Bearer`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, nullable = false)]
     token_type: Option<&'static str>,
-    /// When it ends as things stand, in seconds since the epoch.
+    /// When this secret stops working, in seconds since the epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     exp: Option<i64>,
@@ -68,41 +68,45 @@ pub(super) struct IntrospectionResponse<'e> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, nullable = false)]
     sub: Option<&'e str>,
-    /// The services that it is meant for; absent: any.
+    /// The services for which the token is meant; absent: any.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     #[schema(value_type = Vec<String>)]
     aud: &'e [Box<str>],
-    /// The id of this secret of the token.
+    /// The id of the secret that was presented, as in `status.versions`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     jti: Option<String>,
 }
 
-/// Why there is no answer (RFC 6749 section 5.2).
+/// Why there is no result (RFC 6749 section 5.2).
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct OAuthError {
-    /// A word for machines.
+    /// An error code, for programs.
     #[schema(value_type = String, example = "invalid_request")]
     error: &'static str,
-    /// A sentence for people.
+    /// An explanation, for people.
     #[schema(value_type = String)]
     error_description: Cow<'static, str>,
 }
 
 impl Handler for Introspection {
     const NAME: &'static str = "introspect";
-    const NON_RESOURCE_URL: &'static str = "/oauth2/introspect";
+    const ROUTE: Route = Route::Introspection;
     const MEDIA_TYPE: &'static str = "application/x-www-form-urlencoded";
-    const MAX_BODY: usize = 16 * 1024;
+    const MAX_BODY_BYTES: usize = 16 * 1024;
 
-    fn answer(
+    type Request = IntrospectionRequest<'static>;
+    type Response = IntrospectionResponse<'static>;
+    type Error = OAuthError;
+
+    fn respond(
         snapshot: &Snapshot,
         body: &[u8],
-        outcomes: &mut dyn FnMut(Outcome),
-    ) -> Result<Answer, Failure> {
+        report: &mut dyn FnMut(Outcome),
+    ) -> Result<HttpResponse, RequestError> {
         let form = IntrospectionRequest::parse(body)?;
         let Some(token) = &form.token else {
-            return Err(Failure::Malformed("the parameter token is missing".into()));
+            return Err(RequestError::Malformed("the parameter token is missing".into()));
         };
         let scopes = form.scopes()?;
         let client = form.client_ip.as_deref().map(client_ip).transpose()?;
@@ -113,7 +117,7 @@ impl Handler for Introspection {
             client,
         };
         Ok(snapshot.decide(&check, |decision| {
-            outcomes(Outcome::from(&decision));
+            report(Outcome::from(&decision));
             json(&match decision {
                 Decision::Allow(identity) => IntrospectionResponse::active(identity),
                 Decision::Deny(_) => IntrospectionResponse::default(),
@@ -121,13 +125,13 @@ impl Handler for Introspection {
         })?)
     }
 
-    fn failure(failure: &Failure) -> Answer {
-        json(&OAuthError { error: failure.error(), error_description: failure.message() })
+    fn error_body(error: &RequestError) -> OAuthError {
+        OAuthError { error: error.code(), error_description: error.message() }
     }
 }
 
 impl<'a> IntrospectionRequest<'a> {
-    fn parse(body: &'a [u8]) -> Result<Self, Failure> {
+    fn parse(body: &'a [u8]) -> Result<Self, RequestError> {
         let mut form = Self::default();
         for (name, value) in form_urlencoded::parse(body) {
             let field = match &*name {
@@ -138,7 +142,7 @@ impl<'a> IntrospectionRequest<'a> {
                 _ => continue,
             };
             if field.replace(value).is_some() {
-                return Err(Failure::Malformed(
+                return Err(RequestError::Malformed(
                     format!("the parameter {name} is given more than once").into(),
                 ));
             }
@@ -146,23 +150,23 @@ impl<'a> IntrospectionRequest<'a> {
         Ok(form)
     }
 
-    /// The scopes that are needed. To name none is a client's mistake, and one that would ask for nothing.
-    fn scopes(&self) -> Result<Vec<&str>, Failure> {
+    /// The scopes that are required. An empty list is a client's mistake, which would require nothing.
+    fn scopes(&self) -> Result<Vec<&str>, RequestError> {
         let Some(scope) = &self.scope else { return Ok(Vec::new()) };
         let scopes: Vec<&str> = scope.split_ascii_whitespace().collect();
         if scopes.is_empty() {
-            return Err(Failure::Malformed("scope is empty: leave it out, or name one".into()));
+            return Err(RequestError::Malformed("scope is empty: leave it out, or name one".into()));
         }
-        scope::validate(&scopes).map_err(|error| Failure::Malformed(error.to_string().into()))?;
+        scope::validate(&scopes).map_err(|error| RequestError::Malformed(error.to_string().into()))?;
         Ok(scopes)
     }
 }
 
-fn client_ip(text: &str) -> Result<IpAddr, Failure> {
+fn client_ip(text: &str) -> Result<IpAddr, RequestError> {
     let address: Result<IpAddr, _> = text.parse();
     address
         .map(|address| address.to_canonical())
-        .map_err(|_| Failure::Malformed("client_ip is not an IP address".into()))
+        .map_err(|_| RequestError::Malformed("client_ip is not an IP address".into()))
 }
 
 impl<'e> IntrospectionResponse<'e> {
@@ -172,7 +176,7 @@ impl<'e> IntrospectionResponse<'e> {
             scope: Some(identity.scopes()),
             client_id: Some(identity.entry.token_id()),
             token_type: Some("Bearer"),
-            // Rounded down: a token must not seem to live on after its end.
+            // Rounded down: no client may take a token for valid after its end.
             exp: identity.ends_at().map(|end| end.as_second()),
             iat: identity.issued_at().map(|issued| issued.as_second()),
             sub: Some(identity.entry.subject()),

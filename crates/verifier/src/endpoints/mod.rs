@@ -1,11 +1,9 @@
 //! The endpoints: each decodes its protocol, asks for the one decision, and encodes the response.
 //!
-//! `/auth` is public and says only yes or no. The others say why, so callers authenticate ([`crate::caller_auth`]). A
-//! router costs more than a check does, so the path is matched by hand. Sockets are `server.rs`'s affair.
+//! `/auth` is public and says only yes or no. The others give reasons, so their callers authenticate
+//! ([`crate::caller_auth`]). Sockets are the business of [`crate::server`].
 
 mod authenticated;
-mod authorization;
-mod challenge;
 mod client_address;
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -13,8 +11,7 @@ pub mod gateway;
 mod introspection;
 mod json;
 pub mod openapi;
-mod refusal;
-mod requirements;
+mod routes;
 mod schema;
 mod token_review;
 mod verify;
@@ -23,7 +20,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::{Body, Bytes};
 
@@ -31,14 +28,18 @@ use self::authenticated::Authenticated;
 pub use self::client_address::TrustedProxies;
 use self::gateway::forward_auth::ForwardAuth;
 use self::introspection::Introspection;
+use self::routes::Route;
 use self::token_review::TokenReviews;
 use self::verify::{Verify, VerifyBatch};
 use crate::caller_auth::CallerAuthenticator;
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
 
-/// An answer, whose body is small and at hand.
-pub type Answer = Response<Full<Bytes>>;
+/// A response with a small body, all of it in memory.
+pub type HttpResponse = Response<Full<Bytes>>;
+
+/// `Retry-After` of a 503, in seconds: a replica that is not ready yet usually is within that time.
+const RETRY_AFTER_SECONDS: &str = "1";
 
 /// The HTTP endpoints of a verifier.
 pub struct Endpoints {
@@ -47,12 +48,12 @@ pub struct Endpoints {
     token_reviews: Authenticated<TokenReviews>,
     verify: Authenticated<Verify>,
     verify_batch: Authenticated<VerifyBatch>,
-    trusted_proxies: TrustedProxies,
     openapi: Bytes,
+    not_found: Bytes,
 }
 
 impl Endpoints {
-    /// Endpoints that answer from this snapshot.
+    /// Endpoints that decide by this snapshot.
     pub fn new(
         snapshot: Arc<Snapshot>,
         trusted_proxies: TrustedProxies,
@@ -60,64 +61,46 @@ impl Endpoints {
         metrics: &Metrics,
     ) -> Self {
         Self {
-            introspection: Authenticated::new(snapshot.clone(), callers.clone(), metrics),
-            token_reviews: Authenticated::new(snapshot.clone(), callers.clone(), metrics),
-            verify: Authenticated::new(snapshot.clone(), callers.clone(), metrics),
-            verify_batch: Authenticated::new(snapshot.clone(), callers, metrics),
-            forward_auth: ForwardAuth::new(snapshot, trusted_proxies.clone(), metrics),
-            trusted_proxies,
+            introspection: Authenticated::new(&snapshot, &trusted_proxies, &callers, metrics),
+            token_reviews: Authenticated::new(&snapshot, &trusted_proxies, &callers, metrics),
+            verify: Authenticated::new(&snapshot, &trusted_proxies, &callers, metrics),
+            verify_batch: Authenticated::new(&snapshot, &trusted_proxies, &callers, metrics),
+            forward_auth: ForwardAuth::new(snapshot, trusted_proxies, metrics),
             openapi: openapi::json().into(),
+            not_found: routes::not_found().into(),
         }
     }
 
     /// Answers a request that came from `peer`. A body that the endpoint does not use is left unread.
-    pub async fn answer<B: Body + Unpin>(&self, request: &mut Request<B>, peer: IpAddr) -> Answer {
-        match self.answer_at_once(request, peer) {
-            Some(answer) => answer,
-            // Boxed, or each connection would keep the room for what few of them ever do.
-            None => Box::pin(self.answer_with_body(request, peer)).await,
-        }
-    }
-
-    /// The answer, where the head of a request says all.
-    fn answer_at_once<B>(&self, request: &Request<B>, peer: IpAddr) -> Option<Answer> {
-        match request.uri().path() {
-            "/auth" => Some(self.forward_auth.answer(request, peer)),
-            path if path.starts_with("/auth/") => Some(self.forward_auth.answer(request, peer)),
-            _ => None,
-        }
-    }
-
-    async fn answer_with_body<B: Body + Unpin>(&self, request: &mut Request<B>, peer: IpAddr) -> Answer {
-        let caller = self.trusted_proxies.client(request.headers(), peer);
-        match request.uri().path() {
-            "/oauth2/introspect" => self.introspection.answer(request, caller).await,
-            "/tokenreview" => self.token_reviews.answer(request, caller).await,
-            "/v1/verify" => self.verify.answer(request, caller).await,
-            "/v1/verify:batch" => self.verify_batch.answer(request, caller).await,
-            "/openapi.json" if matches!(*request.method(), Method::GET | Method::HEAD) => {
-                body(StatusCode::OK, "application/json", self.openapi.clone())
+    ///
+    /// All but the hot path is boxed: otherwise the future of each connection would contain space for what few
+    /// connections ever do.
+    pub async fn answer<B: Body + Unpin>(&self, request: &mut Request<B>, peer: IpAddr) -> HttpResponse {
+        match Route::parse(request.uri().path()) {
+            Some(Route::ForwardAuth) => self.forward_auth.respond(request, peer),
+            Some(Route::Verify) => Box::pin(self.verify.respond(request, peer)).await,
+            Some(Route::VerifyBatch) => Box::pin(self.verify_batch.respond(request, peer)).await,
+            Some(Route::Introspection) => Box::pin(self.introspection.respond(request, peer)).await,
+            Some(Route::TokenReview) => Box::pin(self.token_reviews.respond(request, peer)).await,
+            Some(Route::OpenApi) if Route::OpenApi.allows(request.method()) => {
+                response(StatusCode::OK, "application/json", self.openapi.clone())
             }
-            _ => body(
-                StatusCode::NOT_FOUND,
-                "text/plain; charset=utf-8",
-                Bytes::from_static(
-                    b"not found; endpoints are /auth, /v1/verify, /v1/verify:batch, /oauth2/introspect and \
-                      /tokenreview; GET /openapi.json describes them\n",
-                ),
-            ),
+            Some(Route::OpenApi) | None => {
+                response(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", self.not_found.clone())
+            }
         }
     }
 }
 
-/// A response that must not be cached: it is about one token at one moment. A 404, too, would outlive its mistake.
-fn body(status: StatusCode, media_type: &'static str, body: Bytes) -> Answer {
-    let mut answer = Response::new(Full::new(body));
-    *answer.status_mut() = status;
-    let headers = answer.headers_mut();
+/// A response that must not be cached, because it is about one token at one moment. A 404 is no exception: a cache could
+/// return it after its cause was corrected.
+fn response(status: StatusCode, media_type: &'static str, body: Bytes) -> HttpResponse {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    answer
+    response
 }
 
 #[cfg(test)]

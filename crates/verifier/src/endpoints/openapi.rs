@@ -1,197 +1,235 @@
-//! The OpenAPI 3.1 document of the HTTP endpoints, from the types that they read and write.
+//! The OpenAPI 3.1 document of the HTTP endpoints, from the table of routes and the types that the handlers use.
 //!
 //! Served at `/openapi.json`, printed by `tokenward openapi`, and stored as `openapi.json` in the repository.
 
-use utoipa::openapi::schema::Type;
-use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
-use utoipa::openapi::{Content, Header, Object, Ref, ResponseBuilder};
-use utoipa::{Modify, OpenApi};
+use utoipa::ToSchema;
+use utoipa::openapi::path::{
+    HttpMethod, Operation, OperationBuilder, ParameterBuilder, ParameterIn, PathsBuilder,
+};
+use utoipa::openapi::request_body::RequestBodyBuilder;
+use utoipa::openapi::schema::{ArrayBuilder, Type};
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
+};
+use utoipa::openapi::{
+    ComponentsBuilder, Content, HeaderBuilder, InfoBuilder, LicenseBuilder, Object, OpenApiBuilder, PathItem,
+    Ref, RefOr, Required, ResponseBuilder, Schema,
+};
 
-use super::introspection::{IntrospectionRequest, IntrospectionResponse, OAuthError};
+use super::authenticated::Handler;
+use super::introspection::Introspection;
+use super::json::MEDIA_TYPE;
+use super::routes::Route;
 use super::schema::Scope;
-use super::token_review::TokenReviewRequest;
-use super::token_review::schema::{Status, TokenReview};
-use super::verify::{VerifyBatchRequest, VerifyBatchResponse, VerifyError, VerifyRequest, VerifyResponse};
+use super::token_review::TokenReviews;
+use super::verify::{Verify, VerifyBatch, VerifyError};
+use tokenward_core::token::scope::MAX_SCOPES;
 
 /// The document, as indented JSON.
 pub fn json() -> String {
-    let mut document = Document::openapi().to_pretty_json().unwrap_or_default();
-    document.push('\n');
-    document
+    let mut schemas = Schemas::default();
+    let mut paths = PathsBuilder::new();
+    for route in Route::ALL {
+        if let Some((method, operation)) = operation(route, &mut schemas) {
+            paths = paths.path(route.path(), PathItem::new(method, operation));
+        }
+    }
+    let components = security_schemes(ComponentsBuilder::new().schemas_from_iter(schemas.0));
+    let license = LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build();
+    let info = InfoBuilder::new()
+        .title("tokenward verifier")
+        .description(Some("Is this presented token valid, and for these scopes?"))
+        .license(Some(license))
+        .version(env!("CARGO_PKG_VERSION"));
+    let document =
+        OpenApiBuilder::new().info(info.build()).paths(paths).components(Some(components.build())).build();
+    let mut text = document.to_pretty_json().unwrap_or_default();
+    text.push('\n');
+    text
 }
 
-#[derive(OpenApi)]
-#[openapi(
-    info(
-        title = "tokenward verifier",
-        description = "Is this presented token valid, and for these scopes?",
-        license(name = "Apache-2.0", identifier = "Apache-2.0"),
-    ),
-    paths(auth, verify, verify_batch, introspect, token_review),
-    components(schemas(VerifyError, OAuthError, Status)),
-    modifiers(&CallerAuthenticator, &Failures),
-)]
-struct Document;
+/// The operation of a route. Of those with any method, the one that most gateways use. `None`: this document itself.
+fn operation(route: Route, schemas: &mut Schemas) -> Option<(HttpMethod, Operation)> {
+    let operation = match route {
+        Route::ForwardAuth => return Some((HttpMethod::Get, forward_auth(schemas))),
+        Route::Verify => authenticated::<Verify>(
+            schemas,
+            Text {
+                id: "verify",
+                tag: "services",
+                summary: "Checks a token, and says why it is not valid.",
+                description: None,
+                success: "Whether the token is valid.",
+            },
+        ),
+        Route::VerifyBatch => authenticated::<VerifyBatch>(
+            schemas,
+            Text {
+                id: "verify_batch",
+                tag: "services",
+                summary: "Checks up to 100 tokens.",
+                description: None,
+                success: "The results, in the order of the checks.",
+            },
+        ),
+        Route::Introspection => authenticated::<Introspection>(
+            schemas,
+            Text {
+                id: "introspect",
+                tag: "services",
+                summary: "OAuth 2.0 Token Introspection, RFC 7662.",
+                description: None,
+                success: "The token's metadata; only `active: false` if it is not valid.",
+            },
+        ),
+        Route::TokenReview => authenticated::<TokenReviews>(
+            schemas,
+            Text {
+                id: "token_review",
+                tag: "kubernetes",
+                summary: "Kubernetes TokenReview, for kube-apiserver's `--authentication-token-webhook-config-file`.",
+                description: Some(
+                    "<https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-review-v1/>",
+                ),
+                success: "The review with its status.",
+            },
+        ),
+        Route::OpenApi => return None,
+    };
+    Some((HttpMethod::Post, operation))
+}
 
-/// How callers show who they are.
-struct CallerAuthenticator;
+/// The schemas that operations refer to, and those that these refer to in turn.
+#[derive(Default)]
+struct Schemas(Vec<(String, RefOr<Schema>)>);
 
-impl Modify for CallerAuthenticator {
-    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        let scheme = |scheme, description: &str| {
-            let mut http = Http::new(scheme);
-            http.description = Some(description.to_owned());
-            SecurityScheme::Http(http)
-        };
-        let components = document.components.get_or_insert_default();
-        components.add_security_scheme(
+impl Schemas {
+    fn reference<T: ToSchema>(&mut self) -> Ref {
+        let name = T::name();
+        T::schemas(&mut self.0);
+        self.0.push((name.to_string(), T::schema()));
+        Ref::from_schema_name(name)
+    }
+
+    fn content<T: ToSchema>(&mut self) -> Content {
+        Content::new(Some(self.reference::<T>()))
+    }
+
+    fn response<T: ToSchema>(&mut self, description: &str) -> ResponseBuilder {
+        ResponseBuilder::new().description(description).content(MEDIA_TYPE, self.content::<T>())
+    }
+}
+
+fn forward_auth(schemas: &mut Schemas) -> Operation {
+    let parameter = |name: &str, description: &str| {
+        ParameterBuilder::new()
+            .name(name)
+            .parameter_in(ParameterIn::Query)
+            .description(Some(description))
+            .required(Required::False)
+    };
+    let scopes = ArrayBuilder::new().items(schemas.reference::<Scope>()).max_items(Some(MAX_SCOPES));
+    let identity = |description: &str| {
+        HeaderBuilder::new().schema(Object::with_type(Type::String)).description(Some(description)).build()
+    };
+    let mut operation = OperationBuilder::new()
+        .tag("gateways")
+        .summary(Some("Forward-auth: may this request pass?"))
+        .description(Some(
+            "For gateways: nginx `auth_request`, Traefik ForwardAuth, Caddy `forward_auth`, HAProxy, Envoy. Any method is \
+             allowed, and any path below `/auth/`.",
+        ))
+        .operation_id(Some("auth"))
+        .parameter(
+            parameter("scope", "A scope that is required. If repeated, all of them are.").schema(Some(scopes)),
+        )
+        .parameter(
+            parameter("audience", "The service for which the token is presented.")
+                .schema(Some(Object::with_type(Type::String))),
+        )
+        .response(
+            "200",
+            ResponseBuilder::new()
+                .description("Valid, with all the scopes.")
+                .header("X-Tokenward-Id", identity("`status.tokenId` of the ApiToken"))
+                .header("X-Tokenward-Subject", identity("The ApiToken, as `namespace/name`"))
+                .header("X-Tokenward-Scopes", identity("Its scopes, separated by spaces")),
+        );
+    for (status, description) in [
+        ("400", "The request is malformed."),
+        ("401", "No token, or not a valid one."),
+        ("403", "Valid, but without a scope, or not from this address."),
+        ("503", "This replica does not know the tokens yet, or its copy is too old."),
+    ] {
+        operation = operation.response(status, schemas.response::<VerifyError>(description));
+    }
+    operation.security(requirement("presented")).security(requirement("presented_as_key")).build()
+}
+
+/// What an operation's description says apart from its types.
+struct Text {
+    id: &'static str,
+    tag: &'static str,
+    summary: &'static str,
+    description: Option<&'static str>,
+    /// Describes the response with status 200.
+    success: &'static str,
+}
+
+/// An endpoint behind [`Authenticated`](super::authenticated::Authenticated). All of these fail alike, each in the form
+/// of its own protocol.
+fn authenticated<H: Handler>(schemas: &mut Schemas, text: Text) -> Operation {
+    let body = RequestBodyBuilder::new()
+        .content(H::MEDIA_TYPE, schemas.content::<H::Request>())
+        .required(Some(Required::True));
+    let mut operation = OperationBuilder::new()
+        .tag(text.tag)
+        .summary(Some(text.summary))
+        .description(text.description)
+        .operation_id(Some(text.id))
+        .request_body(Some(body.build()))
+        .response("200", schemas.response::<H::Response>(text.success));
+    for (status, description, header) in [
+        ("400", "The request is malformed.", None),
+        ("401", "The caller is not authenticated.", Some("WWW-Authenticate")),
+        ("403", "The caller is not authorized.", None),
+        ("408", "The body was not complete in time.", None),
+        ("413", "The body is too large.", None),
+        ("415", "The body is of another media type.", None),
+        ("503", "This replica can't check the token, or the caller, now.", Some("Retry-After")),
+    ] {
+        let mut response = schemas.response::<H::Error>(description);
+        if let Some(name) = header {
+            let value = HeaderBuilder::new().schema(Object::with_type(Type::String));
+            response = response.header(name, value.build());
+        }
+        operation = operation.response(status, response);
+    }
+    operation.security(requirement("bearer")).security(requirement("basic")).build()
+}
+
+fn requirement(scheme: &str) -> SecurityRequirement {
+    SecurityRequirement::new::<_, [&str; 0], &str>(scheme, [])
+}
+
+fn security_schemes(components: ComponentsBuilder) -> ComponentsBuilder {
+    let http = |scheme, description: &str| {
+        SecurityScheme::Http(HttpBuilder::new().scheme(scheme).description(Some(description)).build())
+    };
+    let api_key = ApiKeyValue::with_description("X-API-Key", "The token that is checked.");
+    components
+        .security_scheme(
             "bearer",
-            scheme(
+            http(
                 HttpAuthScheme::Bearer,
                 "The caller's: a ServiceAccount token of the audience tokenward, or a tokenward token with the scope \
                  tokens:verify.",
             ),
-        );
-        components.add_security_scheme(
+        )
+        .security_scheme(
             "basic",
-            scheme(HttpAuthScheme::Basic, "The same as the password; the user name is ignored."),
-        );
-        components
-            .add_security_scheme("presented", scheme(HttpAuthScheme::Bearer, "The token that is checked."));
-        let header = ApiKeyValue::with_description("X-API-Key", "The token that is checked.");
-        components.add_security_scheme("presented_as_key", SecurityScheme::ApiKey(ApiKey::Header(header)));
-    }
+            http(HttpAuthScheme::Basic, "The same as the password; the user name is ignored."),
+        )
+        .security_scheme("presented", http(HttpAuthScheme::Bearer, "The token that is checked."))
+        .security_scheme("presented_as_key", SecurityScheme::ApiKey(ApiKey::Header(api_key)))
 }
-
-/// The authenticated endpoints fail alike, each in its protocol's form.
-struct Failures;
-
-impl Failures {
-    const FORMS: [(&str, &str); 4] = [
-        ("/v1/verify", "VerifyError"),
-        ("/v1/verify:batch", "VerifyError"),
-        ("/oauth2/introspect", "OAuthError"),
-        ("/tokenreview", "Status"),
-    ];
-    /// The status, what it says, and the header that comes with it.
-    const STATUSES: [(&str, &str, Option<&str>); 7] = [
-        ("400", "The request is malformed.", None),
-        ("401", "The caller did not show who it is.", Some("WWW-Authenticate")),
-        ("403", "The caller may not ask.", None),
-        ("408", "The body did not come to its end in time.", None),
-        ("413", "The body is too large.", None),
-        ("415", "The body is of another media type.", None),
-        ("503", "This replica does not know the tokens, or the caller.", Some("Retry-After")),
-    ];
-}
-
-impl Modify for Failures {
-    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        for (path, form) in Self::FORMS {
-            let Some(operation) = document.paths.paths.get_mut(path).and_then(|item| item.post.as_mut())
-            else {
-                continue;
-            };
-            for (status, description, header) in Self::STATUSES {
-                let response = ResponseBuilder::new()
-                    .description(description)
-                    .content("application/json", Content::new(Some(Ref::from_schema_name(form))));
-                let response = match header {
-                    Some(name) => response.header(name, Header::new(Object::with_type(Type::String))),
-                    None => response,
-                };
-                operation.responses.responses.insert(status.to_owned(), response.build().into());
-            }
-        }
-    }
-}
-
-// What follows is read by the macro alone: an operation's text, parameters and answers.
-
-/// Forward-auth: may this request pass?
-///
-/// Asked by gateways: nginx `auth_request`, Traefik ForwardAuth, Caddy `forward_auth`, HAProxy, Envoy. Any method
-/// will do, and below `/auth/` any path.
-#[utoipa::path(
-    get,
-    path = "/auth",
-    tag = "gateways",
-    params(
-        ("scope" = Option<Vec<Scope>>, Query, max_items = 64,
-         description = "A scope that is needed. Repeated: all of them."),
-        ("audience" = Option<String>, Query, description = "The service for which the token is presented."),
-    ),
-    responses(
-        (status = 200, description = "Valid, with all the scopes.", headers(
-            ("X-Tokenward-Id" = String, description = "`status.tokenId` of the ApiToken"),
-            ("X-Tokenward-Subject" = String, description = "The ApiToken, as `namespace/name`"),
-            ("X-Tokenward-Scopes" = String, description = "Its scopes, separated by spaces"),
-        )),
-        (status = 400, description = "The request is malformed.", body = VerifyError),
-        (status = 401, description = "No token, or not a valid one.", body = VerifyError),
-        (status = 403, description = "Valid, but without a scope, or not from this address.", body = VerifyError),
-        (status = 503, description = "This replica does not know the tokens.", body = VerifyError),
-    ),
-    security(("presented" = []), ("presented_as_key" = [])),
-)]
-#[expect(dead_code, reason = "documentation")]
-fn auth() {}
-
-/// Checks a token, and says why it is not valid.
-#[utoipa::path(
-    post,
-    path = "/v1/verify",
-    tag = "services",
-    request_body = VerifyRequest,
-    responses(
-        (status = 200, description = "The answer: valid or not.", body = VerifyResponse),
-    ),
-    security(("bearer" = []), ("basic" = [])),
-)]
-#[expect(dead_code, reason = "documentation")]
-fn verify() {}
-
-/// Checks up to 100 tokens.
-#[utoipa::path(
-    post,
-    path = "/v1/verify:batch",
-    tag = "services",
-    request_body = VerifyBatchRequest,
-    responses(
-        (status = 200, description = "The answers, in the order of the checks.", body = VerifyBatchResponse),
-    ),
-    security(("bearer" = []), ("basic" = [])),
-)]
-#[expect(dead_code, reason = "documentation")]
-fn verify_batch() {}
-
-/// OAuth 2.0 Token Introspection, RFC 7662.
-#[utoipa::path(
-    post,
-    path = "/oauth2/introspect",
-    tag = "services",
-    request_body(content = IntrospectionRequest, content_type = "application/x-www-form-urlencoded"),
-    responses(
-        (status = 200, description = "What the token is; `active: false` alone if it is not valid.",
-         body = IntrospectionResponse),
-    ),
-    security(("bearer" = []), ("basic" = [])),
-)]
-#[expect(dead_code, reason = "documentation")]
-fn introspect() {}
-
-/// Kubernetes TokenReview, for kube-apiserver's `--authentication-token-webhook-config-file`.
-///
-/// <https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-review-v1/>
-#[utoipa::path(
-    post,
-    path = "/tokenreview",
-    tag = "kubernetes",
-    request_body = TokenReviewRequest,
-    responses(
-        (status = 200, description = "The review with its status.", body = TokenReview),
-    ),
-    security(("bearer" = []), ("basic" = [])),
-)]
-#[expect(dead_code, reason = "documentation")]
-fn token_review() {}

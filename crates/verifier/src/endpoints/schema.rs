@@ -1,4 +1,4 @@
-//! OpenAPI schemas of the values that several endpoints take or return, and whose Rust types don't say as much.
+//! OpenAPI schemas of values that several endpoints share, and whose Rust types contain less than the document says.
 
 use std::borrow::Cow;
 
@@ -10,7 +10,7 @@ use utoipa::{PartialSchema, ToSchema};
 use tokenward_core::check::Code;
 use tokenward_core::token::scope::{MAX_SCOPE_LEN, MAX_SCOPES};
 
-/// A scope, as [`is_scope`](tokenward_core::token::scope::is_scope) has it.
+/// A scope that [`is_scope`](tokenward_core::token::scope::is_scope) accepts.
 pub(super) struct Scope;
 
 impl Scope {
@@ -29,7 +29,7 @@ impl PartialSchema for Scope {
     }
 }
 
-/// [`Code`], whose crate does not depend on utoipa.
+/// The schema of [`Code`], whose crate does not depend on utoipa.
 pub(super) struct CodeSchema;
 
 impl ToSchema for CodeSchema {
@@ -40,8 +40,11 @@ impl ToSchema for CodeSchema {
 
 impl PartialSchema for CodeSchema {
     fn schema() -> RefOr<Schema> {
-        text("Why a check is denied, for callers that may know. Public endpoints fold most of these into one response, so that\nnobody can tell a revoked token from one that never was.")
-            .enum_values(Some(Code::ALL.map(Code::as_str)))
+        text(
+            "Why a check is denied, for authenticated callers. Public endpoints merge most of these into one response, so \
+             that a client can't distinguish a revoked token from one that never existed.",
+        )
+        .enum_values(Some(Code::ALL.map(Code::as_str)))
             .into()
     }
 }
@@ -72,11 +75,11 @@ impl ToSchema for IpAddress {}
 
 impl PartialSchema for IpAddress {
     fn schema() -> RefOr<Schema> {
-        let of = |format| ObjectBuilder::new().schema_type(Type::String).format(Some(format));
+        let address = |format| ObjectBuilder::new().schema_type(Type::String).format(Some(format));
         AnyOfBuilder::new()
             .description(Some("An IPv4 or IPv6 address."))
-            .item(of(SchemaFormat::KnownFormat(KnownFormat::Ipv4)))
-            .item(of(SchemaFormat::KnownFormat(KnownFormat::Ipv6)))
+            .item(address(SchemaFormat::KnownFormat(KnownFormat::Ipv4)))
+            .item(address(SchemaFormat::KnownFormat(KnownFormat::Ipv6)))
             .examples([json!("192.0.2.1")])
             .into()
     }

@@ -5,15 +5,16 @@ use http_body_util::Full;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::fixture::{Answered, Fixture, PEER, plaintext, spec};
+use super::fixture::{Fixture, PEER, Received, plaintext, spec};
+use super::routes::Route;
 use tokenward_core::crd::{ApiTokenSpec, Constraints};
 
 const FORM: &str = "application/x-www-form-urlencoded";
 const JSON: &str = "application/json";
-/// The token of the caller.
+/// The number of the caller's token.
 const CALLER: u8 = 9;
-/// Every guarded endpoint, with its media type and a good body.
-const DOORS: [(&str, &str, &str); 4] = [
+/// Every authenticated endpoint, with its media type and a valid body.
+const ENDPOINTS: [(&str, &str, &str); 4] = [
     ("/v1/verify", JSON, r#"{"token":"x"}"#),
     ("/v1/verify:batch", JSON, r#"{"checks":[{"token":"x"}]}"#),
     ("/oauth2/introspect", FORM, "token=x"),
@@ -34,7 +35,7 @@ fn bearer(number: u8) -> String {
     format!("Bearer {}", plaintext(number).expose())
 }
 
-fn post(fixture: &Fixture, path: &str, media_type: &str, body: impl Into<Vec<u8>>) -> Answered {
+fn post(fixture: &Fixture, path: &str, media_type: &str, body: impl Into<Vec<u8>>) -> Received {
     post_as(fixture, Some(&bearer(CALLER)), path, media_type, body)
 }
 
@@ -44,24 +45,24 @@ fn post_as(
     path: &str,
     media_type: &str,
     body: impl Into<Vec<u8>>,
-) -> Answered {
+) -> Received {
     let mut request = Request::post(path).header("content-type", media_type);
     if let Some(authorization) = authorization {
         request = request.header("authorization", authorization);
     }
-    fixture.answer(request.body(Full::new(body.into().into())).expect("a request"), PEER)
+    fixture.send(request.body(Full::new(body.into().into())).expect("a request"), PEER)
 }
 
 fn verify(fixture: &Fixture, request: &Value) -> Value {
-    let answer = post(fixture, "/v1/verify", JSON, request.to_string());
-    assert_eq!(answer.status, 200, "{:?}", answer.body);
-    answer.json()
+    let response = post(fixture, "/v1/verify", JSON, request.to_string());
+    assert_eq!(response.status, 200, "{:?}", response.body);
+    response.json()
 }
 
 fn introspect(fixture: &Fixture, form: &str) -> Value {
-    let answer = post(fixture, "/oauth2/introspect", FORM, form);
-    assert_eq!(answer.status, 200, "{:?}", answer.body);
-    answer.json()
+    let response = post(fixture, "/oauth2/introspect", FORM, form);
+    assert_eq!(response.status, 200, "{:?}", response.body);
+    response.json()
 }
 
 fn review(fixture: &Fixture, number: u8, audiences: &[&str]) -> Value {
@@ -69,13 +70,13 @@ fn review(fixture: &Fixture, number: u8, audiences: &[&str]) -> Value {
         "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview",
         "spec": {"token": plaintext(number).expose(), "audiences": audiences},
     });
-    let answer = post(fixture, "/tokenreview", JSON, review.to_string());
-    assert_eq!(answer.status, 200, "{:?}", answer.body);
-    answer.json()["status"].clone()
+    let response = post(fixture, "/tokenreview", JSON, review.to_string());
+    assert_eq!(response.status, 200, "{:?}", response.body);
+    response.json()["status"].clone()
 }
 
 #[test]
-fn a_caller_must_show_that_it_may_ask() {
+fn callers_are_authenticated_and_authorized() {
     let fixture = fixture();
     let revoked =
         ApiTokenSpec { scopes: vec!["tokens:verify".to_owned()], revoked: Some(true), ..Default::default() };
@@ -96,24 +97,24 @@ fn a_caller_must_show_that_it_may_ask() {
         ("a revoked token", Some(bearer(8)), 401),
         ("an unknown token", Some(bearer(7)), 401),
         ("junk", Some("Bearer junk".to_owned()), 401),
-        ("no secret", Some("Bearer".to_owned()), 401),
+        ("Bearer alone", Some("Bearer".to_owned()), 401),
         ("another scheme", Some("Digest x=y".to_owned()), 401),
         ("a password of no base64", Some("Basic %%%".to_owned()), 401),
         ("a password without a user", Some("Basic eA==".to_owned()), 401),
         ("a JWT for somebody else", Some(jwt(r#"{"aud":["api"]}"#)), 401),
         ("a JWT for nobody", Some(jwt("{}")), 401),
-        ("a JWT that holds nonsense", Some(jwt("[1")), 401),
-        // There is no API server here to ask.
+        ("a JWT of nonsense", Some(jwt("[1")), 401),
+        // There is no API server here that could review them.
         ("a JWT for us", Some(jwt(r#"{"aud":"tokenward"}"#)), 503),
         ("another JWT for us", Some(jwt(r#"{"aud":["x","tokenward"]}"#)), 503),
     ];
-    for (path, media_type, body) in DOORS {
+    for (path, media_type, body) in ENDPOINTS {
         for (what, authorization, status) in &table {
-            let answer = post_as(&fixture, authorization.as_deref(), path, media_type, body);
-            assert_eq!(answer.status, *status, "{path}: {what}: {:?}", answer.body);
-            assert_eq!(answer.header("www-authenticate").is_some(), *status == 401, "{path}: {what}");
-            assert_eq!(answer.header("retry-after").is_some(), *status == 503, "{path}: {what}");
-            assert_eq!(answer.header("cache-control"), Some("no-store"), "{path}: {what}");
+            let response = post_as(&fixture, authorization.as_deref(), path, media_type, body);
+            assert_eq!(response.status, *status, "{path}: {what}: {:?}", response.body);
+            assert_eq!(response.header("www-authenticate").is_some(), *status == 401, "{path}: {what}");
+            assert_eq!(response.header("retry-after").is_some(), *status == 503, "{path}: {what}");
+            assert_eq!(response.header("cache-control"), Some("no-store"), "{path}: {what}");
         }
     }
     let counted = fixture.metrics();
@@ -124,14 +125,14 @@ fn a_caller_must_show_that_it_may_ask() {
 }
 
 #[test]
-fn every_protocol_fails_in_its_own_form() {
+fn every_protocol_has_its_own_form_of_errors() {
     let fixture = fixture();
-    for (path, media_type, body) in DOORS {
-        let reply = |answer: &Answered| {
-            let json = answer.json();
+    for (path, media_type, body) in ENDPOINTS {
+        let message = |response: &Received| {
+            let json = response.json();
             let text = match path {
                 "/tokenreview" => {
-                    assert_eq!((&json["kind"], &json["code"]), (&json!("Status"), &json!(answer.status)));
+                    assert_eq!((&json["kind"], &json["code"]), (&json!("Status"), &json!(response.status)));
                     &json["message"]
                 }
                 "/oauth2/introspect" => &json["error_description"],
@@ -141,39 +142,39 @@ fn every_protocol_fails_in_its_own_form() {
         };
         let junk: &[&[u8]] = &[b"", b"{", b"[]", b"\xff\xfe", b"{\"token\":1}", b"null", b"{\"a\":\"b\"}"];
         for junk in junk {
-            let answer = post(&fixture, path, media_type, *junk);
-            assert_eq!(answer.status, 400, "{path} {junk:?}: {:?}", answer.body);
-            assert!(!reply(&answer).is_empty());
+            let response = post(&fixture, path, media_type, *junk);
+            assert_eq!(response.status, 400, "{path} {junk:?}: {:?}", response.body);
+            assert!(!message(&response).is_empty());
         }
-        let answer = post(&fixture, path, "text/plain", body);
-        assert_eq!(answer.status, 415, "{path}");
-        assert!(reply(&answer).contains(media_type), "{path}");
-        let answer = post(&fixture, path, media_type, vec![b' '; 2 << 20]);
-        assert_eq!(answer.status, 413, "{path}");
-        assert!(reply(&answer).contains("larger than"), "{path}");
+        let response = post(&fixture, path, "text/plain", body);
+        assert_eq!(response.status, 415, "{path}");
+        assert!(message(&response).contains(media_type), "{path}");
+        let response = post(&fixture, path, media_type, vec![b' '; 2 << 20]);
+        assert_eq!(response.status, 413, "{path}");
+        assert!(message(&response).contains("larger than"), "{path}");
         for method in ["GET", "PUT", "DELETE", "OPTIONS"] {
             let request =
                 Request::builder().method(method).uri(path).body(Full::default()).expect("a request");
-            let answer = fixture.answer(request, PEER);
-            assert_eq!((answer.status, answer.header("allow")), (405, Some("POST")), "{method} {path}");
+            let response = fixture.send(request, PEER);
+            assert_eq!((response.status, response.header("allow")), (405, Some("POST")), "{method} {path}");
         }
-        // A parameter of the media type, and its case, mean nothing.
+        // Parameters and the case of the media type are ignored.
         let spelt = format!("{}; charset=utf-8", media_type.to_uppercase());
         assert_eq!(post(&fixture, path, &spelt, body).status, 200, "{path}");
     }
 }
 
 #[test]
-fn nothing_is_answered_before_anything_is_known() {
+fn an_unready_verifier_makes_no_decision() {
     let fixture = Fixture::unready(&[]);
     fixture.with(CALLER, ApiTokenSpec { scopes: vec!["tokens:verify".to_owned()], ..Default::default() });
-    for (path, media_type, body) in DOORS {
+    for (path, media_type, body) in ENDPOINTS {
         assert_eq!(post(&fixture, path, media_type, body).status, 503, "{path}");
     }
 }
 
 #[test]
-fn verify_says_why_not() {
+fn verify_returns_the_reason_of_a_denial() {
     let fixture = fixture();
     let with = |number, change: &dyn Fn(&mut ApiTokenSpec)| {
         let mut spec = spec();
@@ -220,15 +221,15 @@ fn verify_says_why_not() {
     });
     let mut checks: Vec<Value> = table.iter().map(|(request, _)| request.clone()).collect();
     checks.push(json!({"token": token(1)}));
-    let answer = post(&fixture, "/v1/verify:batch", JSON, json!({ "checks": checks }).to_string()).json();
+    let response = post(&fixture, "/v1/verify:batch", JSON, json!({ "checks": checks }).to_string()).json();
     let codes: Vec<_> =
-        answer["results"].as_array().expect("results").iter().map(|r| r["code"].clone()).collect();
+        response["results"].as_array().expect("results").iter().map(|r| r["code"].clone()).collect();
     let expected: Vec<_> = table.iter().map(|(_, code)| json!(code)).chain([Value::Null]).collect();
     assert_eq!(codes, expected);
 }
 
 #[test]
-fn a_mistake_is_named_and_no_value_is_told() {
+fn errors_name_the_mistake_and_quote_no_value() {
     let fixture = fixture();
     let secret = plaintext(1);
     let table = [
@@ -257,14 +258,14 @@ fn a_mistake_is_named_and_no_value_is_told() {
         ),
     ];
     for (path, body, expected) in table {
-        let answer = post(&fixture, path, JSON, body.to_string());
-        let text = String::from_utf8_lossy(&answer.body).replace("\\\"", "\"");
-        assert_eq!(answer.status, 400, "{path}: {text}");
+        let response = post(&fixture, path, JSON, body.to_string());
+        let text = String::from_utf8_lossy(&response.body).replace("\\\"", "\"");
+        assert_eq!(response.status, 400, "{path}: {text}");
         assert!(text.contains(expected), "{path}: {expected} is not in {text}");
         assert!(!text.contains(secret.expose()), "{path}: {text}");
     }
     let unread = b"{\"apiVersion\":\"authentication.k8s.io/v1\",\"kind\":\"TokenReview\",\"\xff\":1,\"spec\":{\"token\":\"x\"}}";
-    assert_eq!(post(&fixture, "/tokenreview", JSON, &unread[..]).status, 400, "a field that nobody reads");
+    assert_eq!(post(&fixture, "/tokenreview", JSON, &unread[..]).status, 400, "a field that is ignored");
     for (form, expected) in [
         ("", "token is missing"),
         ("token_type_hint=access_token", "token is missing"),
@@ -274,15 +275,15 @@ fn a_mistake_is_named_and_no_value_is_told() {
         ("token=x&scope=+", "scope is empty"),
         ("token=x&client_ip=here", "client_ip is not an IP address"),
     ] {
-        let answer = post(&fixture, "/oauth2/introspect", FORM, form);
-        let json = answer.json();
-        assert_eq!((answer.status, &json["error"]), (400, &json!("invalid_request")), "{form}");
+        let response = post(&fixture, "/oauth2/introspect", FORM, form);
+        let json = response.json();
+        assert_eq!((response.status, &json["error"]), (400, &json!("invalid_request")), "{form}");
         assert!(json["error_description"].as_str().is_some_and(|text| text.contains(expected)), "{json}");
     }
 }
 
 #[test]
-fn introspection_tells_all_or_nothing() {
+fn introspection_returns_all_metadata_or_none() {
     let fixture = fixture();
     let ends = ApiTokenSpec {
         expires_at: Some("2999-01-01T00:00:00.9Z".parse().expect("an instant")),
@@ -319,7 +320,7 @@ fn introspection_tells_all_or_nothing() {
 }
 
 #[test]
-fn kubernetes_is_told_a_user() {
+fn a_token_review_returns_the_user() {
     let fixture = fixture();
     let bound = ApiTokenSpec { audiences: Some(vec!["billing".to_owned()]), ..spec() };
     fixture.with(2, bound);
@@ -337,39 +338,64 @@ fn kubernetes_is_told_a_user() {
             },
         })
     );
-    let refused = json!({"authenticated": false});
+    let unauthenticated = json!({"authenticated": false});
     assert_eq!(review(&fixture, 1, &[])["authenticated"], true);
     assert_eq!(review(&fixture, 2, &["billing", "other"])["audiences"], json!(["billing"]));
-    assert_eq!(review(&fixture, 2, &["other"]), refused);
-    assert_eq!(review(&fixture, 2, &[]), refused);
-    assert_eq!(review(&fixture, 7, &[]), refused);
+    assert_eq!(review(&fixture, 2, &["other"]), unauthenticated);
+    assert_eq!(review(&fixture, 2, &[]), unauthenticated);
+    assert_eq!(review(&fixture, 7, &[]), unauthenticated);
 }
 
 #[test]
 fn the_document_describes_every_endpoint() {
-    let request = Request::get("/openapi.json").body(Full::default()).expect("a request");
-    let document = fixture().answer(request, PEER).json();
-    for (path, ..) in DOORS {
+    let document = fixture().get("/openapi.json", &[]).json();
+    let paths: Vec<_> = document["paths"].as_object().expect("paths").keys().map(String::as_str).collect();
+    let mut routes: Vec<_> =
+        Route::ALL.into_iter().filter(|route| *route != Route::OpenApi).map(Route::path).collect();
+    routes.sort_unstable();
+    assert_eq!(paths, routes);
+    for (path, ..) in ENDPOINTS {
         assert!(document["paths"][path]["post"].is_object(), "{path}");
     }
     assert!(document["paths"]["/auth"]["get"].is_object());
 }
 
+#[test]
+fn the_document_contains_every_schema_that_it_refers_to() {
+    fn references(value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => fields.iter().for_each(|(name, value)| match (&**name, value) {
+                ("$ref", Value::String(reference)) => found.push(reference.clone()),
+                _ => references(value, found),
+            }),
+            Value::Array(items) => items.iter().for_each(|item| references(item, found)),
+            _ => {}
+        }
+    }
+    let document = fixture().get("/openapi.json", &[]).json();
+    let mut found = Vec::new();
+    references(&document, &mut found);
+    assert!(!found.is_empty());
+    for reference in found {
+        assert!(document.pointer(&reference[1..]).is_some(), "{reference}");
+    }
+}
+
 proptest! {
-    /// No body panics an endpoint, and none is answered as valid that does not hold the one valid token.
+    /// No body makes an endpoint panic, and a body without the one valid token never leads to a positive decision.
     #[test]
-    fn no_body_breaks_a_endpoint(
+    fn no_body_breaks_an_endpoint(
         which in 0usize..4, body in proptest::collection::vec(any::<u8>(), 0..200), at in 0usize..100, byte: u8,
     ) {
         let fixture = fixture();
-        let (path, media_type, good) = DOORS[which];
+        let (path, media_type, good) = ENDPOINTS[which];
         let mut near = good.as_bytes().to_vec();
-        let place = at % near.len();
-        near[place] = byte;
+        let index = at % near.len();
+        near[index] = byte;
         for body in [body, near] {
-            let answer = post(&fixture, path, media_type, body);
-            prop_assert!([200, 400].contains(&answer.status), "{}", answer.status);
-            let reply = answer.json().to_string();
+            let response = post(&fixture, path, media_type, body);
+            prop_assert!([200, 400].contains(&response.status), "{}", response.status);
+            let reply = response.json().to_string();
             for yes in ["\"valid\":true", "\"active\":true", "\"authenticated\":true"] {
                 prop_assert!(!reply.contains(yes), "{reply}");
             }

@@ -1,32 +1,31 @@
 //! `POST /tokenreview`: `authentication.k8s.io/v1` TokenReview, so that kube-apiserver itself accepts a token.
 //!
-//! <https://kubernetes.io/docs/reference/access-authn-authz/authentication/#webhook-token-authentication>. The
-//! token is known to Kubernetes as the user `tokenward:<namespace>:<name>`, of the groups `tokenward:apitokens`
-//! and `tokenward:apitokens:<namespace>`, formed as those of service accounts are. What it may do is RBAC's
-//! affair. The client's address is unknown here, so a token with `constraints.cidrs` is not accepted.
+//! <https://kubernetes.io/docs/reference/access-authn-authz/authentication/#webhook-token-authentication>. A token
+//! authenticates the user `tokenward:<namespace>:<name>` of the groups `tokenward:apitokens` and
+//! `tokenward:apitokens:<namespace>`, named like those of ServiceAccounts. RBAC decides what that user may do. A
+//! TokenReview does not contain the client's address, so a token with `constraints.cidrs` is not accepted.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewStatus, UserInfo};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::Answer;
-use super::authenticated::{Failure, Handler};
-use super::json::{json, parse};
-use crate::metrics::Outcome;
+use super::HttpResponse;
+use super::authenticated::{Handler, RequestError};
+use super::json::{self, json, parse};
+use super::routes::Route;
+use crate::outcome::Outcome;
 use crate::snapshot::{Snapshot, TokenCheck};
 use tokenward_core::check::{Code, Decision, Identity};
 use tokenward_core::crd::labels::{KEY_ID_EXTRA, SCOPES_EXTRA};
 
-const API_VERSION: &str = <TokenReview as k8s_openapi::Resource>::API_VERSION;
-const KIND: &str = <TokenReview as k8s_openapi::Resource>::KIND;
+const API_VERSION: &str = "authentication.k8s.io/v1";
+const KIND: &str = "TokenReview";
 
-/// The endpoint.
 pub(super) struct TokenReviews;
 
-/// A TokenReview as it is asked. Other fields, such as `metadata`, do not matter.
+/// A TokenReview as a client creates it. Other fields, such as `metadata`, are ignored.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct TokenReviewRequest<'a> {
@@ -40,10 +39,10 @@ pub(super) struct TokenReviewRequest<'a> {
     spec: TokenReviewSpec<'a>,
 }
 
-/// What is asked.
+/// The token to review.
 #[derive(Deserialize, ToSchema)]
 struct TokenReviewSpec<'a> {
-    /// What a client presented. Junk is a token that is not authenticated.
+    /// What a client presented. Any text is accepted; one that is no token is not authenticated.
     #[serde(borrow)]
     #[schema(value_type = String, example = "tw_…")]
     token: Cow<'a, str>,
@@ -52,17 +51,88 @@ struct TokenReviewSpec<'a> {
     audiences: Vec<String>,
 }
 
+/// A TokenReview with its status.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct TokenReview {
+    #[schema(value_type = String)]
+    api_version: &'static str,
+    #[schema(value_type = String)]
+    kind: &'static str,
+    /// Empty, but required by the schema of Kubernetes, as is `spec`.
+    #[schema(ignore)]
+    metadata: Empty,
+    #[schema(ignore)]
+    spec: Empty,
+    status: TokenReviewStatus,
+}
+
+/// The result of a TokenReview.
+#[derive(Serialize, ToSchema)]
+struct TokenReviewStatus {
+    /// Whether the token is valid.
+    authenticated: bool,
+    /// Those of the requested audiences for which the token is meant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    audiences: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    user: Option<UserInfo>,
+}
+
+/// The user that a token authenticates.
+#[derive(Serialize, ToSchema)]
+struct UserInfo {
+    /// `tokenward:<namespace>:<name>`.
+    username: String,
+    /// `status.tokenId` of the ApiToken.
+    uid: String,
+    /// `tokenward:apitokens` and `tokenward:apitokens:<namespace>`.
+    groups: Vec<String>,
+    /// `tokenward.dev/scopes` and `tokenward.dev/key-id`.
+    #[schema(value_type = BTreeMap<String, Vec<String>>)]
+    extra: BTreeMap<&'static str, Vec<String>>,
+}
+
+/// A `Status` of the Kubernetes API.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Status {
+    #[schema(value_type = String)]
+    api_version: &'static str,
+    #[schema(value_type = String)]
+    kind: &'static str,
+    #[schema(ignore)]
+    metadata: Empty,
+    #[schema(value_type = String)]
+    status: &'static str,
+    #[schema(value_type = String)]
+    message: Cow<'static, str>,
+    #[schema(value_type = String)]
+    reason: &'static str,
+    code: u16,
+}
+
+/// An empty object.
+#[derive(Serialize)]
+struct Empty {}
+
 impl Handler for TokenReviews {
     const NAME: &'static str = "tokenreview";
-    const NON_RESOURCE_URL: &'static str = "/tokenreview";
-    const MEDIA_TYPE: &'static str = "application/json";
-    const MAX_BODY: usize = 64 * 1024;
+    const ROUTE: Route = Route::TokenReview;
+    const MEDIA_TYPE: &'static str = json::MEDIA_TYPE;
+    const MAX_BODY_BYTES: usize = 64 * 1024;
 
-    fn answer(
+    type Request = TokenReviewRequest<'static>;
+    type Response = TokenReview;
+    type Error = Status;
+
+    fn respond(
         snapshot: &Snapshot,
         body: &[u8],
-        outcomes: &mut dyn FnMut(Outcome),
-    ) -> Result<Answer, Failure> {
+        report: &mut dyn FnMut(Outcome),
+    ) -> Result<HttpResponse, RequestError> {
         let review: TokenReviewRequest<'_> = parse(body)?;
         validate(&review)?;
         let TokenReviewSpec { token, audiences } = review.spec;
@@ -72,16 +142,21 @@ impl Handler for TokenReviews {
                 Decision::Allow(identity) => authenticated(identity, &audiences),
                 Decision::Deny(code) => Err(code),
             };
-            outcomes(reviewed.as_ref().err().map_or(Outcome::Allowed, |code| Outcome::Denied(*code)));
-            // No `error`: kube-apiserver would take it for a failure of ours.
-            reviewed.unwrap_or(TokenReviewStatus { authenticated: Some(false), ..Default::default() })
-        });
-        Ok(json(&TokenReview { status: Some(status?), ..Default::default() }))
+            report(reviewed.as_ref().err().map_or(Outcome::Allowed, |code| Outcome::Denied(*code)));
+            // No `error`: kube-apiserver would take it for a failure of the webhook.
+            reviewed.unwrap_or(TokenReviewStatus { authenticated: false, audiences: None, user: None })
+        })?;
+        Ok(json(&TokenReview {
+            api_version: API_VERSION,
+            kind: KIND,
+            metadata: Empty {},
+            spec: Empty {},
+            status,
+        }))
     }
 
-    /// A `Status` of the Kubernetes API conventions.
-    fn failure(failure: &Failure) -> Answer {
-        let code = failure.status().as_u16();
+    fn error_body(error: &RequestError) -> Status {
+        let code = error.status().as_u16();
         let reason = match code {
             400 | 408 | 413 | 415 => "BadRequest",
             401 => "Unauthorized",
@@ -89,19 +164,24 @@ impl Handler for TokenReviews {
             405 => "MethodNotAllowed",
             _ => "ServiceUnavailable",
         };
-        json(&serde_json::json!({
-            "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",
-            "message": failure.message(), "reason": reason, "code": code,
-        }))
+        Status {
+            api_version: "v1",
+            kind: "Status",
+            metadata: Empty {},
+            status: "Failure",
+            message: error.message(),
+            reason,
+            code,
+        }
     }
 }
 
-/// Refuses another version, which kube-apiserver uses unless configured otherwise.
-fn validate(review: &TokenReviewRequest<'_>) -> Result<(), Failure> {
+/// Rejects `v1beta1`, which kube-apiserver sends unless configured otherwise.
+fn validate(review: &TokenReviewRequest<'_>) -> Result<(), RequestError> {
     if (&*review.api_version, &*review.kind) == (API_VERSION, KIND) {
         return Ok(());
     }
-    Err(Failure::Malformed(
+    Err(RequestError::Malformed(
         format!(
             "not a {KIND} of {API_VERSION}; is kube-apiserver started with \
              --authentication-token-webhook-version=v1?"
@@ -110,8 +190,8 @@ fn validate(review: &TokenReviewRequest<'_>) -> Result<(), Failure> {
     ))
 }
 
-/// The user, if the token is meant for one of the audiences. No audience stands for the API server itself, which a
-/// token that is bound to others is not meant for.
+/// The status of a valid token, if it is meant for one of the requested audiences. If none is requested, the audience is
+/// the API server itself, for which a token with audiences is not meant.
 fn authenticated(identity: Identity<'_>, audiences: &[String]) -> Result<TokenReviewStatus, Code> {
     let bound = identity.audiences();
     let shared: Vec<String> = audiences
@@ -124,76 +204,20 @@ fn authenticated(identity: Identity<'_>, audiences: &[String]) -> Result<TokenRe
     }
     let entry = identity.entry;
     let extra = BTreeMap::from([
-        (SCOPES_EXTRA.to_owned(), identity.each_scope().map(str::to_owned).collect()),
-        (KEY_ID_EXTRA.to_owned(), vec![identity.key_id.to_string()]),
+        (SCOPES_EXTRA, identity.each_scope().map(str::to_owned).collect()),
+        (KEY_ID_EXTRA, vec![identity.key_id.to_string()]),
     ]);
     Ok(TokenReviewStatus {
-        authenticated: Some(true),
+        authenticated: true,
         audiences: (!shared.is_empty()).then_some(shared),
         user: Some(UserInfo {
-            username: Some(format!("tokenward:{}:{}", entry.namespace(), entry.name())),
-            uid: Some(entry.token_id().to_owned()),
-            groups: Some(vec![
+            username: format!("tokenward:{}:{}", entry.namespace(), entry.name()),
+            uid: entry.token_id().to_owned(),
+            groups: vec![
                 "tokenward:apitokens".to_owned(),
                 format!("tokenward:apitokens:{}", entry.namespace()),
-            ]),
-            extra: Some(extra),
+            ],
+            extra,
         }),
-        error: None,
     })
-}
-
-/// The part of Kubernetes' types that the OpenAPI document describes. Responses are made from k8s-openapi's types.
-pub(super) mod schema {
-    #![expect(dead_code, reason = "read by the macro alone")]
-
-    use std::collections::BTreeMap;
-
-    use utoipa::ToSchema;
-
-    /// A TokenReview with its answer.
-    #[derive(ToSchema)]
-    #[schema(rename_all = "camelCase")]
-    pub(in super::super) struct TokenReview {
-        api_version: String,
-        kind: String,
-        status: TokenReviewStatus,
-    }
-
-    /// What the token is.
-    #[derive(ToSchema)]
-    struct TokenReviewStatus {
-        /// Whether the token is valid.
-        authenticated: bool,
-        /// Those of the audiences for which it is meant.
-        #[schema(nullable = false)]
-        audiences: Option<Vec<String>>,
-        #[schema(nullable = false)]
-        user: Option<UserInfo>,
-    }
-
-    /// Whose it is.
-    #[derive(ToSchema)]
-    struct UserInfo {
-        /// `tokenward:<namespace>:<name>`.
-        username: String,
-        /// `status.tokenId` of the ApiToken.
-        uid: String,
-        /// `tokenward:apitokens` and `tokenward:apitokens:<namespace>`.
-        groups: Vec<String>,
-        /// `tokenward.dev/scopes` and `tokenward.dev/key-id`.
-        extra: BTreeMap<String, Vec<String>>,
-    }
-
-    /// A `Status` of the Kubernetes API.
-    #[derive(ToSchema)]
-    #[schema(rename_all = "camelCase")]
-    pub(in super::super) struct Status {
-        api_version: String,
-        kind: String,
-        status: String,
-        message: String,
-        reason: String,
-        code: u16,
-    }
 }

@@ -1,4 +1,4 @@
-//! `POST /v1/verify` and `/v1/verify:batch`: the check as JSON, for services that want to know why.
+//! `POST /v1/verify` and `/v1/verify:batch`: checks as JSON, for services that need the reason of a denial.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -7,33 +7,37 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::Answer;
-use super::authenticated::{Failure, Handler};
-use super::json::{json, parse};
+use super::HttpResponse;
+use super::authenticated::{Handler, RequestError};
+use super::json::{self, json, parse};
+use super::routes::Route;
 use super::schema::{CodeSchema, IpAddress, Scope};
-use crate::metrics::Outcome;
+use crate::outcome::Outcome;
 use crate::snapshot::{Snapshot, TokenCheck, Unavailable};
 use tokenward_core::check::{Code, Decision, Identity};
 use tokenward_core::token::scope;
 
-/// The most checks in one batch.
-pub(super) const MAX_BATCH: usize = 100;
+/// The most checks in one batch. With one scope and an audience each they have some 20 KiB, and take less than a
+/// millisecond of one core.
+const MAX_BATCH_CHECKS: usize = 100;
+/// The largest check in bytes: 64 scopes of 128 characters, with room for the token and an audience.
+const MAX_CHECK_BYTES: usize = 10 * 1024;
 
-/// The endpoint for one check.
+/// `/v1/verify`: one check.
 pub(super) struct Verify;
 
-/// The endpoint for many.
+/// `/v1/verify:batch`: several checks.
 pub(super) struct VerifyBatch;
 
-/// One check. An unknown field is refused: a misspelt `scopes` would ask for nothing.
+/// One check. An unknown field is an error, because a misspelt `scopes` would require nothing.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct VerifyRequest<'a> {
-    /// What a client presented. Junk is a token that is not found.
+    /// What a client presented. Any text is accepted; one that is no token is not found.
     #[serde(borrow)]
     #[schema(value_type = String, example = "tw_…")]
     token: Cow<'a, str>,
-    /// The scopes that are needed, all of them. None: any valid token will do.
+    /// The scopes that are required, all of them. None: any valid token passes.
     #[serde(default)]
     #[schema(value_type = Vec<Scope>, max_items = 64)]
     scopes: Vec<Cow<'a, str>>,
@@ -45,23 +49,23 @@ pub(super) struct VerifyRequest<'a> {
     client_ip: Option<IpAddr>,
 }
 
-/// The answer to one check.
+/// The result of one check.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct VerifyResponse {
-    /// Whether the token is valid for all that was asked.
+    /// Whether the token is valid and meets all that the check requires.
     valid: bool,
-    /// Why it is not.
+    /// Why it is not valid.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, value_type = Option<CodeSchema>)]
     code: Option<Code>,
-    /// Whose it is, if it is valid.
+    /// The identity of the token, if it is valid.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     token: Option<VerifiedToken>,
 }
 
-/// A valid token.
+/// The identity of a valid token.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct VerifiedToken {
@@ -73,21 +77,21 @@ pub(super) struct VerifiedToken {
     name: String,
     /// The id of the secret that was presented, as in `status.versions`.
     key_id: String,
-    /// The scopes that it has now.
+    /// The scopes that the token has now.
     scopes: Vec<String>,
-    /// The services that it is meant for; empty: any.
+    /// The services for which the token is meant; empty: any.
     audiences: Vec<String>,
     /// When this secret was issued.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime, nullable = false)]
     issued_at: Option<Timestamp>,
-    /// When it ends as things stand: at the token's expiry, or where it has been replaced.
+    /// When this secret stops working: at the token's expiry, or at the end of its overlap if it has been replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime, nullable = false)]
     expires_at: Option<Timestamp>,
 }
 
-/// Several checks.
+/// Several checks in one request.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct VerifyBatchRequest<'a> {
@@ -97,84 +101,93 @@ pub(super) struct VerifyBatchRequest<'a> {
     checks: Vec<VerifyRequest<'a>>,
 }
 
-/// Their answers.
+/// The results of several checks.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct VerifyBatchResponse {
-    /// One for each check, in their order.
+    /// One result for each check, in the same order.
     results: Vec<VerifyResponse>,
 }
 
-/// Why there is no answer.
+/// Why there is no result.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct VerifyError {
-    /// A word for machines.
+    /// An error code, for programs.
     #[schema(value_type = String, example = "invalid_request")]
     pub(super) error: &'static str,
-    /// A sentence for people.
+    /// An explanation, for people.
     #[schema(value_type = String)]
     pub(super) message: Cow<'static, str>,
 }
 
 impl Handler for Verify {
     const NAME: &'static str = "verify";
-    const NON_RESOURCE_URL: &'static str = "/v1/verify";
-    const MEDIA_TYPE: &'static str = "application/json";
-    const MAX_BODY: usize = 32 * 1024;
+    const ROUTE: Route = Route::Verify;
+    const MEDIA_TYPE: &'static str = json::MEDIA_TYPE;
+    const MAX_BODY_BYTES: usize = 32 * 1024;
 
-    fn answer(
+    type Request = VerifyRequest<'static>;
+    type Response = VerifyResponse;
+    type Error = VerifyError;
+
+    fn respond(
         snapshot: &Snapshot,
         body: &[u8],
-        outcomes: &mut dyn FnMut(Outcome),
-    ) -> Result<Answer, Failure> {
+        report: &mut dyn FnMut(Outcome),
+    ) -> Result<HttpResponse, RequestError> {
         let request: VerifyRequest<'_> = parse(body)?;
         request.validate("")?;
-        Ok(json(&request.decide(snapshot, outcomes)?))
+        Ok(json(&request.decide(snapshot, report)?))
     }
 
-    fn failure(failure: &Failure) -> Answer {
-        json(&VerifyError::from(failure))
+    fn error_body(error: &RequestError) -> VerifyError {
+        error.into()
     }
 }
 
 impl Handler for VerifyBatch {
     const NAME: &'static str = "verify_batch";
-    const NON_RESOURCE_URL: &'static str = Verify::NON_RESOURCE_URL;
-    const MEDIA_TYPE: &'static str = Verify::MEDIA_TYPE;
-    const MAX_BODY: usize = MAX_BATCH * 10 * 1024;
+    const ROUTE: Route = Route::VerifyBatch;
+    const MEDIA_TYPE: &'static str = json::MEDIA_TYPE;
+    const MAX_BODY_BYTES: usize = MAX_BATCH_CHECKS * MAX_CHECK_BYTES;
 
-    fn answer(
+    type Request = VerifyBatchRequest<'static>;
+    type Response = VerifyBatchResponse;
+    type Error = VerifyError;
+
+    fn respond(
         snapshot: &Snapshot,
         body: &[u8],
-        outcomes: &mut dyn FnMut(Outcome),
-    ) -> Result<Answer, Failure> {
+        report: &mut dyn FnMut(Outcome),
+    ) -> Result<HttpResponse, RequestError> {
         let VerifyBatchRequest { checks } = parse(body)?;
-        if !(1..=MAX_BATCH).contains(&checks.len()) {
-            return Err(Failure::Malformed(
-                format!("checks must hold 1 to {MAX_BATCH} of them, not {}", checks.len()).into(),
+        if !(1..=MAX_BATCH_CHECKS).contains(&checks.len()) {
+            return Err(RequestError::Malformed(
+                format!("checks must contain 1 to {MAX_BATCH_CHECKS} checks, not {}", checks.len()).into(),
             ));
         }
         for (position, check) in checks.iter().enumerate() {
             check.validate(&format!("checks[{position}]."))?;
         }
-        let results = checks.iter().map(|check| check.decide(snapshot, outcomes));
+        let results = checks.iter().map(|check| check.decide(snapshot, report));
         Ok(json(&VerifyBatchResponse { results: results.collect::<Result<_, Unavailable>>()? }))
     }
 
-    fn failure(failure: &Failure) -> Answer {
-        json(&VerifyError::from(failure))
+    fn error_body(error: &RequestError) -> VerifyError {
+        error.into()
     }
 }
 
 impl VerifyRequest<'_> {
-    fn validate(&self, place: &str) -> Result<(), Failure> {
+    /// `field` is the JSON path of this check, with a dot at its end.
+    fn validate(&self, field: &str) -> Result<(), RequestError> {
         scope::validate(&self.scopes)
-            .map_err(|error| Failure::Malformed(format!("{place}scopes: {error}").into()))
+            .map_err(|error| RequestError::Malformed(format!("{field}scopes: {error}").into()))
     }
 
     fn decide(
         &self,
         snapshot: &Snapshot,
-        outcomes: &mut dyn FnMut(Outcome),
+        report: &mut dyn FnMut(Outcome),
     ) -> Result<VerifyResponse, Unavailable> {
         let scopes: Vec<&str> = self.scopes.iter().map(AsRef::as_ref).collect();
         let check = TokenCheck {
@@ -184,7 +197,7 @@ impl VerifyRequest<'_> {
             client: self.client_ip.map(|address| address.to_canonical()),
         };
         snapshot.decide(&check, |decision| {
-            outcomes(Outcome::from(&decision));
+            report(Outcome::from(&decision));
             match decision {
                 Decision::Allow(identity) => {
                     VerifyResponse { valid: true, code: None, token: Some(identity.into()) }
@@ -211,8 +224,8 @@ impl From<Identity<'_>> for VerifiedToken {
     }
 }
 
-impl From<&Failure> for VerifyError {
-    fn from(failure: &Failure) -> Self {
-        Self { error: failure.error(), message: failure.message() }
+impl From<&RequestError> for VerifyError {
+    fn from(error: &RequestError) -> Self {
+        Self { error: error.code(), message: error.message() }
     }
 }

@@ -1,16 +1,16 @@
-//! The open connections: how many there may be, and which go.
+//! The open connections: how many there may be, and which are closed.
 //!
-//! A look every few seconds at all of them ends those whose client lets a request head, or a next request, wait
-//! too long: hyper's own header timeout makes a timer for each request, and ends idle connections too, which
-//! gateways keep on purpose.
+//! An inspection of all of them every few seconds closes those that have waited too long for a request head or for the
+//! next request. hyper's own header timeout would need a timer for each request, and would also close idle connections,
+//! which gateways keep open on purpose.
 //!
-//! When the most connections are open, a new one takes the place of the one that has been quiet longest, that is,
-//! has not begun or ended a request. Refusing the new one instead would let ten thousand connections that never
-//! ask anything lock out everybody. The clock is read when connections are inspected, never for a request: the quieter
-//! half is listed, those on the list go one by one unless they have moved meanwhile, and then the next list is
-//! made. So a client has at least as long as it takes to fill half of the places.
+//! At the maximum, a new connection displaces the one that has been quiet for longest, that is, has not begun or ended a
+//! request. If the new one were rejected instead, ten thousand connections without a request could lock out everybody. The
+//! clock is read for inspections only, never for a request. An inspection lists the quieter half of the connections; those
+//! on the list are closed one by one unless they have been active since, and then the next list is made. So a client has at
+//! least the time in which half of the slots are filled.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use slab::Slab;
@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use super::Timeouts;
 use super::progress::{Progress, Signal};
 use crate::metrics::ConnectionMetrics;
+use tokenward_runtime::sync::lock;
 
 /// The open connections of a listener.
 #[derive(Clone, Debug)]
@@ -34,89 +35,88 @@ struct Shared {
 
 #[derive(Debug)]
 struct Table {
-    most: usize,
+    max: usize,
     entries: Slab<Entry>,
-    /// Who goes next, the quietest last: since when it was quiet, and its number.
+    /// The candidates for displacement, by the time since which they are quiet and their key in `entries`. The quietest is
+    /// last.
     quiet: Vec<(Instant, usize)>,
 }
 
-/// An open connection, and what was seen of it.
+/// An open connection, and the state at its last inspection.
 #[derive(Debug)]
 struct Entry {
     progress: Arc<Progress>,
-    /// Its steps at the last inspection.
     steps: u64,
-    /// When it was first seen to have made them.
+    /// The first inspection that found these steps.
     since: Instant,
-    /// When a request head was first seen to be awaited.
+    /// The first inspection that found a request head to be due.
     head_since: Option<Instant>,
 }
 
-/// A connection's place among the open ones, which is free again when this is dropped.
+/// The slot of an open connection, which is free again when this is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
-    number: usize,
+pub(super) struct Slot {
+    key: usize,
     connections: Connections,
 }
 
 impl Connections {
-    /// None yet, and at most so many at a time.
-    pub(super) fn new(most: usize, metrics: ConnectionMetrics) -> Self {
-        let table = Table { most: most.max(1), entries: Slab::new(), quiet: Vec::new() };
+    /// At most `max` connections at a time, or one if it is 0.
+    pub(super) fn new(max: usize, metrics: ConnectionMetrics) -> Self {
+        let table = Table { max: max.max(1), entries: Slab::new(), quiet: Vec::new() };
         Self(Arc::new(Shared { table: Mutex::new(table), empty: Notify::new(), metrics }))
     }
 
-    /// Registers a new connection; if that makes too many, asks another to close.
-    pub(super) fn open(&self, now: Instant) -> (Place, Arc<Progress>) {
+    /// Registers a new connection. At the maximum, signals another to close.
+    pub(super) fn open(&self, now: Instant) -> (Slot, Arc<Progress>) {
         let progress = Arc::new(Progress::default());
         let mut table = self.table();
-        if table.entries.len() >= table.most && table.close_one(now) {
+        if table.entries.len() >= table.max && table.close_one(now) {
             self.0.metrics.displaced.inc();
         }
-        let number = table.entries.insert(Entry::new(progress.clone(), now));
+        let key = table.entries.insert(Entry::new(progress.clone(), now));
         self.0.metrics.open.inc();
-        (Place { number, connections: self.clone() }, progress)
+        (Slot { key, connections: self.clone() }, progress)
     }
 
-    /// Closes those that have been waited for long enough. To be called several times in `timeouts.header_read`.
+    /// Closes the connections whose time has run out. To be called several times in `timeouts.header_read`.
     pub(super) fn close_stalled(&self, now: Instant, timeouts: Timeouts) {
         for (_, entry) in &mut self.table().entries {
-            entry.look(now);
+            entry.inspect(now);
             if entry.is_stalled(now, timeouts) {
-                entry.progress.tell(Signal::Close);
+                entry.progress.send(Signal::Close);
             }
         }
     }
 
-    /// Tells all to finish, and waits until they have.
+    /// Signals all connections to finish, and waits until they have.
     pub(super) async fn finish(&self) {
         for (_, entry) in &self.table().entries {
-            entry.progress.tell(Signal::Finish);
+            entry.progress.send(Signal::Finish);
         }
         while self.len() > 0 {
             self.0.empty.notified().await;
         }
     }
 
-    /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.table().entries.len()
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.table)
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         let shared = &self.connections.0;
         let mut table = self.connections.table();
-        let gone = table.entries.try_remove(self.number);
+        let removed = table.entries.try_remove(self.key);
         let empty = table.entries.is_empty();
         drop(table);
-        // With it may go a task, whose end is not for the lock.
-        drop(gone);
+        // Only now, without the lock: this may drop a task's waker.
+        drop(removed);
         shared.metrics.open.dec();
         if empty {
             shared.empty.notify_one();
@@ -125,7 +125,7 @@ impl Drop for Place {
 }
 
 impl Table {
-    /// Asks the connection that has been quiet longest to close. False: all have been asked already.
+    /// Signals the connection that has been quiet for longest to close. False: all have been signalled already.
     fn close_one(&mut self, now: Instant) -> bool {
         if self.close_listed() {
             return true;
@@ -135,14 +135,14 @@ impl Table {
     }
 
     fn close_listed(&mut self) -> bool {
-        while let Some((since, number)) = self.quiet.pop() {
-            if let Some(entry) = self.entries.get(number)
-                // Otherwise it is gone, and another has its number.
+        while let Some((since, key)) = self.quiet.pop() {
+            if let Some(entry) = self.entries.get(key)
+                // Otherwise the connection is closed, and another one has its key.
                 && entry.since == since
-                && !entry.has_moved()
-                && !entry.progress.is_told(Signal::Close)
+                && !entry.has_progressed()
+                && !entry.progress.has_received(Signal::Close)
             {
-                entry.progress.tell(Signal::Close);
+                entry.progress.send(Signal::Close);
                 return true;
             }
         }
@@ -150,10 +150,10 @@ impl Table {
     }
 
     fn list_quiet(&mut self, now: Instant) {
-        for (number, entry) in &mut self.entries {
-            entry.look(now);
-            if !entry.progress.is_told(Signal::Close) {
-                self.quiet.push((entry.since, number));
+        for (key, entry) in &mut self.entries {
+            entry.inspect(now);
+            if !entry.progress.has_received(Signal::Close) {
+                self.quiet.push((entry.since, key));
             }
         }
         self.quiet.sort_unstable();
@@ -167,13 +167,13 @@ impl Entry {
         Self { progress, steps: 0, since: now, head_since: Some(now) }
     }
 
-    fn has_moved(&self) -> bool {
+    fn has_progressed(&self) -> bool {
         self.progress.steps() != self.steps
     }
 
-    /// Takes down what is new.
-    fn look(&mut self, now: Instant) {
-        if self.has_moved() {
+    /// Records progress since the last inspection.
+    fn inspect(&mut self, now: Instant) {
+        if self.has_progressed() {
             (self.steps, self.since, self.head_since) = (self.progress.steps(), now, None);
         }
         if self.progress.is_head_due() {
@@ -181,7 +181,7 @@ impl Entry {
         }
     }
 
-    /// Whether its client has had time enough. A request that is being answered has limits of its own.
+    /// Whether the client's time has run out. A request in progress has limits of its own.
     fn is_stalled(&self, now: Instant, timeouts: Timeouts) -> bool {
         let head = self.head_since.is_some_and(|since| now - since > timeouts.header_read);
         !self.progress.is_busy() && (head || now - self.since > timeouts.keep_alive)
@@ -201,8 +201,8 @@ mod tests {
         shutdown_grace: Duration::ZERO,
     };
 
-    fn connections(most: usize) -> Connections {
-        Connections::new(most, ConnectionMetrics::default())
+    fn connections(max: usize) -> Connections {
+        Connections::new(max, ConnectionMetrics::default())
     }
 
     fn request(progress: &Progress) {
@@ -211,12 +211,12 @@ mod tests {
         progress.end();
     }
 
-    fn closed(opened: &[(Place, Arc<Progress>)]) -> Vec<usize> {
-        (0..opened.len()).filter(|at| opened[*at].1.is_told(Signal::Close)).collect()
+    fn closed(opened: &[(Slot, Arc<Progress>)]) -> Vec<usize> {
+        (0..opened.len()).filter(|at| opened[*at].1.has_received(Signal::Close)).collect()
     }
 
     #[test]
-    fn a_new_connection_displaces_the_one_that_was_quiet_longest() {
+    fn a_new_connection_displaces_the_one_that_was_quiet_for_longest() {
         let (connections, start) = (connections(4), Instant::now());
         let mut now = start;
         let mut open = || {
@@ -229,7 +229,7 @@ mod tests {
         assert_eq!(closed(&opened), [0]);
         request(&opened[1].1);
         opened.push(open());
-        assert_eq!(closed(&opened), [0, 2], "the second has asked meanwhile");
+        assert_eq!(closed(&opened), [0, 2], "the second has made a request since");
         opened.push(open());
         assert_eq!(closed(&opened), [0, 2, 3]);
         assert_eq!(connections.0.metrics.displaced.get(), 3);
@@ -239,34 +239,34 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_again_and_again_stays_and_who_comes_has_a_moment() {
-        const MOST: usize = 100;
-        let (connections, mut now) = (connections(MOST), Instant::now());
-        let (_asking, asks) = connections.open(now);
+    fn an_active_connection_stays_open_and_a_new_one_has_a_moment() {
+        const MAX: usize = 100;
+        let (connections, mut now) = (connections(MAX), Instant::now());
+        let (_active_slot, active) = connections.open(now);
         let mut opened: Vec<_> = Vec::new();
-        for round in 0..20 * MOST {
+        for round in 0..20 * MAX {
             now += Duration::from_micros(30);
-            if round % (MOST / 3) == 0 {
-                request(&asks);
+            if round % (MAX / 3) == 0 {
+                request(&active);
             }
             opened.push(connections.open(now));
-            // A task that was asked to close ends soon.
-            opened.retain(|(_, progress)| !progress.is_told(Signal::Close));
-            assert!(connections.len() <= MOST + 1);
-            let newest = opened.len().saturating_sub(MOST / 2 - 1);
+            // A task that was signalled to close ends soon.
+            opened.retain(|(_, progress)| !progress.has_received(Signal::Close));
+            assert!(connections.len() <= MAX + 1);
+            let newest = opened.len().saturating_sub(MAX / 2 - 1);
             assert!(closed(&opened[newest..]).is_empty());
-            assert!(!asks.is_told(Signal::Close), "in round {round}");
+            assert!(!active.has_received(Signal::Close), "in round {round}");
         }
     }
 
     #[test]
-    fn room_is_made_when_all_move_on_and_when_all_are_being_answered() {
+    fn connections_are_displaced_even_if_all_are_active_or_have_a_request_in_progress() {
         let (connections, now) = (connections(4), Instant::now());
         let mut opened: Vec<_> = (0..4).map(|_| connections.open(now)).collect();
         for _ in 0..10 {
             opened.iter().for_each(|(_, progress)| request(progress));
             opened.push(connections.open(now));
-            opened.retain(|(_, progress)| !progress.is_told(Signal::Close));
+            opened.retain(|(_, progress)| !progress.has_received(Signal::Close));
             assert!(opened.len() <= 5);
         }
         opened.iter().for_each(|(_, progress)| progress.begin());
@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn a_head_has_less_time_than_an_idle_connection() {
         let (connections, mut now) = (connections(10), Instant::now());
-        let mut look = |times: usize| {
+        let mut inspect = |times: usize| {
             for _ in 0..times {
                 now += TICK;
                 connections.close_stalled(now, TIMEOUTS);
@@ -290,16 +290,16 @@ mod tests {
         request(idle);
         busy.read();
         busy.begin();
-        look(1);
+        inspect(1);
         silent.read();
         begun.read();
-        look(2);
+        inspect(2);
         assert_eq!(closed(&opened), [0]);
-        look(2);
+        inspect(2);
         assert_eq!(closed(&opened), [0, 1]);
-        look(8);
+        inspect(8);
         assert_eq!(closed(&opened), [0, 1]);
-        look(1);
-        assert_eq!(closed(&opened), [0, 1, 2], "and none while it is being answered");
+        inspect(1);
+        assert_eq!(closed(&opened), [0, 1, 2], "and none with a request in progress");
     }
 }

@@ -1,7 +1,7 @@
-//! The endpoints on a socket: HTTP/1.1 on hyper itself, in the clear or in TLS.
+//! The HTTP server: HTTP/1.1 by hyper itself, in the clear or in TLS.
 //!
-//! A task a connection, and nothing but hyper in its way: what a request costs here is a few relaxed writes to
-//! memory of its own. Who may stay is decided in `connections.rs`.
+//! One task for each connection, and nothing but hyper in between: a request costs a few relaxed writes to memory of its own
+//! connection. Which connections stay open is decided in `connections.rs`.
 
 mod connections;
 pub mod grpc;
@@ -29,20 +29,23 @@ use tokio_rustls::TlsAcceptor;
 use self::connections::Connections;
 use self::progress::{Progress, Signal};
 use self::socket::Socket;
-use crate::endpoints::{Answer, Endpoints};
+use crate::endpoints::{Endpoints, HttpResponse};
 use crate::metrics::ConnectionMetrics;
 
 /// The largest request head. A token has 78 characters; cookies of a forwarded request are what needs room.
-const MAX_HEAD: usize = 32 * 1024;
-/// Read ahead on one connection.
-const MAX_BUFFER: usize = 64 * 1024;
-/// A body up to this size is read and thrown away, so that the connection can go on.
-const DRAINED: u64 = 64 * 1024;
-/// How long that may take.
-const DRAIN_TIME: Duration = Duration::from_secs(5);
+const MAX_HEAD_BYTES: usize = 32 * 1024;
+/// The most that is read ahead on one connection: a head, and the start of its body.
+const MAX_BUFFER_BYTES: usize = 64 * 1024;
+/// An unused body up to this size is read and discarded, so that the connection can be used again. A larger one costs more
+/// than a new connection does.
+const MAX_DRAINED_BYTES: u64 = 64 * 1024;
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// The pause after a failure to accept a connection, most likely for lack of file descriptors: without it, the loop would
+/// use a whole core until one is free.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 /// The first byte of a TLS connection (RFC 8446, section 5.1: a record of type handshake).
 const TLS_HANDSHAKE: u8 = 22;
-/// To who speaks HTTP where TLS is expected.
+/// The response to plain HTTP where TLS is expected.
 const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
     Cache-Control: no-store\r\nConnection: close\r\n\r\nthis port speaks HTTPS; ask https:// instead\n";
 
@@ -68,7 +71,7 @@ impl Default for Timeouts {
     }
 }
 
-/// What is served, and within which bounds.
+/// The HTTP server's endpoints and limits.
 pub struct Server {
     endpoints: Arc<Endpoints>,
     tls: Option<TlsAcceptor>,
@@ -77,7 +80,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves these endpoints, with TLS if there is an acceptor, on a bounded number of connections.
+    /// A server of these endpoints, with TLS if there is an acceptor.
     pub(super) fn new(
         endpoints: Endpoints,
         tls: Option<TlsAcceptor>,
@@ -89,17 +92,17 @@ impl Server {
         Self { endpoints: Arc::new(endpoints), tls, timeouts, connections }
     }
 
-    /// Serves until `stop`, then finishes what is in flight.
+    /// Serves until `stop`, then finishes the requests in flight.
     pub async fn serve(self, listener: TcpListener, stop: impl Future<Output = ()>) {
-        let mut looks = tokio::time::interval(self.timeouts.header_read / 4);
+        let mut inspections = tokio::time::interval(self.timeouts.header_read / 4);
         let mut stop = std::pin::pin!(stop);
         loop {
             tokio::select! {
                 (stream, peer) = accept(&listener) => {
-                    let (place, progress) = self.connections.open(Instant::now());
-                    self.spawn(Socket::new(stream, place, progress.clone()), progress, peer);
+                    let (slot, progress) = self.connections.open(Instant::now());
+                    self.spawn(Socket::new(stream, slot, progress.clone()), progress, peer);
                 }
-                now = looks.tick() => self.connections.close_stalled(now.into_std(), self.timeouts),
+                now = inspections.tick() => self.connections.close_stalled(now.into_std(), self.timeouts),
                 () = &mut stop => break,
             }
         }
@@ -118,19 +121,18 @@ impl Server {
     }
 }
 
-/// The next connection, and who it is from: an IPv4 client of a dual-stack socket has its IPv4 address.
+/// The next connection and its peer's address, which is IPv4 for an IPv4 client of a dual-stack socket.
 pub(super) async fn accept(listener: &TcpListener) -> (TcpStream, IpAddr) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                // An answer is one small write: waiting for more to send only delays it.
+                // A response is one small write, which Nagle's algorithm would only delay.
                 let _ = stream.set_nodelay(true);
                 return (stream, peer.ip().to_canonical());
             }
             Err(error) => {
-                // Too many open files, most likely: closing connections needs a moment.
                 tracing::warn!(%error, "accepting a connection");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
     }
@@ -139,30 +141,30 @@ pub(super) async fn accept(listener: &TcpListener) -> (TcpStream, IpAddr) {
 /// Serves a connection to its end.
 async fn http(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, service: Arc<Service>) {
     let progress = service.progress.clone();
-    progress.is_mine().await;
+    progress.register_task().await;
     let mut builder = http1::Builder::new();
     // Not pipeline_flush: with it, hyper does not send its own 400 and 431 while more input is buffered.
-    builder.max_buf_size(MAX_BUFFER).max_header_size(MAX_HEAD).header_read_timeout(None);
-    // An answer is one small buffer, which a plain write takes for less than a vectored one.
+    builder.max_buf_size(MAX_BUFFER_BYTES).max_header_size(MAX_HEAD_BYTES).header_read_timeout(None);
+    // A response is one small buffer, for which a plain write is cheaper than a vectored one.
     builder.writev(false);
     let service = service_fn(move |request| Arc::clone(&service).call(request));
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
     let mut finishing = false;
     let served = poll_fn(|context| {
-        if !finishing && progress.is_told(Signal::Finish) {
+        if !finishing && progress.has_received(Signal::Finish) {
             finishing = true;
             connection.as_mut().graceful_shutdown();
         }
-        // A connection that broke is its client's affair.
+        // An error here is the client's: it broke the connection or the protocol.
         connection.as_mut().poll(context).map(|_| ())
     });
-    progress.unless(Signal::Close, served).await;
+    progress.run_until(Signal::Close, served).await;
 }
 
 /// Serves a connection in TLS, once its handshake is done.
 async fn https(mut socket: Socket, acceptor: TlsAcceptor, service: Arc<Service>) {
     let progress = service.progress.clone();
-    progress.is_mine().await;
+    progress.register_task().await;
     let handshake = async {
         if socket.first_byte().await.ok()?? == TLS_HANDSHAKE {
             return acceptor.accept(socket).await.ok();
@@ -170,14 +172,13 @@ async fn https(mut socket: Socket, acceptor: TlsAcceptor, service: Arc<Service>)
         let _ = socket.write_all(NOT_TLS).await;
         None
     };
-    // Boxed, or the connection would keep the room for it.
-    if let Some(Some(stream)) = Box::pin(progress.unless(Signal::Finish, handshake)).await {
+    // Boxed: otherwise the task of each connection would contain space for the handshake.
+    if let Some(Some(stream)) = Box::pin(progress.run_until(Signal::Finish, handshake)).await {
         http(stream, service).await;
     }
 }
 
-/// The endpoints, as one connection sees them. Its requests count up what this connection alone has: a count that all
-/// share would slow every core.
+/// The service of one connection. Each request writes to this connection's own counters; shared ones would slow every core.
 struct Service {
     endpoints: Arc<Endpoints>,
     progress: Arc<Progress>,
@@ -185,28 +186,32 @@ struct Service {
 }
 
 impl Service {
-    async fn call(self: Arc<Self>, request: Request<Incoming>) -> Result<Answer, Infallible> {
+    async fn call(self: Arc<Self>, request: Request<Incoming>) -> Result<HttpResponse, Infallible> {
         self.progress.begin();
-        let answer = answer(&self.endpoints, request, self.peer).await;
+        let response = respond(&self.endpoints, request, self.peer).await;
         self.progress.end();
-        Ok(answer)
+        Ok(response)
     }
 }
 
-async fn answer<B: Body + Unpin>(endpoints: &Endpoints, mut request: Request<B>, peer: IpAddr) -> Answer {
-    let mut answer = endpoints.answer(&mut request, peer).await;
-    // What was not read of a body must not be taken for the next request. Boxed, as hardly any check has one, and
-    // every connection would keep the room for it.
+async fn respond<B: Body + Unpin>(
+    endpoints: &Endpoints,
+    mut request: Request<B>,
+    peer: IpAddr,
+) -> HttpResponse {
+    let mut response = endpoints.answer(&mut request, peer).await;
+    // The unread rest of a body must not be taken for the next request. Boxed, because few requests have a body, and the
+    // task of each connection would contain space for this.
     if !request.body().is_end_stream() && !Box::pin(drain(request)).await {
-        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    answer
+    response
 }
 
-/// Reads a small body to its end. False: there is more than is worth reading.
+/// Reads a small body to its end. False: the body is too large or too slow.
 async fn drain<B: Body>(request: Request<B>) -> bool {
-    // Whoever asks first whether to send it has not sent it.
-    if request.headers().contains_key(EXPECT) || request.body().size_hint().lower() > DRAINED {
+    // With Expect: 100-continue, the client has not sent the body.
+    if request.headers().contains_key(EXPECT) || request.body().size_hint().lower() > MAX_DRAINED_BYTES {
         return false;
     }
     let mut body = std::pin::pin!(request.into_body());
@@ -215,13 +220,13 @@ async fn drain<B: Body>(request: Request<B>) -> bool {
         while let Some(frame) = body.frame().await {
             let Ok(frame) = frame else { return false };
             read += frame.data_ref().map_or(0, |data| data.remaining() as u64);
-            if read > DRAINED {
+            if read > MAX_DRAINED_BYTES {
                 return false;
             }
         }
         true
     };
-    tokio::time::timeout(DRAIN_TIME, all).await.unwrap_or(false)
+    tokio::time::timeout(DRAIN_TIMEOUT, all).await.unwrap_or(false)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The state of a connection as other tasks see it, and the signals that they send to it.
 //!
-//! Each request passes here, so nothing is shared between connections, and nothing is locked: only the
-//! connection's own task counts, all others only look.
+//! Each request writes here, so nothing is shared between connections, and nothing is locked: only the connection's own
+//! task counts, and all others only read.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::task::Poll;
@@ -9,42 +9,42 @@ use std::task::Poll;
 use futures::future::poll_fn;
 use futures::task::AtomicWaker;
 
-/// What a connection has done so far.
+/// The counters of one connection, and the last signal to it.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    /// Reads that brought something.
+    /// Reads that returned data.
     reads: AtomicU64,
-    /// `reads` when the last request had been answered.
-    taken: AtomicU64,
-    /// Beginnings and ends of requests: odd while one is being answered.
+    /// `reads` at the last response.
+    reads_at_response: AtomicU64,
+    /// Starts and ends of requests: odd while one is in progress.
     steps: AtomicU64,
     signal: AtomicU8,
     waker: AtomicWaker,
 }
 
-/// A request to a connection.
+/// A signal to a connection's task. Each includes the ones before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Signal {
-    /// To close once the request in flight, if there is one, is answered.
+    /// Close after the request in progress, if there is one.
     Finish = 1,
-    /// To close.
+    /// Close at once.
     Close = 2,
 }
 
 impl Progress {
-    /// A read has brought something.
+    /// To be called when a read has returned data.
     pub(super) fn read(&self) {
         count(&self.reads);
     }
 
-    /// A request is there.
+    /// To be called when a request's head is complete.
     pub(super) fn begin(&self) {
         count(&self.steps);
     }
 
-    /// It has been answered.
+    /// To be called when the request has its response.
     pub(super) fn end(&self) {
-        self.taken.store(self.reads.load(Relaxed), Relaxed);
+        self.reads_at_response.store(self.reads.load(Relaxed), Relaxed);
         count(&self.steps);
     }
 
@@ -53,30 +53,29 @@ impl Progress {
         self.steps.load(Relaxed)
     }
 
-    /// Whether a request is being answered.
+    /// Whether a request is in progress.
     pub(super) fn is_busy(&self) -> bool {
         self.steps() % 2 == 1
     }
 
     /// Whether the client has a request to send: on a new connection from the start, later from its first byte.
     pub(super) fn is_head_due(&self) -> bool {
-        self.steps() == 0 || self.reads.load(Relaxed) != self.taken.load(Relaxed)
+        self.steps() == 0 || self.reads.load(Relaxed) != self.reads_at_response.load(Relaxed)
     }
 
-    /// Tells the connection's task, wherever it waits.
-    pub(super) fn tell(&self, signal: Signal) {
+    /// Sends a signal to the connection's task, and wakes it.
+    pub(super) fn send(&self, signal: Signal) {
         self.signal.fetch_max(signal as u8, Relaxed);
         self.waker.wake();
     }
 
     /// Whether this signal, or a stronger one, was sent.
-    pub(super) fn is_told(&self, signal: Signal) -> bool {
+    pub(super) fn has_received(&self, signal: Signal) -> bool {
         self.signal.load(Relaxed) >= signal as u8
     }
 
-    /// Makes this task the one that is woken when the connection gets a signal. Once a task is enough: its
-    /// waker stays the same.
-    pub(super) async fn is_mine(&self) {
+    /// Makes the current task the one that signals wake. Once for each task is enough, because its waker stays the same.
+    pub(super) async fn register_task(&self) {
         poll_fn(|context| {
             self.waker.register(context.waker());
             Poll::Ready(())
@@ -84,10 +83,10 @@ impl Progress {
         .await;
     }
 
-    /// Runs until this signal, or a stronger one, is sent. `None`: it was.
-    pub(super) async fn unless<T>(&self, signal: Signal, future: impl Future<Output = T>) -> Option<T> {
+    /// Runs a future until this signal, or a stronger one, is sent. `None`: the signal came first.
+    pub(super) async fn run_until<T>(&self, signal: Signal, future: impl Future<Output = T>) -> Option<T> {
         let mut future = std::pin::pin!(future);
-        poll_fn(|context| match self.is_told(signal) {
+        poll_fn(|context| match self.has_received(signal) {
             true => Poll::Ready(None),
             false => future.as_mut().poll(context).map(Some),
         })
@@ -95,7 +94,7 @@ impl Progress {
     }
 }
 
-/// Adds one where nobody else adds, which is cheaper than a `fetch_add`.
+/// Adds one to a counter that no other task writes, which is cheaper than a `fetch_add`.
 fn count(counter: &AtomicU64) {
     counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
 }

@@ -1,4 +1,4 @@
-//! The socket below HTTP and TLS: it counts what is read, and closes so that the last answer arrives.
+//! The socket below HTTP and TLS. It counts reads, and closes in a way that lets the last response arrive.
 
 use std::io::{ErrorKind, Result};
 use std::net::Shutdown;
@@ -11,12 +11,13 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::connections::Place;
+use super::connections::Slot;
 use super::progress::{Progress, Signal};
 
-/// How long, and how much, is read on after a connection was refused.
-const LINGER: Duration = Duration::from_secs(1);
-const MAX_LINGER: usize = 2 * 1024 * 1024;
+/// For how long, and how many bytes, a socket is still read after hyper has dropped it. A second is some round trips, in
+/// which the client reads the response and stops; the bytes are what a fast client may have in flight by then.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_LINGER_BYTES: usize = 2 * 1024 * 1024;
 
 /// An accepted connection.
 #[derive(Debug)]
@@ -25,39 +26,39 @@ pub(super) struct Socket {
     progress: Arc<Progress>,
     /// The client has closed its side.
     ended: bool,
-    /// Taken when the socket is dropped.
-    place: Option<Place>,
+    /// `None` once the socket is dropped and still read.
+    slot: Option<Slot>,
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream, place: Place, progress: Arc<Progress>) -> Self {
-        Self { stream, progress, ended: false, place: Some(place) }
+    pub(super) fn new(stream: TcpStream, slot: Slot, progress: Arc<Progress>) -> Self {
+        Self { stream, progress, ended: false, slot: Some(slot) }
     }
 
-    /// Its first byte, which stays there to be read. `None`: the client has closed before.
+    /// The first byte, which remains to be read. `None`: the client has closed the connection.
     pub(super) async fn first_byte(&self) -> Result<Option<u8>> {
         let mut byte = [0];
         Ok((self.stream.peek(&mut byte).await? == 1).then_some(byte[0]))
     }
 }
 
-/// hyper drops a connection as soon as it has refused a request. If the client still sends then, the kernel
-/// resets the connection, and the client never sees why it was turned away: so read on for a moment, on the same
-/// place among the open connections. A connection that was asked to close gets no more time.
+/// hyper drops a connection as soon as it has rejected a request. If the client is still sending, the kernel then resets
+/// the connection, and the client never sees the response. So the socket is read for a moment longer, and still counts as
+/// an open connection. One that was signalled to close gets no more time.
 impl Drop for Socket {
     fn drop(&mut self) {
-        if self.ended || self.progress.is_told(Signal::Close) {
+        if self.ended || self.progress.has_received(Signal::Close) {
             return;
         }
         if let (Ok(runtime), Ok(fd)) =
             (tokio::runtime::Handle::try_current(), self.stream.as_fd().try_clone_to_owned())
         {
-            let (progress, place) = (self.progress.clone(), self.place.take());
+            let (progress, slot) = (self.progress.clone(), self.slot.take());
             runtime.spawn(async move {
-                let _place = place;
-                progress.is_mine().await;
-                let read_on = tokio::time::timeout(LINGER, linger(fd.into()));
-                progress.unless(Signal::Close, read_on).await
+                let _slot = slot;
+                progress.register_task().await;
+                let lingering = tokio::time::timeout(LINGER_TIMEOUT, linger(fd.into()));
+                progress.run_until(Signal::Close, lingering).await
             });
         }
     }
@@ -66,9 +67,9 @@ impl Drop for Socket {
 async fn linger(stream: std::net::TcpStream) {
     let _ = stream.shutdown(Shutdown::Write);
     let Ok(stream) = TcpStream::from_std(stream) else { return };
-    let (mut space, mut left) = ([0; 8192], MAX_LINGER);
+    let (mut buffer, mut left) = ([0; 8192], MAX_LINGER_BYTES);
     while stream.readable().await.is_ok() {
-        match stream.try_read(&mut space) {
+        match stream.try_read(&mut buffer) {
             Ok(read @ 1..) if read < left => left -= read,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             _ => return,

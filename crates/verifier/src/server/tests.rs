@@ -41,15 +41,15 @@ impl Running {
     /// Sends bytes and reads until the server closes.
     async fn exchange(&self, bytes: &[u8]) -> String {
         let mut stream = self.connect().await;
-        // A server that has heard enough may close while we still send.
+        // The server may close before all is sent.
         let _ = stream.write_all(bytes).await;
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer).await;
-        String::from_utf8_lossy(&answer).into_owned()
+        let mut response = Vec::new();
+        let _ = stream.read_to_end(&mut response).await;
+        String::from_utf8_lossy(&response).into_owned()
     }
 }
 
-/// Reads one answer without a body.
+/// Reads one response without a body.
 async fn read_head(stream: &mut TcpStream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -68,7 +68,7 @@ fn good(extra: &str) -> String {
 const LONG: Duration = Duration::from_secs(20);
 
 #[tokio::test]
-async fn bodies_are_ignored_and_the_connection_goes_on() {
+async fn bodies_are_ignored_and_the_connection_stays_open() {
     let server = start(LONG).await;
     let mut stream = server.connect().await;
     let chunked = good("Transfer-Encoding: chunked\r\n") + "5\r\nhello\r\n0\r\n\r\n";
@@ -84,16 +84,19 @@ async fn bodies_are_ignored_and_the_connection_goes_on() {
 async fn a_large_body_is_not_read() {
     let server = start(LONG).await;
     for extra in ["Content-Length: 10000000\r\n", "Content-Length: 5\r\nExpect: 100-continue\r\n"] {
-        let answer = server.exchange(good(extra).as_bytes()).await;
-        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"), "{answer}");
+        let response = server.exchange(good(extra).as_bytes()).await;
+        assert!(
+            response.starts_with("HTTP/1.1 200 ") && response.contains("connection: close"),
+            "{response}"
+        );
     }
     let endless = good("Transfer-Encoding: chunked\r\n") + &format!("100000\r\n{}", "x".repeat(200_000));
-    let answer = server.exchange(endless.as_bytes()).await;
-    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let response = server.exchange(endless.as_bytes()).await;
+    assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
 }
 
 #[tokio::test]
-async fn heads_that_no_gateway_sends() {
+async fn malformed_heads_get_an_error() {
     let server = start(LONG).await;
     let huge = "x".repeat(1_000_000);
     for (request, status) in [
@@ -116,14 +119,14 @@ async fn heads_that_no_gateway_sends() {
         ("GET /auth HTTP/9.9\r\n\r\n".into(), "400"),
         ("CONNECT auth:443 HTTP/1.1\r\nConnection: close\r\n\r\n".into(), "404"),
     ] {
-        let answer = server.exchange(request.as_bytes()).await;
+        let response = server.exchange(request.as_bytes()).await;
         let expected = format!("HTTP/1.1 {status} ");
-        assert!(answer.starts_with(&expected), "{status}: {answer} to {request:.60}");
+        assert!(response.starts_with(&expected), "{status}: {response} to {request:.60}");
     }
 }
 
 #[tokio::test]
-async fn a_head_that_does_not_end_is_cut_off_and_an_idle_connection_is_not() {
+async fn an_incomplete_head_times_out_and_an_idle_connection_does_not() {
     let head = Duration::from_millis(200);
     let server = start(head).await;
     let (mut slow, mut silent, mut idle) =
@@ -146,22 +149,22 @@ async fn a_head_that_does_not_end_is_cut_off_and_an_idle_connection_is_not() {
 }
 
 #[tokio::test]
-async fn a_new_connection_is_served_when_the_most_are_open() {
+async fn a_new_connection_is_served_at_the_maximum() {
     let server = start_with(LONG, 20).await;
-    let mut keeps_asking = server.connect().await;
+    let mut active = server.connect().await;
     let mut open = Vec::new();
     for _ in 0..100 {
         let mut slow = server.connect().await;
         slow.write_all(b"GET /auth HTTP/1.1\r\nA: ").await.unwrap();
         let mut new = server.connect().await;
-        for asking in [&mut keeps_asking, &mut new] {
-            asking.write_all(good("").as_bytes()).await.unwrap();
-            assert!(read_head(asking).await.starts_with("HTTP/1.1 200 "));
+        for stream in [&mut active, &mut new] {
+            stream.write_all(good("").as_bytes()).await.unwrap();
+            assert!(read_head(stream).await.starts_with("HTTP/1.1 200 "));
         }
         open.push(slow);
         open.push(new);
     }
-    // The oldest are gone, whatever they were at.
+    // The oldest are closed, whether idle or in the middle of a head.
     for old in &mut open[..100] {
         let closed = tokio::time::timeout(LONG / 4, old.read(&mut [0; 16])).await.unwrap();
         assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");

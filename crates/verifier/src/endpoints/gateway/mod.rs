@@ -1,10 +1,13 @@
-//! The endpoints for gateways: may a request pass, and whose is it?
+//! The endpoints for gateways, which are public: may a request pass, and whose token does it present?
 //!
-//! The protocols differ in how a check is decoded and how its result is encoded; the rules are the same, and stand
-//! here once.
+//! The protocols differ in how a check is decoded and how its result is encoded. The rules are the same, and are here.
 
+mod challenge;
+mod error;
 pub mod ext_authz;
 pub mod forward_auth;
+mod presented_token;
+mod requirements;
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -13,24 +16,24 @@ use std::time::Instant;
 
 use http::HeaderMap;
 
-use crate::endpoints::authorization::presented;
-use crate::endpoints::challenge::{denial, refused};
-use crate::endpoints::refusal::Refusal;
-use crate::endpoints::requirements::Requirements;
-use crate::endpoints::{Answer, TrustedProxies};
-use crate::metrics::{EndpointMetrics, Metrics, Outcome};
+use self::challenge::{deny_response, error_response};
+use self::error::GatewayError;
+use self::presented_token::presented_token;
+use self::requirements::Requirements;
+use crate::endpoints::{HttpResponse, TrustedProxies};
+use crate::metrics::{EndpointMetrics, Metrics};
+use crate::outcome::Outcome;
 use crate::snapshot::{Snapshot, TokenCheck};
 use tokenward_core::check::{Decision, Identity};
 
 /// A request that a gateway is about to forward, as its protocol describes it.
 trait GatewayRequest {
-    /// The response in this protocol.
     type Response;
 
-    fn requirements(&self) -> Result<Requirements<'_>, Refusal>;
+    fn requirements(&self) -> Result<Requirements<'_>, GatewayError>;
 
-    /// The client's headers; at least those that a check reads.
-    fn headers(&self) -> Result<Cow<'_, HeaderMap>, Refusal>;
+    /// The client's headers, or at least those that a check reads.
+    fn headers(&self) -> Result<Cow<'_, HeaderMap>, GatewayError>;
 
     /// The client's address. `None`: a trusted proxy sent one that can't be parsed.
     fn client(&self, headers: &HeaderMap, trusted: &TrustedProxies) -> Option<IpAddr>;
@@ -38,7 +41,7 @@ trait GatewayRequest {
     fn allowed(&self, identity: Identity<'_>) -> Self::Response;
 
     /// Encodes the response that the client gets instead of the service's.
-    fn denied(response: Answer) -> Self::Response;
+    fn denied(response: HttpResponse) -> Self::Response;
 }
 
 /// Decides on the requests of one protocol, and counts the outcomes.
@@ -58,23 +61,23 @@ impl GatewayCheck {
         Self { snapshot, trusted_proxies, metrics: metrics.endpoint(endpoint) }
     }
 
-    /// Takes a decoded request, or why it could not be decoded.
-    fn respond<R: GatewayRequest>(&self, request: Result<R, Refusal>) -> R::Response {
+    /// Responds to a decoded request, or to one that could not be decoded.
+    fn respond<R: GatewayRequest>(&self, request: Result<R, GatewayError>) -> R::Response {
         let began = Instant::now();
-        let response = request.and_then(|request| self.decide(&request)).unwrap_or_else(|refusal| {
-            self.metrics.count(refusal.outcome());
-            R::denied(refused(&refusal))
+        let response = request.and_then(|request| self.decide(&request)).unwrap_or_else(|error| {
+            self.metrics.count(error.outcome());
+            R::denied(error_response(&error))
         });
-        self.metrics.took(began.elapsed());
+        self.metrics.observe_latency(began.elapsed());
         response
     }
 
-    fn decide<R: GatewayRequest>(&self, request: &R) -> Result<R::Response, Refusal> {
+    fn decide<R: GatewayRequest>(&self, request: &R) -> Result<R::Response, GatewayError> {
         let requirements = request.requirements()?;
         let headers = request.headers()?;
         let scopes: Vec<&str> = requirements.scopes.iter().map(AsRef::as_ref).collect();
         let check = TokenCheck {
-            presented: presented(&headers)?,
+            presented: presented_token(&headers)?,
             scopes: &scopes,
             audience: requirements.audience.as_deref(),
             client: request.client(&headers, &self.trusted_proxies),
@@ -83,7 +86,7 @@ impl GatewayCheck {
             self.metrics.count(Outcome::from(&decision));
             match decision {
                 Decision::Allow(identity) => request.allowed(identity),
-                Decision::Deny(code) => R::denied(denial(code, &requirements)),
+                Decision::Deny(code) => R::denied(deny_response(code, &requirements)),
             }
         });
         Ok(response?)

@@ -1,8 +1,8 @@
-//! The gRPC endpoint, on a socket of its own: HTTP/2, by prior knowledge in the clear or in TLS.
+//! The gRPC server, on a socket of its own: HTTP/2, with prior knowledge in the clear, or in TLS.
 //!
-//! It also serves `grpc.health.v1.Health`, which follows the readiness of the process: Envoy's health
-//! checks and the kubelet's gRPC probes go by it. What a hostile peer can hold is bounded by connection: streams,
-//! header lists and messages by size and number, everything else by time.
+//! It also serves `grpc.health.v1.Health` for Envoy's health checks and the kubelet's gRPC probes; the status is the
+//! readiness of the process. The resources that a hostile peer can occupy are bounded for each connection: streams, header
+//! lists and messages by size and number, everything else by time.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -34,24 +34,25 @@ use crate::endpoints::gateway::ext_authz::{ExtAuthz, Peer};
 use crate::metrics::ConnectionMetrics;
 use tokenward_runtime::telemetry::probes::Readiness;
 
-/// Connections at a time. A gateway has a few; whoever comes later waits for one that ends.
+/// Open connections; a further one waits until another closes. An Envoy opens one for each worker thread, so this is enough
+/// for dozens of gateways.
 const MAX_CONNECTIONS: usize = 1_000;
-/// Requests that a connection may have open. A gateway opens more connections if it needs more.
+/// Concurrent calls on a connection. Envoy opens another connection if it needs more.
 const MAX_STREAMS: u32 = 100;
-/// The headers of a call, which are few. What a check is about travels in the message.
-const MAX_HEADERS: u32 = 16 * 1024;
-/// The largest message. Envoy takes up to 60 KiB of headers from a client by default, and sends the path twice.
-const MAX_MESSAGE: usize = 128 * 1024;
-/// What a client may send ahead on one stream, and on all streams of a connection.
-const STREAM_WINDOW: u32 = 64 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// Streams that were opened and reset before they were handled ("rapid reset", CVE-2023-44487).
-const MAX_RESETS: usize = 20;
-/// How often a silent peer is asked whether it is there, and how long it may take to say so.
+/// The headers of a call, which are few: the client's headers are in the message.
+const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
+/// Envoy accepts up to 60 KiB of headers from a client by default, and sends the path twice.
+const MAX_MESSAGE_BYTES: usize = 128 * 1024;
+/// How much a client may send ahead on one stream, and on all streams of a connection.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// Streams that were opened and reset before they were handled ("rapid reset", CVE-2023-44487). The default of h2.
+const MAX_PENDING_RESETS: usize = 20;
+/// When a silent peer is sent a ping, and how long its acknowledgement may take.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is served, and within which bounds.
+/// The gRPC server's services and limits.
 pub struct Server {
     endpoint: ExtAuthz,
     readiness: Readiness,
@@ -61,7 +62,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves this endpoint and a health service that reports the readiness, with TLS if there is an acceptor.
+    /// A server of this endpoint, and of a health service that reports the readiness, with TLS if there is an acceptor.
     pub(crate) fn new(
         endpoint: ExtAuthz,
         readiness: Readiness,
@@ -72,22 +73,23 @@ impl Server {
         Self { endpoint, readiness, tls, timeouts, metrics }
     }
 
-    /// Serves until `stop`, then finishes what is in flight.
+    /// Serves until `stop`, then finishes the calls in flight.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
         let Self { endpoint, readiness, tls, timeouts, metrics } = self;
         let (reporter, health) = tonic_health::server::health_reporter();
         report(&reporter, false).await;
-        let endpoint = AuthorizationServer::new(endpoint).max_decoding_message_size(MAX_MESSAGE);
+        let endpoint = AuthorizationServer::new(endpoint).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let routes =
-            Routes::new(endpoint).add_service(health.max_decoding_message_size(MAX_MESSAGE)).prepare();
-        let served = Served { routes, tls, timeouts, metrics, stop };
+            Routes::new(endpoint).add_service(health.max_decoding_message_size(MAX_MESSAGE_BYTES)).prepare();
+        let shared = Shared { routes, tls, timeouts, metrics, stop };
         tokio::select! {
-            () = served.accept(listener) => {}
+            () = shared.accept(listener) => {}
             () = follow(readiness, reporter) => {}
         }
     }
 }
 
+/// Sets the health status at each change of the readiness.
 async fn follow(readiness: Readiness, reporter: HealthReporter) {
     loop {
         readiness.becomes(true).await;
@@ -97,7 +99,7 @@ async fn follow(readiness: Readiness, reporter: HealthReporter) {
     }
 }
 
-/// Reports the health of the server, under the empty name, and of the endpoint, under its own.
+/// Sets the status of the server, whose name is empty, and of the endpoint's service.
 async fn report(reporter: &HealthReporter, ready: bool) {
     let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
     for service in ["", SERVICE_NAME] {
@@ -105,9 +107,9 @@ async fn report(reporter: &HealthReporter, ready: bool) {
     }
 }
 
-/// What every connection shares.
+/// The part of the server that all connections share.
 #[derive(Clone)]
-struct Served {
+struct Shared {
     routes: Routes,
     tls: Option<TlsAcceptor>,
     timeouts: Timeouts,
@@ -115,17 +117,17 @@ struct Served {
     stop: CancellationToken,
 }
 
-impl Served {
+impl Shared {
     async fn accept(&self, listener: TcpListener) {
-        let (places, connections) = (Arc::new(Semaphore::new(MAX_CONNECTIONS)), TaskTracker::new());
-        while let Some(Ok(next)) = self.stop.run_until_cancelled(next(&listener, &places)).await {
-            let (stream, peer, place) = next;
-            let served = self.clone();
+        let (permits, connections) = (Arc::new(Semaphore::new(MAX_CONNECTIONS)), TaskTracker::new());
+        while let Some(Ok(next)) = self.stop.run_until_cancelled(next(&listener, &permits)).await {
+            let (stream, peer, permit) = next;
+            let shared = self.clone();
             connections.spawn(async move {
-                served.metrics.open.inc();
-                served.connection(stream, peer).await;
-                served.metrics.open.dec();
-                drop(place);
+                shared.metrics.open.inc();
+                shared.connection(stream, peer).await;
+                shared.metrics.open.dec();
+                drop(permit);
             });
         }
         drop(listener);
@@ -141,8 +143,8 @@ impl Served {
         }
     }
 
-    /// Serves a connection to its end: the client's, one for lack of calls, or the end of the process. The last
-    /// two are announced to whoever has made calls, so that none is sent into the closing.
+    /// Serves a connection until the client closes it, no call has come for too long, or the process stops. A client that
+    /// has made calls gets a GOAWAY in the last two cases, so that it sends no call on a connection that is closing.
     async fn http2(&self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, peer: IpAddr) {
         let (calls, timeouts) = (Arc::new(Calls::default()), self.timeouts);
         let (routes, counted) = (TowerToHyperService::new(self.routes.clone()), Arc::clone(&calls));
@@ -153,9 +155,9 @@ impl Served {
         });
         let mut served = std::pin::pin!(protocol().serve_connection(TokioIo::new(stream), service));
         tokio::select! {
-            // A connection that broke is its client's affair.
+            // An error here is the client's: it broke the connection or the protocol.
             _ = served.as_mut() => return,
-            () = calls.cease(timeouts) => {}
+            () = calls.stopped(timeouts) => {}
             () = self.stop.cancelled() => {}
         }
         if calls.any() {
@@ -165,14 +167,14 @@ impl Served {
     }
 }
 
-/// The next connection, once there is a place for it.
+/// The next connection, once there is a permit for it.
 async fn next(
     listener: &TcpListener,
-    places: &Arc<Semaphore>,
+    permits: &Arc<Semaphore>,
 ) -> Result<(TcpStream, IpAddr, OwnedSemaphorePermit), AcquireError> {
-    let place = Arc::clone(places).acquire_owned().await?;
+    let permit = Arc::clone(permits).acquire_owned().await?;
     let (stream, peer) = accept(listener).await;
-    Ok((stream, peer, place))
+    Ok((stream, peer, permit))
 }
 
 fn protocol() -> http2::Builder<TokioExecutor> {
@@ -180,26 +182,26 @@ fn protocol() -> http2::Builder<TokioExecutor> {
     protocol
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEADERS)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_pending_accept_reset_streams(MAX_RESETS)
+        .max_header_list_size(MAX_HEADER_LIST_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT);
     protocol
 }
 
-/// The answer, or that the message did not come: nothing here takes long once it is there.
+/// The response, or `DEADLINE_EXCEEDED` if the message is not complete in time. Once it is, no call takes long.
 async fn in_time(
-    answer: impl Future<Output = Result<Response<Body>, Infallible>>,
+    response: impl Future<Output = Result<Response<Body>, Infallible>>,
     timeouts: Timeouts,
 ) -> Result<Response<Body>, Infallible> {
-    tokio::time::timeout(timeouts.header_read, answer).await.unwrap_or_else(|_| {
-        Ok(Status::deadline_exceeded("the request did not come to its end in time").into_http())
-    })
+    tokio::time::timeout(timeouts.header_read, response)
+        .await
+        .unwrap_or_else(|_| Ok(Status::deadline_exceeded("the request was not complete in time").into_http()))
 }
 
-/// The calls that came on a connection, counted.
+/// The number of calls that a connection has received.
 #[derive(Debug, Default)]
 struct Calls(AtomicUsize);
 
@@ -212,9 +214,9 @@ impl Calls {
         self.0.load(Ordering::Relaxed) > 0
     }
 
-    /// Returns when no call has come for too long: the first within the time that a head may take, as whoever
-    /// connects has a call to make, each further one within the time that a connection may be idle.
-    async fn cease(&self, timeouts: Timeouts) {
+    /// Returns when no call has come for too long. The first must come within the time for a request head, because a client
+    /// connects to make a call; each further one within the time for which a connection may be idle.
+    async fn stopped(&self, timeouts: Timeouts) {
         let (mut before, mut wait) = (0, timeouts.header_read);
         loop {
             tokio::time::sleep(wait).await;

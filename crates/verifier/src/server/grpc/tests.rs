@@ -1,4 +1,4 @@
-//! Gateways, probes and hostile peers over a real socket.
+//! Gateways, probes and hostile clients over a real socket.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -29,7 +29,7 @@ use crate::metrics::Metrics;
 use tokenward_runtime::telemetry::probes::Part;
 use tokenward_runtime::tls::files::{Certificates, Files};
 
-/// What begins every HTTP/2 connection of a client (RFC 9113 section 3.4), and empty settings.
+/// The preface of a client's connection (RFC 9113 section 3.4), with empty settings.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 /// Kinds and flags of frames (RFC 9113 section 6).
@@ -73,8 +73,8 @@ impl Server {
         Endpoint::new(format!("http://{}", self.address)).unwrap().connect().await.unwrap()
     }
 
-    /// Asks on a connection of its own whether token 1 is answered.
-    async fn answers(&self) -> bool {
+    /// Whether token 1 is allowed, on a new connection.
+    async fn works(&self) -> bool {
         check(&self.channel().await, good()).await == Ok(0)
     }
 
@@ -91,19 +91,19 @@ fn good() -> CheckRequest {
     CheckRequest { attributes: Some(AttributeContext { request, ..Default::default() }) }
 }
 
-/// The code within the answer, or the one of the call.
+/// The code in the response, or that of the call if it failed.
 async fn check(channel: &Channel, request: CheckRequest) -> Result<i32, Code> {
-    let answer = AuthorizationClient::new(channel.clone()).check(request).await;
-    answer.map(|answer| answer.into_inner().status.unwrap().code).map_err(|status| status.code())
+    let response = AuthorizationClient::new(channel.clone()).check(request).await;
+    response.map(|response| response.into_inner().status.unwrap().code).map_err(|status| status.code())
 }
 
 async fn health(channel: &Channel, service: &str) -> Result<Health, Code> {
     let request = HealthCheckRequest { service: service.to_owned() };
-    let answer = HealthClient::new(channel.clone()).check(request).await;
-    answer.map(|answer| answer.into_inner().status()).map_err(|status| status.code())
+    let response = HealthClient::new(channel.clone()).check(request).await;
+    response.map(|response| response.into_inner().status()).map_err(|status| status.code())
 }
 
-/// Reads until the server closes; returns what came, and how long it took.
+/// Reads until the server closes; returns the bytes, and how long it took.
 async fn read_to_end(stream: &mut TcpStream) -> (Vec<u8>, Duration) {
     let (start, mut read) = (Instant::now(), Vec::new());
     let _ = tokio::time::timeout(LONG, stream.read_to_end(&mut read)).await.expect("the server closes");
@@ -116,7 +116,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// The frames that have come whole: their kinds and payloads.
+/// The complete frames: their kinds and payloads.
 fn frames(mut bytes: &[u8]) -> Vec<(u8, &[u8])> {
     let mut frames = Vec::new();
     while let [a, b, c, kind, _, _, _, _, _, rest @ ..] = bytes {
@@ -128,8 +128,8 @@ fn frames(mut bytes: &[u8]) -> Vec<(u8, &[u8])> {
     frames
 }
 
-/// Whether a GOAWAY has come with this error code.
-fn says_goodbye(read: &[u8], code: u8) -> bool {
+/// Whether there is a GOAWAY with this error code.
+fn has_goaway(read: &[u8], code: u8) -> bool {
     frames(read).iter().any(|(kind, payload)| *kind == GOAWAY && payload.get(7) == Some(&code))
 }
 
@@ -152,7 +152,7 @@ async fn health_follows_readiness() {
 }
 
 #[tokio::test]
-async fn what_is_no_check_gets_an_error_of_grpc_and_the_connection_goes_on() {
+async fn other_calls_get_a_grpc_error_and_the_connection_stays_open() {
     let server = start(LONG, LONG).await;
     let channel = server.channel().await;
     let unary = async |path: &'static str, message: rpc::Status| {
@@ -160,7 +160,7 @@ async fn what_is_no_check_gets_an_error_of_grpc_and_the_connection_goes_on() {
         client.ready().await.unwrap();
         let path = PathAndQuery::from_static(path);
         let codec = ProstCodec::<rpc::Status, rpc::Status>::default();
-        client.unary(tonic::Request::new(message), path, codec).await.expect_err("no such thing").code()
+        client.unary(tonic::Request::new(message), path, codec).await.expect_err("an error").code()
     };
     // A number where a message should be.
     let number = rpc::Status { code: 1, ..Default::default() };
@@ -170,9 +170,9 @@ async fn what_is_no_check_gets_an_error_of_grpc_and_the_connection_goes_on() {
         Code::Unimplemented
     );
     assert_eq!(unary("/envoy.service.auth.v2.Authorization/Check", number).await, Code::Unimplemented);
-    let large = rpc::Status { message: "x".repeat(MAX_MESSAGE), ..Default::default() };
+    let large = rpc::Status { message: "x".repeat(MAX_MESSAGE_BYTES), ..Default::default() };
     assert_eq!(unary(CHECK, large).await, Code::OutOfRange);
-    // An empty message is a check of nothing.
+    // An empty message is a check without an HTTP request.
     assert_eq!(check(&channel, CheckRequest::default()).await, Ok(Code::InvalidArgument.into()));
     assert_eq!(check(&channel, good()).await, Ok(0));
 }
@@ -207,20 +207,20 @@ async fn connections_are_counted_while_they_are_open() {
 }
 
 #[tokio::test]
-async fn whoever_connects_and_makes_no_call_is_cut_off() {
+async fn a_connection_without_a_call_is_closed() {
     let server = start(SHORT, LONG).await;
     // Nothing, half a preface, all of it, and another protocol.
-    for said in [&b""[..], &PREFACE[..10], PREFACE, b"GET /auth HTTP/1.1\r\nHost: t\r\n\r\n"] {
+    for sent in [&b""[..], &PREFACE[..10], PREFACE, b"GET /auth HTTP/1.1\r\nHost: t\r\n\r\n"] {
         let mut stream = server.connect().await;
-        stream.write_all(said).await.unwrap();
+        stream.write_all(sent).await.unwrap();
         let (_, took) = read_to_end(&mut stream).await;
-        assert!(took < LONG / 2, "{said:?} after {took:?}");
+        assert!(took < LONG / 2, "{sent:?} after {took:?}");
     }
-    assert!(server.answers().await);
+    assert!(server.works().await);
 }
 
 #[tokio::test]
-async fn in_tls_a_client_asks_as_well_and_one_without_it_does_not() {
+async fn with_a_certificate_only_tls_is_served() {
     let folder = tempfile::TempDir::new().unwrap();
     let files = Files { certificate: folder.path().join("tls.crt"), key: folder.path().join("tls.key") };
     let key = rcgen::KeyPair::generate().unwrap();
@@ -255,21 +255,21 @@ async fn in_tls_a_client_asks_as_well_and_one_without_it_does_not() {
     let mut plain = server.connect().await;
     plain.write_all(PREFACE).await.unwrap();
     let (read, _) = read_to_end(&mut plain).await;
-    assert!(frames(&read).is_empty() && !says_goodbye(&read, 0), "{read:?}");
+    assert!(frames(&read).is_empty() && !has_goaway(&read, 0), "{read:?}");
 }
 
 #[tokio::test]
-async fn a_connection_that_falls_silent_is_closed_with_a_goodbye() {
+async fn a_connection_that_falls_silent_is_closed_with_a_goaway() {
     let server = start(SHORT, SHORT).await;
     let mut stream = server.connect().await;
-    // POST /, which is answered in some way, and so is a call.
+    // POST /, which fails, but is a call.
     stream
         .write_all(&[PREFACE, &frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\x83\x86\x84")].concat())
         .await
         .unwrap();
     let (read, took) = read_to_end(&mut stream).await;
     assert!(took >= SHORT * 2, "the first call is waited for, then the next: {took:?}");
-    assert!(says_goodbye(&read, 0), "{read:?}");
+    assert!(has_goaway(&read, 0), "{read:?}");
 }
 
 #[tokio::test]
@@ -282,39 +282,39 @@ async fn a_flood_of_resets_ends_its_connection_and_no_other() {
         flood.extend(frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
     }
     let mut stream = server.connect().await;
-    // It may be cut off before all is sent.
+    // The server may close before all is sent.
     let _ = stream.write_all(&flood).await;
     let (read, _) = read_to_end(&mut stream).await;
     const ENHANCE_YOUR_CALM: u8 = 11;
-    assert!(says_goodbye(&read, ENHANCE_YOUR_CALM), "{read:?}");
+    assert!(has_goaway(&read, ENHANCE_YOUR_CALM), "{read:?}");
     assert_eq!(check(&channel, good()).await, Ok(0));
 }
 
 #[tokio::test]
-async fn a_message_that_does_not_come_to_its_end_is_given_up() {
+async fn an_incomplete_message_times_out() {
     let server = start(SHORT, LONG).await;
     let mut stream = server.connect().await;
     let path = [&b"\x83\x86\x44"[..], &[u8::try_from(CHECK.len()).unwrap()], CHECK.as_bytes()].concat();
     let begun = frame(DATA, 0, 1, b"\0\0\0\0\x40half");
     stream.write_all(&[PREFACE, &frame(HEADERS, END_HEADERS, 1, &path), &begun].concat()).await.unwrap();
     let mut read = Vec::new();
-    let answered = async {
+    let responded = async {
         while !frames(&read).iter().any(|(kind, _)| *kind == HEADERS) {
-            assert_ne!(stream.read_buf(&mut read).await.unwrap(), 0, "the connection goes on");
+            assert_ne!(stream.read_buf(&mut read).await.unwrap(), 0, "the connection stays open");
         }
     };
-    tokio::time::timeout(LONG / 2, answered).await.expect("an answer");
-    assert!(server.answers().await);
+    tokio::time::timeout(LONG / 2, responded).await.expect("a response");
+    assert!(server.works().await);
 }
 
 #[tokio::test]
-async fn the_end_waits_for_no_idle_gateway() {
+async fn shutdown_does_not_wait_for_idle_gateways() {
     let server = start(LONG, LONG).await;
     let (channel, silent) = (server.channel().await, server.connect().await);
     assert_eq!(check(&channel, good()).await, Ok(0));
     let start = Instant::now();
     server.stop.cancel();
-    tokio::time::timeout(LONG, server.task).await.expect("an end").unwrap();
+    tokio::time::timeout(LONG, server.task).await.expect("the server stops").unwrap();
     assert!(start.elapsed() < LONG / 2, "{:?}", start.elapsed());
     drop(silent);
 }

@@ -1,10 +1,9 @@
-//! `envoy.service.auth.v3.Authorization/Check`: what Envoy's ext_authz filter asks over gRPC, and with it Istio,
-//! Envoy Gateway, Contour and others that configure Envoy.
+//! `envoy.service.auth.v3.Authorization/Check`: the gRPC call of Envoy's ext_authz filter, which Istio, Envoy Gateway,
+//! Contour and others configure.
 //!
-//! The client's headers come in the message, as does what the route needs: `scope` and `audience` among the
-//! `context_extensions` of the route. The rules are those of `/auth`. Every message that can be
-//! read is answered with allowed or denied, never with an error of the call: on those Envoy lets requests pass where
-//! `failure_mode_allow` is set.
+//! The message contains the client's headers and the route's requirements: `scope` and `audience` among the route's
+//! `context_extensions`. The rules are those of `/auth`. The response to every message that can be decoded is "allowed"
+//! or "denied", never a gRPC error: on an error, Envoy lets the request pass if `failure_mode_allow` is set.
 //!
 //! Source: `envoy/service/auth/v3/external_auth.proto` and `attribute_context.proto`.
 
@@ -18,16 +17,16 @@ use envoy_types::pb::envoy::service::auth::v3::authorization_server::Authorizati
 use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse};
 use tonic::{Request, Response, Status};
 
-use self::request::Asked;
+use self::request::ExtAuthzRequest;
 use super::GatewayCheck;
 use crate::endpoints::TrustedProxies;
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
 
-/// The Authorization service.
+/// The `Authorization` service.
 pub struct ExtAuthz(GatewayCheck);
 
-/// The address of the gateway that asks, among the extensions of a call.
+/// The address of the gateway that makes a call. The server adds it to the call's extensions.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub IpAddr);
 
@@ -35,20 +34,20 @@ pub struct Peer(pub IpAddr);
 impl Authorization for ExtAuthz {
     async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
         let Some(&Peer(peer)) = request.extensions().get() else {
-            return Err(Status::internal("the listener does not say who asks"));
+            return Err(Status::internal("the listener does not report the peer's address"));
         };
-        Ok(Response::new(self.answer(request.get_ref(), peer)))
+        Ok(Response::new(self.respond(request.get_ref(), peer)))
     }
 }
 
 impl ExtAuthz {
-    /// Serves checks from a snapshot.
+    /// A service that decides by this snapshot.
     pub fn new(snapshot: Arc<Snapshot>, trusted_proxies: TrustedProxies, metrics: &Metrics) -> Self {
         Self(GatewayCheck::new("ext_authz", snapshot, trusted_proxies, metrics))
     }
 
-    fn answer(&self, request: &CheckRequest, peer: IpAddr) -> CheckResponse {
-        self.0.respond(Asked::of(request, peer))
+    fn respond(&self, request: &CheckRequest, peer: IpAddr) -> CheckResponse {
+        self.0.respond(ExtAuthzRequest::decode(request, peer))
     }
 }
 

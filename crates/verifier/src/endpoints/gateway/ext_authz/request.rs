@@ -1,4 +1,4 @@
-//! What a CheckRequest asks.
+//! Decodes a `CheckRequest`.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -10,39 +10,39 @@ use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 
 use super::response;
-use crate::endpoints::authorization::API_KEY;
 use crate::endpoints::client_address::FORWARDED_FOR;
 use crate::endpoints::gateway::GatewayRequest;
-use crate::endpoints::refusal::Refusal;
-use crate::endpoints::requirements;
-use crate::endpoints::requirements::Requirements;
-use crate::endpoints::{Answer, TrustedProxies};
+use crate::endpoints::gateway::error::GatewayError;
+use crate::endpoints::gateway::presented_token::API_KEY;
+use crate::endpoints::gateway::requirements::{Requirements, UnknownParameters};
+use crate::endpoints::{HttpResponse, TrustedProxies};
 use tokenward_core::check::Identity;
 
-/// The headers that a check reads.
-const READ: [HeaderName; 3] = [AUTHORIZATION, API_KEY, FORWARDED_FOR];
-/// What the names of identity headers begin with.
-const OURS: &str = "x-tokenward-";
+/// The headers that a check reads; the others are not copied.
+const RELEVANT_HEADERS: [HeaderName; 3] = [AUTHORIZATION, API_KEY, FORWARDED_FOR];
+/// Prefix of the identity headers' names.
+const IDENTITY_PREFIX: &str = "x-tokenward-";
 
-/// A request that a gateway is about to forward.
+/// A request that Envoy is about to forward.
 #[derive(Clone, Copy)]
-pub(super) struct Asked<'a> {
+pub(super) struct ExtAuthzRequest<'a> {
     attributes: &'a AttributeContext,
     http: &'a HttpRequest,
     gateway: IpAddr,
 }
 
-impl<'a> Asked<'a> {
-    pub(super) fn of(check: &'a CheckRequest, gateway: IpAddr) -> Result<Self, Refusal> {
+impl<'a> ExtAuthzRequest<'a> {
+    pub(super) fn decode(check: &'a CheckRequest, gateway: IpAddr) -> Result<Self, GatewayError> {
         let attributes = check.attributes.as_ref();
         let http = attributes.and_then(|attributes| attributes.request.as_ref()?.http.as_ref());
         match (attributes, http) {
             (Some(attributes), Some(http)) => Ok(Self { attributes, http, gateway }),
-            _ => Err(Refusal::Malformed("there is no HTTP request in attributes.request.http".into())),
+            _ => Err(GatewayError::Malformed("there is no HTTP request in attributes.request.http".into())),
         }
     }
 
-    /// `None`: no IP address, such as a client on a Unix socket.
+    /// The peer of the connection on which Envoy received the request. `None`: it has no IP address, such as a client on
+    /// a Unix socket.
     fn source(&self) -> Option<IpAddr> {
         match self.attributes.source.as_ref()?.address.as_ref()?.address.as_ref()? {
             Address::SocketAddress(socket) => Some(socket.address.parse::<IpAddr>().ok()?.to_canonical()),
@@ -50,15 +50,18 @@ impl<'a> Asked<'a> {
         }
     }
 
-    /// The names of the client's headers that look like ours. Some servers take an underscore for a hyphen.
-    fn like_ours(&self) -> impl Iterator<Item = &'a str> {
+    /// The names of the client's headers that a service could take for identity headers. Some servers do not distinguish
+    /// an underscore from a hyphen.
+    fn forged_identity_headers(&self) -> impl Iterator<Item = &'a str> {
         let folded = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
         let names = self.all_headers().map(|(name, _)| name);
-        names.filter(move |name| name.bytes().map(folded).take(OURS.len()).eq(OURS.bytes()))
+        names.filter(move |name| {
+            name.bytes().map(folded).take(IDENTITY_PREFIX.len()).eq(IDENTITY_PREFIX.bytes())
+        })
     }
 
-    /// All headers, in either form that Envoy has for them: values of one name joined by commas, or, with
-    /// `encode_raw_headers`, each as it came.
+    /// All headers, in both forms that Envoy has: values of one name joined by commas, or, with `encode_raw_headers`,
+    /// each by itself.
     fn all_headers(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
         let joined = self.http.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
         let raw = self.http.header_map.iter().flat_map(|map| &map.headers).map(|header| {
@@ -69,25 +72,23 @@ impl<'a> Asked<'a> {
     }
 }
 
-impl GatewayRequest for Asked<'_> {
+impl GatewayRequest for ExtAuthzRequest<'_> {
     type Response = CheckResponse;
 
-    /// What the route needs. Its extensions are for nobody but us, so one that is unknown is a mistake, and one
-    /// that would leave a route open.
-    fn requirements(&self) -> Result<Requirements<'_>, Refusal> {
+    fn requirements(&self) -> Result<Requirements<'_>, GatewayError> {
         let extensions = self.attributes.context_extensions.iter();
-        requirements::from_parameters(
-            extensions.map(|(name, value)| (Cow::from(name), Cow::from(value))),
-            true,
-        )
+        let parameters = extensions.map(|(name, value)| (Cow::from(name), Cow::from(value)));
+        Requirements::from_parameters(parameters, UnknownParameters::Deny)
     }
 
-    fn headers(&self) -> Result<Cow<'_, HeaderMap>, Refusal> {
-        let mut headers = HeaderMap::with_capacity(READ.len());
+    fn headers(&self) -> Result<Cow<'_, HeaderMap>, GatewayError> {
+        let mut headers = HeaderMap::with_capacity(RELEVANT_HEADERS.len());
         for (name, value) in self.all_headers() {
-            if let Some(name) = READ.iter().find(|read| name.eq_ignore_ascii_case(read.as_str())) {
+            if let Some(name) =
+                RELEVANT_HEADERS.iter().find(|relevant| name.eq_ignore_ascii_case(relevant.as_str()))
+            {
                 let value = HeaderValue::from_bytes(value).map_err(|_| {
-                    Refusal::Malformed(format!("what {name} has is not the value of a header").into())
+                    GatewayError::Malformed(format!("the value of {name} is not valid in a header").into())
                 })?;
                 headers.append(name, value);
             }
@@ -95,11 +96,11 @@ impl GatewayRequest for Asked<'_> {
         Ok(Cow::Owned(headers))
     }
 
-    /// The client's address: the gateway's, or what it says, if it is a trusted proxy, and then in turn what
-    /// trusted proxies in front of it say.
+    /// The gateway's own address, unless it is a trusted proxy. Then the address that it reports as `source`, and if that
+    /// is a trusted proxy too, the one that `X-Forwarded-For` reports.
     ///
-    /// `source` is the peer of the connection on which Envoy received the request. No client can make that up,
-    /// but whoever reaches this port can: so a gateway is believed by its address, as it is over HTTP.
+    /// No client can forge `source`, but whoever reaches this port can. So a gateway is trusted by its address, as over
+    /// HTTP.
     fn client(&self, headers: &HeaderMap, trusted: &TrustedProxies) -> Option<IpAddr> {
         if trusted.trusts(self.gateway) {
             trusted.client(headers, self.source()?)
@@ -109,10 +110,10 @@ impl GatewayRequest for Asked<'_> {
     }
 
     fn allowed(&self, identity: Identity<'_>) -> CheckResponse {
-        response::allowed(identity, self.like_ours())
+        response::allowed(identity, self.forged_identity_headers())
     }
 
-    fn denied(response: Answer) -> CheckResponse {
+    fn denied(response: HttpResponse) -> CheckResponse {
         response::denied(response)
     }
 }

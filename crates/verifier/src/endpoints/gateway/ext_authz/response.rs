@@ -1,4 +1,4 @@
-//! What a CheckResponse says.
+//! Encodes a `CheckResponse`.
 
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
@@ -11,38 +11,37 @@ use envoy_types::pb::google::rpc;
 use http::{HeaderMap, StatusCode};
 use tonic::Code;
 
-use crate::endpoints::Answer;
-use crate::endpoints::challenge::insert_identity;
+use crate::endpoints::HttpResponse as ClientResponse;
+use crate::endpoints::gateway::challenge::insert_identity;
 use tokenward_core::check::Identity;
 
-/// The request may pass. It gets our headers and loses those of the client that look like ours: a service behind
-/// the gateway may take any of them for the truth.
+/// Lets the request pass with the identity headers, and without the client's headers that a service could take for them.
 ///
-/// The client's token stays: a service may want to check it for itself. Envoy can remove it by the route's
+/// The client's token stays, because the service may want to check it itself. Envoy can remove it by the route's
 /// `request_headers_to_remove`.
-pub(super) fn allowed<'a>(identity: Identity<'_>, like_ours: impl Iterator<Item = &'a str>) -> CheckResponse {
+pub(super) fn allowed<'a>(identity: Identity<'_>, forged: impl Iterator<Item = &'a str>) -> CheckResponse {
     let mut headers = HeaderMap::new();
     insert_identity(&mut headers, identity);
-    // Envoy removes after it has set: what is set must not be named here.
-    let forged = like_ours.filter(|name| !headers.contains_key(*name)).map(str::to_owned);
-    let passed = OkHttpResponse {
+    // Envoy removes headers after it has set others, so those that are set must not be listed.
+    let forged = forged.filter(|name| !headers.contains_key(*name)).map(str::to_owned);
+    let allowed = OkHttpResponse {
         headers_to_remove: forged.collect(),
-        headers: replaced(&headers),
+        headers: replacing(&headers),
         ..Default::default()
     };
     CheckResponse {
         status: Some(status(Code::Ok, "")),
         dynamic_metadata: Some(metadata(identity)),
-        http_response: Some(HttpResponse::OkResponse(passed)),
+        http_response: Some(HttpResponse::OkResponse(allowed)),
     }
 }
 
-/// The request may not pass, and its client is answered as `/auth` would have it answered.
-pub(super) fn denied(answer: Answer) -> CheckResponse {
-    let (head, body) = answer.into_parts();
+/// Denies the request. Its client gets the response that it would get by `/auth`.
+pub(super) fn denied(response: ClientResponse) -> CheckResponse {
+    let (head, body) = response.into_parts();
     let denied = DeniedHttpResponse {
         status: Some(HttpStatus { code: head.status.as_u16().into() }),
-        headers: replaced(&head.headers),
+        headers: replacing(&head.headers),
         body: String::from_utf8_lossy(&body.into_inner().unwrap_or_default()).into_owned(),
     };
     CheckResponse {
@@ -52,7 +51,7 @@ pub(super) fn denied(answer: Answer) -> CheckResponse {
     }
 }
 
-/// What gRPC calls an HTTP status.
+/// The gRPC code for an HTTP status.
 fn code(status: StatusCode) -> Code {
     match status {
         StatusCode::BAD_REQUEST => Code::InvalidArgument,
@@ -66,8 +65,8 @@ fn status(code: Code, message: &str) -> rpc::Status {
     rpc::Status { code: code.into(), message: message.to_owned(), details: Vec::new() }
 }
 
-/// Headers that take the place of all others of the same names.
-fn replaced(headers: &HeaderMap) -> Vec<HeaderValueOption> {
+/// Headers that replace all others of the same names.
+fn replacing(headers: &HeaderMap) -> Vec<HeaderValueOption> {
     let one = |(name, value): (&http::HeaderName, &http::HeaderValue)| HeaderValueOption {
         header: Some(HeaderValue {
             key: name.as_str().to_owned(),
@@ -80,7 +79,7 @@ fn replaced(headers: &HeaderMap) -> Vec<HeaderValueOption> {
     headers.iter().map(one).collect()
 }
 
-/// What filters after this one, and the access log, may know.
+/// The dynamic metadata, for later filters and the access log.
 fn metadata(identity: Identity<'_>) -> Struct {
     let entry = identity.entry;
     let scopes = identity.each_scope().map(text).collect();

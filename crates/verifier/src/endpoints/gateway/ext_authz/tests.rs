@@ -1,4 +1,4 @@
-//! The endpoint without a socket: CheckRequests are values, and all that Envoy would act on is checked.
+//! The endpoint without a socket: requests are values, and everything in a response that Envoy acts on is checked.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use tokenward_core::crd::{ApiTokenSpec, Constraints};
 
 const GATEWAY: &str = "10.0.0.7";
 
-/// An endpoint behind which token 1 is known.
+/// An endpoint that knows token 1.
 fn endpoint(trusted_proxies: &[&str]) -> ExtAuthz {
     on(&Fixture::behind(trusted_proxies), trusted_proxies)
 }
@@ -30,17 +30,17 @@ fn on(fixture: &Fixture, trusted_proxies: &[&str]) -> ExtAuthz {
     ExtAuthz::new(fixture.snapshot.clone(), trusted_proxies, &Metrics::register(&mut Registry::default()))
 }
 
-/// A CheckRequest, as Envoy writes it.
+/// Builds a CheckRequest as Envoy does.
 #[derive(Clone, Default)]
-struct Asking(AttributeContext);
+struct RequestBuilder(AttributeContext);
 
-impl Asking {
+impl RequestBuilder {
     fn new() -> Self {
         let request = attribute_context::Request { http: Some(HttpRequest::default()), ..Default::default() };
         Self(AttributeContext { request: Some(request), ..Default::default() })
     }
 
-    /// With token 1.
+    /// A request with token 1.
     fn good() -> Self {
         Self::new().header("authorization", &String::from_utf8(bearer(1)).expect("text"))
     }
@@ -54,7 +54,7 @@ impl Asking {
         self
     }
 
-    /// As `encode_raw_headers` has it.
+    /// A header in the form of `encode_raw_headers`.
     fn raw(mut self, name: &str, value: &[u8]) -> Self {
         let header = HeaderValue { key: name.to_owned(), raw_value: value.to_vec(), ..Default::default() };
         self.http().header_map.get_or_insert_default().headers.push(header);
@@ -77,13 +77,13 @@ impl Asking {
         self
     }
 
-    fn ask(self, endpoint: &ExtAuthz) -> Reply {
+    fn send(self, endpoint: &ExtAuthz) -> Reply {
         let request = CheckRequest { attributes: Some(self.0) };
-        Reply::of(endpoint.answer(&request, GATEWAY.parse().expect("an address")))
+        Reply::of(endpoint.respond(&request, GATEWAY.parse().expect("an address")))
     }
 }
 
-/// A CheckResponse, as Envoy reads it.
+/// The part of a CheckResponse that Envoy acts on.
 #[derive(Debug, PartialEq)]
 struct Reply {
     http: u16,
@@ -137,18 +137,18 @@ impl Reply {
 fn text(value: Option<&Value>) -> &str {
     match value.and_then(|value| value.kind.as_ref()) {
         Some(value::Kind::StringValue(text)) => text,
-        other => panic!("no text: {other:?}"),
+        other => panic!("not a string: {other:?}"),
     }
 }
 
 #[test]
-fn a_good_token_passes_and_tells_whose_it_is() {
-    let reply = Asking::good().extension("scope", "orders:read audit:read").ask(&endpoint(&[]));
+fn a_valid_token_passes_with_its_identity() {
+    let reply = RequestBuilder::good().extension("scope", "orders:read audit:read").send(&endpoint(&[]));
     assert_eq!((reply.http, reply.code), (200, 0));
     assert_eq!(reply.header("x-tokenward-id"), Some("tok_1"));
     assert_eq!(reply.header("x-tokenward-subject"), Some("team/token-1"));
     assert_eq!(reply.header("x-tokenward-scopes"), Some("orders:* audit:read"));
-    assert_eq!(reply.headers.len(), 3, "what concerns an answer is no header of a request");
+    assert_eq!(reply.headers.len(), 3, "headers of a response are not added to the request");
     assert_eq!(reply.removed, [""; 0]);
     let expected = [("id", "tok_1"), ("subject", "team/token-1"), ("namespace", "team"), ("name", "token-1")];
     for (name, value) in expected {
@@ -167,87 +167,99 @@ fn a_good_token_passes_and_tells_whose_it_is() {
 }
 
 #[test]
-fn a_token_is_read_in_every_form_and_in_no_two() {
+fn a_token_is_read_in_every_form_but_not_in_two_at_once() {
     let (one, two) = (plaintext(1), plaintext(2));
     let (good, bad) = (one.expose(), two.expose());
     let bearer = format!("Bearer {good}");
     let endpoint = endpoint(&[]);
-    let raw = |name: &str, value: &str| Asking::new().raw(name, value.as_bytes());
+    let raw = |name: &str, value: &str| RequestBuilder::new().raw(name, value.as_bytes());
     let table = [
-        (Asking::new().header("authorization", &bearer), 200),
-        (Asking::new().header("x-api-key", good), 200),
-        (Asking::good().header("x-api-key", good), 200),
+        (RequestBuilder::new().header("authorization", &bearer), 200),
+        (RequestBuilder::new().header("x-api-key", good), 200),
+        (RequestBuilder::good().header("x-api-key", good), 200),
         (raw("authorization", &bearer), 200),
         (raw("X-Api-Key", good), 200),
-        (Asking::new().header("authorization", &format!("Basic {good}")), 401),
-        (Asking::new().header("authorization", &format!("{bearer},{bearer}")), 401),
-        (Asking::new().header("x-tokenward-id", "tok_1"), 401),
+        (RequestBuilder::new().header("authorization", &format!("Basic {good}")), 401),
+        (RequestBuilder::new().header("authorization", &format!("{bearer},{bearer}")), 401),
+        (RequestBuilder::new().header("x-tokenward-id", "tok_1"), 401),
         (raw("authorization", "Bearer \u{e9}"), 401),
-        (Asking::good().header("x-api-key", bad), 400),
+        (RequestBuilder::good().header("x-api-key", bad), 400),
         (raw("authorization", &bearer).raw("authorization", bearer.as_bytes()), 400),
-        (Asking::good().raw("authorization", bearer.as_bytes()), 400),
-        (Asking::good().header("Authorization", &bearer), 400),
-        (Asking::new().header("x-api-key", "a\nb"), 400),
+        (RequestBuilder::good().raw("authorization", bearer.as_bytes()), 400),
+        (RequestBuilder::good().header("Authorization", &bearer), 400),
+        (RequestBuilder::new().header("x-api-key", "a\nb"), 400),
     ];
-    for (row, (asking, status)) in table.into_iter().enumerate() {
-        assert_eq!(asking.ask(&endpoint).http, status, "row {row}");
+    for (row, (request, status)) in table.into_iter().enumerate() {
+        assert_eq!(request.send(&endpoint).http, status, "row {row}");
     }
 }
 
 #[test]
-fn a_refusal_is_the_one_of_auth_and_has_a_grpc_code() {
+fn a_denial_is_that_of_auth_with_a_grpc_code() {
     let invalid = r#"Bearer realm="tokenward", error="invalid_token""#;
     let lacking = r#"Bearer realm="tokenward", error="insufficient_scope", scope="orders:read x:y""#;
     let malformed = r#"Bearer realm="tokenward", error="invalid_request""#;
-    let junk = || Asking::new().header("x-api-key", "junk");
+    let junk = || RequestBuilder::new().header("x-api-key", "junk");
     let table = [
-        (Asking::new(), 401, 16, "no_token", Some(r#"Bearer realm="tokenward""#)),
+        (RequestBuilder::new(), 401, 16, "no_token", Some(r#"Bearer realm="tokenward""#)),
         (junk(), 401, 16, "invalid_token", Some(invalid)),
-        (Asking::good().extension("audience", "billing"), 200, 0, "", None),
-        (Asking::good().extension("scope", "orders:read x:y"), 403, 7, "insufficient_scope", Some(lacking)),
-        (Asking::good().extension("scope", "nonsense"), 400, 3, "invalid_request", Some(malformed)),
-        (Asking::good().extension("scope", " "), 400, 3, "invalid_request", Some(malformed)),
-        (Asking::good().extension("scope", &"a:b ".repeat(65)), 400, 3, "invalid_request", Some(malformed)),
+        (RequestBuilder::good().extension("audience", "billing"), 200, 0, "", None),
+        (
+            RequestBuilder::good().extension("scope", "orders:read x:y"),
+            403,
+            7,
+            "insufficient_scope",
+            Some(lacking),
+        ),
+        (RequestBuilder::good().extension("scope", "nonsense"), 400, 3, "invalid_request", Some(malformed)),
+        (RequestBuilder::good().extension("scope", " "), 400, 3, "invalid_request", Some(malformed)),
+        (
+            RequestBuilder::good().extension("scope", &"a:b ".repeat(65)),
+            400,
+            3,
+            "invalid_request",
+            Some(malformed),
+        ),
         // A misspelt extension would leave the route open.
-        (Asking::good().extension("scopes", "a:b"), 400, 3, "invalid_request", Some(malformed)),
-        (Asking::good().extension("Scope", "a:b"), 400, 3, "invalid_request", Some(malformed)),
+        (RequestBuilder::good().extension("scopes", "a:b"), 400, 3, "invalid_request", Some(malformed)),
+        (RequestBuilder::good().extension("Scope", "a:b"), 400, 3, "invalid_request", Some(malformed)),
     ];
     let endpoint = endpoint(&[]);
-    for (asking, http, code, error, challenge) in table {
-        let reply = asking.ask(&endpoint);
+    for (request, http, code, error, challenge) in table {
+        let reply = request.send(&endpoint);
         assert_eq!((reply.http, reply.code), (http, code), "{error}: {reply:?}");
         if http != 200 {
             assert_eq!(reply.error(), error);
             assert_eq!(reply.header("www-authenticate"), challenge, "{error}");
             assert_eq!(reply.header("content-type"), Some("application/json"));
             assert_eq!(reply.header("cache-control"), Some("no-store"));
-            assert_eq!(reply.metadata, None, "nobody to tell of");
+            assert_eq!(reply.metadata, None, "a denial has no identity");
         }
     }
 }
 
 #[test]
-fn what_is_no_http_request_is_denied() {
+fn a_message_without_an_http_request_is_denied() {
     let endpoint = endpoint(&[]);
     let gateway = GATEWAY.parse().expect("an address");
     let no_request = AttributeContext::default();
     let tcp = AttributeContext { request: Some(attribute_context::Request::default()), ..Default::default() };
     for attributes in [None, Some(no_request), Some(tcp)] {
-        let reply = Reply::of(endpoint.answer(&CheckRequest { attributes }, gateway));
+        let reply = Reply::of(endpoint.respond(&CheckRequest { attributes }, gateway));
         assert_eq!((reply.http, reply.code, &*reply.error()), (400, 3, "invalid_request"));
     }
 }
 
 #[test]
-fn an_unready_verifier_denies_whatever_the_gateway_thinks_of_errors() {
-    let reply = Asking::good().ask(&on(&Fixture::unready(&[]), &[]));
+fn an_unready_verifier_denies_instead_of_failing_the_call() {
+    let reply = RequestBuilder::good().send(&on(&Fixture::unready(&[]), &[]));
     assert_eq!((reply.http, reply.code, &*reply.error()), (503, 14, "not_ready"));
     assert_eq!(reply.header("retry-after"), Some("1"));
 }
 
 #[test]
 fn a_clients_own_identity_headers_do_not_survive() {
-    let reply = Asking::good()
+    let reply = RequestBuilder::good()
         .header("x-tokenward-id", "tok_forged")
         .header("x-tokenward-admin", "yes")
         .header("x_tokenward_subject", "kube-system/admin")
@@ -255,7 +267,7 @@ fn a_clients_own_identity_headers_do_not_survive() {
         .header("x-tokenward", "not ours")
         .header("x-\u{e9}okenward-id", "not ours")
         .raw("X-Tokenward-Namespace", b"kube-system")
-        .ask(&endpoint(&[]));
+        .send(&endpoint(&[]));
     assert_eq!(reply.http, 200);
     // Replaced, and not removed: Envoy removes after it has set.
     assert_eq!(reply.header("x-tokenward-id"), Some("tok_1"));
@@ -265,37 +277,45 @@ fn a_clients_own_identity_headers_do_not_survive() {
 }
 
 #[test]
-fn the_clients_address_is_believed_from_trusted_gateways_alone() {
+fn only_trusted_gateways_may_report_the_clients_address() {
     const OFFICE: &str = "192.0.2.7";
     let proxies = ["10.0.0.0/8"];
-    let ask = |asking: Asking, trusted: &[&str]| {
+    let status = |request: RequestBuilder, trusted: &[&str]| {
         let fixture = Fixture::behind(trusted);
         let constraints =
             Constraints { cidrs: Some(vec!["192.0.2.0/24".to_owned(), GATEWAY.to_owned() + "/32"]) };
         fixture.with(2, ApiTokenSpec { constraints: Some(constraints), ..spec() });
-        asking.header("x-api-key", plaintext(2).expose()).ask(&on(&fixture, trusted)).http
+        request.header("x-api-key", plaintext(2).expose()).send(&on(&fixture, trusted)).http
     };
-    let forwarded = |value: &str| Asking::new().header("x-forwarded-for", value);
+    let forwarded = |value: &str| RequestBuilder::new().header("x-forwarded-for", value);
     let pipe = Kind::Pipe(Pipe::default());
-    let table: [(&str, Asking, u16); 11] = [
-        ("from the office", Asking::new().from(OFFICE), 200),
-        ("mapped into IPv6", Asking::new().from("::ffff:192.0.2.7"), 200),
-        ("from elsewhere", Asking::new().from("198.51.100.1"), 403),
-        ("from elsewhere, with a story", forwarded(OFFICE).from("198.51.100.1"), 403),
+    let table: [(&str, RequestBuilder, u16); 11] = [
+        ("from the office", RequestBuilder::new().from(OFFICE), 200),
+        ("mapped into IPv6", RequestBuilder::new().from("::ffff:192.0.2.7"), 200),
+        ("from elsewhere", RequestBuilder::new().from("198.51.100.1"), 403),
+        ("from elsewhere, with a forged header", forwarded(OFFICE).from("198.51.100.1"), 403),
         ("through a load balancer", forwarded(OFFICE).from("10.1.1.1"), 200),
-        ("through a load balancer, with a story", forwarded("192.0.2.7, 198.51.100.1").from("10.1.1.1"), 403),
-        ("as Envoy itself has appended it", forwarded("192.0.2.7, 10.1.1.1").from("10.1.1.1"), 200),
+        (
+            "through a load balancer, with a forged header",
+            forwarded("192.0.2.7, 198.51.100.1").from("10.1.1.1"),
+            403,
+        ),
+        (
+            "with the address that Envoy itself has appended",
+            forwarded("192.0.2.7, 10.1.1.1").from("10.1.1.1"),
+            200,
+        ),
         ("with junk appended by a proxy", forwarded("192.0.2.7, junk").from("10.1.1.1"), 403),
-        ("from nowhere", Asking::new(), 403),
-        ("from no address", Asking::new().from("the office"), 403),
-        ("from a socket file", Asking::new().at(pipe), 403),
+        ("without a source", RequestBuilder::new(), 403),
+        ("from something that is no address", RequestBuilder::new().from("the office"), 403),
+        ("from a socket file", RequestBuilder::new().at(pipe), 403),
     ];
-    for (what, asking, status) in table {
-        assert_eq!(ask(asking.clone(), &proxies), status, "{what}");
-        // Whoever is not trusted is the client, whatever it says; and this one's address is in a network.
-        assert_eq!(ask(asking, &[]), 200, "{what}, to nobody's proxy");
+    for (what, request, expected) in table {
+        assert_eq!(status(request.clone(), &proxies), expected, "{what}");
+        // A gateway that is not trusted is the client itself, and this one's address is in a permitted network.
+        assert_eq!(status(request, &[]), 200, "{what}, by an untrusted gateway");
     }
-    let elsewhere = ask(Asking::new().from(OFFICE), &["10.0.0.0/30"]);
+    let elsewhere = status(RequestBuilder::new().from(OFFICE), &["10.0.0.0/30"]);
     assert_eq!(elsewhere, 200, "the gateway's own address is in a network");
 }
 
@@ -305,36 +325,36 @@ fn text_or_junk() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn nothing_that_decodes_makes_it_panic_or_lets_it_pass(
+    fn no_message_makes_it_panic_or_passes_without_a_token(
         headers in prop::collection::hash_map(text_or_junk(), text_or_junk(), 0..5),
         raw in prop::collection::vec((text_or_junk(), prop::collection::vec(any::<u8>(), 0..9)), 0..5),
         extensions in prop::collection::hash_map(text_or_junk(), text_or_junk(), 0..3),
         source in text_or_junk(),
     ) {
-        let mut asking = Asking::new().from(&source);
-        asking.0.context_extensions = extensions;
-        asking.http().headers = headers;
+        let mut request = RequestBuilder::new().from(&source);
+        request.0.context_extensions = extensions;
+        request.http().headers = headers;
         for (name, value) in raw {
-            asking = asking.raw(&name, &value);
+            request = request.raw(&name, &value);
         }
-        let reply = asking.ask(&endpoint(&["0.0.0.0/0"]));
+        let reply = request.send(&endpoint(&["0.0.0.0/0"]));
         prop_assert!(matches!(reply.http, 400 | 401), "{reply:?}");
     }
 
     #[test]
-    fn bytes_decode_or_do_not(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn arbitrary_bytes_fail_to_decode_or_are_denied(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(request) = CheckRequest::decode(&*bytes) {
-            let reply = Reply::of(endpoint(&[]).answer(&request, GATEWAY.parse().expect("an address")));
+            let reply = Reply::of(endpoint(&[]).respond(&request, GATEWAY.parse().expect("an address")));
             prop_assert!(matches!(reply.http, 400 | 401), "{reply:?}");
         }
     }
 }
 
 #[test]
-fn header_maps_are_read_by_their_text_where_they_have_no_bytes() {
-    let mut asking = Asking::new();
+fn raw_headers_without_bytes_are_read_by_their_text() {
+    let mut request = RequestBuilder::new();
     let value = String::from_utf8(bearer(1)).expect("text");
     let header = HeaderValue { key: "authorization".to_owned(), value, ..Default::default() };
-    asking.http().header_map = Some(HeaderMap { headers: vec![header] });
-    assert_eq!(asking.ask(&endpoint(&[])).http, 200);
+    request.http().header_map = Some(HeaderMap { headers: vec![header] });
+    assert_eq!(request.send(&endpoint(&[])).http, 200);
 }

@@ -1,9 +1,7 @@
 //! `ANY /auth`: a gateway checks a request that it is about to forward.
 //!
-//! What nginx calls `auth_request`, Traefik ForwardAuth, Caddy `forward_auth` and Envoy an HTTP authorization
-//! service. The gateway passes the client's headers on, the operator of the gateway puts into the query what the
-//! route needs. Tokens are presented as RFC 6750 section 2.1 has it, or in `X-API-Key`; never in the query, which
-//! ends up in logs. Refusals follow RFC 6750 section 3.
+//! nginx calls this `auth_request`, Traefik ForwardAuth, Caddy `forward_auth`, and Envoy an HTTP authorization service.
+//! The gateway passes the client's headers on; its operator writes the route's requirements into the query.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -14,12 +12,11 @@ use http::{Request, Response};
 use http_body_util::Full;
 
 use super::{GatewayCheck, GatewayRequest};
-use crate::endpoints::Answer;
-use crate::endpoints::challenge::insert_identity;
-use crate::endpoints::client_address::TrustedProxies;
-use crate::endpoints::refusal::Refusal;
-use crate::endpoints::requirements;
-use crate::endpoints::requirements::Requirements;
+use crate::endpoints::gateway::challenge::insert_identity;
+use crate::endpoints::gateway::error::GatewayError;
+use crate::endpoints::gateway::requirements::{Requirements, UnknownParameters};
+use crate::endpoints::routes::Route;
+use crate::endpoints::{HttpResponse, TrustedProxies};
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
 use tokenward_core::check::Identity;
@@ -36,27 +33,32 @@ impl ForwardAuth {
         Self(GatewayCheck::new("auth", snapshot, trusted_proxies, metrics))
     }
 
-    pub(in crate::endpoints) fn answer<B>(&self, request: &Request<B>, peer: IpAddr) -> Answer {
+    pub(in crate::endpoints) fn respond<B>(&self, request: &Request<B>, peer: IpAddr) -> HttpResponse {
         self.0.respond(Ok(HttpCheck { request, peer }))
     }
 }
 
-/// A check over HTTP, with the address that it came from.
+/// A gateway's request, and the address of the gateway.
 struct HttpCheck<'a, B> {
     request: &'a Request<B>,
     peer: IpAddr,
 }
 
 impl<B> GatewayRequest for HttpCheck<'_, B> {
-    type Response = Answer;
+    type Response = HttpResponse;
 
-    fn requirements(&self) -> Result<Requirements<'_>, Refusal> {
+    fn requirements(&self) -> Result<Requirements<'_>, GatewayError> {
+        let uri = self.request.uri();
         // Below /auth/ a gateway has appended the client's own path and query, which may have other parameters.
-        let strict = self.request.uri().path() == "/auth";
-        requirements::from_query(self.request.uri().query().unwrap_or_default(), strict)
+        let unknown = if uri.path() == Route::ForwardAuth.path() {
+            UnknownParameters::Deny
+        } else {
+            UnknownParameters::Ignore
+        };
+        Requirements::from_query(uri.query().unwrap_or_default(), unknown)
     }
 
-    fn headers(&self) -> Result<Cow<'_, HeaderMap>, Refusal> {
+    fn headers(&self) -> Result<Cow<'_, HeaderMap>, GatewayError> {
         Ok(Cow::Borrowed(self.request.headers()))
     }
 
@@ -64,7 +66,7 @@ impl<B> GatewayRequest for HttpCheck<'_, B> {
         trusted.client(headers, self.peer)
     }
 
-    fn allowed(&self, identity: Identity<'_>) -> Answer {
+    fn allowed(&self, identity: Identity<'_>) -> HttpResponse {
         let mut response = Response::new(Full::default());
         let headers = response.headers_mut();
         insert_identity(headers, identity);
@@ -72,7 +74,7 @@ impl<B> GatewayRequest for HttpCheck<'_, B> {
         response
     }
 
-    fn denied(response: Answer) -> Answer {
+    fn denied(response: HttpResponse) -> HttpResponse {
         response
     }
 }

@@ -1,4 +1,4 @@
-//! Every header and refusal of the endpoint.
+//! Every header of `/auth`, and every reason of a denial.
 
 use std::sync::Arc;
 
@@ -13,39 +13,38 @@ use tokenward_core::token::format;
 use tokenward_core::token::format::{KeyId, Prefix};
 
 /// The status for token 1 at `/auth` with this query.
-fn asked(fixture: &Fixture, query: &str) -> u16 {
-    fixture.ask(&format!("/auth?{query}"), &[("authorization", &bearer(1))]).status
+fn status(fixture: &Fixture, query: &str) -> u16 {
+    fixture.get(&format!("/auth?{query}"), &[("authorization", &bearer(1))]).status
 }
 
 #[test]
-fn a_valid_token_is_told_who_it_is() {
+fn a_valid_token_is_identified_in_headers() {
     let fixture = Fixture::new();
-    let answer = fixture.ask("/auth?scope=orders:read", &[("authorization", &bearer(1))]);
-    assert_eq!(answer.status, 200);
-    assert_eq!(answer.header("x-tokenward-id"), Some("tok_1"));
-    assert_eq!(answer.header("x-tokenward-subject"), Some("team/token-1"));
-    assert_eq!(answer.header("x-tokenward-scopes"), Some("orders:* audit:read"));
-    assert_eq!(answer.header("cache-control"), Some("no-store"));
-    assert_eq!(answer.header("www-authenticate"), None);
-    assert!(answer.body.is_empty());
+    let response = fixture.get("/auth?scope=orders:read", &[("authorization", &bearer(1))]);
+    assert_eq!(response.status, 200);
+    assert_eq!(response.header("x-tokenward-id"), Some("tok_1"));
+    assert_eq!(response.header("x-tokenward-subject"), Some("team/token-1"));
+    assert_eq!(response.header("x-tokenward-scopes"), Some("orders:* audit:read"));
+    assert_eq!(response.header("cache-control"), Some("no-store"));
+    assert_eq!(response.header("www-authenticate"), None);
+    assert!(response.body.is_empty());
 }
 
 #[test]
-fn every_method_asks() {
+fn every_method_is_a_check() {
     let fixture = Fixture::new();
     for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "PURGE"] {
         let request = Request::builder().method(method).uri("/auth");
         let with_token = request.header("authorization", bearer(1)).body(Full::default()).expect("a request");
-        assert_eq!(fixture.answer(with_token, PEER).status, 200, "{method}");
+        assert_eq!(fixture.send(with_token, PEER).status, 200, "{method}");
         let without =
             Request::builder().method(method).uri("/auth").body(Full::default()).expect("a request");
-        assert_eq!(fixture.answer(without, PEER).status, 401, "{method}");
+        assert_eq!(fixture.send(without, PEER).status, 401, "{method}");
     }
 }
 
-/// What is presented, in which headers, and what becomes of it.
 #[test]
-fn tokens_are_taken_from_two_headers() {
+fn tokens_are_read_from_two_headers() {
     let fixture = Fixture::new();
     fixture.with(2, spec());
     let (good, other) = (plaintext(1), plaintext(2));
@@ -59,6 +58,8 @@ fn tokens_are_taken_from_two_headers() {
         ("lower-case scheme", &[("authorization", &scheme("bearer "))], 200, ""),
         ("upper-case scheme", &[("authorization", &scheme("BEARER "))], 200, ""),
         ("several spaces", &[("authorization", &scheme("Bearer   "))], 200, ""),
+        ("a tab instead of the space", &[("authorization", &scheme("Bearer\t"))], 401, "no_token"),
+        ("a tab after the space", &[("authorization", &scheme("Bearer \t"))], 401, "invalid_token"),
         ("spaces around an API key", &[("x-api-key", &scheme("  "))], 200, ""),
         ("no space", &[("authorization", &scheme("Bearer"))], 401, "no_token"),
         ("no scheme", &[("authorization", key)], 401, "no_token"),
@@ -69,16 +70,16 @@ fn tokens_are_taken_from_two_headers() {
         ("empty API key", &[("x-api-key", b"")], 401, "invalid_token"),
         ("two words", &[("authorization", &[&bearer(1)[..], b" x"].concat())], 401, "invalid_token"),
         ("junk", &[("authorization", b"Bearer junk")], 401, "invalid_token"),
-        ("no text", &[("authorization", b"Bearer \xff\xfe")], 401, "invalid_token"),
-        ("API key that is no text", &[("x-api-key", b"\xff")], 401, "invalid_token"),
+        ("not UTF-8", &[("authorization", b"Bearer \xff\xfe")], 401, "invalid_token"),
+        ("API key that is not UTF-8", &[("x-api-key", b"\xff")], 401, "invalid_token"),
         ("Basic beside an API key", &[("authorization", b"Basic dTpw"), ("x-api-key", key)], 200, ""),
         (
-            "a scheme with no text beside an API key",
+            "another scheme that is not UTF-8, beside an API key",
             &[("authorization", b"Digest username=\"J\xf6rg\""), ("x-api-key", key)],
             200,
             "",
         ),
-        ("a scheme with no text", &[("authorization", b"Digest \xf6")], 401, "no_token"),
+        ("another scheme that is not UTF-8", &[("authorization", b"Digest \xf6")], 401, "no_token"),
         ("the same twice", &[("authorization", &bearer(1)), ("x-api-key", key)], 200, ""),
         (
             "two that differ",
@@ -93,7 +94,7 @@ fn tokens_are_taken_from_two_headers() {
             "invalid_request",
         ),
         (
-            "a good one and no text",
+            "a good one and one that is not UTF-8",
             &[("authorization", b"Bearer \xff"), ("x-api-key", key)],
             400,
             "invalid_request",
@@ -113,19 +114,19 @@ fn tokens_are_taken_from_two_headers() {
         ("two API keys", &[("x-api-key", key), ("x-api-key", key)], 400, "invalid_request"),
     ];
     for (what, headers, status, error) in table {
-        let answer = fixture.ask("/auth", headers);
-        assert_eq!(answer.status, *status, "{what}");
+        let response = fixture.get("/auth", headers);
+        assert_eq!(response.status, *status, "{what}");
         if *status != 200 {
-            assert_eq!(answer.error(), *error, "{what}");
+            assert_eq!(response.error(), *error, "{what}");
         }
     }
 }
 
 #[test]
-fn a_token_in_the_query_is_not_taken() {
+fn a_token_in_the_query_is_ignored() {
     let fixture = Fixture::new();
     let uri = format!("/auth/orders?access_token={}", plaintext(1).expose());
-    assert_eq!(fixture.ask(&uri, &[]).error(), "no_token");
+    assert_eq!(fixture.get(&uri, &[]).error(), "no_token");
 }
 
 #[test]
@@ -166,15 +167,15 @@ fn scopes_of_a_route() {
         (&many(65), 400),
         (&in_one(64), 200),
         (&in_one(65), 400),
-        // A mistake of an operator must not leave a route open.
+        // An operator's mistake must not leave a route open.
         ("scopes=audit:write", 400),
         ("Scope=audit:write", 400),
         ("scope[]=audit:write", 400),
         ("aud=x", 400),
         ("=", 400),
     ];
-    for (query, status) in table {
-        assert_eq!(asked(&fixture, query), *status, "{query}");
+    for (query, expected) in table {
+        assert_eq!(status(&fixture, query), *expected, "{query}");
     }
 }
 
@@ -182,53 +183,53 @@ fn scopes_of_a_route() {
 fn audience_of_a_route() {
     let fixture = Fixture::new();
     fixture.with(2, ApiTokenSpec { audiences: Some(vec!["billing".to_owned()]), ..spec() });
-    let ask = |number, query: &str| {
-        fixture.ask(&format!("/auth?{query}"), &[("authorization", &bearer(number))]).status
+    let status = |number, query: &str| {
+        fixture.get(&format!("/auth?{query}"), &[("authorization", &bearer(number))]).status
     };
-    assert_eq!(ask(1, "audience=search"), 200);
-    assert_eq!(ask(2, "audience=billing"), 200);
-    assert_eq!(ask(2, "audience=bill%69ng"), 200);
-    assert_eq!(ask(2, "audience=search"), 401);
-    assert_eq!(ask(2, "audience="), 401);
-    assert_eq!(ask(2, "audience=Billing"), 401);
-    assert_eq!(ask(2, "audience=billing&audience=billing"), 400);
-    assert_eq!(ask(2, "audience=billing&audience=search"), 400);
+    assert_eq!(status(1, "audience=search"), 200);
+    assert_eq!(status(2, "audience=billing"), 200);
+    assert_eq!(status(2, "audience=bill%69ng"), 200);
+    assert_eq!(status(2, "audience=search"), 401);
+    assert_eq!(status(2, "audience="), 401);
+    assert_eq!(status(2, "audience=Billing"), 401);
+    assert_eq!(status(2, "audience=billing&audience=billing"), 400);
+    assert_eq!(status(2, "audience=billing&audience=search"), 400);
 }
 
 #[test]
-fn below_auth_the_query_may_be_the_clients() {
+fn below_auth_the_query_may_contain_a_clients_parameters() {
     let fixture = Fixture::new();
-    let ask = |uri: &str| fixture.ask(uri, &[("authorization", &bearer(1))]).status;
-    assert_eq!(ask("/auth?page=2"), 400);
-    assert_eq!(ask("/auth/?page=2"), 200);
-    assert_eq!(ask("/auth/orders/7?page=2&sort=up"), 200);
-    assert_eq!(ask("/auth/orders?page=2&scope=audit:write"), 403);
-    assert_eq!(ask("/auth//x/../%2e%2e/?%%%=&;"), 200);
-    assert_eq!(ask("http://verifier.tokenward.svc/auth?page=2"), 400);
-    assert_eq!(ask("http://verifier.tokenward.svc/auth/orders?page=2"), 200);
+    let status = |uri: &str| fixture.get(uri, &[("authorization", &bearer(1))]).status;
+    assert_eq!(status("/auth?page=2"), 400);
+    assert_eq!(status("/auth/?page=2"), 200);
+    assert_eq!(status("/auth/orders/7?page=2&sort=up"), 200);
+    assert_eq!(status("/auth/orders?page=2&scope=audit:write"), 403);
+    assert_eq!(status("/auth//x/../%2e%2e/?%%%=&;"), 200);
+    assert_eq!(status("http://verifier.tokenward.svc/auth?page=2"), 400);
+    assert_eq!(status("http://verifier.tokenward.svc/auth/orders?page=2"), 200);
 }
 
 #[test]
-fn elsewhere_is_no_endpoint() {
+fn other_paths_are_not_found() {
     let fixture = Fixture::new();
     for uri in ["/", "/authx", "/Auth", "/auth;x", "//auth", "/v1/auth", "/%61uth", "*", "example.com:443"] {
-        let answer = fixture.ask(uri, &[("authorization", &bearer(1))]);
-        assert_eq!(answer.status, 404, "{uri}");
-        assert_eq!(answer.header("x-tokenward-id"), None);
-        assert_eq!(answer.header("cache-control"), Some("no-store"), "a 404 may be cached otherwise");
+        let response = fixture.get(uri, &[("authorization", &bearer(1))]);
+        assert_eq!(response.status, 404, "{uri}");
+        assert_eq!(response.header("x-tokenward-id"), None);
+        assert_eq!(response.header("cache-control"), Some("no-store"), "a 404 may be cached otherwise");
     }
 }
 
 #[test]
-fn before_all_is_known_nothing_is_called_unknown() {
+fn no_token_is_unknown_before_list_and_pepper_are_read() {
     let fixture = Fixture::unready(&[]);
     let not_ready = |fixture: &Fixture| {
         for token in [&bearer(1)[..], b"Bearer junk"] {
-            let answer = fixture.ask("/auth", &[("authorization", token)]);
-            assert_eq!((answer.status, &*answer.error()), (503, "not_ready"));
-            assert_eq!(answer.header("retry-after"), Some("1"));
-            assert_eq!(answer.header("cache-control"), Some("no-store"));
-            assert_eq!(answer.header("www-authenticate"), None);
+            let response = fixture.get("/auth", &[("authorization", token)]);
+            assert_eq!((response.status, &*response.error()), (503, "not_ready"));
+            assert_eq!(response.header("retry-after"), Some("1"));
+            assert_eq!(response.header("cache-control"), Some("no-store"));
+            assert_eq!(response.header("www-authenticate"), None);
         }
     };
     not_ready(&fixture);
@@ -237,7 +238,7 @@ fn before_all_is_known_nothing_is_called_unknown() {
     fixture.snapshot.set_listed();
     not_ready(&fixture);
     fixture.snapshot.peppers.store(Some(Arc::new(fixture.peppers.clone())));
-    assert_eq!(asked(&fixture, ""), 200);
+    assert_eq!(status(&fixture, ""), 200);
     let no_list = Fixture::unready(&[]);
     no_list.with(1, spec());
     no_list.snapshot.peppers.store(Some(Arc::new(no_list.peppers.clone())));
@@ -248,10 +249,10 @@ fn before_all_is_known_nothing_is_called_unknown() {
 fn challenges_follow_rfc_6750() {
     let fixture = Fixture::new();
     let challenge = |uri: &str, headers: &[(&str, &[u8])]| {
-        let answer = fixture.ask(uri, headers);
-        assert_eq!(answer.header("cache-control"), Some("no-store"));
-        assert_eq!(answer.header("content-type"), Some("application/json"));
-        answer.header("www-authenticate").map(str::to_owned)
+        let response = fixture.get(uri, headers);
+        assert_eq!(response.header("cache-control"), Some("no-store"));
+        assert_eq!(response.header("content-type"), Some("application/json"));
+        response.header("www-authenticate").map(str::to_owned)
     };
     // Section 3.1: no error code where no authentication information was presented.
     assert_eq!(challenge("/auth", &[]).as_deref(), Some(r#"Bearer realm="tokenward""#));
@@ -270,7 +271,7 @@ fn challenges_follow_rfc_6750() {
 }
 
 #[test]
-fn one_answer_for_all_that_is_not_valid() {
+fn every_invalid_token_gets_the_same_response() {
     let fixture = Fixture::new();
     let past = "2026-01-02T00:00:00Z".parse().expect("an instant");
     fixture.with(2, ApiTokenSpec { revoked: Some(true), ..spec() });
@@ -280,26 +281,26 @@ fn one_answer_for_all_that_is_not_valid() {
     // Its key id is known, its secret is not.
     let forged = format::make(&Prefix::default(), KeyId::from_bytes([1; 16]), &[9; 32]);
     let uri = "/auth?audience=search&scope=payments:write";
-    let unknown = fixture.ask(uri, &[("authorization", &bearer(99))]);
+    let unknown = fixture.get(uri, &[("authorization", &bearer(99))]);
     assert_eq!((unknown.status, &*unknown.error()), (401, "invalid_token"));
     for number in 2..=5 {
-        assert_eq!(fixture.ask(uri, &[("authorization", &bearer(number))]), unknown, "token {number}");
+        assert_eq!(fixture.get(uri, &[("authorization", &bearer(number))]), unknown, "token {number}");
     }
     for text in [forged.expose().as_bytes(), b"tw_", b"", b"\xff", &[b'x'; 20_000]] {
-        assert_eq!(fixture.ask(uri, &[("x-api-key", text)]), unknown);
-        assert_eq!(fixture.ask(uri, &[("authorization", &[b"Bearer ", text].concat())]), unknown);
+        assert_eq!(fixture.get(uri, &[("x-api-key", text)]), unknown);
+        assert_eq!(fixture.get(uri, &[("authorization", &[b"Bearer ", text].concat())]), unknown);
     }
 }
 
 #[test]
-fn the_clients_address_is_the_right_most_that_no_proxy_of_ours_has() {
+fn the_client_has_the_rightmost_address_that_is_no_trusted_proxy() {
     let fixture = Fixture::behind(&["10.0.0.0/8", "2001:db8:f::/48"]);
     let cidrs = |list: &[&str]| {
         let cidrs = Some(list.iter().map(|cidr| (*cidr).to_owned()).collect());
         ApiTokenSpec { constraints: Some(Constraints { cidrs }), ..spec() }
     };
     fixture.with(2, cidrs(&["203.0.113.0/24", "2001:db8:1::/48"]));
-    // Whoever is taken for a proxy of ours.
+    // Valid only from the address of a trusted proxy.
     fixture.with(3, cidrs(&["10.0.0.0/8"]));
     const INSIDE: u16 = 200;
     const OUTSIDE: u16 = 403;
@@ -307,7 +308,7 @@ fn the_clients_address_is_the_right_most_that_no_proxy_of_ours_has() {
         // The peer is the client.
         ("203.0.113.9", &[], INSIDE, OUTSIDE),
         ("198.51.100.1", &[], OUTSIDE, OUTSIDE),
-        // Nobody believes what it says of others.
+        // It is not trusted to report another address.
         ("198.51.100.1", &[b"203.0.113.9"], OUTSIDE, OUTSIDE),
         ("203.0.113.9", &[b"198.51.100.1"], INSIDE, OUTSIDE),
         // One proxy, then several.
@@ -318,19 +319,19 @@ fn the_clients_address_is_the_right_most_that_no_proxy_of_ours_has() {
         ("10.0.0.1", &[b"203.0.113.9", b"198.51.100.1"], OUTSIDE, OUTSIDE),
         ("10.0.0.1", &[b"198.51.100.1", b"203.0.113.9", b"10.0.0.2"], INSIDE, OUTSIDE),
         ("10.0.0.1", &[b"203.0.113.9, 198.51.100.1, 10.0.0.2"], OUTSIDE, OUTSIDE),
-        // Only proxies: the first of them asks for itself.
+        // Only proxies: the first of them is the client.
         ("10.0.0.1", &[], OUTSIDE, INSIDE),
         ("10.0.0.1", &[b""], OUTSIDE, INSIDE),
         ("10.0.0.1", &[b" , ,"], OUTSIDE, INSIDE),
         ("10.0.0.1", &[b"10.0.0.3, 10.0.0.2"], OUTSIDE, INSIDE),
         ("10.0.0.1", &[b"203.0.113.9,,10.0.0.2"], INSIDE, OUTSIDE),
-        // A client writes what it likes in front of its own address.
+        // A client can write anything in front of its own address.
         ("10.0.0.1", &[b"garbage, 203.0.113.9"], INSIDE, OUTSIDE),
         ("10.0.0.1", &[b"\xff, 203.0.113.9"], INSIDE, OUTSIDE),
         ("10.0.0.1", &[b"\xff, 198.51.100.1"], OUTSIDE, OUTSIDE),
         ("10.0.0.1", &[b"203.0.113.9", b"\xff, 198.51.100.1"], OUTSIDE, OUTSIDE),
         ("10.0.0.1", &[b"10.0.0.7", b"\xff, 198.51.100.1, 10.0.0.2"], OUTSIDE, OUTSIDE),
-        // An address that can't be read is nobody's, least of all the proxy's that passed it on.
+        // An address that can't be parsed is unknown; above all, it is not the proxy's.
         ("10.0.0.1", &[b"garbage"], OUTSIDE, OUTSIDE),
         ("10.0.0.1", &[b"unknown"], OUTSIDE, OUTSIDE),
         ("10.0.0.1", &[b"\xff"], OUTSIDE, OUTSIDE),
@@ -338,7 +339,7 @@ fn the_clients_address_is_the_right_most_that_no_proxy_of_ours_has() {
         ("10.0.0.1", &[b"203.0.113.9, 300.1.1.1"], OUTSIDE, OUTSIDE),
         ("10.0.0.1", &[b"garbage, 10.0.0.2"], OUTSIDE, OUTSIDE),
         ("10.0.0.1", &[b"203.0.113.9, garbage, 10.0.0.2"], OUTSIDE, OUTSIDE),
-        // IPv6, and IPv4 in its clothes.
+        // IPv6, and IPv4 mapped into IPv6.
         ("2001:db8:f::1", &[b"2001:db8:1::9"], INSIDE, OUTSIDE),
         ("2001:db8:e::1", &[b"2001:db8:1::9"], OUTSIDE, OUTSIDE),
         ("10.0.0.1", &[b"::ffff:203.0.113.9"], INSIDE, OUTSIDE),
@@ -356,35 +357,35 @@ fn the_clients_address_is_the_right_most_that_no_proxy_of_ours_has() {
             let token = bearer(number);
             let mut headers: Vec<(&str, &[u8])> = vec![("authorization", &token)];
             headers.extend(forwarded.iter().map(|value| ("x-forwarded-for", *value)));
-            let answer = fixture.ask_from(peer, "/auth", &headers);
-            assert_eq!(answer.status, expected, "token {number} from {peer}, forwarded for {shown:?}");
+            let response = fixture.get_from(peer, "/auth", &headers);
+            assert_eq!(response.status, expected, "token {number} from {peer}, forwarded for {shown:?}");
         }
     }
 }
 
 #[test]
-fn a_refused_address_gets_no_challenge() {
+fn a_denied_address_gets_no_challenge() {
     let fixture = Fixture::new();
     let constraints = Some(Constraints { cidrs: Some(vec!["203.0.113.0/24".to_owned()]) });
     fixture.with(2, ApiTokenSpec { constraints, ..spec() });
-    let answer = fixture.ask("/auth", &[("authorization", &bearer(2))]);
-    assert_eq!((answer.status, &*answer.error()), (403, "ip_not_allowed"));
-    assert_eq!(answer.header("www-authenticate"), None);
-    assert_eq!(answer.header("cache-control"), Some("no-store"));
+    let response = fixture.get("/auth", &[("authorization", &bearer(2))]);
+    assert_eq!((response.status, &*response.error()), (403, "ip_not_allowed"));
+    assert_eq!(response.header("www-authenticate"), None);
+    assert_eq!(response.header("cache-control"), Some("no-store"));
 }
 
 #[test]
 fn every_outcome_is_counted() {
     let fixture = Fixture::unready(&[]);
     fixture.with(1, spec());
-    asked(&fixture, "");
+    status(&fixture, "");
     fixture.snapshot.set_listed();
     fixture.snapshot.peppers.store(Some(Arc::new(fixture.peppers.clone())));
     for query in ["", "", "scope=audit:write", "scope="] {
-        asked(&fixture, query);
+        status(&fixture, query);
     }
-    fixture.ask("/auth", &[]);
-    fixture.ask("/auth", &[("x-api-key", b"junk")]);
+    fixture.get("/auth", &[]);
+    fixture.get("/auth", &[("x-api-key", b"junk")]);
     let text = fixture.metrics();
     let counts = [
         ("ALLOWED", 2),
@@ -419,7 +420,7 @@ fn header() -> impl Strategy<Value = (&'static str, Vec<u8>)> {
 }
 
 proptest! {
-    /// Nothing that is sent panics, and what is allowed had presented the one valid token, and nothing else.
+    /// No request makes it panic, and every request that is allowed presents the one valid token and nothing else.
     #[test]
     fn only_a_valid_token_is_allowed(
         headers in proptest::collection::vec(header(), 0..4), below: bool, query in "[ -~]{0,60}",
@@ -435,9 +436,9 @@ proptest! {
                 request.headers_mut().append(*name, value);
             }
         }
-        let answer = fixture.answer(request.clone(), PEER);
-        prop_assert!([200, 400, 401, 403].contains(&answer.status), "{}", answer.status);
-        if answer.status == 200 {
+        let response = fixture.send(request.clone(), PEER);
+        prop_assert!([200, 400, 401, 403].contains(&response.status), "{}", response.status);
+        if response.status == 200 {
             let good = plaintext(1);
             let presented: Vec<&str> = ["authorization", "x-api-key"].into_iter()
                 .flat_map(|name| request.headers().get_all(name))
@@ -446,21 +447,21 @@ proptest! {
                 .collect();
             prop_assert!(presented.contains(&good.expose()), "{headers:?}");
         } else {
-            prop_assert_eq!(answer.header("x-tokenward-id"), None);
+            prop_assert_eq!(response.header("x-tokenward-id"), None);
         }
     }
 
-    /// A query never opens an endpoint, and one that names a scope which the token lacks never passes it.
+    /// No other parameter lets a request pass whose query requires a scope that the token lacks.
     #[test]
-    fn no_query_widens(before in "[a-z=&%+0-9]{0,20}", after in "[a-z=&%+0-9:]{0,20}", below: bool) {
+    fn no_query_weakens_a_requirement(before in "[a-z=&%+0-9]{0,20}", after in "[a-z=&%+0-9:]{0,20}", below: bool) {
         let fixture = Fixture::new();
         let uri = format!("/auth{}?{before}&scope=audit:write&{after}", if below { "/x" } else { "" });
-        prop_assert!([400, 403].contains(&fixture.ask(&uri, &[("authorization", &bearer(1))]).status));
+        prop_assert!([400, 403].contains(&fixture.get(&uri, &[("authorization", &bearer(1))]).status));
         let unknown = bearer(99);
-        prop_assert!([400, 401].contains(&fixture.ask(&uri, &[("authorization", &unknown)]).status));
+        prop_assert!([400, 401].contains(&fixture.get(&uri, &[("authorization", &unknown)]).status));
     }
 
-    /// Whatever a client writes into X-Forwarded-For, the address that the proxy appends counts.
+    /// Whatever a client writes into X-Forwarded-For, the address that the proxy appends is used.
     #[test]
     fn no_client_chooses_its_address(forged in proptest::collection::vec(value(), 0..3), joined: bool) {
         let fixture = Fixture::behind(&["10.0.0.0/8"]);
@@ -475,6 +476,6 @@ proptest! {
         let token = bearer(2);
         let mut headers: Vec<(&str, &[u8])> = vec![("authorization", &token)];
         headers.extend(forged.iter().map(|value| ("x-forwarded-for", &**value)));
-        prop_assert_eq!(fixture.ask_from("10.0.0.1", "/auth", &headers).status, 403);
+        prop_assert_eq!(fixture.get_from("10.0.0.1", "/auth", &headers).status, 403);
     }
 }

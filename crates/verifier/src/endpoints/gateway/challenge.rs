@@ -1,5 +1,5 @@
-//! Responses of the public endpoints, in HTTP's terms: the identity in headers, or a refusal as RFC 6750
-//! section 3 has it, with a body for people.
+//! Responses to gateways in HTTP's terms: the identity in headers, or an error with a challenge as in RFC 6750
+//! section 3.
 
 use std::borrow::Cow;
 
@@ -7,10 +7,10 @@ use http::header::{HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, StatusCode};
 use hyper::body::Bytes;
 
-use super::Answer;
-use super::refusal::Refusal;
+use super::error::GatewayError;
 use super::requirements::Requirements;
-use super::verify::VerifyError;
+use crate::endpoints::verify::VerifyError;
+use crate::endpoints::{HttpResponse, RETRY_AFTER_SECONDS, response};
 use tokenward_core::check::{Code, Identity};
 
 const ID: HeaderName = HeaderName::from_static("x-tokenward-id");
@@ -21,7 +21,7 @@ const SCOPES: HeaderName = HeaderName::from_static("x-tokenward-scopes");
 pub(super) fn insert_identity(headers: &mut HeaderMap, identity: Identity<'_>) {
     let entry = identity.entry;
     for (name, value) in [(ID, entry.token_id()), (SUBJECT, entry.subject()), (SCOPES, identity.scopes())] {
-        // Names, ids and scopes are ASCII by the API server's rules; a value that is not is left out.
+        // The API server admits ASCII only in names, ids and scopes; another value is left out.
         if let Ok(value) = HeaderValue::from_str(value) {
             headers.insert(name, value);
         }
@@ -29,20 +29,20 @@ pub(super) fn insert_identity(headers: &mut HeaderMap, identity: Identity<'_>) {
 }
 
 /// The response to a token that is not valid for the route.
-pub(super) fn denial(code: Code, needs: &Requirements<'_>) -> Answer {
+pub(super) fn deny_response(code: Code, requirements: &Requirements<'_>) -> HttpResponse {
     match code {
         Code::InsufficientScope => {
-            let scopes = needs.scopes.join(" ");
+            let scopes = requirements.scopes.join(" ");
             let challenge =
                 format!(r#"Bearer realm="tokenward", error="insufficient_scope", scope="{scopes}""#);
-            answer(
+            json_error(
                 StatusCode::FORBIDDEN,
                 Some(&challenge),
                 "insufficient_scope",
                 "the token lacks a scope that this needs",
             )
         }
-        Code::IpNotAllowed => answer(
+        Code::IpNotAllowed => json_error(
             StatusCode::FORBIDDEN,
             None,
             "ip_not_allowed",
@@ -54,7 +54,7 @@ pub(super) fn denial(code: Code, needs: &Requirements<'_>) -> Answer {
         | Code::Expired
         | Code::Suspended
         | Code::Retired
-        | Code::AudienceMismatch => answer_with(
+        | Code::AudienceMismatch => with_challenge(
             StatusCode::UNAUTHORIZED,
             Some(HeaderValue::from_static(r#"Bearer realm="tokenward", error="invalid_token""#)),
             Bytes::from_static(br#"{"error":"invalid_token","message":"the token is not valid"}"#),
@@ -62,43 +62,43 @@ pub(super) fn denial(code: Code, needs: &Requirements<'_>) -> Answer {
     }
 }
 
-/// The response to a request on which there is no decision.
-pub(super) fn refused(refusal: &Refusal) -> Answer {
-    match refusal {
-        Refusal::Malformed(what) => answer(
+/// The response to a request that led to no check.
+pub(super) fn error_response(error: &GatewayError) -> HttpResponse {
+    match error {
+        GatewayError::Malformed(how) => json_error(
             StatusCode::BAD_REQUEST,
             Some(r#"Bearer realm="tokenward", error="invalid_request""#),
             "invalid_request",
-            what.clone(),
+            how.clone(),
         ),
-        Refusal::NoToken => answer(
+        GatewayError::NoToken => json_error(
             StatusCode::UNAUTHORIZED,
             Some(r#"Bearer realm="tokenward""#),
             "no_token",
             "present a token as Authorization: Bearer, or as X-API-Key",
         ),
-        Refusal::Unavailable(why) => {
-            let mut answer = answer(StatusCode::SERVICE_UNAVAILABLE, None, why.error(), why.message());
-            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-            answer
+        GatewayError::Unavailable(why) => {
+            let mut response = json_error(StatusCode::SERVICE_UNAVAILABLE, None, why.code(), why.message());
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+            response
         }
     }
 }
 
-fn answer(
+fn json_error(
     status: StatusCode,
     challenge: Option<&str>,
     error: &'static str,
     message: impl Into<Cow<'static, str>>,
-) -> Answer {
+) -> HttpResponse {
     let body = serde_json::to_vec(&VerifyError { error, message: message.into() }).unwrap_or_default();
-    answer_with(status, challenge.and_then(|text| HeaderValue::from_str(text).ok()), body.into())
+    with_challenge(status, challenge.and_then(|text| HeaderValue::from_str(text).ok()), body.into())
 }
 
-fn answer_with(status: StatusCode, challenge: Option<HeaderValue>, body: Bytes) -> Answer {
-    let mut answer = super::body(status, "application/json", body);
+fn with_challenge(status: StatusCode, challenge: Option<HeaderValue>, body: Bytes) -> HttpResponse {
+    let mut response = response(status, "application/json", body);
     if let Some(challenge) = challenge {
-        answer.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
     }
-    answer
+    response
 }

@@ -1,0 +1,69 @@
+//! The scopes and the audience that a route requires of a token, as the gateway's operator configures them.
+
+use std::borrow::Cow;
+
+use super::error::GatewayError;
+use tokenward_core::token::scope;
+
+/// The longest part of an unknown parameter's name that an error repeats, in characters.
+const MAX_SHOWN_NAME_CHARS: usize = 64;
+
+#[derive(Debug, Default)]
+pub(super) struct Requirements<'q> {
+    /// All of them are required.
+    pub(super) scopes: Vec<Cow<'q, str>>,
+    pub(super) audience: Option<Cow<'q, str>>,
+}
+
+/// Whether the parameters come from the operator alone, or may include a client's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum UnknownParameters {
+    /// All parameters are the operator's: an unknown one is a mistake, which would leave a route open.
+    Deny,
+    /// Some parameters may be the client's.
+    Ignore,
+}
+
+impl<'q> Requirements<'q> {
+    pub(super) fn from_query(query: &'q str, unknown: UnknownParameters) -> Result<Self, GatewayError> {
+        if query.is_empty() {
+            return Ok(Self::default());
+        }
+        Self::from_parameters(form_urlencoded::parse(query.as_bytes()), unknown)
+    }
+
+    /// Takes parameters that are already decoded.
+    pub(super) fn from_parameters(
+        parameters: impl IntoIterator<Item = (Cow<'q, str>, Cow<'q, str>)>,
+        unknown: UnknownParameters,
+    ) -> Result<Self, GatewayError> {
+        let mut requirements = Self::default();
+        for (name, value) in parameters {
+            match &*name {
+                "scope" => {
+                    let before = requirements.scopes.len();
+                    let scopes = value.split_ascii_whitespace().map(|scope| Cow::Owned(scope.to_owned()));
+                    requirements.scopes.extend(scopes);
+                    if requirements.scopes.len() == before {
+                        return Err(GatewayError::Malformed(
+                            "scope is empty: leave it out, or name one".into(),
+                        ));
+                    }
+                }
+                "audience" if requirements.audience.is_some() => {
+                    return Err(GatewayError::Malformed("more than one audience".into()));
+                }
+                "audience" => requirements.audience = Some(value),
+                _ if unknown == UnknownParameters::Deny => {
+                    let name: String = name.chars().take(MAX_SHOWN_NAME_CHARS).collect();
+                    return Err(GatewayError::Malformed(
+                        format!("unknown parameter {name:?}: there are scope and audience").into(),
+                    ));
+                }
+                _ => {}
+            }
+        }
+        scope::validate(&requirements.scopes)?;
+        Ok(requirements)
+    }
+}
