@@ -222,15 +222,15 @@ pub async fn bookmarks_keep_a_quiet_watch_fresh(site: &Site) {
     // It generates the pepper, and then has nothing to do.
     let _controller = site.controller(&[]).ready().await;
     let verifier = site.verifier(&["--watch-namespaces", &space.name]).ready().await;
-    let (mut oldest, mut heard) = (0.0_f64, 0);
+    let (mut oldest, mut refreshes) = (0.0_f64, 0);
     for _ in 0..150 {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let age = verifier.metric("tokenward_watch_staleness_seconds").await;
-        heard += u32::from(age < oldest && oldest > 30.0);
+        refreshes += u32::from(age < oldest && oldest > 30.0);
         oldest = if age < oldest { age } else { oldest.max(age) };
-        assert!(age < 100.0, "nothing was heard for {age} s");
+        assert!(age < 100.0, "nothing was received for {age} s");
     }
-    assert!(heard >= 1, "nothing was heard");
+    assert!(refreshes >= 1, "no bookmark was received");
     assert_eq!(verifier.log().matches("listed ApiTokens").count(), 1, "it was fresh only by another list");
 }
 

@@ -107,14 +107,14 @@ impl TokenReviewCluster {
     }
 }
 
-pub async fn kube_apiserver_accepts_a_token_until_it_is_revoked(trusting: &TokenReviewCluster) {
-    let space = trusting.site.namespace("reads").await;
-    let (namespace, site) = (space.name.as_str(), &trusting.site);
+pub async fn kube_apiserver_accepts_a_token_until_it_is_revoked(cluster: &TokenReviewCluster) {
+    let space = cluster.site.namespace("reads").await;
+    let (namespace, site) = (space.name.as_str(), &cluster.site);
     let token = space.active("reader", json!({"scopes": ["anything:at-all"]})).await;
-    trusting.until_code(&token, None).await;
+    cluster.until_code(&token, None).await;
     let user = format!("tokenward:{namespace}:reader");
 
-    let (ok, who) = trusting.kubectl(&token, &["auth", "whoami", "-o", "json"]);
+    let (ok, who) = cluster.kubectl(&token, &["auth", "whoami", "-o", "json"]);
     assert!(ok, "{who}");
     let who: Value = serde_json::from_str(&who).expect("JSON");
     let info = &who["status"]["userInfo"];
@@ -126,46 +126,46 @@ pub async fn kube_apiserver_accepts_a_token_until_it_is_revoked(trusting: &Token
     }
 
     let list = ["get", "configmaps", "-n", namespace];
-    let (ok, refused) = trusting.kubectl(&token, &list);
+    let (ok, refused) = cluster.kubectl(&token, &list);
     assert!(!ok && refused.contains("Forbidden") && refused.contains(&user), "{refused}");
     site.kubectl(&["create", "role", "reader", "-n", namespace, "--verb=list", "--resource=configmaps"]);
     site.kubectl(&["create", "rolebinding", "reader", "-n", namespace, "--role=reader", "--user", &user]);
-    eventually("the RoleBinding takes effect", async || match trusting.kubectl(&token, &list) {
+    eventually("the RoleBinding takes effect", async || match cluster.kubectl(&token, &list) {
         (true, _) => Ok(()),
         (false, why) => Err(why),
     })
     .await;
-    let (_, listed) = trusting.kubectl(&token, &list);
+    let (_, listed) = cluster.kubectl(&token, &list);
     assert!(listed.contains("kube-root-ca.crt"), "{listed}");
 
     space.patch("reader", json!({"spec": {"revoked": true}})).await;
-    trusting.until_code(&token, Some("REVOKED")).await;
+    cluster.until_code(&token, Some("REVOKED")).await;
     // kube-apiserver itself caches a result for 10 s.
-    eventually("the API server's cache expires", async || match trusting.kubectl(&token, &list) {
+    eventually("the API server's cache expires", async || match cluster.kubectl(&token, &list) {
         (false, refused) if refused.contains("Unauthorized") => Ok(()),
         (_, other) => Err(other),
     })
     .await;
     for _ in 0..3 {
-        let (ok, refused) = trusting.kubectl(&token, &list);
+        let (ok, refused) = cluster.kubectl(&token, &list);
         assert!(!ok && refused.contains("Unauthorized"), "{refused}");
     }
-    let counted = trusting.verifier.metrics().await;
+    let counted = cluster.verifier.metrics().await;
     assert!(counted.contains(r#"checks_total{endpoint="tokenreview",code="REVOKED"}"#), "{counted}");
 }
 
-pub async fn a_service_account_may_call_once_it_is_bound(trusting: &TokenReviewCluster) {
-    let space = trusting.site.namespace("callers").await;
-    let (site, namespace) = (&trusting.site, space.name.as_str());
+pub async fn a_service_account_may_call_once_it_is_bound(cluster: &TokenReviewCluster) {
+    let space = cluster.site.namespace("callers").await;
+    let (site, namespace) = (&cluster.site, space.name.as_str());
     let token = space.active("t", json!({"scopes": ["orders:*"]})).await;
-    trusting.until_code(&token, None).await;
+    cluster.until_code(&token, None).await;
     site.kubectl(&["create", "serviceaccount", "shop", "-n", namespace]);
     let account = |audience: &str| {
         let token = site.kubectl(&["create", "token", "shop", "-n", namespace, "--audience", audience]);
         token.trim().to_owned()
     };
-    let question = json!({"token": token, "scopes": ["orders:read"]});
-    let ask = |caller: &str| trusting.post(caller, "/v1/verify", &question);
+    let body = json!({"token": token, "scopes": ["orders:read"]});
+    let ask = |caller: &str| cluster.post(caller, "/v1/verify", &body);
 
     let (status, why) = ask(&account("other"));
     assert_eq!(status, 401, "{why}");

@@ -254,8 +254,8 @@ pub async fn the_gateway_fails_closed_without_a_verifier(shared: &Shared, stage:
 pub async fn the_gateway_fails_closed_if_the_verifier_hangs(shared: &Shared, stage: &mut Stage) {
     let passed = stage.upstream.requests();
     stage.relay.hang();
-    let patience = if stage.kind.gives_up { 20 } else { 5 };
-    let reply = stage.curl("/orders/").bearer(&shared.orders.secret).max_time(patience).send();
+    let timeout = if stage.kind.gives_up { 20 } else { 5 };
+    let reply = stage.curl("/orders/").bearer(&shared.orders.secret).max_time(timeout).send();
     // 0: none within curl's timeout.
     let refused = matches!(reply.status, 500 | 502 | 503 | 504);
     assert!(refused || (reply.status == 0 && !stage.kind.gives_up), "{reply:?}");

@@ -17,11 +17,11 @@ fn health(kind: &str, object: &Value) -> (String, String) {
     (text("status"), text("message"))
 }
 
-fn ask(question: &str, file: &Path, live: &Value) -> Value {
+fn ask(task: &str, file: &Path, live: &Value) -> Value {
     let mut argocd = Command::new(&*tool::ARGOCD);
-    argocd.arg(question).arg(file);
+    argocd.arg(task).arg(file);
     let (ok, printed, complaint) = tool::run(argocd, &live.to_string());
-    assert!(ok, "{question} {}: {complaint}", file.display());
+    assert!(ok, "{task} {}: {complaint}", file.display());
     serde_json::from_str(&printed).expect("JSON")
 }
 
