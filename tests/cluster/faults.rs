@@ -327,7 +327,7 @@ pub async fn a_namespace_is_deleted_with_its_tokens(site: &Site) {
         space.condition(&format!("t{i}"), ConditionType::Active, "True").await;
         tokens.push(space.secret_of(&format!("t{i}")).await);
     }
-    space.delete_namespace().await;
+    site.delete_namespace(space).await;
     for token in &tokens {
         verifier.answers(token, "", 401).await;
     }

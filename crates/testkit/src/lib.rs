@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use devcluster::cache::tail;
 use devcluster::process::Guarded;
 use devcluster::{Cluster, Options};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
@@ -109,6 +110,47 @@ impl Site {
         };
         Api::all(self.client.clone()).create(&PostParams::default(), &namespace).await.expect("a namespace");
         Space { name, client: self.client.clone() }
+    }
+
+    /// Deletes a namespace, and waits until it is gone.
+    ///
+    /// Kubernetes' namespace controller waits 5 s, then deletes one kind after the other, and reports its first condition
+    /// after the last of them. On a busy machine that may take longer than [`TIMEOUT`], which therefore counts from the
+    /// last progress: a request of that first pass, or a change of the conditions.
+    pub async fn delete_namespace(&self, space: &Space) {
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        namespaces.delete(&space.name, &DeleteParams::default()).await.expect("a deletion");
+        let (mut progress, mut since) = (String::new(), Instant::now());
+        while let Some(namespace) = namespaces.get_opt(&space.name).await.expect("a response") {
+            let conditions = namespace.status.and_then(|status| status.conditions).unwrap_or_default();
+            let seen = if conditions.is_empty() {
+                format!("no conditions after {} deletions of collections", self.deleted_collections().await)
+            } else {
+                format!(
+                    "{:?}",
+                    conditions.iter().map(|c| (&c.type_, &c.status, &c.message)).collect::<Vec<_>>()
+                )
+            };
+            if seen != progress {
+                (progress, since) = (seen, Instant::now());
+            }
+            if since.elapsed() > TIMEOUT {
+                let log = tail(&self.cluster.dir().join("logs/kube-controller-manager.log"));
+                panic!("{} is not deleted; for {TIMEOUT:?}: {progress}\n{log}", space.name);
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// How many collections in namespaces were deleted so far, by the API server's metrics.
+    async fn deleted_collections(&self) -> f64 {
+        let request = http::Request::get("/metrics").body(Vec::new()).expect("a request");
+        let metrics = self.client.request_text(request).await.expect("metrics");
+        let counters = metrics.lines().filter(|line| line.starts_with("apiserver_request_total{"));
+        // DELETE is the HTTP method; for a single object the scope would be "resource".
+        let collections = counters
+            .filter(|line| line.contains(r#"scope="namespace""#) && line.contains(r#"verb="DELETE""#));
+        collections.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
     /// Starts the controller under its own rights.
@@ -466,42 +508,6 @@ impl Space {
         let after = self.get(name).await;
         assert_eq!(before.status, after.status);
         assert_eq!(before.metadata.resource_version, after.metadata.resource_version);
-    }
-
-    /// Deletes the namespace, and waits until it is gone.
-    ///
-    /// Kubernetes' namespace controller deletes one kind after the other, with some hundred requests in all, and reports
-    /// its first condition after the last of them. On a busy machine that may take longer than [`TIMEOUT`], which
-    /// therefore counts from the last progress: a request of that first pass, or a change of the conditions.
-    pub async fn delete_namespace(&self) {
-        let namespaces: Api<Namespace> = Api::all(self.client.clone());
-        namespaces.delete(&self.name, &DeleteParams::default()).await.expect("a deletion");
-        let (mut progress, mut since) = (String::new(), Instant::now());
-        while let Some(namespace) = namespaces.get_opt(&self.name).await.expect("a response") {
-            let conditions = namespace.status.and_then(|status| status.conditions).unwrap_or_default();
-            let seen = if conditions.is_empty() {
-                format!("no conditions, and {} DELETECOLLECTION requests", self.deleted_collections().await)
-            } else {
-                format!(
-                    "{:?}",
-                    conditions.iter().map(|c| (&c.type_, &c.status, &c.message)).collect::<Vec<_>>()
-                )
-            };
-            if seen != progress {
-                (progress, since) = (seen, Instant::now());
-            }
-            assert!(since.elapsed() < TIMEOUT, "{} is not deleted; for {TIMEOUT:?}: {progress}", self.name);
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
-    }
-
-    /// How often a kind of objects was deleted in a namespace so far, by the API server's metrics.
-    async fn deleted_collections(&self) -> f64 {
-        let request = http::Request::get("/metrics").body(Vec::new()).expect("a request");
-        let metrics = self.client.request_text(request).await.expect("metrics");
-        let counters = metrics.lines().filter(|line| line.starts_with("apiserver_request_total{"));
-        let deletions = counters.filter(|line| line.contains("verb=\"DELETECOLLECTION\""));
-        deletions.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
     /// Waits until an object has Events with these reasons, which the controller writes asynchronously.

@@ -272,7 +272,7 @@ pub async fn a_hanging_endpoint_does_not_block_the_deletion_of_a_namespace(site:
     receiver.behave(|_, _| Answer::Hang);
     revoke(&hooks, &names).await;
     receiver.until("an attempt", |log| log.iter().any(|d| d.status == 0)).await;
-    hooks.space().delete_namespace().await;
+    site.delete_namespace(hooks.space()).await;
 }
 
 pub async fn dead_letters_are_counted_and_can_be_replayed(site: &Site) {
