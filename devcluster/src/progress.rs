@@ -1,5 +1,5 @@
 //! Shows on stderr the progress of something long, such as a build. On a terminal it is one line that changes;
-//! elsewhere (a log of CI) a line at the start and the end of each step, and one every [`HEARTBEAT`] in between.
+//! elsewhere (a log of CI) a line at the start and the end of each step, and one every 15 s in between.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
