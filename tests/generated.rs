@@ -1,4 +1,4 @@
-//! What is generated from the code is what stands in the repository. No cluster.
+//! Committed files that are generated from the code are up to date.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! What a verifier reads of an API server, on loopback: pages of ApiTokens, the pepper's Secret, and watches on
-//! which nothing happens. It feeds the real decoding path with more objects than etcd holds on a small machine.
+//! A fake API server on loopback with what a verifier reads: pages of ApiTokens, the pepper's Secret, and watches
+//! without events. It feeds the real decoding path with more objects than fit into etcd on a small machine.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -22,14 +22,13 @@ use tokio::runtime::Runtime;
 
 use super::tokens;
 
-/// A loopback API with a number of ApiTokens. It ends when dropped.
+/// A fake API server with a number of ApiTokens. It ends when it is dropped.
 pub struct Api {
     kubeconfig: PathBuf,
     _runtime: Runtime,
 }
 
 impl Api {
-    /// Starts it.
     pub fn start(tokens: u64, folder: &Path) -> anyhow::Result<Self> {
         let peppers = Arc::new(Peppers::from_data(&tokens::pepper())?);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -41,7 +40,7 @@ impl Api {
         Ok(Self { kubeconfig, _runtime: runtime })
     }
 
-    /// Where it is, for `KUBECONFIG`.
+    /// A kubeconfig for it.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
     }
@@ -111,7 +110,7 @@ fn pepper() -> String {
     .to_string()
 }
 
-/// A body that neither says anything nor ends.
+/// A body that sends nothing and never ends.
 struct Silent;
 
 impl Body for Silent {

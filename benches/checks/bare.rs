@@ -1,5 +1,5 @@
-//! The bare HTTP server: hyper on tokio, as the verifier uses them, that reads the same header and answers the same
-//! bytes, and checks nothing. What a check costs beyond it is ours.
+//! The bare HTTP server: hyper on tokio, as the verifier uses them, reads the same header and sends the same bytes,
+//! without a check. What a check costs beyond it is ours.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 /// Serves until it is killed.
 pub fn serve(address: SocketAddr) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    // Spawned, so that accepting is the worker's affair and not that of a thread which would have to be woken.
+    // Spawned, so that connections are accepted by the worker, not by another thread that would have to be woken.
     let accept = runtime.spawn(async move {
         let listener = TcpListener::bind(address).await?;
         loop {

@@ -1,4 +1,4 @@
-//! A real control plane with tokens that need no controller: the benchmark writes their hashes itself.
+//! A real control plane with tokens, but no controller: the benchmark writes their hashes itself.
 
 use std::path::Path;
 
@@ -13,8 +13,8 @@ use tokenward_core::token::Peppers;
 
 use super::tokens;
 
-/// How many requests are under way while tokens are made.
-const AT_ONCE: usize = 16;
+/// How many requests are in flight while tokens are created.
+const CONCURRENT_REQUESTS: usize = 16;
 
 /// Starts a control plane on which our CRDs, rights and the pepper are installed.
 pub fn start(apiserver_flags: Vec<String>) -> anyhow::Result<Cluster> {
@@ -55,12 +55,12 @@ pub async fn fill(client: &Client, count: u64) -> anyhow::Result<()> {
         async move {
             make(client, object?).await?;
             if n % 1000 == 999 {
-                eprintln!("{} of {count} tokens are made", n + 1);
+                eprintln!("{} of {count} tokens are created", n + 1);
             }
             Ok(())
         }
     });
-    made.buffer_unordered(AT_ONCE).try_collect().await
+    made.buffer_unordered(CONCURRENT_REQUESTS).try_collect().await
 }
 
 /// Creates a token, then records its status, as the controller would have.

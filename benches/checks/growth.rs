@@ -47,13 +47,13 @@ pub fn measure(bench: &Bench, sizes: &[u64], report: &mut Report) -> anyhow::Res
     Ok(())
 }
 
-/// Starts a verifier, and says in how many seconds it answered.
+/// Starts a verifier; returns it, and after how many seconds it responded.
 fn start(tokens: u64, bench: &Bench) -> anyhow::Result<(Server, f64)> {
     eprintln!("starting a verifier with {} tokens", peers::thousands(tokens));
     let api = Api::start(tokens, &bench.folder)?;
     let begun = Instant::now();
     let server = peers::tokenward(&bench.tokenward, tokens, &api, &bench.folder)?;
     let ready = begun.elapsed().as_secs_f64();
-    // Its API may go: checks are answered from memory.
+    // Its API server may end: checks are answered from memory.
     Ok((server, ready))
 }

@@ -1,12 +1,12 @@
 //! What a check costs, compared with a bare HTTP server and with gateways that check API keys.
 //!
 //! `cargo bench --bench checks` runs all of it in some 15 minutes and prints tables; `-- --write` stores them in
-//! `benches/RESULTS.md`; a name runs one part. The server has the first core for itself, the load the second. One
-//! server is asked after the other, round by round, and the median of the rounds counts, so that a machine whose
-//! speed drifts is fair to all.
+//! `benches/RESULTS.md`; a name runs one part. The server has the first core for itself, the load the second. In each
+//! round the servers are loaded one after the other, and the median of the rounds counts, so that a machine whose
+//! speed drifts affects all alike.
 //!
-//! Requests a second tell servers apart only as far as the load generator goes; the CPU time that a request costs
-//! the server does so beyond.
+//! Requests a second distinguish servers only up to the limit of the load generator; the server's CPU time for a
+//! request does so beyond it.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a report is printed")]
 
@@ -80,7 +80,7 @@ enum Part {
     Ready,
 }
 
-/// What this executable is when it starts itself.
+/// The processes of the benchmark that are this executable too.
 #[derive(Subcommand)]
 enum Role {
     #[command(hide = true)]
@@ -89,9 +89,9 @@ enum Role {
     Load { address: SocketAddr, path: String, tokens: PathBuf, rate: f64, seconds: u64 },
 }
 
-/// What every part works with.
+/// What every part uses.
 struct Bench {
-    /// The program that is measured.
+    /// The binary that is measured.
     tokenward: PathBuf,
     wrk: Wrk,
     folder: PathBuf,

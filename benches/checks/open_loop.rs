@@ -1,5 +1,5 @@
-//! The open load: requests leave at a fixed rate whether or not earlier ones were answered, as those of many clients
-//! do. A request's latency counts from when it was due, so a server that stalls can't hide it by slowing the load.
+//! The open load: requests are sent at a fixed rate whether or not earlier ones were answered, as by many independent
+//! clients. Latency counts from when a request was due, so a server that stalls can't hide it by slowing the load.
 //!
 //! wrk has no rate limit. This is one thread on the second core that never sleeps.
 
@@ -41,7 +41,7 @@ pub fn main(address: SocketAddr, path: &str, tokens: &Path, rate: f64, time: Dur
     let expected = latencies.len() / tokens::BAD_EVERY as usize;
     ensure!(
         refused.abs_diff(expected) <= CONNECTIONS,
-        "{refused} of {} requests were refused, not {expected}",
+        "{refused} of {} requests were denied, not {expected}",
         latencies.len()
     );
     latencies.sort_unstable();
@@ -56,7 +56,7 @@ pub fn main(address: SocketAddr, path: &str, tokens: &Path, rate: f64, time: Dur
 struct Load {
     poll: Poll,
     connections: Vec<Connection>,
-    /// The connections that have no request under way.
+    /// The connections without a request in flight.
     idle: Vec<usize>,
 }
 
@@ -64,7 +64,7 @@ struct Connection {
     stream: TcpStream,
     /// When its request was due.
     due: Instant,
-    /// What has come of the answer.
+    /// The part of the response that has arrived.
     answer: Vec<u8>,
 }
 
@@ -99,7 +99,7 @@ impl Load {
                 start.elapsed() < time * 3,
                 "the server does not keep up with {rate:.0} requests a second"
             );
-            // All that is due, as far as there are free connections; the rest is late, and counts as late.
+            // Send all that is due, as far as there are idle connections; the rest is sent late, and counts as late.
             while sent < total {
                 let due = start + Duration::from_secs_f64(sent as f64 / rate);
                 if due > Instant::now() {
@@ -116,7 +116,7 @@ impl Load {
                 if let Some(status) = connection.receive()? {
                     latencies.push(connection.due.elapsed());
                     refused += usize::from(status == 401);
-                    ensure!(matches!(status, 200..=299 | 401), "an answer {status} was not to be expected");
+                    ensure!(matches!(status, 200..=299 | 401), "unexpected status {status}");
                     self.idle.push(i);
                 }
             }
@@ -129,11 +129,11 @@ impl Connection {
     fn send(&mut self, request: &str, due: Instant) -> anyhow::Result<()> {
         self.due = due;
         self.answer.clear();
-        // One small request on a connection without another: the kernel always has room for it.
-        self.stream.write_all(request.as_bytes()).context("a request was not taken")
+        // The kernel's buffer always has room for one small request on an idle connection.
+        self.stream.write_all(request.as_bytes()).context("a request could not be sent")
     }
 
-    /// Reads what is there; returns the status once the answer is whole.
+    /// Reads what has arrived; returns the status once the response is complete.
     fn receive(&mut self) -> anyhow::Result<Option<u16>> {
         let mut space = [0; 2048];
         loop {
@@ -150,12 +150,12 @@ impl Connection {
     }
 }
 
-/// The status of an answer that is whole: its head, and as much as `content-length` says.
+/// The status of a response, if it is complete: the head, and a body of `content-length` bytes.
 fn status(answer: &[u8]) -> anyhow::Result<Option<u16>> {
     let Some(head) = answer.windows(HEAD_END.len()).position(|bytes| bytes == HEAD_END) else {
         return Ok(None);
     };
-    let text = std::str::from_utf8(&answer[..head]).context("an answer that is no text")?;
+    let text = std::str::from_utf8(&answer[..head]).context("a head that is no text")?;
     let length = text.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;
         name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>())

@@ -1,4 +1,4 @@
-//! Those that are measured: the verifier, the bare HTTP server, and gateways that look up a plaintext key.
+//! The servers that are measured: the verifier, the bare HTTP server, and gateways that look up a plaintext key.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -9,10 +9,10 @@ use super::api::Api;
 use super::server::{Server, free_address};
 use super::tokens;
 
-/// How many keys the gateways know. More make them slower to start, not to answer.
+/// How many keys the gateways have. More would make them slower to start, not to respond.
 pub const GATEWAY_KEYS: u64 = 10_000;
 
-/// The command of a verifier, and where it will answer.
+/// The command of a verifier, and the address that it will listen on.
 pub fn verifier(program: &Path, kubeconfig: &Path) -> anyhow::Result<(Command, SocketAddr)> {
     let (listen, telemetry) = (free_address()?, free_address()?);
     let mut command = Command::new(program);
@@ -21,7 +21,7 @@ pub fn verifier(program: &Path, kubeconfig: &Path) -> anyhow::Result<(Command, S
     Ok((command, listen))
 }
 
-/// The verifier with a number of tokens and one worker, fed by an API on loopback.
+/// The verifier with a number of tokens and one worker, fed by the fake API server.
 pub fn tokenward(program: &Path, tokens: u64, api: &Api, folder: &Path) -> anyhow::Result<Server> {
     let (mut command, listen) = verifier(program, api.kubeconfig())?;
     command.env("TOKIO_WORKER_THREADS", "1");
@@ -36,7 +36,7 @@ pub fn tokenward(program: &Path, tokens: u64, api: &Api, folder: &Path) -> anyho
     )
 }
 
-/// hyper alone.
+/// The bare HTTP server.
 pub fn bare(tokens: u64, folder: &Path) -> anyhow::Result<Server> {
     let listen = free_address()?;
     let mut command = Command::new(std::env::current_exe()?);
@@ -152,7 +152,7 @@ fn keys(line: impl Fn(&str, u64) -> String) -> String {
     })
 }
 
-/// A number as people write it.
+/// A number with thousands separators.
 pub fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let groups: Vec<&str> =

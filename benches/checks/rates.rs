@@ -67,7 +67,7 @@ pub fn rounds(bench: &Bench, servers: &[Server]) -> anyhow::Result<Vec<Vec<Run>>
     for round in 0..=bench.rounds {
         for (server, runs) in servers.iter().zip(&mut runs) {
             let run = bench.wrk.run(server, bench.time)?;
-            // The first round is to warm up.
+            // The first round is a warm-up.
             if round > 0 {
                 runs.push(run);
             }

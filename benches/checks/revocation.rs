@@ -21,14 +21,14 @@ use super::{Bench, cluster, peers, tokens};
 
 const REVOCATIONS: u64 = 500;
 const REPLICAS: usize = 3;
-/// The rest are asked for meanwhile, and stay good.
+/// Those that are not revoked are the load meanwhile.
 const TOKENS: u64 = 1_500;
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Between two questions for the token that is being revoked.
-const REST: Duration = Duration::from_micros(250);
+/// The interval of checks of the token that is being revoked.
+const CHECK_INTERVAL: Duration = Duration::from_micros(250);
 
-/// A replica's or a watch's word that a token is revoked.
+/// A replica or a watch has seen that a token is revoked.
 struct Seen {
     token: u64,
     at: Instant,
@@ -51,7 +51,7 @@ pub fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let _load = replicas.iter().map(|replica| load(replica, bench)).collect::<anyhow::Result<Vec<_>>>()?;
 
     let (sender, seen) = channel();
-    // The token that is being revoked; replicas are asked for it again and again.
+    // The token that is being revoked, which each replica is asked to check repeatedly.
     let asked = AtomicU64::new(u64::MAX);
     let (watches, verifiers) = std::thread::scope(|scope| {
         for replica in &replicas {
@@ -94,7 +94,7 @@ fn replica(i: usize, kubeconfig: &std::path::Path, bench: &Bench) -> anyhow::Res
     Server::start_anywhere(format!("replica {i}"), listen, "/auth", TOKENS, command, &log)
 }
 
-/// A load that leaves room: 8 connections that rest for 5 ms after each answer.
+/// A moderate load: 8 connections that pause for 5 ms after each response.
 fn load(replica: &Server, bench: &Bench) -> anyhow::Result<Guarded> {
     let script = bench.folder.join("resting.lua");
     let lines = std::fs::read_to_string(bench.folder.join("load.lua"))?;
@@ -105,7 +105,7 @@ fn load(replica: &Server, bench: &Bench) -> anyhow::Result<Guarded> {
     Guarded::spawn(wrk).context("wrk can't be run")
 }
 
-/// Asks a replica for the token in question until it is denied, then waits for the next.
+/// Sends checks of the current token to a replica until it is denied, then waits for the next token.
 fn ask(replica: &Server, asked: &AtomicU64, seen: &Sender<Seen>) {
     let Ok(mut client) = replica.connect() else { return };
     let mut done = u64::MAX;
@@ -120,8 +120,8 @@ fn ask(replica: &Server, asked: &AtomicU64, seen: &Sender<Seen>) {
                         return;
                     }
                 }
-                // Asked without a rest, three replicas would leave the API server no time.
-                Ok(_) => std::thread::sleep(REST),
+                // Without a pause, three replicas would leave the API server no CPU time.
+                Ok(_) => std::thread::sleep(CHECK_INTERVAL),
                 Err(_) => return,
             },
         }
@@ -138,7 +138,7 @@ async fn watch(client: &Client) -> anyhow::Result<Events> {
     Ok(tokens.watch(&WatchParams::default(), &now.unwrap_or_default()).await?.boxed())
 }
 
-/// Tells of each change, and does nothing else.
+/// Reports each change, and does nothing else.
 async fn report_events(mut events: Events, seen: Sender<Seen>) -> anyhow::Result<()> {
     while let Some(event) = events.try_next().await? {
         let at = Instant::now();
@@ -167,18 +167,18 @@ async fn revoke_all(
         let acknowledged = Instant::now();
         let mut missing: HashMap<bool, usize> = [(true, REPLICAS), (false, REPLICAS)].into();
         while missing.values().any(|left| *left > 0) {
-            let word = seen.recv_timeout(TIMEOUT).context("a revocation was not seen")?;
-            if word.token != token {
+            let report = seen.recv_timeout(TIMEOUT).context("a revocation was not seen")?;
+            if report.token != token {
                 continue;
             }
-            // The word may be there before the acknowledgement.
-            let delay = word.at.saturating_duration_since(acknowledged).as_secs_f64() * 1e6;
-            if word.watch {
+            // It may be seen before the acknowledgement arrives.
+            let delay = report.at.saturating_duration_since(acknowledged).as_secs_f64() * 1e6;
+            if report.watch {
                 watches.push(delay)
             } else {
                 verifiers.push(delay)
             }
-            *missing.entry(word.watch).or_default() -= 1;
+            *missing.entry(report.watch).or_default() -= 1;
         }
         if token % 100 == 99 {
             eprintln!("{} of {REVOCATIONS} tokens are revoked", token + 1);

@@ -1,4 +1,4 @@
-//! A server that is measured: alone on the first core, asked by HTTP/1.1, its CPU time and memory read from /proc.
+//! A server that is measured: alone on the first core, over HTTP/1.1, with its CPU time and memory from /proc.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,23 +14,21 @@ use super::process;
 /// How long a server may take to start.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
-/// A running server.
 pub struct Server {
-    /// Its row's name.
+    /// Its name in tables.
     pub name: String,
-    /// What one check is to it.
+    /// What a check is for this server.
     pub check: &'static str,
-    /// Where it listens.
     pub address: SocketAddr,
     /// The path that is asked for.
     pub path: &'static str,
-    /// How many tokens it knows.
+    /// How many tokens or keys it has.
     pub tokens: u64,
     process: Guarded,
 }
 
 impl Server {
-    /// Starts a command on the first core, and waits until a good token is let in and a bad one is not.
+    /// Starts a command on the first core, and waits until it allows a good token and denies a bad one.
     pub fn start(
         name: impl Into<String>,
         check: &'static str,
@@ -81,12 +79,11 @@ impl Server {
         }
     }
 
-    /// Where it is asked.
     pub fn url(&self) -> String {
         format!("http://{}{}", self.address, self.path)
     }
 
-    /// Connects, to ask one question after the other.
+    /// Connects, to send one check after the other.
     pub fn connect(&self) -> anyhow::Result<Client> {
         let stream = TcpStream::connect(self.address)?;
         stream.set_nodelay(true)?;
@@ -98,7 +95,7 @@ impl Server {
         self.connect()?.ask(token)
     }
 
-    /// CPU time that it has used so far.
+    /// The CPU time that it has used so far.
     pub fn cpu(&self) -> anyhow::Result<Duration> {
         process::cpu(self.process.pid())
     }
@@ -116,7 +113,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Asks; returns the status code.
+    /// Sends a check; returns the status code.
     pub fn ask(&mut self, token: &str) -> anyhow::Result<u16> {
         let path = self.path;
         let request = format!("GET {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {token}\r\n\r\n");
@@ -140,7 +137,7 @@ impl Client {
     }
 }
 
-/// The same command, pinned to one core.
+/// A command, pinned to one core.
 pub fn on_core(core: usize, command: &Command) -> Command {
     let mut taskset = Command::new("taskset");
     taskset.args(["-c", &core.to_string()]).arg(command.get_program()).args(command.get_args());
@@ -151,7 +148,7 @@ pub fn on_core(core: usize, command: &Command) -> Command {
     taskset
 }
 
-/// Runs a command on the second core to its end; returns what it printed.
+/// Runs a command on the second core; returns its stdout.
 pub fn output(command: &Command) -> anyhow::Result<String> {
     let output = Guarded::output(on_core(1, command))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -165,7 +162,7 @@ pub fn output(command: &Command) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// An address on loopback that is free at the moment.
+/// A loopback address with a free port.
 pub fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }

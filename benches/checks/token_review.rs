@@ -1,4 +1,4 @@
-//! kube-apiserver as the one that is asked: a TokenReview of a static token, over HTTPS.
+//! The baseline of kube-apiserver: a TokenReview of a static token, over HTTPS.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,7 @@ use super::report::median;
 use super::wrk::Outcome;
 use super::{Bench, cluster, peers, process};
 
-/// wrk's script: always the same review, by somebody with all rights.
+/// wrk's script: always the same review, by a user with all rights.
 const SCRIPT: &str = r#"
 wrk.method = "POST"
 wrk.headers["Authorization"] = "Bearer bench-admin"
@@ -35,13 +35,13 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Vec<String>> {
     let server = config.clusters.into_iter().find_map(|named| named.cluster?.server).context("no server")?;
     let url = format!("{}/apis/authentication.k8s.io/v1/tokenreviews", server.trim_end_matches('/'));
     let script = bench.folder.join("review.lua");
-    std::fs::write(&script, format!("{SCRIPT}{}", super::wrk::DONE))?;
+    std::fs::write(&script, format!("{SCRIPT}{}", super::wrk::REPORT_RESULT))?;
     let mut runs = Vec::new();
     for round in 0..=bench.rounds {
         let before = process::cpu(pid)?;
         let outcome = bench.wrk.load(&script, &url, bench.time, None)?;
         let cpu = (process::cpu(pid)? - before).as_secs_f64() * 1e6 / outcome.requests;
-        ensure!(outcome.refused == 0.0, "{} reviews were refused", outcome.refused);
+        ensure!(outcome.refused == 0.0, "{} reviews were rejected", outcome.refused);
         eprintln!("round {round}: kube-apiserver: {:.0} requests/s, {cpu:.0} µs", outcome.rate());
         if round > 0 {
             runs.push((outcome, cpu));
@@ -70,12 +70,12 @@ fn apiserver() -> anyhow::Result<u32> {
             return Ok(pid.parse()?);
         }
     }
-    anyhow::bail!("no kube-apiserver of ours runs")
+    anyhow::bail!("no kube-apiserver of this process runs")
 }
 
 fn is_apiserver_of(process: &Path, parent: &str) -> bool {
     let Ok(stat) = std::fs::read_to_string(process.join("stat")) else { return false };
     let Some((name, rest)) = stat.rsplit_once(')') else { return false };
-    // Names are cut at 15 characters.
+    // The kernel truncates names to 15 characters.
     name.contains("(kube-apiserver") && rest.split_whitespace().nth(1) == Some(parent)
 }

@@ -1,12 +1,11 @@
 //! Synthetic tokens: the n-th one is the same in every process and every run.
 //!
-//! Good ones start with `tw_`, bad ones with `no_`, which tells a server that checks nothing which answer to give.
-//! Bad ones are of the three kinds that a verifier meets: another secret under a known key id, an unknown key id,
-//! and a broken checksum.
+//! Good ones start with `tw_`, bad ones with `no_`, by which the bare server chooses its response. Bad ones are of three
+//! kinds: another secret under a known key id, an unknown key id, and a wrong checksum.
 
 use tokenward_core::token::{KeyId, Peppers, Plaintext, Prefix, Token, format};
 
-/// One in so many requests of a load is bad.
+/// Of a load, one request in so many is bad.
 pub const BAD_EVERY: u64 = 10;
 const NAMESPACES: u64 = 200;
 const PEPPER: [u8; 32] = [7; 32];
@@ -16,12 +15,12 @@ pub fn pepper() -> std::collections::BTreeMap<String, Vec<u8>> {
     Peppers::new_data(&PEPPER)
 }
 
-/// The n-th token's text.
+/// The text of the n-th good token.
 pub fn good(n: u64) -> String {
     make("tw", n, 2 * n).expose().to_owned()
 }
 
-/// The n-th bad token's text, among `tokens` that are known.
+/// The text of the n-th bad token, for a verifier that has `tokens` good ones.
 pub fn bad(n: u64, tokens: u64) -> String {
     match n % 3 {
         0 => make("no", n % tokens, 2 * n + 1).expose().to_owned(),
@@ -35,9 +34,9 @@ pub fn bad(n: u64, tokens: u64) -> String {
     }
 }
 
-/// The tokens of a load over `tokens` known ones: each once, in an order that no cache foresees, every tenth bad.
+/// The tokens of a load: each good one once, in an order that defeats caches, with every tenth request a bad one.
 pub fn load(tokens: u64) -> impl Iterator<Item = String> {
-    // A step that has no divisor in common with the number visits each.
+    // A step that is coprime to the number visits each once.
     let step = (tokens / 2 + 1..).find(|step| gcd(*step, tokens) == 1).unwrap_or(1);
     (0..tokens).map(move |i| {
         let n = i * step % tokens;
@@ -59,8 +58,8 @@ pub fn name(n: u64) -> String {
     format!("service-{n:07}")
 }
 
-/// Writes the n-th ApiToken as an API server stores and sends it: with the managed fields and conditions that a
-/// verifier has to skip. Tokens share 20 lists of scopes.
+/// The n-th ApiToken as an API server sends it: with the managed fields and conditions that a verifier has to skip.
+/// Tokens share 20 lists of scopes.
 pub fn object(n: u64, peppers: &Peppers) -> String {
     let text = make("tw", n, 2 * n);
     let (namespace, name) = (namespace(n), name(n));

@@ -1,4 +1,4 @@
-//! The closed load: wrk on the second core, 64 connections that ask again as soon as they are answered.
+//! The closed load: wrk on the second core, with 64 connections that send the next request after each response.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +11,7 @@ use super::tokens;
 
 const CONNECTIONS: u64 = 64;
 
-/// wrk's script. Requests are made beforehand, so that the load costs as little as it can.
+/// wrk's script. Requests are prepared beforehand, so that the load itself costs as little as possible.
 const SCRIPT: &str = r#"
 local requests, next = {}, 0
 function init(args)
@@ -26,8 +26,8 @@ function request()
 end
 "#;
 
-/// What every script ends with: a line that [`Wrk::load`] reads.
-pub const DONE: &str = r#"
+/// The end of every script: it prints a line that [`Wrk::load`] parses.
+pub const REPORT_RESULT: &str = r#"
 function done(summary, latency)
   local e = summary.errors
   print("RESULT", summary.requests, summary.duration, e.status, e.connect + e.read + e.write + e.timeout,
@@ -35,25 +35,25 @@ function done(summary, latency)
 end
 "#;
 
-/// What one run has shown of a server.
+/// The figures of a server in one run.
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
     /// Requests answered in a second.
     pub rate: f64,
     /// The server's CPU time for one request, in microseconds.
     pub cpu: f64,
-    /// Latencies under full load, in microseconds: median, 99 and 99.9 of 100.
+    /// Latencies under full load, in microseconds: p50, p99 and p99.9.
     pub latency: [f64; 3],
 }
 
-/// What wrk says of a run.
+/// The result that wrk reports.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
     /// How many requests were answered.
     pub requests: f64,
-    /// How many of them with 400 or above.
+    /// How many of them got a status of 400 or above.
     pub refused: f64,
-    /// Latencies in microseconds: median, 99 and 99.9 of 100.
+    /// Latencies in microseconds: p50, p99 and p99.9.
     pub latency: [f64; 3],
     microseconds: f64,
 }
@@ -72,13 +72,13 @@ pub struct Wrk {
 }
 
 impl Wrk {
-    /// Writes the script into a folder.
+    /// Writes the load's script into a folder.
     pub fn new(program: PathBuf, folder: &Path) -> anyhow::Result<Self> {
-        std::fs::write(folder.join("load.lua"), format!("{SCRIPT}{DONE}"))?;
+        std::fs::write(folder.join("load.lua"), format!("{SCRIPT}{REPORT_RESULT}"))?;
         Ok(Self { program, folder: folder.to_owned() })
     }
 
-    /// The file of the load over a number of tokens, made on first use.
+    /// The file with the tokens of a load, written on first use.
     pub fn tokens(&self, tokens: u64) -> anyhow::Result<PathBuf> {
         let path = self.folder.join(format!("load-{tokens}"));
         if !path.exists() {
@@ -92,7 +92,7 @@ impl Wrk {
         Ok(path)
     }
 
-    /// Loads a server for a time. An answer that was not to be expected fails the run.
+    /// Loads a server for a time. Fails if more or fewer requests are denied than the load has bad tokens.
     pub fn run(&self, server: &Server, time: Duration) -> anyhow::Result<Run> {
         let tokens = self.tokens(server.tokens)?;
         let before = server.cpu()?;
@@ -102,13 +102,13 @@ impl Wrk {
         let expected = requests / tokens::BAD_EVERY as f64;
         ensure!(
             (refused - expected).abs() <= CONNECTIONS as f64 + 1.0,
-            "{}: {refused} of {requests} requests were refused, not {expected}",
+            "{}: {refused} of {requests} requests were denied, not {expected}",
             server.name
         );
         Ok(Run { rate: outcome.rate(), cpu: cpu / requests, latency })
     }
 
-    /// Runs a script against an address, on the second core. A request without an answer fails it.
+    /// Runs a script with a URL, on the second core. Fails if a request gets no response.
     pub fn load(
         &self,
         script: &Path,
@@ -133,11 +133,11 @@ impl Wrk {
         let [requests, microseconds, refused, broken, p50, p99, p999] = fields[..] else {
             anyhow::bail!("wrk printed {line}")
         };
-        ensure!(broken == 0.0, "{url}: {broken} requests had no answer");
+        ensure!(broken == 0.0, "{url}: {broken} requests got no response");
         Ok(Outcome { requests, refused, latency: [p50, p99, p999], microseconds })
     }
 
-    /// wrk with a script and an address.
+    /// wrk's command, with a script and a URL.
     pub fn command(&self, script: &Path, url: &str) -> Command {
         let mut wrk = Command::new(&self.program);
         wrk.arg("-s").arg(script).arg(url);

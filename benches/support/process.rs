@@ -1,10 +1,10 @@
-//! What Linux says of a process that is measured.
+//! CPU time and memory of a process, from /proc.
 
 use std::time::Duration;
 
 use anyhow::Context;
 
-/// The unit of times in /proc, which Linux fixes at 100 a second.
+/// The unit of times in /proc: Linux has a fixed rate of 100 ticks a second.
 const TICK: Duration = Duration::from_millis(10);
 
 /// CPU time that a process has used so far, in user space and in the kernel.
@@ -16,7 +16,7 @@ pub fn cpu(pid: u32) -> anyhow::Result<Duration> {
     Ok(TICK * (ticks(11)? + ticks(12)?))
 }
 
-/// A process's memory in bytes: `VmRSS` is what is resident, `VmHWM` the most that ever was.
+/// A process's memory in bytes: the field `VmRSS` is resident memory, `VmHWM` its peak.
 pub fn memory(pid: u32, field: &str) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));

@@ -12,7 +12,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Begins with the machine and how it was measured.
+    /// Starts a report with the machine, and how it was measured.
     pub fn new(title: &str, how: &str) -> Self {
         let mut report = Self { heading: format!("\n## {title}\n"), text: String::new() };
         report.add(&report.heading.clone());
@@ -20,12 +20,11 @@ impl Report {
         report
     }
 
-    /// Adds a heading and what it means.
+    /// Adds a heading and a paragraph.
     pub fn section(&mut self, title: &str, text: &str) {
         self.add(&format!("\n### {title}\n\n{text}\n"));
     }
 
-    /// Adds a table.
     pub fn table(&mut self, head: &[&str], rows: &[Vec<String>]) {
         let width = |i: usize| {
             rows.iter().filter_map(|row| row.get(i)).map(|c| c.chars().count()).chain([head[i].len()]).max()
@@ -47,12 +46,11 @@ impl Report {
         self.add(&text);
     }
 
-    /// Adds a paragraph.
     pub fn note(&mut self, text: &str) {
         self.add(&format!("\n{text}\n"));
     }
 
-    /// Writes it into `benches/RESULTS.md`, in the place of what this benchmark reported before.
+    /// Writes the report into `benches/RESULTS.md`, in place of this benchmark's previous one.
     pub fn store(&self) -> anyhow::Result<()> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/RESULTS.md");
         let stored = std::fs::read_to_string(&path).unwrap_or_else(|_| "# Measured\n".to_owned());
@@ -85,13 +83,12 @@ fn machine() -> String {
     )
 }
 
-/// The middle one.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// A time in microseconds, in the unit that reads best.
+/// Formats a time in microseconds, as µs or ms.
 #[allow(dead_code, reason = "each benchmark has figures of its own kind")]
 pub fn time(microseconds: f64) -> String {
     if microseconds < 1000.0 {

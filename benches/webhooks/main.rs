@@ -1,8 +1,8 @@
 //! What webhooks cost: a mass revocation with and without them, and deliveries compared with a bare client.
 //!
 //! `cargo bench --bench webhooks` starts a control plane and one controller, and runs for some minutes;
-//! `-- --write` stores the tables in `benches/RESULTS.md`, where it replaces its own section only. The machine must have
-//! nothing else to do: API server, controller and receiver share its cores, as they do in every row.
+//! `-- --write` stores the tables in `benches/RESULTS.md`, where it replaces its own section only. The machine must be
+//! idle otherwise: API server, controller and receiver share its cores, in every row.
 //!
 //! Map: [`world`] is the cluster, the controller and its tokens, [`receiver`] the endpoints, [`post`] the bare client.
 
@@ -24,7 +24,7 @@ use anyhow::ensure;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::json;
 
-use self::receiver::{Manner, Receiver};
+use self::receiver::{Behaviour, Receiver};
 use self::report::Report;
 use self::world::{Revocation, World};
 
@@ -66,7 +66,7 @@ impl Args {
     }
 }
 
-/// What this executable is when it starts itself.
+/// The processes of the benchmark that are this executable too.
 #[derive(Subcommand)]
 enum Role {
     #[command(hide = true)]
@@ -105,29 +105,30 @@ async fn measure(args: &Args) -> anyhow::Result<()> {
 async fn revocations(world: &World, args: &Args, report: &mut Report) -> anyhow::Result<()> {
     let before = revocation_without(world, args, "before").await?;
 
-    let manners = [("healthy", Manner::Accepts), ("hanging", Manner::Hangs), ("half", Manner::FailsHalf)];
+    let behaviours =
+        [("healthy", Behaviour::Accepts), ("hanging", Behaviour::Hangs), ("half", Behaviour::FailsHalf)];
     world.namespace("with").await?;
     let mut receivers = Vec::new();
-    for (name, manner) in manners {
-        // While the tokens are made, everything is accepted: only the revocation is measured.
+    for (name, behaviour) in behaviours {
+        // While the tokens are created, everything is accepted: only the revocation is measured.
         let receiver = Receiver::open().await?;
         world.webhook("with", name, &receiver.url(), json!(["token.*"])).await?;
-        receivers.push((name, manner, receiver));
+        receivers.push((name, behaviour, receiver));
     }
     world.create("with", args.tokens).await?;
     for (_, _, receiver) in &receivers {
         receiver.until(args.tokens, "token.created").await?;
     }
     world.settled("with").await?;
-    for (_, manner, receiver) in &receivers {
-        receiver.behave(*manner);
+    for (_, behaviour, receiver) in &receivers {
+        receiver.behave(*behaviour);
         receiver.forget();
     }
     let with = world.revoke("with", args.tokens).await?;
     let healthy = &receivers[0].2;
     let accepted = healthy.until(args.tokens, "token.revoked").await?;
     let last = accepted.duration_since(with.start);
-    // Delivery to the failing endpoint goes on for minutes, which nobody waits for here.
+    // Delivery to the failing endpoint goes on for minutes; the benchmark does not wait for it.
     let after = world.counts().await?;
     let (memory, terms) = (world.memory()?, world.terms()?);
     for (name, ..) in &receivers {
@@ -216,7 +217,7 @@ async fn deliveries(world: &World, args: &Args, report: &mut Report) -> anyhow::
         }
         rounds.push((names, receiver));
     }
-    let tokens = args.tokens.min(WAITING);
+    let tokens = args.tokens.min(TOKENS_PER_ROUND);
     world.create(namespace, tokens).await?;
     let events = tokens * WEBHOOKS;
     let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / events as f64;
@@ -274,12 +275,12 @@ async fn deliveries(world: &World, args: &Args, report: &mut Report) -> anyhow::
     Ok(())
 }
 
-/// How many tokens have events that wait for each round, whose receipts the next one waits for.
-const WAITING: usize = 4_000;
-/// How many TokenWebhooks deliver at once, so that it takes long enough to measure.
+/// How many tokens have an event in each round. A round starts when the receipts of the last one are written.
+const TOKENS_PER_ROUND: usize = 4_000;
+/// How many TokenWebhooks deliver at once: enough that a round takes long enough to measure.
 const WEBHOOKS: usize = 4;
-/// As many as an endpoint's events are under way at once.
+/// The bare client's connections: as many as events of an endpoint are in flight at once.
 const CONNECTIONS: usize = 16;
 
-/// How long anything here may take.
+/// How long each wait of the benchmark may take.
 const TIMEOUT: Duration = Duration::from_secs(600);

@@ -1,5 +1,5 @@
-//! The bare client: posts given bodies over some connections, and does nothing else. A process of its own, as the
-//! controller is.
+//! The bare client: posts given bodies over some connections, and does nothing else. It is a process of its own, like
+//! the controller.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 
 use super::process::cpu;
 
-/// Runs it; returns the CPU time that it took, its start not counted.
+/// Runs the client in a process; returns its CPU time, without that of its start.
 pub fn run(address: SocketAddr, bodies: &Path, connections: usize) -> anyhow::Result<Duration> {
     let mut command = Command::new(std::env::current_exe()?);
     let output =
@@ -26,7 +26,7 @@ pub fn run(address: SocketAddr, bodies: &Path, connections: usize) -> anyhow::Re
     Ok(Duration::from_nanos(String::from_utf8(output.stdout)?.trim().parse()?))
 }
 
-/// Is it.
+/// The client itself, in its own process: prints what [`run`] returns.
 pub async fn main(address: SocketAddr, bodies: &Path, connections: usize) -> anyhow::Result<()> {
     let text = std::fs::read(bodies)?;
     let bodies: Arc<[Bytes]> = text.split(|byte| *byte == b'\n').map(Bytes::copy_from_slice).collect();

@@ -1,4 +1,4 @@
-//! An endpoint that counts.
+//! A receiver that counts events.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -18,14 +18,13 @@ use tokio::sync::Notify;
 
 use super::TIMEOUT;
 
-/// How it behaves.
 #[derive(Clone, Copy)]
-pub enum Manner {
+pub enum Behaviour {
     Accepts,
     Hangs,
     FailsHalf,
-    /// Responds to nobody until so many requests are in flight, and accepts everything from then on: a start line, so that
-    /// what is measured is all senders at once.
+    /// Responds to none until so many requests are in flight, then accepts everything: a start line, so that all
+    /// senders are measured at once.
     Gathers(usize),
 }
 
@@ -37,9 +36,9 @@ struct Arrival {
 }
 
 struct State {
-    manner: Manner,
+    behaviour: Behaviour,
     arrivals: Vec<Arrival>,
-    /// When all had gathered.
+    /// When all requests of the start line were in flight.
     gathered: Option<Instant>,
 }
 
@@ -58,10 +57,10 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Opens one that accepts everything.
+    /// Starts one that accepts everything.
     pub async fn open() -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let state = State { manner: Manner::Accepts, arrivals: Vec::new(), gathered: None };
+        let state = State { behaviour: Behaviour::Accepts, arrivals: Vec::new(), gathered: None };
         let address = listener.local_addr()?;
         let receiver = Self { address, state: Arc::new(Mutex::new(state)), gathering: Arc::default() };
         let serving = receiver.clone();
@@ -82,18 +81,18 @@ impl Receiver {
         format!("http://{}/", self.address)
     }
 
-    pub fn behave(&self, manner: Manner) {
-        self.with(|state| state.manner = manner);
+    pub fn behave(&self, behaviour: Behaviour) {
+        self.with(|state| state.behaviour = behaviour);
     }
 
     pub fn forget(&self) {
         self.with(|state| state.arrivals.clear());
     }
 
-    /// Draws a start line for so many requests.
+    /// Sets a start line for so many requests.
     pub fn gather(&self, all: usize) {
         self.forget();
-        self.behave(Manner::Gathers(all));
+        self.behave(Behaviour::Gathers(all));
     }
 
     /// Waits until so many requests have come.
@@ -104,7 +103,7 @@ impl Receiver {
     /// Waits until so many events of a type were accepted; returns when the last of them was.
     pub async fn until(&self, count: usize, type_: &str) -> anyhow::Result<Instant> {
         let start = Instant::now();
-        // While fewer have come nothing is scanned, which would delay those that come.
+        // Bodies are scanned only when enough have come, as scanning delays further ones.
         let accepted = || match self.requests() {
             enough if enough >= count => self.seen(type_).accepted,
             fewer => fewer,
@@ -135,7 +134,7 @@ impl Receiver {
         self.with(|state| state.arrivals.len())
     }
 
-    /// Requests a second that came after all had gathered.
+    /// Requests a second since the start line.
     pub fn rate(&self) -> f64 {
         self.with(|state| {
             let start = state.gathered?;
@@ -148,7 +147,7 @@ impl Receiver {
     pub fn seen(&self, type_: &str) -> Seen {
         let wanted = format!("\"type\":\"{type_}\"");
         self.with(|state| {
-            let of_type = |arrival: &&Arrival| memchr(&arrival.body, wanted.as_bytes());
+            let of_type = |arrival: &&Arrival| contains(&arrival.body, wanted.as_bytes());
             let requests = state.arrivals.iter().filter(of_type).count();
             let accepted: Vec<&str> =
                 state.arrivals.iter().filter(|a| a.accepted).filter(of_type).map(|a| &*a.id).collect();
@@ -157,7 +156,7 @@ impl Receiver {
         })
     }
 
-    /// Writes the bodies that have arrived, a line each.
+    /// Writes the received bodies to a file, a line each.
     pub fn write_bodies(&self, path: &Path) -> anyhow::Result<()> {
         let lines: Vec<Bytes> = self.with(|state| state.arrivals.iter().map(|a| a.body.clone()).collect());
         Ok(std::fs::write(path, lines.join(&b'\n'))?)
@@ -170,16 +169,16 @@ impl Receiver {
         let all_gathered = self.gathering.notified();
         let (status, waits) = self.with(|state| {
             let nth = state.arrivals.len() + 1;
-            let status = match state.manner {
-                Manner::Hangs => None,
-                Manner::FailsHalf if nth % 2 == 1 => Some(StatusCode::INTERNAL_SERVER_ERROR),
+            let status = match state.behaviour {
+                Behaviour::Hangs => None,
+                Behaviour::FailsHalf if nth % 2 == 1 => Some(StatusCode::INTERNAL_SERVER_ERROR),
                 _ => Some(StatusCode::NO_CONTENT),
             };
             let (at, accepted) = (Instant::now(), status.is_some_and(|status| status.is_success()));
             state.arrivals.push(Arrival { at, id, body, accepted });
-            let Manner::Gathers(all) = state.manner else { return (status, false) };
+            let Behaviour::Gathers(all) = state.behaviour else { return (status, false) };
             if nth >= all {
-                state.manner = Manner::Accepts;
+                state.behaviour = Behaviour::Accepts;
                 state.gathered = Some(at);
                 self.gathering.notify_waiters();
             }
@@ -199,7 +198,7 @@ impl Receiver {
     }
 }
 
-/// Whether some bytes stand in others.
-fn memchr(text: &[u8], wanted: &[u8]) -> bool {
+/// Whether a text contains some bytes.
+fn contains(text: &[u8], wanted: &[u8]) -> bool {
     text.windows(wanted.len()).any(|window| window == wanted)
 }

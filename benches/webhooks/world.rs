@@ -1,4 +1,4 @@
-//! The cluster, the controller, and what happens to its tokens.
+//! The cluster, the controller, and operations on tokens.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -21,45 +21,43 @@ use tokenward_core::crd::{ApiToken, TokenWebhook};
 
 use super::{TIMEOUT, process};
 
-/// How many requests are under way while tokens are made and revoked.
-const AT_ONCE: usize = 32;
+/// How many requests are in flight while tokens are created and revoked.
+const CONCURRENT_REQUESTS: usize = 32;
 
-/// The controller's log.
 const LOG: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/webhooks-bench.log");
 
-/// What was counted and used so far. CPU time is that in user space and in the kernel.
+/// Counts and CPU times (user and system) so far.
 #[derive(Clone, Copy)]
 pub struct Counts {
-    /// ApiToken statuses written.
+    /// Writes of ApiToken statuses.
     pub statuses: u64,
-    /// TokenWebhook statuses written.
+    /// Writes of TokenWebhook statuses.
     pub hooks: u64,
-    /// The controller's.
     pub controller_cpu: Duration,
-    /// etcd's, the API server's and the controller manager's.
+    /// CPU time of etcd, the API server and the controller manager.
     pub control_plane_cpu: Duration,
 }
 
-/// How a revocation went.
+/// The figures of a mass revocation.
 pub struct Revocation {
     pub start: Instant,
-    /// Until every patch was acknowledged.
+    /// Time until every patch was acknowledged.
     pub patched: Duration,
-    /// Until every status said so.
+    /// Time until every status was revoked.
     pub enforced: Duration,
     pub before: Counts,
     pub after: Counts,
 }
 
 impl Revocation {
-    /// ApiToken statuses written until all was enforced.
+    /// Writes of ApiToken statuses until all were revoked.
     pub fn writes(&self) -> u64 {
         self.after.statuses - self.before.statuses
     }
 }
 
 pub struct World {
-    // In the order in which they end.
+    // In the order in which they are dropped.
     controller: Guarded,
     telemetry: String,
     client: Client,
@@ -102,11 +100,11 @@ impl World {
         Ok(world)
     }
 
-    /// Makes a namespace, and follows its tokens.
+    /// Creates a namespace, and watches its tokens.
     pub async fn namespace(&self, name: &str) -> anyhow::Result<()> {
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         self.create_object("/api/v1/namespaces", &namespace).await?;
-        // A watch, since lists of all would be what is measured.
+        // By a watch, as repeated lists would distort what is measured.
         let (store, writer) = reflector::store();
         let tokens: Api<ApiToken> = Api::namespaced(self.client.clone(), name);
         let follow =
@@ -117,7 +115,7 @@ impl World {
         Ok(())
     }
 
-    /// Makes a TokenWebhook and waits until it counts.
+    /// Creates a TokenWebhook, and waits until it is ready.
     pub async fn webhook(&self, namespace: &str, name: &str, url: &str, events: Value) -> anyhow::Result<()> {
         let object = json!({
             "apiVersion": "tokenward.dev/v1alpha1", "kind": "TokenWebhook", "metadata": {"name": name},
@@ -158,7 +156,7 @@ impl World {
         .await
     }
 
-    /// Makes tokens, and waits until all are active.
+    /// Creates tokens, and waits until all are active.
     pub async fn create(&self, namespace: &str, count: usize) -> anyhow::Result<()> {
         let path = format!("/apis/tokenward.dev/v1alpha1/namespaces/{namespace}/apitokens");
         let path = &path;
@@ -170,7 +168,7 @@ impl World {
                 });
                 self.create_object(path, &object).await
             })
-            .buffer_unordered(AT_ONCE)
+            .buffer_unordered(CONCURRENT_REQUESTS)
             .try_collect::<()>()
             .await?;
         self.all(namespace, count, "active", |token| {
@@ -180,7 +178,7 @@ impl World {
         .await
     }
 
-    /// Revokes all, and waits until all statuses say so.
+    /// Revokes all tokens, and waits until all statuses are revoked.
     pub async fn revoke(&self, namespace: &str, count: usize) -> anyhow::Result<Revocation> {
         self.quiet().await?;
         let before = self.counts().await?;
@@ -192,7 +190,7 @@ impl World {
                 let patch = Patch::Merge(json!({"spec": {"revoked": true}}));
                 tokens.patch(&format!("t{n}"), &PatchParams::default(), &patch).await.map(drop)
             })
-            .buffer_unordered(AT_ONCE)
+            .buffer_unordered(CONCURRENT_REQUESTS)
             .try_collect::<()>()
             .await?;
         let patched = start.elapsed();
@@ -205,7 +203,7 @@ impl World {
         Ok(Revocation { start, patched, enforced, before, after: self.counts().await? })
     }
 
-    /// Waits until nothing waits in any token.
+    /// Waits until the outboxes of all tokens are empty.
     pub async fn settled(&self, namespace: &str) -> anyhow::Result<()> {
         self.until("empty outboxes", async || {
             Ok(self.count(namespace, |token| {
@@ -227,7 +225,7 @@ impl World {
             before = now;
             tokio::time::sleep(Duration::from_secs(2)).await;
         }
-        bail!("the controller never rests")
+        bail!("the controller never stops writing")
     }
 
     pub async fn counts(&self) -> anyhow::Result<Counts> {
@@ -245,7 +243,7 @@ impl World {
         })
     }
 
-    /// How often the controller has taken the lease.
+    /// How often the controller has acquired the lease.
     pub fn terms(&self) -> anyhow::Result<usize> {
         Ok(std::fs::read_to_string(LOG)?.matches("leading: this replica writes").count())
     }
@@ -255,7 +253,7 @@ impl World {
         process::cpu(self.controller.pid())
     }
 
-    /// The controller's greatest memory so far, in MiB.
+    /// The controller's peak memory so far, in MiB.
     pub fn memory(&self) -> anyhow::Result<f64> {
         Ok(process::memory(self.controller.pid(), "VmHWM")? as f64 / f64::from(1 << 20))
     }

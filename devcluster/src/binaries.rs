@@ -15,9 +15,7 @@ use crate::go::{Module, Program};
 /// A minor version of Kubernetes: the oldest and the newest that tokenward supports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Version {
-    /// The oldest.
     V1_33,
-    /// The newest.
     #[default]
     V1_36,
 }
@@ -73,7 +71,7 @@ const KUBE_PROXY: Program = Program {
     usual: Duration::from_secs(10),
 };
 
-/// The largest first: its estimate is the one that counts.
+/// The largest first: its duration is the estimate that is shown.
 const CONTROL_PLANE: [&Program; 4] = [&KUBE_APISERVER, &KUBE_CONTROLLER_MANAGER, &KUBECTL, &ETCD];
 const NODE: [&Program; 3] = [&KUBE_SCHEDULER, &KUBELET, &KUBE_PROXY];
 
@@ -81,17 +79,14 @@ const NODE: [&Program; 3] = [&KUBE_SCHEDULER, &KUBELET, &KUBE_PROXY];
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Binaries {
-    /// The database.
     pub etcd: PathBuf,
-    /// The API server.
     pub kube_apiserver: PathBuf,
-    /// The controllers of Kubernetes itself. Only a folder of prebuilt programs may lack it.
+    /// `None` only if a folder of prebuilt programs lacks it.
     pub kube_controller_manager: Option<PathBuf>,
-    /// The command-line client.
     pub kubectl: PathBuf,
 }
 
-/// What a node has of Kubernetes itself.
+/// The programs of Kubernetes that run on a node.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeBinaries {
     pub(crate) kube_scheduler: PathBuf,
@@ -138,13 +133,13 @@ impl FromStr for Version {
 // === impl Binaries ===
 
 impl Binaries {
-    /// Finds the programs of the newest version, and builds those that are missing (minutes at the first time;
-    /// shown on stderr). Prebuilt ones win.
+    /// Finds the programs of the newest version, and builds those that are missing (minutes the first time; progress
+    /// on stderr). Prebuilt ones take precedence.
     pub fn provide() -> Result<Self, Error> {
         Self::provide_version(None)
     }
 
-    /// The same for a version. Prebuilt programs are whatever they are, so a version that is named is built.
+    /// The same for a given version, which is always built: the version of prebuilt programs is not known.
     pub fn provide_version(version: Option<Version>) -> Result<Self, Error> {
         if let Some(folder) = assets().filter(|_| version.is_none()) {
             let controller_manager = folder.join(KUBE_CONTROLLER_MANAGER.name);
@@ -177,7 +172,7 @@ impl NodeBinaries {
     }
 }
 
-/// Finds a kubectl for a cluster that is not ours. The one on PATH will do: its owner uses it there.
+/// Finds a kubectl for an external cluster: the one on PATH, which its user uses too.
 pub(crate) fn kubectl() -> Result<PathBuf, Error> {
     if let Some(folder) = assets() {
         return prebuilt(&folder, &KUBECTL);
@@ -240,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_is_named_as_people_do() {
+    fn a_version_is_parsed_as_people_write_it() {
         assert_eq!("1.33".parse(), Ok(Version::V1_33));
         assert_eq!("1.2".parse::<Version>(), Err("there are 1.33 and 1.36".to_owned()));
     }

@@ -1,7 +1,7 @@
-//! Where programs are kept that take long to get: the user's cache folder, so `cargo clean` doesn't lose them.
+//! Programs that take long to get are stored in the user's cache folder, where `cargo clean` doesn't remove them.
 //!
-//! A folder is named by a hash of all that its content depends on. A file appears there whole or not at all, and
-//! two processes never make one at the same time.
+//! A folder is named by a hash of all that its content depends on. Files are moved in when they are complete, and
+//! a lock stops two processes from making the same one.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -14,19 +14,19 @@ use tempfile::TempDir;
 use crate::progress::Step;
 use crate::{Error, target_dir};
 
-/// Where something is made, beside its result: a rename doesn't cross file systems.
-const WORK_FOLDER: &str = ".building-";
+/// Prefix of the folders in which files are made. They are beside the result, as a rename can't cross file systems.
+const WORK_PREFIX: &str = ".building-";
 
 /// A folder in the cache.
 #[derive(Clone, Debug)]
 pub struct Cache(PathBuf);
 
-/// The right to write to a cache's folder. The kernel takes it back if this process dies.
+/// The exclusive right to write to a cache's folder. The kernel releases it if this process dies.
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "closing the file is what unlocks it")] File);
 
 impl Cache {
-    /// Opens the folder for exactly what `parts` say, below one of this name.
+    /// Opens the folder `name/HASH`, with the hash of `parts`.
     pub fn open(name: &str, parts: &[&str]) -> Result<Self, Error> {
         let root = root(env::var_os("XDG_CACHE_HOME").map(PathBuf::from), env::home_dir());
         let folder = root.unwrap_or_else(|| target_dir().join("devcluster")).join(name).join(key(parts));
@@ -34,26 +34,25 @@ impl Cache {
         Ok(Self(folder))
     }
 
-    /// The folder.
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// Waits for the right to write, and removes what writers that were killed have left.
+    /// Waits for the lock, and removes what killed writers have left behind.
     pub fn lock(&self) -> Result<Lock, Error> {
         let lock = lock(&self.0.join("lock"))?;
         self.remove_leftovers()?;
         Ok(lock)
     }
 
-    /// A folder to work in, on the same file system.
+    /// Creates a temporary folder on the same file system.
     pub fn work_folder(&self, _: &Lock) -> Result<TempDir, Error> {
-        let folder = tempfile::Builder::new().prefix(WORK_FOLDER).tempdir_in(&self.0);
+        let folder = tempfile::Builder::new().prefix(WORK_PREFIX).tempdir_in(&self.0);
         folder.map_err(Error::file("create a folder in", &self.0))
     }
 
-    /// Lets a finished file appear under its name; answers where.
-    pub fn keep(&self, file: &Path, name: &str, _: &Lock) -> Result<PathBuf, Error> {
+    /// Moves a finished file into the cache; returns its path there.
+    pub fn store(&self, file: &Path, name: &str, _: &Lock) -> Result<PathBuf, Error> {
         let result = self.0.join(name);
         fs::rename(file, &result).map_err(Error::file("rename to", &result))?;
         Ok(result)
@@ -62,7 +61,7 @@ impl Cache {
     fn remove_leftovers(&self) -> Result<(), Error> {
         for entry in fs::read_dir(&self.0).map_err(Error::file("read", &self.0))? {
             let path = entry.map_err(Error::file("read", &self.0))?.path();
-            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(WORK_FOLDER)) {
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(WORK_PREFIX)) {
                 fs::remove_dir_all(&path).map_err(Error::file("remove", &path))?;
             }
         }
@@ -70,7 +69,7 @@ impl Cache {
     }
 }
 
-/// `~/.cache`, or what the user has set instead. A relative setting is invalid by the XDG specification.
+/// `$XDG_CACHE_HOME`, or `~/.cache`. A relative setting is invalid by the XDG specification, and ignored.
 fn root(xdg: Option<PathBuf>, home: Option<PathBuf>) -> Option<PathBuf> {
     xdg.filter(|path| path.is_absolute())
         .or_else(|| home.filter(|path| path.is_absolute()).map(|home| home.join(".cache")))

@@ -1,7 +1,7 @@
-//! A cluster as its users see it: where it is, who one may be in it, and the faults that a test can cause.
+//! A cluster as its users see it: its address, kubeconfigs for different users, and the faults that a test can cause.
 //!
-//! It is either a control plane of our own, which ends with the value, or one that the user has named, which
-//! is used and never touched.
+//! It is either a control plane that was started here, which ends with the value, or an existing one that the user has
+//! named, which is never stopped or changed.
 
 use std::env;
 use std::fmt;
@@ -20,10 +20,10 @@ use crate::node::{self, Loader, Node};
 use crate::process::{Guarded, Janitor, Signal};
 use crate::{Binaries, Error, Version, binaries};
 
-/// How long a minted service-account token is good for: longer than any test run.
+/// How long a service-account token is valid: longer than any test run.
 const TOKEN_DURATION: &str = "24h";
 
-/// What to start. `Options::default()` is what most tests want.
+/// What to start. `Options::default()` suits most tests.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The kubeconfig of an existing cluster, for [`Cluster::connect_or_start`] only. Default: none.
@@ -31,20 +31,20 @@ pub struct Options {
     /// The version of Kubernetes. Default: the newest, or what `KUBEBUILDER_ASSETS` has.
     pub version: Option<Version>,
     /// Whether to have a node, on which pods run: containerd, kubelet, kube-proxy, DNS. It needs root and Linux,
-    /// and makes namespaces and one network interface. Default: false.
+    /// and creates namespaces and one network interface. Default: false.
     pub node: bool,
     /// Whether to run kube-controller-manager. Without it there is no garbage collection, no `default`
     /// ServiceAccount, and a namespace's deletion never ends. Default: true.
     pub controller_manager: bool,
-    /// More flags for kube-apiserver. They come last, so they win. Default: none.
+    /// More flags for kube-apiserver. They come last, so they override. Default: none.
     pub extra_apiserver_args: Vec<String>,
     /// More flags for kube-controller-manager. Default: none.
     pub extra_controller_manager_args: Vec<String>,
     /// The folder for data, logs and keys. It must be empty or not exist. Default: a new temporary one.
     pub dir: Option<PathBuf>,
-    /// Whether the folder stays after the end, for a look at the logs. Default: false.
+    /// Whether the folder with the logs stays after the end. Default: false.
     pub keep_dir: bool,
-    /// How long each process may take until it is ready. Default: 60 s, 30 times what is usual.
+    /// How long each process may take until it is ready. Default: 60 s, 30 times the usual.
     pub ready_timeout: Duration,
 }
 
@@ -57,15 +57,15 @@ pub struct Cluster {
     kubectl: PathBuf,
     kubeconfig: PathBuf,
     endpoint: Endpoint,
-    /// Numbers the kubeconfigs that are made, since names of users are not names of files.
+    /// Numbers the kubeconfigs, since names of users are no file names.
     identities: AtomicU32,
-    /// None where the user has named an existing cluster, and after the end.
+    /// `None` for an existing cluster, and after the end.
     own: Mutex<Option<Own>>,
     /// After the processes: they write there.
     folder: Folder,
 }
 
-/// What was started here, and ends with the cluster: the node before the control plane that it asks.
+/// What was started here, and ends with the cluster: the node before the control plane that it talks to.
 struct Own {
     node: Option<Node>,
     control_plane: ControlPlane,
@@ -105,7 +105,7 @@ impl Cluster {
     }
 
     /// Uses the cluster that the user has named, by [`Options::kubeconfig`] or by the environment variable
-    /// `KUBECONFIG`, and starts one otherwise. A named cluster is never stopped, and faults are refused.
+    /// `KUBECONFIG`, and starts one otherwise. A named cluster is never stopped, and faults on it are an error.
     pub fn connect_or_start(options: Options) -> Result<Self, Error> {
         let environment = env::var_os("KUBECONFIG").filter(|value| !value.is_empty());
         match options.kubeconfig.as_deref().map(|path| path.as_os_str().to_owned()).or(environment) {
@@ -140,7 +140,7 @@ impl Cluster {
             .args(["config", "view", "--minify", "--flatten", "--raw", "--output=json"])
             .env("KUBECONFIG", source);
         let text = output(command)?;
-        let endpoint = Endpoint::of_kubeconfig(&text)?;
+        let endpoint = Endpoint::from_kubeconfig(&text)?;
         let kubeconfig = admin_kubeconfig(&folder.path);
         write_private(&kubeconfig, &text)?;
         let cluster = Self {
@@ -151,7 +151,7 @@ impl Cluster {
             own: Mutex::new(None),
             folder,
         };
-        // A cluster that can't be reached is better told now than by the first test.
+        // Better to fail here than in the first test.
         cluster.ask(&["version", "--request-timeout=10s"])?;
         Ok(cluster)
     }
@@ -171,29 +171,28 @@ impl Cluster {
         &self.folder.path
     }
 
-    /// Whether the user has named this cluster, so that it isn't ours to break.
+    /// Whether this is an existing cluster that the user has named, which must not be broken.
     pub fn is_external(&self) -> bool {
         self.own().is_none()
     }
 
-    /// Name and process id of each process of the cluster that runs; none if it isn't ours.
+    /// Name and process id of each running process of the cluster; none for an existing cluster.
     pub fn processes(&self) -> Vec<(&'static str, u32)> {
         self.own().as_ref().map(Own::processes).unwrap_or_default()
     }
 
     /// Loads the images of a docker-archive or of an OCI layout (a tar file, such as [`Image`](crate::Image)
-    /// writes) into the node. Pods that use them must not say `imagePullPolicy: Always`.
+    /// writes) into the node. Pods that use them must not have `imagePullPolicy: Always`.
     pub fn load_image(&self, archive: &Path) -> Result<(), Error> {
         let loader = self.loader().ok_or(Error::NoNode)?;
         loader.load(archive)
     }
 
-    /// What loads images into the node, if there is one.
+    /// `None` without a node.
     pub(crate) fn loader(&self) -> Option<Loader> {
         self.own().as_ref().and_then(|own| own.node.as_ref().map(Node::loader))
     }
 
-    /// The kubectl program itself.
     pub(crate) fn kubectl_program(&self) -> &Path {
         &self.kubectl
     }
@@ -209,7 +208,7 @@ impl Cluster {
     }
 
     /// Makes a kubeconfig with the rights of an existing ServiceAccount, as a pod would have them: its token
-    /// comes from the TokenRequest API and is good for a day.
+    /// comes from the TokenRequest API and is valid for a day.
     pub fn kubeconfig_for_service_account(&self, namespace: &str, name: &str) -> Result<PathBuf, Error> {
         let duration = format!("--duration={TOKEN_DURATION}");
         let token = self.ask(&["create", "token", name, "--namespace", namespace, &duration])?;
@@ -217,7 +216,7 @@ impl Cluster {
     }
 
     /// Makes a kubeconfig for a user, in at most one group beyond `system:authenticated`. The user has no
-    /// rights until a binding gives some. Refused for an existing cluster, whose authority isn't ours.
+    /// rights until a binding gives some. An error on an existing cluster, whose certificate authority we don't have.
     pub fn kubeconfig_for_user(&self, name: &str, group: Option<&str>) -> Result<PathBuf, Error> {
         let pair = {
             let own = self.own();
@@ -246,12 +245,12 @@ impl Cluster {
         })
     }
 
-    /// Freezes the API server. Clients see connections that stay open and answers that never come.
+    /// Freezes the API server (SIGSTOP). Clients see connections that stay open and responses that never come.
     pub fn pause_apiserver(&self) -> Result<(), Error> {
         self.ours("pause the API server", |control_plane| control_plane.signal_apiserver(Signal::STOP))
     }
 
-    /// Lets the frozen API server go on.
+    /// Resumes the frozen API server.
     pub fn resume_apiserver(&self) -> Result<(), Error> {
         self.ours("resume the API server", |control_plane| control_plane.signal_apiserver(Signal::CONT))
     }
@@ -296,7 +295,7 @@ impl Cluster {
         Error::External { action, kubeconfig: self.kubeconfig.clone() }
     }
 
-    /// A test that panicked while it held the lock leaves a cluster that can still be stopped.
+    /// Ignores poisoning: after a test has panicked with the lock, the cluster can still be stopped.
     fn own(&self) -> MutexGuard<'_, Option<Own>> {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -313,7 +312,7 @@ impl fmt::Debug for Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if let Some(own) = self.own().take() {
-            // Nobody is left to tell; what did not stop in good order is killed by its guard.
+            // There is nobody to report an error to; what did not stop in order is killed by its guard.
             let _ = own.stop();
         }
     }
@@ -328,7 +327,7 @@ impl Own {
         if !options.node {
             return Ok(Self { node: None, control_plane: ControlPlane::start(&plan)? });
         }
-        // The API server listens on the node's network, so that is first.
+        // First, as the API server listens on the node's network.
         let mut node = Node::prepare(&plan.launcher())?;
         plan.network = node.network().into();
         let control_plane = ControlPlane::start(&plan)?;
@@ -343,7 +342,7 @@ impl Own {
     }
 
     fn stop(self) -> Result<(), Error> {
-        // The control plane also if the node is stubborn.
+        // The control plane is stopped even if stopping the node fails.
         let node = self.node.map_or(Ok(()), Node::stop);
         self.control_plane.stop().and(node)
     }
@@ -377,13 +376,13 @@ impl Folder {
         let janitor = if keep {
             None
         } else {
-            Some(Janitor::of_folder(&path).map_err(Error::process("start", "/bin/sh"))?)
+            Some(Janitor::for_folder(&path).map_err(Error::process("start", "/bin/sh"))?)
         };
         Ok(Self { path, janitor })
     }
 
     fn keep(&mut self) -> Result<(), Error> {
-        let kept: io::Result<()> = self.janitor.take().map_or(Ok(()), Janitor::stand_down);
+        let kept: io::Result<()> = self.janitor.take().map_or(Ok(()), Janitor::disarm);
         kept.map_err(Error::file("keep", &self.path))
     }
 }

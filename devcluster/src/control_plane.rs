@@ -18,7 +18,7 @@ use crate::service::{Launcher, Service, connects};
 use crate::{Binaries, Error, Options};
 
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
-/// All that the API server may be called, from here or by habit, beside its addresses.
+/// The host names in the API server's certificate, beside its addresses.
 const APISERVER_NAMES: [&str; 6] = [
     "127.0.0.1",
     "localhost",
@@ -27,18 +27,18 @@ const APISERVER_NAMES: [&str; 6] = [
     "kubernetes.default.svc",
     "kubernetes.default.svc.cluster.local",
 ];
-/// The controllers that make the API itself behave: names follow their namespace, objects their owner, and
-/// accounts exist. Those that make pods are left out, since no node would run them.
+/// The controllers on which the API itself depends: namespaces are deleted with their objects, dependents with their
+/// owners, and service accounts exist. Those that create pods are left out, since no node would run them.
 const CONTROLLERS: &str = "garbage-collector-controller,namespace-controller,serviceaccount-controller,\
     serviceaccount-token-controller,root-ca-certificate-publisher-controller,\
     clusterrole-aggregation-controller,validatingadmissionpolicy-status-controller,\
     resourcequota-controller,ttl-after-finished-controller";
 
-/// The API server would serve open watches for a minute after SIGTERM. Nothing is lost by a cut: what it has
-/// acknowledged is in the database.
+/// The API server would serve open watches for a minute after SIGTERM. Killing it earlier loses nothing: what it has
+/// acknowledged is in etcd.
 const APISERVER_GRACE: Duration = Duration::from_secs(1);
 
-/// What a control plane is made of, and where it is.
+/// What to start a control plane from, and where.
 pub(crate) struct Plan<'a> {
     pub(crate) folder: &'a Path,
     pub(crate) binaries: Binaries,
@@ -73,7 +73,6 @@ impl Plan<'_> {
 // === impl ControlPlane ===
 
 impl ControlPlane {
-    /// Starts everything and waits until it is ready.
     pub(crate) fn start(plan: &Plan<'_>) -> Result<Self, Error> {
         const ATTEMPTS: usize = 5;
         let mut attempt = 1;
@@ -90,7 +89,7 @@ impl ControlPlane {
         let launcher = plan.launcher();
         let data = folder.join("etcd");
         match fs::remove_dir_all(&data) {
-            // From an attempt that met a port conflict.
+            // Left by an attempt that met a port conflict.
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(Error::file("remove", &data)(error));
             }
@@ -104,7 +103,7 @@ impl ControlPlane {
         let client_url = format!("http://127.0.0.1:{}", port_of(&client_port)?);
         let peer_url = format!("http://127.0.0.1:{}", port_of(&peer_port)?);
 
-        // The database needs half a second; the keys are made meanwhile.
+        // etcd takes half a second to start; the keys are made meanwhile.
         drop((client_port, peer_port));
         let mut etcd = launcher.spawn("etcd", &binaries.etcd, &etcd_flags(&data, &client_url, &peer_url))?;
         let authority = Authority::new()?;
@@ -134,7 +133,7 @@ impl ControlPlane {
         };
         control_plane.start_apiserver()?;
         if options.controller_manager {
-            // It gives the API server 10 s to be healthy and ends otherwise: too short on a machine that is busy.
+            // Started last: it exits unless the API server is healthy within 10 s, too short on a busy machine.
             let flags = controller_manager_flags(folder, &pki, *network, options);
             control_plane.start_controller_manager(&flags)?;
         }
@@ -149,7 +148,6 @@ impl ControlPlane {
         &self.endpoint
     }
 
-    /// Starts processes that belong to this cluster.
     pub(crate) fn launcher(&self) -> &Launcher {
         &self.launcher
     }
@@ -186,10 +184,10 @@ impl ControlPlane {
         apiserver.process.signal(signal).map_err(Error::process("signal", apiserver.name))
     }
 
-    /// Stops everything, and says what could not be stopped in good order.
+    /// Stops everything in order; returns the first error.
     pub(crate) fn stop(self) -> Result<(), Error> {
         let Self { mut controller_manager, mut apiserver, etcd, .. } = self;
-        // These two may end at the same time; the database only after its client.
+        // These two may end at the same time; etcd only after its client.
         for service in [&mut controller_manager, &mut apiserver].into_iter().flatten() {
             service.process.request_end().map_err(Error::process("stop", service.name))?;
         }
@@ -211,7 +209,7 @@ impl ControlPlane {
 
     fn wait_apiserver(&mut self) -> Result<(), Error> {
         let Some(apiserver) = &mut self.apiserver else { return Ok(()) };
-        // A connection first: it costs nothing, while kubectl is a process that competes with the server.
+        // A connection first, which is cheap: each kubectl is a process that competes with the server for CPU.
         let url = self.endpoint.url().to_owned();
         self.launcher.wait_ready(apiserver, || connects(&url))?;
         let (kubectl, folder) = (&self.binaries.kubectl, &self.launcher.folder);
@@ -221,7 +219,7 @@ impl ControlPlane {
     }
 
     fn start_controller_manager(&mut self, flags: &[OsString]) -> Result<(), Error> {
-        // Prebuilt programs may come without it.
+        // A folder of prebuilt programs may lack it.
         let Some(program) = &self.binaries.kube_controller_manager else { return Ok(()) };
         let service = self.launcher.spawn("kube-controller-manager", program, flags)?;
         let controller_manager = self.controller_manager.insert(service);
@@ -237,20 +235,20 @@ pub(crate) fn admin_kubeconfig(folder: &Path) -> PathBuf {
     folder.join("admin.kubeconfig")
 }
 
-/// A kubectl that asks as `kubeconfig` says and leaves no traces outside of `folder`.
+/// A kubectl command that uses `kubeconfig` and writes nothing outside of `folder`.
 pub(crate) fn kubectl(program: &Path, kubeconfig: &Path, folder: &Path) -> Command {
     let mut command = Command::new(program);
     command
-        // Not the flag of that name: it may not come before the name of a plugin.
+        // Not by the flag --kubeconfig, which may not come before the name of a plugin.
         .env("KUBECONFIG", kubeconfig)
-        // Its cache is named by host and port: with ports used again, one cluster would see another's kinds.
+        // Its cache is keyed by host and port: when a port is used again, one cluster would see another's kinds.
         .env("KUBECACHEDIR", folder.join("kubectl-cache"))
-        // The user's preferences could change what a command means.
+        // The user's preferences (kuberc) could change what a command means.
         .env("KUBERC", "off");
     command
 }
 
-/// Writes a file that only the owner may read, whole or not at all.
+/// Writes a file that only the owner may read, atomically.
 pub(crate) fn write_private(path: &Path, text: &str) -> Result<(), Error> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let file = tempfile::NamedTempFile::new_in(folder).map_err(Error::file("create a file in", folder))?;
@@ -263,7 +261,7 @@ fn write_pki(folder: &Path, authority: &Authority, network: Network) -> Result<(
     let addresses = [network.apiserver().to_string(), network.kubernetes_service().to_string()];
     let names = APISERVER_NAMES.into_iter().chain(addresses.iter().map(String::as_str));
     let serving = authority.server("kube-apiserver", &names.collect::<Vec<_>>())?;
-    // By this one it asks a kubelet for logs and for a way into a container.
+    // With this one it connects to kubelets, for logs and exec.
     let to_kubelets = authority.client("kube-apiserver-kubelet-client", Some("system:masters"))?;
     let tokens = TokenKeys::new()?;
     for (name, text) in [
@@ -291,7 +289,7 @@ fn etcd_flags(data: &Path, client_url: &str, peer_url: &str) -> Vec<OsString> {
         flag("--listen-peer-urls", peer_url),
         flag("--initial-advertise-peer-urls", peer_url),
         flag("--initial-cluster", format!("devcluster={peer_url}")),
-        // It elects itself after this long, and no peer is there to be disturbed by it.
+        // It elects itself after this long; there is no peer that a short timeout could disturb.
         "--heartbeat-interval=10".into(),
         "--election-timeout=100".into(),
         "--log-level=warn".into(),
@@ -310,7 +308,7 @@ fn apiserver_flags(
         flag("--etcd-servers", etcd_url),
         flag("--bind-address", &address),
         flag("--secure-port", port.to_string()),
-        // Without it the server looks for the machine's own address, and fails offline.
+        // Otherwise the server detects the machine's own address, which fails offline.
         flag("--advertise-address", &address),
         flag("--cert-dir", pki),
         flag("--tls-cert-file", pki.join("apiserver.crt")),
@@ -325,7 +323,7 @@ fn apiserver_flags(
         "--profiling=false".into(),
     ];
     flags.extend(match network {
-        // An Endpoints object may not hold a loopback address.
+        // An Endpoints object may not contain a loopback address.
         Network::Loopback => vec!["--endpoint-reconciler-type=none".into()],
         Network::Node(_) => vec![
             "--enable-admission-plugins=NodeRestriction".into(),
@@ -335,7 +333,7 @@ fn apiserver_flags(
             flag("--kubelet-client-key", pki.join("kubelet-client.key")),
         ],
     });
-    // Last, so that they win.
+    // Last, so that they override.
     flags.extend(extra.iter().map(OsString::from));
     flags
 }
@@ -349,11 +347,11 @@ fn controller_manager_flags(folder: &Path, pki: &Path, network: Network, options
         flag("--kubeconfig", admin_kubeconfig(folder)),
         flag("--controllers", controllers),
         "--leader-elect=false".into(),
-        // It serves nothing that anybody asks for here.
+        // Nobody needs its health checks or metrics here.
         "--secure-port=0".into(),
         flag("--root-ca-file", pki.join("ca.crt")),
         flag("--service-account-private-key-file", pki.join("service-account.key")),
-        // The defaults spare a large cluster: 20 requests a second make a namespace's deletion slow.
+        // With the default of 20 requests a second, meant for large clusters, deleting a namespace is slow.
         "--kube-api-qps=200".into(),
         "--kube-api-burst=400".into(),
         "--profiling=false".into(),
@@ -369,14 +367,14 @@ pub(crate) fn flag(name: &str, value: impl AsRef<OsStr>) -> OsString {
     flag
 }
 
-/// Takes a port that is free, until the listener is dropped.
+/// Reserves a free port until the listener is dropped.
 ///
-/// Not one from the range that the kernel gives to outgoing connections (port 0 would be): while the API server
-/// is stopped, a client's own connection could take the port, even connect to itself, and block the restart.
+/// Outside of the kernel's ephemeral range (port 0 would be inside): while the API server is stopped, a client's
+/// outgoing connection could take the port, even connect to itself, and block the restart.
 fn reserve_port(address: Ipv4Addr) -> Result<TcpListener, Error> {
     const FIRST: u64 = 20_000;
     const COUNT: u64 = 10_000;
-    // Seeded by the operating system: clusters that start at the same time look in different places.
+    // Randomly seeded, so that clusters that start at the same time try different ports.
     let start = RandomState::new().hash_one(std::process::id());
     let mut last_error = io::Error::from(io::ErrorKind::AddrInUse);
     for offset in 0..COUNT {
@@ -394,11 +392,11 @@ fn port_of(listener: &TcpListener) -> Result<u16, Error> {
     listener.local_addr().map(|address| address.port()).map_err(Error::Port)
 }
 
-/// Runs kubectl as the administrator, only for its success.
+/// Runs kubectl as the administrator; returns whether it succeeded.
 pub(crate) fn probe(program: &Path, folder: &Path, arguments: &[&str]) -> Result<(), String> {
     let mut command = kubectl(program, &admin_kubeconfig(folder), folder);
     command.args(arguments);
-    // Under guard: its cache is in the cluster's folder, and would bring that back after its removal.
+    // Guarded: otherwise it could write its cache into the cluster's folder after that was removed.
     let output = Guarded::output(command).map_err(|error| format!("kubectl can't be started: {error}"))?;
     if output.status.success() {
         Ok(())
@@ -414,7 +412,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reserved_ports_differ_and_are_not_the_kernel_s_to_give() {
+    fn reserved_ports_differ_and_are_outside_the_ephemeral_range() {
         let listeners: Vec<_> = (0..20).map(|_| reserve_port(Ipv4Addr::LOCALHOST).unwrap()).collect();
         let mut ports: Vec<_> = listeners.iter().map(|listener| port_of(listener).unwrap()).collect();
         assert!(ports.iter().all(|port| (20_000..30_000).contains(port)));

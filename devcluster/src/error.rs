@@ -1,5 +1,4 @@
-//! What can go wrong, and what to do about it. One enum for the crate: its callers either show the message
-//! or give up, and few errors are told apart.
+//! What can go wrong, and what to do about it. One enum for the crate: most callers only show the message.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,21 +16,10 @@ pub enum Error {
         "`go` was not found, by which these are built: {programs}: install Go 1.26 or newer (https://go.dev/dl); for a \
          control plane, KUBEBUILDER_ASSETS may name a folder with etcd, kube-apiserver and kubectl instead"
     )]
-    GoMissing {
-        /// Their names.
-        programs: String,
-    },
+    GoMissing { programs: String },
 
-    /// `go build` failed.
     #[error("building {programs} failed ({status}). The end of what `go build` said:\n{output}")]
-    Build {
-        /// What was being built.
-        programs: String,
-        /// How `go build` ended.
-        status: ExitStatus,
-        /// The end of its output.
-        output: String,
-    },
+    Build { programs: String, status: ExitStatus, output: String },
 
     /// `KUBEBUILDER_ASSETS` names a folder without a binary that is needed.
     #[error("KUBEBUILDER_ASSETS has no {}: put it there, or unset the variable to build it", path.display())]
@@ -47,35 +35,31 @@ pub enum Error {
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// Why.
         source: io::Error,
     },
 
     /// The folder for a new cluster has something in it, which the cluster's end would remove.
     #[error("{} is not empty: name a folder that is empty or does not exist", path.display())]
-    NotEmpty {
-        /// The folder.
-        path: PathBuf,
-    },
+    NotEmpty { path: PathBuf },
 
-    /// A node was asked for on another system.
+    /// A node was asked for on a system other than Linux.
     #[error("a node needs the Linux kernel's namespaces: leave out --node (Options::node), or use Linux")]
     NodeNeedsLinux,
 
-    /// A node was asked for by somebody who may not make one.
+    /// A node was asked for without root.
     #[error(
         "a node needs root, which alone may make namespaces and networks: run it as root, or leave out --node"
     )]
     NodeNeedsRoot,
 
-    /// A node was asked for on another version of Kubernetes.
+    /// A node was asked for with a version of Kubernetes that it does not support.
     #[error("a node runs on Kubernetes {version} only: leave out --node, or the version")]
     NodeVersion {
         /// The version that has nodes.
         version: Version,
     },
 
-    /// A file that the node must see is in a place where it has files of its own.
+    /// A path that the node must see is below one that the node mounts over.
     #[error(
         "a node can't see {}, since it has /run, /var/lib and /var/log of its own: set TMPDIR, CARGO_TARGET_DIR \
          or XDG_CACHE_HOME to another place",
@@ -90,11 +74,11 @@ pub enum Error {
     #[error("no network is free for a node: 10.144.0.0/16 to 10.207.0.0/16 are all routed (`ip route`)")]
     NoNetwork,
 
-    /// The detached cluster is not the one that was asked for.
+    /// A detached cluster runs already, and differs from the one that was asked for.
     #[error("a cluster runs that has no node, or another version: stop it with `cargo cluster down`")]
     RunsDifferently,
 
-    /// An image was to be loaded and there is no node.
+    /// An image was to be loaded into a cluster without a node.
     #[error("the cluster has no node to load images into: start it with --node (Options::node)")]
     NoNode,
 
@@ -103,55 +87,39 @@ pub enum Error {
         "something of the distribution is missing; install it, on Debian by `apt-get install --no-install-recommends {packages}`{reason}"
     )]
     Packages {
-        /// Their names.
         packages: String,
-        /// Why it was not done here, if that is not plain.
+        /// Why they were not installed automatically, if that needs saying. Else empty.
         reason: String,
     },
 
-    /// A program of the system refused to set something up for a node.
+    /// A system program failed while it set up a node.
     #[error("`{program}` could not set up the node: {message}")]
-    Setup {
-        /// The program.
-        program: &'static str,
-        /// What it said.
-        message: String,
-    },
+    Setup { program: &'static str, message: String },
 
     /// An image could not be loaded.
     #[error("can't load {}: {message}", path.display())]
-    Load {
-        /// The archive.
-        path: PathBuf,
-        /// What containerd said.
-        message: String,
-    },
+    Load { path: PathBuf, message: String },
 
     /// A process could not be started or signalled.
     #[error("can't {action} {process}: {source}")]
     Process {
         /// What was attempted, such as "start".
         action: &'static str,
-        /// The process.
         process: &'static str,
-        /// Why.
         source: io::Error,
     },
 
-    /// A process of the control plane ended by itself.
+    /// A process of the cluster ended by itself.
     #[error("{process} ended ({status}). The end of its log, {}:\n{tail}", log.display())]
     Ended {
-        /// The process.
         process: &'static str,
-        /// How it ended.
         status: ExitStatus,
-        /// Its log.
         log: PathBuf,
         /// The end of its log.
         tail: String,
     },
 
-    /// A process of the control plane runs, but was not ready in time.
+    /// A process of the cluster runs, but was not ready in time.
     #[error(
         "{process} was not ready within {} s ({reason}): raise Options::ready_timeout if the machine is slow. \
          The end of its log, {}:\n{tail}",
@@ -159,13 +127,10 @@ pub enum Error {
         log.display()
     )]
     NotReady {
-        /// The process.
         process: &'static str,
-        /// How long it had.
         waited: Duration,
         /// What the last probe said.
         reason: String,
-        /// Its log.
         log: PathBuf,
         /// The end of its log.
         tail: String,
@@ -179,33 +144,29 @@ pub enum Error {
     #[error("can't make a certificate: {0}")]
     Certificate(#[from] rcgen::Error),
 
-    /// `kubectl` was refused or failed.
     #[error("`kubectl {arguments}` failed: {message}")]
     Kubectl {
-        /// Its arguments.
         arguments: String,
-        /// Its standard error.
+        /// What kubectl wrote to stderr.
         message: String,
     },
 
-    /// A fault was asked of a cluster that is not ours.
+    /// A fault was requested on a cluster that was not started here.
     #[error(
         "can't {action}: this cluster was named by {}, not started here; unset KUBECONFIG and leave out \
          --kubeconfig to have one started",
         kubeconfig.display()
     )]
     External {
-        /// What was asked, such as "stop the API server".
+        /// What was attempted, such as "stop the API server".
         action: &'static str,
         /// The kubeconfig that names the cluster.
         kubeconfig: PathBuf,
     },
 
-    /// The API server was asked to stop or pause while stopped.
     #[error("the API server is stopped: call start_apiserver first")]
     ApiserverStopped,
 
-    /// The API server was asked to start while it runs.
     #[error("the API server runs already: call stop_apiserver first, or restart_apiserver")]
     ApiserverRunning,
 
@@ -215,38 +176,29 @@ pub enum Error {
 
     /// The detached cluster's state file is not readable.
     #[error("{} is damaged ({source}): stop what it names by hand, then remove it", path.display())]
-    State {
-        /// The state file.
-        path: PathBuf,
-        /// Why.
-        source: serde_json::Error,
-    },
+    State { path: PathBuf, source: serde_json::Error },
 
-    /// No detached cluster runs.
     #[error("no cluster runs: start one with `cargo cluster up`")]
     NotRunning,
 
     /// A process of the detached cluster did not end.
-    #[error("process {pid} of the cluster does not end: look at it with `ps -p {pid}`, then try again")]
-    Stuck {
-        /// Its process id.
-        pid: u32,
-    },
+    #[error("process {pid} of the cluster does not end: inspect it with `ps -p {pid}`, then try again")]
+    Stuck { pid: u32 },
 }
 
 impl Error {
-    /// For `map_err` on what touches a file or a folder.
+    /// For `map_err` after an operation on a file or a folder.
     pub fn file(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_owned();
         move |source| Self::File { action, path, source }
     }
 
-    /// For `map_err` on what starts or signals a process.
+    /// For `map_err` after starting or signalling a process.
     pub(crate) fn process(action: &'static str, process: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Process { action, process, source }
     }
 
-    /// Whether another process took the port between its choice and its use: worth another try.
+    /// Whether another process took the port between its choice and its use: worth a retry.
     pub(crate) fn is_port_conflict(&self) -> bool {
         matches!(self, Self::Ended { tail, .. } if tail.contains("address already in use"))
     }

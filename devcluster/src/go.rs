@@ -1,4 +1,4 @@
-//! Programs that are built with `go build` from a module that is pinned by hash, once, and then kept.
+//! Programs that are built with `go build` from a module that is pinned by hash, and then cached.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,49 +9,47 @@ use crate::Error;
 use crate::cache::{Cache, Lock, tail};
 use crate::progress::Step;
 
-/// A Go module, held as text: the cache's key and the build can't disagree with it.
+/// A Go module as text, from which both the cache's key and the build are made, so they can't disagree.
 #[derive(Debug)]
 pub struct Module {
     /// The name of the folder in the user's cache.
     pub cache: &'static str,
-    /// Its go.mod.
     pub go_mod: &'static str,
-    /// Its go.sum, which holds the hash of everything it is built from.
+    /// Pins everything it is built from by hash.
     pub go_sum: &'static str,
-    /// What the linker is told.
+    /// Flags for the linker, such as the version that the program reports.
     pub ldflags: &'static str,
 }
 
-/// How a module is built, where the usual way won't do.
+/// How a module is built, if not by the defaults.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Recipe {
-    /// Build tags, divided by commas.
+    /// Build tags, separated by commas.
     pub tags: &'static str,
-    /// Whether C code belongs to it, which needs a C compiler and the libraries' headers.
+    /// Whether it is built with cgo, which needs a C compiler and the libraries' headers.
     pub cgo: bool,
-    /// A main.go of the module's own, where no package of others is the program.
+    /// The text of a main.go, for a program that is no package of an upstream module.
     pub main: Option<&'static str>,
 }
 
 /// A program of a module.
 #[derive(Debug)]
 pub struct Program {
-    /// The name of its file.
+    /// The name of the executable.
     pub name: &'static str,
-    /// Its package.
     pub package: &'static str,
-    /// What it adds to a build on two cores: programs of a module share packages.
+    /// How long it takes to build on two cores, beyond the packages that it shares with others of the module.
     pub usual: Duration,
 }
 
 impl Module {
-    /// Builds those programs that are missing (minutes at the first time; shown on stderr). Answers the folder
-    /// that they are in.
+    /// Builds those programs that are missing (minutes the first time; progress on stderr). Returns the folder that
+    /// contains them.
     pub fn provide(&self, programs: &[&Program]) -> Result<PathBuf, Error> {
         self.provide_by(&Recipe::default(), programs)
     }
 
-    /// [`Module::provide`] in another than the usual way.
+    /// [`Module::provide`], built by a recipe.
     pub fn provide_by(&self, recipe: &Recipe, programs: &[&Program]) -> Result<PathBuf, Error> {
         let mut key = vec![self.go_mod, self.go_sum, self.ldflags];
         key.extend(recipe.key());
@@ -60,10 +58,10 @@ impl Module {
             let missing = programs.iter().filter(|program| !cache.path().join(program.name).is_file());
             missing.copied().collect::<Vec<_>>()
         };
-        // The usual case takes no lock: what is there is whole.
+        // The usual case takes no lock: files in the cache are complete.
         if !missing().is_empty() {
             let lock = cache.lock()?;
-            // Read again: who held the lock has built them.
+            // Check again: the previous owner of the lock may have built them.
             let missing = missing();
             if !missing.is_empty() {
                 self.build(recipe, &missing, &cache, &lock)?;
@@ -96,7 +94,7 @@ impl Module {
             return Err(Error::Build { programs: names(), status, output: tail(&log) });
         }
         for program in programs {
-            cache.keep(&output.join(self.executable(program)), program.name, lock)?;
+            cache.store(&output.join(self.executable(program)), program.name, lock)?;
         }
         step.end("done");
         Ok(())
@@ -118,13 +116,13 @@ impl Module {
             .arg(output)
             .args(programs.iter().map(|program| program.package))
             .current_dir(folder)
-            // Nothing of the surroundings may change what is built: a workspace, a cross compilation, a C compiler.
+            // Nothing in the environment may change what is built: a workspace, a cross compilation, a C compiler.
             .env("GOWORK", "off")
             .env("CGO_ENABLED", if recipe.cgo { "1" } else { "0" })
             .env_remove("GOOS")
             .env_remove("GOARCH");
         if env::home_dir().is_none() {
-            // Go refuses to run without a place for its own caches.
+            // Go does not run without a place for its own caches.
             command.env("HOME", home);
         }
         command
@@ -144,7 +142,7 @@ impl Module {
 }
 
 impl Recipe {
-    /// What it adds to the cache's key: nothing if it is the usual way.
+    /// What it adds to the cache's key: nothing for the defaults.
     fn key(&self) -> Vec<&'static str> {
         let tags = Some(self.tags).filter(|tags| !tags.is_empty());
         let cgo = self.cgo.then_some("cgo");

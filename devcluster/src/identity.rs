@@ -1,5 +1,5 @@
-//! Which process a process id meant. Ids are used again, so a file that remembers one must remember when that
-//! process started too: then a stranger who got the id later is never signalled.
+//! Which process a process id belongs to. Ids are reused, so a file that stores one also stores when that process
+//! started: another process that got the id later is never signalled.
 
 use std::io;
 #[cfg(any(test, not(target_os = "linux")))]
@@ -13,16 +13,16 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use crate::process::Signal;
 
-/// A process, told apart from any later one with the same id.
+/// A process, as opposed to any later one with the same id.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub(crate) struct Identity {
     pid: u32,
-    /// When it started, in the words of the operating system. Only ever compared.
+    /// When it started, as the operating system prints it. Only ever compared.
     started: String,
 }
 
 impl Identity {
-    /// The process that has this id now, if there is one. A zombie has ended.
+    /// The process that has this id now, if there is one. A zombie counts as ended.
     pub(crate) fn of(pid: u32) -> Option<Self> {
         started(pid).map(|started| Self { pid, started })
     }
@@ -35,7 +35,7 @@ impl Identity {
         Self::of(self.pid).as_ref() == Some(self)
     }
 
-    /// Ends the process: SIGTERM, and SIGKILL once `grace` has passed. An ended one is no error.
+    /// Ends the process: SIGTERM, and SIGKILL once `grace` has passed. No error if it has ended already.
     pub(crate) fn terminate(&self, grace: Duration) -> Result<(), Error> {
         // After SIGKILL only the kernel's own work is left.
         for (signal, patience) in [(Signal::TERM, grace), (Signal::KILL, Duration::from_secs(5))] {
@@ -59,18 +59,18 @@ impl Identity {
     fn signal(&self, signal: Signal) -> Result<(), Error> {
         let Some(pid) = Pid::from_raw(self.pid.cast_signed()) else { return Ok(()) };
         match kill_process(pid, signal) {
-            // It ended between the look and the signal.
+            // It ended between the check and the signal.
             Err(rustix::io::Errno::SRCH) => Ok(()),
             result => result.map_err(io::Error::from).map_err(Error::process("signal", "the cluster")),
         }
     }
 }
 
-/// When the process started: a boot's own id and the clock ticks since then.
+/// When the process started: the id of the boot, and the clock ticks since then.
 #[cfg(target_os = "linux")]
 fn started(pid: u32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The program's name, in parentheses, may hold anything; the fields after it start with the state.
+    // The program's name, in parentheses, may contain anything; the fields after it start with the state.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?;
     let ticks = fields.nth(18)?;
@@ -101,12 +101,12 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_itself_until_it_ends() {
+    fn a_process_is_alive_until_it_ends() {
         let mut child = sleeper();
         let identity = Identity::of(child.id()).unwrap();
         assert!(identity.is_alive());
         assert_eq!(Identity::of(child.id()), Some(identity.clone()));
-        // A zombie until it is waited for: that counts as the end.
+        // A zombie until it is waited for, which counts as ended.
         identity.terminate(Duration::from_secs(5)).unwrap();
         assert!(!identity.is_alive());
         child.wait().unwrap();

@@ -1,8 +1,8 @@
 //! Container images from files, without an engine and without a registry.
 //!
-//! What is written is a docker-archive, the form of `docker save`: a layer (a tar of files), a config, and a
-//! manifest that names both. Docker, Podman, containerd and skopeo read it. The format is that of the image
-//! specification v1.2 of Docker: <https://github.com/moby/docker-image-spec/blob/main/spec.md>.
+//! The format is docker-archive, as `docker save` writes it: a layer (a tar of files), a config, and a manifest that
+//! names both. Docker, Podman, containerd and skopeo read it. It is specified by Docker's image specification v1.2:
+//! <https://github.com/moby/docker-image-spec/blob/main/spec.md>.
 //! The same files make the same bytes: owners are root, times are zero, the order is that of the calls.
 
 use std::fs::{self, File};
@@ -17,13 +17,12 @@ use crate::Error;
 use crate::packages::{self, Need};
 
 const BUSYBOX: Need = Need { any_of: &["busybox"], package: "busybox-static", service: None };
-/// What of busybox pods are likely to use.
+/// The tools that get a link: those that pods are likely to use.
 const APPLETS: [&str; 24] = [
     "sh", "cat", "date", "echo", "env", "grep", "head", "httpd", "id", "ls", "mkdir", "nc", "nslookup", "ps",
     "sed", "sleep", "tail", "test", "timeout", "touch", "tr", "true", "wc", "wget",
 ];
 
-/// An image in the making.
 #[derive(Clone, Debug)]
 pub struct Image {
     reference: String,
@@ -70,39 +69,37 @@ impl Image {
         Ok(APPLETS.iter().fold(image, |image, name| image.link(&format!("/bin/{name}"), "busybox")))
     }
 
-    /// Adds a file that everybody may read and run.
+    /// Adds an executable file (mode 755).
     #[must_use]
     pub fn program(self, path: &str, source: &Path) -> Self {
         self.entry(path, Content::Program(source.to_owned()))
     }
 
-    /// Adds a folder in which everybody may write, and remove only what is their own, as in `/tmp`.
+    /// Adds a world-writable folder with the sticky bit, such as `/tmp`.
     #[must_use]
     pub fn shared_folder(self, path: &str) -> Self {
         self.entry(path, Content::Folder)
     }
 
-    /// Adds a symbolic link.
     #[must_use]
     pub fn link(self, path: &str, to: &str) -> Self {
         self.entry(path, Content::Link(to.to_owned()))
     }
 
-    /// What a container runs, unless its pod says something else.
+    /// The command of a container, unless its pod overrides it.
     #[must_use]
     pub fn entrypoint(mut self, words: &[&str]) -> Self {
         self.entrypoint = words.iter().map(|&word| word.to_owned()).collect();
         self
     }
 
-    /// Whom a container runs as, as `uid` or `uid:gid`. Default: 65532, which is nobody in particular.
+    /// The user of a container, as `uid` or `uid:gid`. Default: 65532, the usual "nonroot".
     #[must_use]
     pub fn user(mut self, user: &str) -> Self {
         user.clone_into(&mut self.user);
         self
     }
 
-    /// Writes the archive.
     pub fn write(&self, archive: &Path) -> Result<(), Error> {
         let layer = self.layer()?;
         let config = self.config(&layer);
@@ -165,7 +162,7 @@ impl Image {
     }
 }
 
-/// Whether an ELF program names a dynamic loader, which it does at its beginning.
+/// Whether an ELF program names a dynamic loader; the name is near its beginning.
 fn needs_libraries(program: &[u8]) -> bool {
     let start = program.get(..4096).unwrap_or(program);
     start.windows(4).any(|word| word == b"/ld-")
@@ -182,7 +179,7 @@ fn header(kind: EntryType, mode: u32, size: u64) -> Header {
     header
 }
 
-/// This machine's architecture in the words of Go, which are those of images.
+/// This machine's architecture, by the name that Go and images use.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",

@@ -1,7 +1,7 @@
 //! Kubeconfig files: one cluster, one user, one context.
 //!
-//! They are written as JSON, which is YAML too, so that names need no quoting rules; every client reads them.
-//! The cluster's part is kept as found, so that one user's file of a foreign cluster can be made from another's.
+//! They are written as JSON, which is valid YAML, so that names need no quoting rules. The cluster's part is copied
+//! as found, so that for an existing cluster one user's file can be made from another's.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::Error;
 use crate::pki::Pair;
 
-/// The cluster's part of a kubeconfig: its address and whom to trust.
+/// The cluster's part of a kubeconfig: its address and certificate authority.
 #[derive(Clone, Debug)]
 pub(crate) struct Endpoint(Value);
 
@@ -29,7 +29,7 @@ impl Endpoint {
 
     /// Takes the cluster's part from a kubeconfig of one context, as printed by
     /// `kubectl config view --minify --flatten --raw -o json`.
-    pub(crate) fn of_kubeconfig(text: &str) -> Result<Self, Error> {
+    pub(crate) fn from_kubeconfig(text: &str) -> Result<Self, Error> {
         let config: Value =
             serde_json::from_str(text).map_err(|error| Error::Kubeconfig(error.to_string()))?;
         match config.pointer("/clusters/0/cluster") {
@@ -42,7 +42,7 @@ impl Endpoint {
         self.0["server"].as_str().unwrap_or_default()
     }
 
-    /// A whole kubeconfig, for `credentials`, with `namespace` as the default.
+    /// A complete kubeconfig for `credentials`, with `namespace` as the default namespace.
     pub(crate) fn kubeconfig(&self, credentials: &Credentials<'_>, namespace: &str) -> String {
         let user = match credentials {
             Credentials::Certificate(pair) => json!({
@@ -73,10 +73,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_endpoint_survives_a_kubeconfig() {
+    fn an_endpoint_is_read_back_from_its_kubeconfig() {
         let endpoint = Endpoint::new("https://127.0.0.1:1", "PEM");
         let text = endpoint.kubeconfig(&Credentials::Token("secret"), "team \"a\"");
-        let again = Endpoint::of_kubeconfig(&text).unwrap();
+        let again = Endpoint::from_kubeconfig(&text).unwrap();
         assert_eq!(again.url(), "https://127.0.0.1:1");
         assert_eq!(again.0["certificate-authority-data"], "UEVN");
         let config: Value = serde_json::from_str(&text).unwrap();
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kubeconfig_without_a_cluster_is_refused() {
-        assert!(matches!(Endpoint::of_kubeconfig(r#"{"clusters": null}"#), Err(Error::Kubeconfig(_))));
+    fn a_kubeconfig_without_a_cluster_is_an_error() {
+        assert!(matches!(Endpoint::from_kubeconfig(r#"{"clusters": null}"#), Err(Error::Kubeconfig(_))));
     }
 }

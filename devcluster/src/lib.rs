@@ -8,14 +8,14 @@
 //!
 //! etcd, kube-apiserver, kube-controller-manager and kubectl are built from Go modules that are pinned by
 //! hash, so it needs no container engine, no root and no installed Kubernetes. Without a node, objects are
-//! stored, validated, watched and collected as in any cluster, but pods don't run. A node (containerd, runc,
+//! stored, validated, watched and garbage-collected as in any cluster, but pods don't run. A node (containerd, runc,
 //! kubelet, kube-proxy, CoreDNS, a scheduler) needs root and Linux; its images come from files ([`Image`]).
 //!
-//! Map: [`Cluster`] is what users see. `control_plane` starts the processes, each held by a
-//! [`process::Guarded`], so that none outlives its owner. `node` does the same in kernel namespaces, which end
-//! as a whole. `network` says which addresses a cluster has. [`Binaries`] are built once by [`go`] and
-//! kept in a [`cache`], showing [`progress`]; other crates get their programs so too. `pki` and
-//! `kubeconfig` make identities. [`state`] is `cargo cluster up`: the one case in which processes stay.
+//! Map: [`Cluster`] is what users see. `control_plane` starts the processes, each in a [`process::Guarded`], so that
+//! none outlives its owner. `node` does the same in kernel namespaces, which end as a whole. `network` assigns
+//! addresses. [`Binaries`] are built once by [`go`] and stored in a [`cache`], with [`progress`] on stderr; other
+//! crates get their programs in the same way. `pki` and `kubeconfig` make identities. [`state`] is
+//! `cargo cluster up`: the one case in which processes outlive the command.
 
 mod binaries;
 pub mod cache;

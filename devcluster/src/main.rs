@@ -1,4 +1,4 @@
-//! The command `cargo cluster`: a development cluster that stays until it is told to go.
+//! The command `cargo cluster`: a development cluster that runs until `cargo cluster down`.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command talks to its user")]
 
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use devcluster::state::{Place, Running, Up};
+use devcluster::state::{DetachedCluster, Running, Up};
 use devcluster::{Binaries, Error, Options, Version};
 
 /// A real Kubernetes control plane on loopback, for development and the demo.
@@ -21,12 +21,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Start the cluster, unless it runs, and leave it running. The first time builds it, which takes minutes.
+    /// Start the cluster, unless it runs already, and leave it running. The first time builds it, which takes minutes.
     Up {
         /// Where to write the kubeconfig (full rights). Default: target/devcluster/kubeconfig.
         #[arg(long, value_name = "FILE")]
         kubeconfig_out: Option<PathBuf>,
-        /// Have a node too, on which pods run. Needs root and Linux; builds containerd and others the first time.
+        /// Start a node too, on which pods run. Needs root and Linux; builds containerd and others the first time.
         #[arg(long)]
         node: bool,
         /// The version of Kubernetes, 1.33 or 1.36. Default: the newest.
@@ -38,22 +38,22 @@ enum Task {
     },
     /// Stop the cluster and remove its data.
     Down,
-    /// Say what runs. Fails if the cluster isn't up.
+    /// Show what runs. Fails if the cluster isn't up.
     Status,
-    /// Load an image into the node, from a file of `docker save` or the like.
+    /// Load an image into the node, from a file such as `docker save` writes.
     Load {
         /// A docker-archive, or an OCI layout as a tar file.
         archive: PathBuf,
     },
     /// Run kubectl on the cluster, with full rights.
     Kubectl {
-        /// Passed to kubectl as they are.
+        /// Passed to kubectl unchanged.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Only build the programs, for instance to fill a cache.
+    /// Only build the programs, for example to fill a cache.
     Build {
-        /// Those of a node too.
+        /// Build those of a node too.
         #[arg(long)]
         node: bool,
         /// The version of Kubernetes, 1.33 or 1.36. Default: the newest.
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
 }
 
 fn run(task: Task) -> Result<ExitCode, Error> {
-    let place = Place::of_workspace();
+    let place = DetachedCluster::of_workspace();
     match task {
         Task::Up { kubeconfig_out, node, kubernetes, apiserver_arg } => {
             let options = Options {
@@ -87,7 +87,7 @@ fn run(task: Task) -> Result<ExitCode, Error> {
                     println!("The cluster runs, at {}. Stop it with `cargo cluster down`.", running.url());
                     show(&running);
                 }
-                Up::Already(running) => {
+                Up::AlreadyRunning(running) => {
                     println!("The cluster runs already, at {}.", running.url());
                     show(&running);
                 }
@@ -99,7 +99,7 @@ fn run(task: Task) -> Result<ExitCode, Error> {
         },
         Task::Status => return status(&place),
         Task::Kubectl { arguments } => {
-            // Becomes kubectl: its exit code and the signals that it gets are its own.
+            // Replaces this process, so that exit code and signals are kubectl's own.
             let source = place.kubectl()?.args(arguments).exec();
             return Err(Error::Process { action: "start", process: "kubectl", source });
         }
@@ -124,7 +124,7 @@ fn show(running: &Running) {
     println!("export KUBECONFIG='{}'", running.kubeconfig().display());
 }
 
-fn status(place: &Place) -> Result<ExitCode, Error> {
+fn status(place: &DetachedCluster) -> Result<ExitCode, Error> {
     let Some(running) = place.status()? else {
         println!("No cluster runs.");
         return Ok(ExitCode::FAILURE);

@@ -1,22 +1,22 @@
-//! Which addresses a cluster has. Pure: who makes interfaces and routes is `node::sandbox`.
+//! Which addresses a cluster has. Pure: `node::sandbox` makes interfaces and routes.
 //!
-//! Without a node everything is on loopback. With one, the cluster has a /16 of its own, so that several don't
-//! meet: pods, Services, and a link between this machine and the node, whose near end the API server listens
-//! on. Both sides reach it there, and nobody else.
+//! Without a node everything is on loopback. With one, each cluster has a /16 of its own, for pods, Services, and a
+//! link between this machine and the node. The API server listens on the near end of that link, where only this
+//! machine and the node reach it.
 
 use std::net::Ipv4Addr;
 
 /// The addresses of one cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Network {
-    /// Only a control plane: nothing has to reach anything but the API server.
+    /// A control plane without a node: clients only need to reach the API server.
     Loopback,
-    /// `10.N.0.0/16`.
+    /// The N of `10.N.0.0/16`, the cluster's network.
     Node(u8),
 }
 
 impl Network {
-    /// What the API server listens on, and what the host is called by on the link.
+    /// The address that the API server listens on; with a node, this machine's on the link.
     pub(crate) fn apiserver(self) -> Ipv4Addr {
         match self {
             Self::Loopback => Ipv4Addr::LOCALHOST,
@@ -24,7 +24,7 @@ impl Network {
         }
     }
 
-    /// The range that Kubernetes gives to Services. Nothing routes it without a node, but the API server wants one.
+    /// The range of Services' addresses. Without a node nothing routes it, but the API server requires one.
     pub(crate) fn services(self) -> String {
         match self {
             Self::Loopback => "10.96.0.0/16".to_owned(),
@@ -32,7 +32,7 @@ impl Network {
         }
     }
 
-    /// The Service `kubernetes`: the first address of the range, by which pods ask the API server.
+    /// The Service `kubernetes`, by which pods reach the API server: the first address of the range.
     pub(crate) fn kubernetes_service(self) -> Ipv4Addr {
         match self {
             Self::Loopback => Ipv4Addr::new(10, 96, 0, 1),
@@ -41,17 +41,17 @@ impl Network {
     }
 }
 
-/// The rest of the addresses, which only a cluster with a node has.
+/// The addresses that only a cluster with a node has. The number is the second byte of its /16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NodeNetwork(pub(crate) u8);
 
 impl NodeNetwork {
-    /// Everything that is reached through the node.
+    /// All addresses that are reached through the node.
     pub(crate) fn all(self) -> String {
         format!("10.{}.0.0/16", self.0)
     }
 
-    /// The addresses of pods: as many as a kubelet runs by default, and more.
+    /// The addresses of pods: more than the 110 pods that a kubelet runs by default.
     pub(crate) fn pods(self) -> String {
         format!("10.{}.0.0/24", self.0)
     }
@@ -66,7 +66,7 @@ impl NodeNetwork {
         Network::from(self).apiserver()
     }
 
-    /// The Service that pods ask for names.
+    /// The DNS Service of pods.
     pub(crate) fn dns_service(self) -> Ipv4Addr {
         Ipv4Addr::new(10, self.0, 128, 10)
     }

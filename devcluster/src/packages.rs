@@ -1,8 +1,8 @@
-//! What the machine must have itself, from its distribution. On a Debian system root installs what is missing;
-//! anybody else is told how.
+//! Files that come from packages of the distribution. On Debian, root installs what is missing; for anybody else the
+//! error names the packages.
 //!
-//! A package that brings a service starts it, and again at each boot. That is not what a test is for, so the service
-//! of a package that was installed here is stopped and disabled.
+//! A package with a service starts it, and again at each boot. A test must not cause that, so the service of a package
+//! that was installed here is stopped and disabled.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -14,19 +14,19 @@ use crate::Error;
 use crate::cache::{Cache, tail};
 use crate::progress::Step;
 
-/// Something that a package brings.
+/// A file that a package of the distribution contains.
 #[derive(Clone, Copy, Debug)]
 pub struct Need {
-    /// A program's name, or where a file may be: any of these will do.
+    /// Names of a program, or absolute paths of a file: any of these will do.
     pub any_of: &'static [&'static str],
-    /// Debian's name for the package.
+    /// The name of the Debian package.
     pub package: &'static str,
-    /// The service that it would start.
+    /// The service that installing the package would start.
     pub service: Option<&'static str>,
 }
 
 impl Need {
-    /// Where it is, if it is there.
+    /// Returns its path, if it is there.
     pub fn find(&self) -> Option<PathBuf> {
         self.any_of.iter().find_map(|name| {
             if name.starts_with('/') {
@@ -37,7 +37,7 @@ impl Need {
         })
     }
 
-    /// Where it is; installed first, if it is missing and that is possible.
+    /// Returns its path; installs the package first if that is necessary and possible.
     pub fn provide(&self) -> Result<PathBuf, Error> {
         provide(&[*self])?;
         self.find()
@@ -45,7 +45,7 @@ impl Need {
     }
 }
 
-/// Sees to it that all is there, and installs it if that is possible.
+/// Installs what is missing, if that is possible. An error otherwise.
 pub fn provide(needs: &[Need]) -> Result<(), Error> {
     if missing(needs).is_empty() {
         return Ok(());
@@ -53,10 +53,10 @@ pub fn provide(needs: &[Need]) -> Result<(), Error> {
     if !Path::new("/etc/debian_version").exists() || !rustix::process::geteuid().is_root() {
         return Err(Error::Packages { packages: names(&missing(needs)), reason: String::new() });
     }
-    // One at a time, as the package manager wants it.
+    // One process at a time, since dpkg locks.
     let cache = Cache::open("tokenward-devcluster", &["debian"])?;
     let _lock = cache.lock()?;
-    // Read again: who held the lock has installed them.
+    // Check again: the previous owner of the lock may have installed them.
     let wanted = missing(needs);
     if wanted.is_empty() {
         return Ok(());
@@ -81,7 +81,7 @@ fn names(needs: &[Need]) -> String {
 
 fn install(needs: &[Need], log: &Path) -> Result<(), Error> {
     let mut step = Step::start(format!("installing {}", names(needs)), Duration::from_secs(20));
-    // Somebody else may be installing too.
+    // The user may be installing something too.
     let mut install = vec!["-o", "DPkg::Lock::Timeout=120", "install", "-y", "--no-install-recommends"];
     install.extend(needs.iter().map(|need| need.package));
     let result = run("apt-get", &install, log, &mut step).or_else(|_| {
@@ -99,7 +99,7 @@ fn install(needs: &[Need], log: &Path) -> Result<(), Error> {
     result.map_err(|reason| Error::Packages { packages: names(needs), reason: format!(": {reason}") })
 }
 
-/// Runs to its end, without a guard: a package manager that is killed leaves half a package.
+/// Runs a command without a guard: a package manager that is killed leaves half a package.
 fn run(program: &str, arguments: &[&str], log: &Path, step: &mut Step) -> Result<(), String> {
     let spawn = || {
         let output = File::create(log)?;
@@ -115,7 +115,7 @@ fn run(program: &str, arguments: &[&str], log: &Path, step: &mut Step) -> Result
     loop {
         match process.try_wait().map_err(|error| error.to_string())? {
             Some(status) if status.success() => return Ok(()),
-            Some(status) => return Err(format!("{status}. The end of what it said:\n{}", tail(log))),
+            Some(status) => return Err(format!("{status}. The end of its output:\n{}", tail(log))),
             None => {
                 thread::sleep(Duration::from_millis(200));
                 step.tick();
@@ -124,11 +124,11 @@ fn run(program: &str, arguments: &[&str], log: &Path, step: &mut Step) -> Result
     }
 }
 
-/// Looks for a program where shells do, and where servers are, which not every user's PATH has.
+/// Looks for a program on PATH, and in the sbin folders, which are not on every user's.
 fn on_path(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    let servers = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
-    env::split_paths(&path).chain(servers).map(|folder| folder.join(program)).find(|path| path.is_file())
+    let sbin = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    env::split_paths(&path).chain(sbin).map(|folder| folder.join(program)).find(|path| path.is_file())
 }
 
 #[cfg(test)]
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_is_told_by_its_package() {
+    fn what_is_missing_is_reported_by_its_package() {
         let sh = Need { any_of: &["/nowhere/sh", "sh"], package: "dash", service: None };
         let absent = Need { any_of: &["/nowhere", "no-such-program"], package: "absent", service: None };
         assert!(sh.find().unwrap().ends_with("sh"));

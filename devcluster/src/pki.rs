@@ -1,4 +1,4 @@
-//! The cluster's own certificate authority and the keys that it signs.
+//! The cluster's certificate authority and the certificates that it signs.
 //!
 //! The authority's key never leaves the process: it signs the API server's serving certificate and the client
 //! certificates of kubeconfigs. Service-account tokens are signed with a key of their own.
@@ -12,9 +12,9 @@ use rcgen::{
 
 use crate::Error;
 
-/// Certificates are good for as long as a detached cluster may be left running.
+/// As long as a detached cluster may be left running.
 const VALIDITY: Duration = Duration::from_hours(365 * 24);
-/// Clients in a virtual machine may be behind.
+/// How far a client's clock may be behind, as in a virtual machine.
 const CLOCK_SKEW: Duration = Duration::from_hours(1);
 
 /// Signs certificates for one cluster.
@@ -55,7 +55,7 @@ impl Authority {
     }
 
     /// A client certificate. The API server takes the common name for the user and the organization for the
-    /// group. One group only: rcgen's names hold one value of a kind.
+    /// group. One group only, as rcgen's names have one value of a kind.
     pub(crate) fn client(&self, user: &str, group: Option<&str>) -> Result<Pair, Error> {
         let mut params = params(user, &[])?;
         if let Some(group) = group {

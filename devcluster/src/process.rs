@@ -1,7 +1,7 @@
 //! Child processes that can't outlive their owner.
 //!
-//! A destructor alone doesn't keep that promise: it doesn't run on SIGKILL, on Ctrl-C or on an abort. So each
-//! [`Guarded`] process has a watchdog, a `/bin/sh` that blocks on a pipe whose write end only the owner holds.
+//! A destructor alone can't guarantee that: it doesn't run on SIGKILL, on Ctrl-C or on an abort. So each
+//! [`Guarded`] process has a watchdog, a `/bin/sh` that blocks on a pipe whose write end only the owner has.
 //! However the owner ends, the kernel closes that end, and the watchdog kills its own process group.
 //! The process joined that group before its first instruction, so there is no moment when it runs unguarded,
 //! its own children are covered too, and no process id is ever looked up: a recycled one can't be hit.
@@ -29,15 +29,15 @@ pub const DROP_GRACE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Guarded {
     child: Child,
-    /// None once detached: nothing ends the process any more.
+    /// `None` once it has been detached.
     watchdog: Option<Watchdog>,
 }
 
-/// Cleans up when the owner has ended, however that ended.
+/// Runs a script when its owner has ended, however it ended.
 #[derive(Debug)]
 pub(crate) struct Janitor(Option<Watchdog>);
 
-/// A shell at the other end of a pipe: it acts when the pipe closes, and not at all once told to stand down.
+/// A shell at the other end of a pipe, which runs its script when the pipe closes, unless it was disarmed.
 #[derive(Debug)]
 struct Watchdog {
     shell: Child,
@@ -54,7 +54,7 @@ impl Guarded {
         match command.process_group(watchdog.group()).spawn() {
             Ok(child) => Ok(Self { child, watchdog: Some(watchdog) }),
             Err(error) => {
-                watchdog.act();
+                watchdog.trigger();
                 Err(error)
             }
         }
@@ -65,31 +65,31 @@ impl Guarded {
         Self::output_of(command, Stdio::null())
     }
 
-    /// The same with an input.
+    /// The same, with `input` as standard input.
     pub(crate) fn output_of(mut command: Command, input: Stdio) -> io::Result<Output> {
         command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = Self::spawn(command)?;
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let (out, err) = (process.take_stdout(), process.take_stderr());
-        // At the same time: a process that fills one pipe while the other is read would wait for ever.
+        // Both at once: a process that fills one pipe while only the other is read would block for ever.
         thread::scope(|scope| {
             let reader = scope.spawn(|| err.map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut stderr)));
             let read = out.map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut stdout));
-            // The thread has no way to panic.
+            // The thread can't panic.
             reader.join().unwrap_or(Ok(0)).and(read)
         })?;
         let status = process.child.wait()?;
         Ok(Output { status, stdout, stderr })
     }
 
-    /// The process id. It stays reserved for this process until its end has been waited for.
+    /// The process id. It is not reused until the process has been waited for.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Sends a signal to the process (not to its children). Fails if the process has ended.
     pub fn signal(&mut self, signal: Signal) -> io::Result<()> {
-        // Once waited for, the id may belong to another process.
+        // Once the process has been waited for, its id may belong to another.
         if self.child.try_wait()?.is_some() {
             return Err(io::Error::new(io::ErrorKind::NotFound, "the process has ended"));
         }
@@ -119,7 +119,7 @@ impl Guarded {
     }
 
     /// Ends the process: SIGTERM, and SIGKILL once `grace` has passed. Kills what is left of its children.
-    /// Works on a stopped (SIGSTOP) process too, and returns the old status if the process had ended before.
+    /// Works on a stopped (SIGSTOP) process too. Returns the earlier status if the process has ended already.
     pub fn terminate(&mut self, grace: Duration) -> io::Result<ExitStatus> {
         let status = match self.child.try_wait()? {
             Some(status) => status,
@@ -135,7 +135,7 @@ impl Guarded {
             }
         };
         if let Some(watchdog) = self.watchdog.take() {
-            watchdog.act();
+            watchdog.trigger();
         }
         Ok(status)
     }
@@ -145,10 +145,10 @@ impl Guarded {
         self.terminate(Duration::ZERO)
     }
 
-    /// Lets the process outlive its owner: gives the guard up and returns the process id.
+    /// Lets the process outlive its owner: releases the guard and returns the process id.
     pub fn detach(mut self) -> io::Result<u32> {
         if let Some(watchdog) = self.watchdog.take() {
-            watchdog.stand_down()?;
+            watchdog.disarm()?;
         }
         Ok(self.child.id())
     }
@@ -184,7 +184,7 @@ impl Guarded {
 impl Drop for Guarded {
     fn drop(&mut self) {
         if self.watchdog.is_some() {
-            // Nobody is left to tell; if even this fails, the closing pipe lets the watchdog do it.
+            // There is nobody to report an error to; if even this fails, the watchdog kills the process.
             let _ = self.terminate(DROP_GRACE);
         }
     }
@@ -193,9 +193,9 @@ impl Drop for Guarded {
 // === impl Janitor ===
 
 impl Janitor {
-    /// Waits to remove a folder.
-    pub(crate) fn of_folder(folder: &Path) -> io::Result<Self> {
-        // Several rounds: what writes there is being killed by its own watchdog at the same moment.
+    /// Will remove a folder.
+    pub(crate) fn for_folder(folder: &Path) -> io::Result<Self> {
+        // Several rounds: processes that write there are being killed by their own watchdogs at the same time.
         let script = "for round in 1 2 3 4 5 6 7 8 9 10; do
                 rm -rf -- \"$1\" && test ! -e \"$1\" && exit
                 sleep 0.2
@@ -203,27 +203,27 @@ impl Janitor {
         Self::watch(script, &[folder.as_os_str()])
     }
 
-    /// Waits to run a shell script.
+    /// Will run a shell script.
     pub(crate) fn watch(script: &str, arguments: &[&OsStr]) -> io::Result<Self> {
         Watchdog::spawn(&format!("read -r _ && exit\n{script}"), arguments)
             .map(|watchdog| Self(Some(watchdog)))
     }
 
     /// Runs the script now.
-    pub(crate) fn act(self) {
+    pub(crate) fn trigger(self) {
         drop(self);
     }
 
-    /// Never runs it.
-    pub(crate) fn stand_down(mut self) -> io::Result<()> {
-        self.0.take().map_or(Ok(()), Watchdog::stand_down)
+    /// Ends without running the script.
+    pub(crate) fn disarm(mut self) -> io::Result<()> {
+        self.0.take().map_or(Ok(()), Watchdog::disarm)
     }
 }
 
 impl Drop for Janitor {
     fn drop(&mut self) {
         if let Some(watchdog) = self.0.take() {
-            watchdog.act();
+            watchdog.trigger();
         }
     }
 }
@@ -231,22 +231,22 @@ impl Drop for Janitor {
 // === impl Watchdog ===
 
 impl Watchdog {
-    /// Starts `script` in a new process group, with the pipe's read end as its input. The script must begin
-    /// with a `read` that succeeds only on a line: the order to stand down.
+    /// Starts `script` in a new process group, with the pipe's read end as its input. The script must begin with a
+    /// `read`, which fails when the pipe closes, and succeeds if it was disarmed.
     fn spawn(script: &str, arguments: &[&OsStr]) -> io::Result<Self> {
-        // Both ends are close-on-exec: no other child of the owner can hold the leash.
+        // Both ends are close-on-exec: no other child of the owner inherits the leash.
         let (reader, leash) = io::pipe()?;
         let shell = Command::new("/bin/sh")
             .arg("-c")
-            // Signals to the group are meant for the process in it.
+            // Signals to the group are meant for the guarded process.
             .arg(format!("trap '' HUP INT TERM\n{script}"))
             .arg("devcluster-watchdog")
             .args(arguments)
             .stdin(reader)
-            // Not the owner's: a pipe behind them would stay open for as long as the watchdog lives.
+            // Not inherited: a pipe behind them would stay open for as long as the watchdog lives.
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // Not the owner's: it may be a folder that is to be removed.
+            // Not inherited: it may be a folder that is to be removed.
             .current_dir("/")
             .process_group(0)
             .spawn()?;
@@ -254,21 +254,20 @@ impl Watchdog {
     }
 
     fn group(&self) -> i32 {
-        // Process ids fit: the kernel's own type is i32.
+        // Never negative: in the kernel, process ids are of the type i32.
         self.shell.id().cast_signed()
     }
 
-    /// Lets the script act, and waits for its end so that no zombie stays.
-    fn act(self) {
+    /// Lets the script run, and waits for it, so that no zombie stays.
+    fn trigger(self) {
         let Self { mut shell, leash } = self;
         drop(leash);
         let _ = shell.wait();
     }
 
-    /// Ends the script without its action.
-    fn stand_down(self) -> io::Result<()> {
+    fn disarm(self) -> io::Result<()> {
         let Self { mut shell, mut leash } = self;
-        leash.write_all(b"stand down\n")?;
+        leash.write_all(b"disarm\n")?;
         shell.wait().map(drop)
     }
 }
@@ -294,7 +293,7 @@ mod tests {
     }
 
     fn exists(pid: u32) -> bool {
-        // A zombie whose reaper is slow doesn't count.
+        // A zombie that is not reaped yet doesn't count.
         let output = Command::new("ps").args(["-o", "stat=", "-p", &pid.to_string()]).output().unwrap();
         matches!(String::from_utf8_lossy(&output.stdout).trim().chars().next(), Some(state) if state != 'Z')
     }
@@ -323,7 +322,7 @@ mod tests {
     #[test]
     fn output_collects_both_streams() {
         let mut command = Command::new("/bin/sh");
-        // More than a pipe holds, on both.
+        // More than a pipe buffers, on both.
         command.args(["-c", "head -c 200000 /dev/zero >&2; head -c 300000 /dev/zero; exit 4"]);
         let output = Guarded::output(command).unwrap();
         assert_eq!((output.stdout.len(), output.stderr.len()), (300_000, 200_000));
@@ -331,20 +330,20 @@ mod tests {
     }
 
     #[test]
-    fn waiting_gives_up_in_time() {
+    fn waiting_times_out() {
         let mut process = shell("exec sleep 60");
         assert!(process.wait_timeout(Duration::from_millis(30)).unwrap().is_none());
     }
 
     #[test]
-    fn terminate_asks_first() {
+    fn terminate_sends_sigterm_first() {
         let mut process = shell("trap 'exit 3' TERM; echo ready; while :; do sleep 0.01; done");
         assert_eq!(first_line(&mut process), "ready");
         assert_eq!(process.terminate(Duration::from_secs(5)).unwrap().code(), Some(3));
     }
 
     #[test]
-    fn terminate_insists() {
+    fn terminate_kills_after_the_grace_period() {
         let mut process = shell("trap '' TERM; echo ready; while :; do sleep 0.01; done");
         assert_eq!(first_line(&mut process), "ready");
         assert_eq!(process.terminate(Duration::from_millis(50)).unwrap().signal(), Some(9));
@@ -371,8 +370,8 @@ mod tests {
     fn a_closed_leash_ends_the_process() {
         let mut process = shell("trap '' TERM; echo ready; exec sleep 60");
         assert_eq!(first_line(&mut process), "ready");
-        // What the kernel does when the owner ends.
-        process.watchdog.take().unwrap().act();
+        // As the kernel does when the owner ends.
+        process.watchdog.take().unwrap().trigger();
         assert_eq!(process.wait_timeout(Duration::from_secs(5)).unwrap().unwrap().signal(), Some(9));
     }
 
@@ -386,11 +385,11 @@ mod tests {
     }
 
     #[test]
-    fn a_janitor_acts_unless_it_is_told_not_to() {
+    fn a_janitor_runs_its_script_unless_it_is_disarmed() {
         let folder = tempfile::tempdir().unwrap();
-        Janitor::of_folder(folder.path()).unwrap().stand_down().unwrap();
+        Janitor::for_folder(folder.path()).unwrap().disarm().unwrap();
         assert!(folder.path().exists());
-        Janitor::of_folder(folder.path()).unwrap().act();
+        Janitor::for_folder(folder.path()).unwrap().trigger();
         assert!(!folder.path().exists());
     }
 }

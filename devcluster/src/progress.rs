@@ -1,6 +1,5 @@
-//! Shows on stderr how far something long is, such as a build. On a terminal it is one line that changes;
-//! elsewhere (a log of CI) a line at the start and the end of each step, and one in between often enough that
-//! nobody takes it for dead.
+//! Shows on stderr the progress of something long, such as a build. On a terminal it is one line that changes;
+//! elsewhere (a log of CI) a line at the start and the end of each step, and one every 15 s in between.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -11,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use crate::process::Guarded;
 
-/// How often a log gets a line during a step.
+/// The interval between lines in a log during a step.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
 static LINES_ONLY: AtomicBool = AtomicBool::new(false);
 
-/// From now on, steps are shown by whole lines on a terminal too, where another program draws at the same time.
+/// Shows steps by whole lines on a terminal too, from now on: for use beside another program that draws there.
 pub fn lines_only() {
     LINES_ONLY.store(true, Ordering::Relaxed);
 }
@@ -24,19 +23,19 @@ pub fn lines_only() {
 /// One step, shown from its start to its end.
 #[derive(Debug)]
 pub struct Step {
-    /// What is done, such as "building kube-apiserver (1 of 4)".
+    /// Such as "building kube-apiserver (1 of 4)".
     label: String,
-    /// How long it usually takes.
+    /// How long the step usually takes.
     usual: Duration,
     start: Instant,
     last_line: Instant,
     terminal: bool,
-    /// Whether one line is changed, instead of adding lines.
+    /// Whether one line is overwritten, instead of adding lines.
     redraws: bool,
 }
 
 impl Step {
-    /// Shows the begin of a step.
+    /// Shows the start of a step. `usual` is how long it usually takes.
     pub fn start(label: String, usual: Duration) -> Self {
         let now = Instant::now();
         let terminal = io::stderr().is_terminal();
@@ -80,7 +79,7 @@ impl Step {
     }
 
     fn show(&self, line: &str) {
-        // Back to the first column, and the old line away.
+        // Back to the first column, and clear the line.
         let clear = if self.terminal { "\r\x1b[K" } else { "" };
         let end = if self.redraws { "" } else { "\n" };
         let mut stderr = io::stderr().lock();
@@ -89,7 +88,7 @@ impl Step {
     }
 }
 
-/// A duration as people say it: "20 s", "3 min".
+/// A rounded duration, such as "20 s" or "3 min".
 fn rough(duration: Duration) -> String {
     match duration.as_secs() {
         seconds @ ..90 => format!("{seconds} s"),
@@ -102,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_read_as_people_say_them() {
+    fn durations_are_rounded() {
         assert_eq!(rough(Duration::from_secs(7)), "7 s");
         assert_eq!(rough(Duration::from_secs(89)), "89 s");
         assert_eq!(rough(Duration::from_secs(90)), "2 min");

@@ -1,7 +1,6 @@
-//! A process of the cluster: it writes to a log of its own, and is waited for until it is ready.
+//! A process of the cluster, with a log of its own and a probe for readiness.
 //!
-//! Readiness is probed, never slept for, and a process that ends while it is waited for is an error at once,
-//! with the end of its log.
+//! A process that ends before it is ready is an error at once, with the end of its log.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -46,7 +45,7 @@ impl Launcher {
         let output: File = options.create(true).append(true).open(&log).map_err(Error::file("open", &log))?;
 
         let mut command = if self.detachable {
-            // Closing the terminal must not end it. nohup replaces itself, so the process id stays.
+            // Closing the terminal must not end it. nohup replaces itself by exec, so the process id stays.
             let mut command = Command::new("nohup");
             command.arg(program);
             command
@@ -72,7 +71,7 @@ impl Launcher {
         let start = Instant::now();
         loop {
             let outcome = probe();
-            // Also after a success: the answer may have come from another process on the same port.
+            // Also after a success: the response may have come from another process on the same port.
             if let Some(status) =
                 service.process.try_wait().map_err(Error::process("wait for", service.name))?
             {

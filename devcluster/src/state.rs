@@ -1,8 +1,8 @@
-//! The cluster that stays: `cargo cluster up` starts it, and a later `cargo cluster down` finds and stops it.
+//! The detached cluster: `cargo cluster up` starts it, and a later `cargo cluster down` finds and stops it.
 //!
-//! A state file says what runs, by process id and start time. It is written before the processes are let go:
-//! killed at any moment, `up` leaves either guarded processes, which end with it, or a state that `down` reads.
-//! A state whose processes are gone (a reboot) is cleaned by the next `up`. One lock orders all commands.
+//! A state file lists what runs, by process id and start time. It is written before the processes are detached: if
+//! `up` is killed at any moment, it leaves either guarded processes, which end with it, or a state that `down` reads.
+//! A state whose processes are gone (a reboot) is cleaned up by the next `up`. One lock serializes all commands.
 
 use std::fs::{self, File};
 use std::io;
@@ -21,20 +21,20 @@ use crate::{Error, target_dir};
 /// How long a process may take to end before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// The folder of the detached cluster: `devcluster` in Cargo's target folder.
+/// The detached cluster of a workspace, in the folder `devcluster` of Cargo's target folder.
 #[derive(Clone, Debug)]
-pub struct Place(PathBuf);
+pub struct DetachedCluster(PathBuf);
 
-/// What runs, as the state file says.
+/// The content of the state file.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Running {
     url: String,
     kubeconfig: PathBuf,
     kubectl: PathBuf,
     logs: PathBuf,
-    /// The version that was asked for, if one was.
+    /// The version that was requested, if one was.
     version: Option<String>,
-    /// None if it is a control plane alone.
+    /// `None` for a control plane without a node.
     node: Option<Loader>,
     processes: Vec<Process>,
 }
@@ -46,13 +46,10 @@ struct Process {
     identity: Identity,
 }
 
-/// What [`Place::up`] found or did.
 #[derive(Clone, Debug)]
 pub enum Up {
-    /// A cluster was started.
     Started(Running),
-    /// One ran already.
-    Already(Running),
+    AlreadyRunning(Running),
 }
 
 // === impl Running ===
@@ -73,17 +70,16 @@ impl Running {
         &self.kubectl
     }
 
-    /// The folder of the logs.
     pub fn logs(&self) -> &Path {
         &self.logs
     }
 
-    /// Whether it has a node, on which pods run.
+    /// Whether it has a node.
     pub fn has_node(&self) -> bool {
         self.node.is_some()
     }
 
-    /// Whether it is not what somebody wants who asks for `options`.
+    /// Whether it differs from what `options` ask for.
     fn differs(&self, options: &Options) -> bool {
         let version = options.version.map(|version| version.to_string());
         (options.node && self.node.is_none()) || (version.is_some() && version != self.version)
@@ -102,24 +98,23 @@ impl Running {
     }
 }
 
-// === impl Place ===
+// === impl DetachedCluster ===
 
-impl Place {
-    /// The place of this workspace's detached cluster.
+impl DetachedCluster {
     pub fn of_workspace() -> Self {
         Self(target_dir().join("devcluster"))
     }
 
-    /// Starts a cluster that stays until [`Place::down`], unless one runs. What an incomplete one has left is
-    /// stopped and removed first. `kubeconfig` is where the kubeconfig goes; by default beside the state.
-    /// Of `options`, the folder is ignored: it is always below this place.
+    /// Starts a cluster that runs until [`DetachedCluster::down`], unless one runs already. What is left of an incomplete one is
+    /// stopped and removed first. `kubeconfig` is where the kubeconfig is written; by default beside the state.
+    /// The folder in `options` is ignored: it is always below this one.
     pub fn up(&self, options: Options, kubeconfig: Option<PathBuf>) -> Result<Up, Error> {
         let _lock = self.lock()?;
         let root = self.0.canonicalize().map_err(Error::file("open", &self.0))?;
         if let Some(running) = self.read()? {
             if running.is_whole() {
                 let wanted = !running.differs(&options);
-                return if wanted { Ok(Up::Already(running)) } else { Err(Error::RunsDifferently) };
+                return if wanted { Ok(Up::AlreadyRunning(running)) } else { Err(Error::RunsDifferently) };
             }
             self.clean(&running)?;
         }
@@ -163,7 +158,7 @@ impl Place {
         Ok(true)
     }
 
-    /// What runs, or has run and not been stopped by [`Place::down`].
+    /// The cluster that runs, or whose processes have ended without [`DetachedCluster::down`].
     pub fn status(&self) -> Result<Option<Running>, Error> {
         self.read()
     }
@@ -205,8 +200,8 @@ impl Place {
         serde_json::from_str(&text).map(Some).map_err(|source| Error::State { path, source })
     }
 
-    /// Stops what runs of a cluster, in the order in which it was listed: the database last. The state goes
-    /// last of all, so that this can be tried again.
+    /// Stops what runs of a cluster, in the order in which it is listed, etcd last. The state is removed after all
+    /// else, so that a failure can be retried.
     fn clean(&self, running: &Running) -> Result<(), Error> {
         for process in &running.processes {
             process.identity.terminate(GRACE)?;
@@ -220,7 +215,7 @@ impl Place {
     }
 }
 
-/// Puts kubectl where people find it. A link, since the program is large and stays in the cache.
+/// Links kubectl from a folder that people find. Not a copy: the program is large.
 fn link(program: &Path, folder: &Path) -> Result<PathBuf, Error> {
     fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
     let path = folder.join("kubectl");

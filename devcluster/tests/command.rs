@@ -1,11 +1,11 @@
-//! `cargo cluster` as its users type it, from up to down, in a target folder of its own.
+//! `cargo cluster` from up to down, in a target folder of its own.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-/// Runs the command in a place of its own, and takes the cluster down whatever happens.
+/// Runs the command with a target folder of its own, and stops the cluster even if the test fails.
 struct CargoCluster {
     target: tempfile::TempDir,
 }
@@ -30,7 +30,7 @@ impl CargoCluster {
         self.target.path().join("devcluster").join(name)
     }
 
-    /// The process id of kube-apiserver, if it runs.
+    /// The process id of kube-apiserver. `None`: it does not run.
     fn apiserver(&self) -> Option<String> {
         let status = String::from_utf8(self.run("status").stdout).unwrap();
         let line = status.lines().find(|line| line.starts_with("kube-apiserver"))?.to_owned();
@@ -63,7 +63,7 @@ fn the_cluster_stays_from_up_to_down() {
         .unwrap();
     assert_eq!(kubectl.stdout, b"ok");
 
-    // The arguments and the exit code are kubectl's own.
+    // Arguments and exit code are passed through.
     cluster.succeeds("kubectl get serviceaccount default -n default --output=name");
     assert_eq!(cluster.run("kubectl get namespace nowhere").status.code(), Some(1));
 

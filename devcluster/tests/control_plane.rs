@@ -1,5 +1,5 @@
-//! Starts real control planes. What is tested is what tests of tokenward rely on: a working API, faults that
-//! heal, and nothing left behind, however the owner ends.
+//! Starts real control planes, and tests what other tests rely on: a working API, faults that can be undone, and
+//! nothing left behind, however the owner ends.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 #![allow(clippy::print_stdout, reason = "the harness shows it with --nocapture")]
@@ -18,7 +18,7 @@ use devcluster::{Cluster, Error, Options};
 const OWNER: &str = "DEVCLUSTER_TEST_OWNER";
 
 #[test]
-fn a_control_plane_works_heals_and_leaves_nothing() {
+fn a_control_plane_works_recovers_and_leaves_nothing() {
     let start = Instant::now();
     let cluster = Cluster::start(Options::default()).unwrap();
     println!("started in {:?}", start.elapsed());
@@ -97,7 +97,7 @@ fn nothing_is_left_when_the_owner_is_killed() {
         .stdout(Stdio::piped());
     let mut owner = Guarded::spawn(command).unwrap();
     let mut lines = BufReader::new(owner.take_stdout().unwrap()).lines();
-    // The test harness has its own words on that line.
+    // The test harness prints on that line too.
     let folder = lines.find_map(|line| Some(line.unwrap().split_once("folder=")?.1.to_owned())).unwrap();
     let folder = Path::new(&folder);
     assert!(processes_naming(folder).len() >= 2);
@@ -159,7 +159,7 @@ fn an_existing_cluster_is_used_and_left_alone() {
 }
 
 #[test]
-fn a_folder_with_something_in_it_is_refused() {
+fn a_folder_that_is_not_empty_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("precious"), "").unwrap();
     let options = Options { dir: Some(folder.path().to_owned()), ..Options::default() };
@@ -167,14 +167,14 @@ fn a_folder_with_something_in_it_is_refused() {
     assert!(folder.path().join("precious").exists());
 }
 
-/// Runs kubectl with `arguments`, words divided by spaces: what it prints, or what it complains about.
+/// Runs kubectl with `arguments`, separated by spaces; returns its stdout, or its stderr if it fails.
 fn kubectl(mut command: Command, arguments: &str) -> Result<String, String> {
     let output = command.args(arguments.split(' ')).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
 }
 
-/// The command lines of the processes that have `folder` in theirs, watchdogs included.
+/// The command lines that contain `folder`, those of watchdogs included.
 fn processes_naming(folder: &Path) -> Vec<String> {
     let output = Command::new("ps").args(["-A", "-o", "command="]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -1,5 +1,5 @@
-//! Starts real nodes. What is tested is what end-to-end tests rely on: pods that run and reach what they should,
-//! nodes that don't meet, and nothing left on the machine, however the owner ends.
+//! Starts real nodes, and tests what end-to-end tests rely on: pods that run and reach what they should, nodes that
+//! don't interfere, and nothing left on the machine, however the owner ends.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 #![allow(clippy::print_stdout, reason = "the harness shows it with --nocapture")]
@@ -54,8 +54,8 @@ spec:
   containers:
     - name: client
       image: devcluster.test/busybox:1
-      command: [sh, -c, "cat /word/word && echo && touch /tmp/told && sleep 3600"]
-      readinessProbe: {exec: {command: [test, -e, /tmp/told]}, periodSeconds: 1}
+      command: [sh, -c, "cat /word/word && echo && touch /tmp/printed && sleep 3600"]
+      readinessProbe: {exec: {command: [test, -e, /tmp/printed]}, periodSeconds: 1}
       volumeMounts: [{name: word, mountPath: /word}]
   volumes: [{name: word, secret: {secretName: word}}]
 "#;
@@ -103,17 +103,17 @@ fn runs_pods(cluster: &Cluster) {
     kubectl(cluster, "wait --for=condition=Ready pod/client --timeout=60s");
     assert_eq!(kubectl(cluster, "logs client"), "swordfish");
     assert_eq!(kubectl(cluster, "exec client -- cat /word/word"), "swordfish");
-    // The image's own user: a Secret can be read by who is nobody in particular.
+    // The image's own user, without privileges, can read a Secret.
     assert!(kubectl(cluster, "exec client -- id").contains("uid=65532"));
 }
 
 fn pods_reach_what_they_should(cluster: &Cluster) {
-    // Each pod answers by its Service's name, whichever it is.
+    // The Service's pods respond by each form of its name.
     for name in ["web", "web.default", "web.default.svc", "web.default.svc.cluster.local"] {
         let answer = kubectl(cluster, &format!("exec client -- wget -q -O- http://{name}/word"));
         assert_eq!(answer, "swordfish", "{name}");
     }
-    // It runs a program once it has a connection, and fails without one.
+    // nc runs the program once it has a connection, and fails without one.
     kubectl(cluster, "exec client -- nc -w 5 kubernetes.default.svc 443 -e /bin/date");
     // This machine, and so the API server, by the Service's address.
     let address = kubectl(cluster, "get service/web -o jsonpath={.spec.clusterIP}:80");
@@ -122,7 +122,7 @@ fn pods_reach_what_they_should(cluster: &Cluster) {
         kubectl(cluster, "get --raw /api/v1/namespaces/default/services/web:80/proxy/word"),
         "swordfish"
     );
-    // A server sees who asks: the pod, not the node.
+    // A server sees the pod's address, not the node's.
     let client = kubectl(cluster, "get pod/client -o jsonpath={.status.podIP}");
     let logs = kubectl(cluster, "logs --selector app=web");
     assert!(logs.contains(&client), "{client}: {logs}");
@@ -166,7 +166,7 @@ fn owner() {
 }
 
 #[test]
-fn who_can_t_have_a_node_is_told_before_anything_starts() {
+fn a_node_that_can_t_run_is_an_error_before_anything_starts() {
     let target = tempfile::tempdir().unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_devcluster"))
         .args(["up", "--node", "--kubernetes", "1.33"])
@@ -176,11 +176,11 @@ fn who_can_t_have_a_node_is_told_before_anything_starts() {
     assert!(String::from_utf8(output.stderr).unwrap().contains("Kubernetes 1.36 only"));
     assert!(!target.path().join("devcluster/run").exists());
 
-    // Nobody in particular, for whom the program is found by its own folder.
+    // An unprivileged user, who can run a copy of the program in a folder of the test's own.
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let program = folder.path().join("program");
-    // By another process: a child that is started elsewhere at this moment would keep the file open.
+    // Copied by another process: here, a child that another thread starts meanwhile would inherit the open file.
     Command::new("cp").arg(env!("CARGO_BIN_EXE_devcluster")).arg(&program).status().unwrap();
     let output = Command::new(&program)
         .args(["up", "--node"])
@@ -197,14 +197,14 @@ fn who_can_t_have_a_node_is_told_before_anything_starts() {
     assert!(matches!(Cluster::start(options), Err(Error::NodeVersion { .. })));
 }
 
-/// Runs kubectl with all rights and `arguments`, words divided by spaces, and answers what it prints.
+/// Runs kubectl with all rights and `arguments`, separated by spaces; returns what it prints.
 fn kubectl(cluster: &Cluster, arguments: &str) -> String {
     let output = cluster.kubectl().args(arguments.split(' ')).output().unwrap();
     assert!(output.status.success(), "{arguments}: {output:?}");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-/// An HTTP request by hand: what is asked is whether the packets arrive.
+/// Sends an HTTP request by hand; the point is whether packets arrive.
 fn get(address: &str, path: &str) -> String {
     let mut stream = TcpStream::connect_timeout(&address.parse().unwrap(), Duration::from_secs(5)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -214,7 +214,7 @@ fn get(address: &str, path: &str) -> String {
     answer
 }
 
-/// What is on this machine of a node with this name: its interface, routes through it, its control groups.
+/// What a node with this name has on this machine: its interface, routes through it, its control groups.
 fn traces(name: &str) -> Vec<String> {
     let text = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output().unwrap();
@@ -228,7 +228,7 @@ fn traces(name: &str) -> Vec<String> {
     lines.filter(|line| line.contains(name)).map(str::to_owned).collect()
 }
 
-/// What a kubelet, CNI and kube-proxy would change for the whole machine, and what is mounted.
+/// The settings that a kubelet, CNI and kube-proxy would change for the whole machine, and the mounts.
 fn settings() -> Vec<String> {
     let names = ["vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops"];
     let more = ["kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes", "net/ipv4/ip_forward"];
@@ -237,7 +237,7 @@ fn settings() -> Vec<String> {
     paths.map(|path| fs::read_to_string(path).unwrap()).collect()
 }
 
-/// The command lines of the processes that have `folder` in theirs, watchdogs included.
+/// The command lines that contain `folder`, those of watchdogs included.
 fn processes_naming(folder: &Path) -> Vec<String> {
     let output = Command::new("ps").args(["-A", "-o", "command="]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -18,12 +18,12 @@ import urllib.parse
 from authlib.integrations.requests_client import OAuth2Session
 
 caller = pathlib.Path(os.environ["TOKENWARD_CALLER_FILE"]).read_text().strip()
-# The client id can be any name: the secret says who asks.
+# The client id can be any name: the secret identifies the caller.
 session = OAuth2Session("orders", caller, token_endpoint_auth_method="client_secret_basic")
 answer = session.introspect_token(
     os.environ["TOKENWARD_URL"] + "/oauth2/introspect",
     token=sys.stdin.read().strip(),
-    # A token that lacks one of these scopes is not active for this question.
+    # A token that lacks one of these scopes is reported as not active.
     body=urllib.parse.urlencode({"scope": " ".join(sys.argv[1:])}),
 )
 answer.raise_for_status()

@@ -5,7 +5,7 @@
 #   export TOKENWARD_CALLER_FILE=/run/secrets/tokenward/token   # your service's own token, with the scope tokens:verify
 #   printf %s "$TOKEN" | ./introspect.sh orders:read
 #
-# Neither token stands in an argument, where other users of the machine could see it.
+# Neither token is an argument, which other users of the machine could see.
 set -euo pipefail
 
 curl --silent --show-error --fail-with-body \

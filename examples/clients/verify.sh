@@ -5,13 +5,13 @@
 #   export TOKENWARD_CALLER_FILE=/run/secrets/tokenward/token   # your service's own token, with the scope tokens:verify
 #   printf %s "$TOKEN" | ./verify.sh orders:read
 #
-# Neither token stands in an argument, where other users of the machine could see it.
+# Neither token is an argument, which other users of the machine could see.
 set -euo pipefail
 
 token=$(cat)
 case $token in
 *[!A-Za-z0-9_]*)
-    # So it can stand in JSON as it is.
+    # So it needs no escaping in JSON.
     echo "a token has letters, digits and underscores only" >&2
     exit 1
     ;;

@@ -1,12 +1,12 @@
--- http-request lua.tokenward SCOPE: sets the variable txn.tokenward if tokenward says so, and answers the request
--- otherwise. HAProxy goes on if a script fails, so what follows must look at the variable.
+-- http-request lua.tokenward SCOPE: sets the variable txn.tokenward if the token is allowed, and responds to the request
+-- otherwise. HAProxy goes on if a script fails, so the rules after it must check the variable.
 --
--- Asks through `listen tokenward` of haproxy.cfg. Whatever is no clear yes is a no.
+-- Sends checks through `listen tokenward` of haproxy.cfg. Everything but a 200 denies the request.
 
 local IDENTITY = { "x-tokenward-id", "x-tokenward-subject", "x-tokenward-scopes" }
 local CREDENTIALS = { "authorization", "x-api-key" }
 
--- The values of a header, as HAProxy has them (from 0) and as its client wants them (from 1).
+-- The values of a header: HAProxy's list starts at 0, that of its HTTP client at 1.
 local function values(headers, name)
     local list = {}
     for index, value in pairs(headers[name] or {}) do

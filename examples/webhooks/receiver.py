@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Prints the events of a TokenWebhook, each verified by the published library of Standard Webhooks.
 
-The signing key is read from standard input, so it stands in no process list:
+The signing key is read from standard input, so it shows up in no process list:
 
     pip install standardwebhooks
     kubectl get secret audit-signing -o jsonpath='{.data.signing-key}' | base64 -d | ./receiver.py
 
 It listens on 127.0.0.1:8000, or on the address in RECEIVER_LISTEN. An event may come more than once, always with the
-same webhook-id: the id is what a receiver remembers before it acts.
+same webhook-id, by which a receiver recognizes it.
 """
 
 import json
@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from standardwebhooks import Webhook, WebhookVerificationError
 
 webhook = Webhook(sys.stdin.read().strip())
-# A real receiver keeps these where they survive a restart, for as long as it wants to tell a second delivery.
+# A real receiver stores these where they survive a restart, for as long as it wants to recognize a repeated delivery.
 seen = set()
 
 
@@ -30,7 +30,7 @@ class Receiver(BaseHTTPRequestHandler):
         try:
             event = webhook.verify(body, dict(self.headers))
         except WebhookVerificationError as error:
-            print(f"refused: {error}", file=sys.stderr, flush=True)
+            print(f"rejected: {error}", file=sys.stderr, flush=True)
             return self.answer(401)
         if self.headers["webhook-id"] not in seen:
             seen.add(self.headers["webhook-id"])

@@ -1,4 +1,4 @@
-//! The verifier's endpoints without a port, with three known ApiTokens, and the expected decision for any text.
+//! The verifier's endpoints without a socket, with three known ApiTokens, and the expected decision for any text.
 //!
 //! A target turns bytes into a request, passes it to the real [`Endpoints::answer`], and compares the decision with
 //! [`is_valid`]. libFuzzer reports panics.
@@ -28,13 +28,13 @@ pub const SCOPES: [&str; 2] = ["orders:*", "audit:read"];
 /// The scope of [`CALLER`].
 pub const CALLER_SCOPE: &str = "tokens:verify";
 
-/// The token of a service. Always the same, because the dictionary contains it.
+/// The token of a service. A constant, because the dictionary contains it.
 pub static TOKEN: LazyLock<Plaintext> = LazyLock::new(|| plaintext(1));
 /// The token of a caller.
 pub static CALLER: LazyLock<Plaintext> = LazyLock::new(|| plaintext(2));
 
 static ENDPOINTS: LazyLock<Endpoints> = LazyLock::new(endpoints);
-/// Time limits need a runtime; nothing here waits for one to pass.
+/// Time limits need a runtime, though no test waits for one.
 static RUNTIME: LazyLock<Runtime> =
     LazyLock::new(|| Builder::new_current_thread().enable_time().build().expect("a runtime"));
 
@@ -64,7 +64,7 @@ pub fn post(path: &str, media_type: &'static str, body: &[u8]) -> Option<Value> 
     }
 }
 
-/// Returns the status and the JSON of the response; null if it has no body.
+/// Sends a request; returns the status and the JSON of the response, null if it has no body.
 pub fn answer(mut request: Request<Full<Bytes>>) -> (StatusCode, Value) {
     let (head, body) = RUNTIME.block_on(async {
         let (head, body) = ENDPOINTS.answer(&mut request, IpAddr::V4(Ipv4Addr::LOCALHOST)).await.into_parts();
@@ -80,7 +80,7 @@ fn plaintext(number: u8) -> Plaintext {
 
 fn endpoints() -> Endpoints {
     for token in [&TOKEN, &CALLER] {
-        // A fuzzer can't guess them.
+        // A fuzzer can't guess tokens.
         assert!(
             include_str!("../dictionary").contains(token.expose()),
             "the dictionary contains other tokens"
@@ -91,7 +91,7 @@ fn endpoints() -> Endpoints {
     let scopes = SCOPES.map(str::to_owned).to_vec();
     let token = api_token(&peppers, ("team", "orders"), scopes, &TOKEN);
     let caller = api_token(&peppers, ("team", "caller"), vec![CALLER_SCOPE.to_owned()], &CALLER);
-    // Somebody has copied the status of `orders`, to be allowed more.
+    // A copy of the status of `orders`, with more scopes.
     let mut thief = api_token(&peppers, ("thief", "copy"), vec!["payments:*".to_owned()], &TOKEN);
     thief.status.clone_from(&token.status);
     for token in [&token, &caller, &thief] {

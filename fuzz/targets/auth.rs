@@ -1,4 +1,4 @@
-//! `/auth`: a line with path and query, then a line for each header.
+//! `/auth`. The input is a line with path and query, then a line for each header.
 
 #![no_main]
 
@@ -28,7 +28,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     Corpus::Keep
 });
 
-/// The request that an input stands for. `None`: it is none, so hyper would not let it through.
+/// The request that an input encodes. `None`: it encodes none that hyper would accept.
 fn request(input: &[u8]) -> Option<Request<Full<Bytes>>> {
     let mut lines = input.split(|byte| *byte == b'\n');
     let path = std::str::from_utf8(lines.next()?).ok()?;
@@ -44,7 +44,7 @@ fn request(input: &[u8]) -> Option<Request<Full<Bytes>>> {
     request.body(Default::default()).ok()
 }
 
-/// Whatever may have been meant as a token.
+/// Whatever a client may have meant as a token.
 fn presented(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     let values = headers.get_all("authorization").iter().chain(headers.get_all("x-api-key"));
     values.map(|value| {

@@ -19,14 +19,14 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     let (status, body) = answer(request);
     match status.as_u16() {
         200 => assert!(secret(input).is_some_and(|secret| is_valid(&secret, [CALLER_SCOPE]))),
-        // 503: a JWT, which there is no API server here to ask about.
+        // 503: a JWT, as there is no API server here to review it.
         401 | 403 | 503 => assert!(body["error"].is_string() && body["message"].is_string()),
         _ => panic!("{status} {body}"),
     }
     Corpus::Keep
 });
 
-/// What an Authorization header holds: `Bearer SECRET`, or `Basic` with the base64 of `NAME:SECRET`.
+/// The secret in an Authorization header: `Bearer SECRET`, or `Basic` with the base64 of `NAME:SECRET`.
 fn secret(authorization: &[u8]) -> Option<Vec<u8>> {
     let (scheme, rest) = std::str::from_utf8(authorization).ok()?.trim().split_once(' ')?;
     if scheme.eq_ignore_ascii_case("bearer") {

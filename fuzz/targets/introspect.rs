@@ -1,4 +1,4 @@
-//! `/oauth2/introspect`: a form.
+//! `/oauth2/introspect`. The input is a form.
 
 #![no_main]
 

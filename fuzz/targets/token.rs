@@ -1,4 +1,4 @@
-//! The token parser: whatever it takes for a token is one, byte for byte.
+//! The token parser: whatever it accepts is a token, byte for byte.
 
 #![no_main]
 
@@ -13,7 +13,7 @@ fuzz_target!(|text: &str| {
     let (prefix, tail) = text.rsplit_once('_').expect("an underscore");
     assert!(tail.starts_with(token.key_id().as_str()) && !prefix.is_empty());
     assert!(!format!("{token:?}").contains(tail), "the secret shows");
-    // Any other character makes it junk.
+    // With any other character it is no token.
     let mut changed = text.to_owned();
     let last = changed.pop();
     changed.push(if last == Some('0') { '1' } else { '0' });

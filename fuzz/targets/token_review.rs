@@ -1,4 +1,4 @@
-//! `/tokenreview`: a TokenReview of Kubernetes.
+//! `/tokenreview`. The input is a TokenReview.
 
 #![no_main]
 
@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use serde::Deserialize;
 use tokenward_fuzz::{TOKEN, is_valid, post};
 
-/// What of a review matters. The rest need not even make sense: it is not read.
+/// What is read of a review. The rest need not even be valid.
 #[derive(Deserialize)]
 struct Review {
     spec: Spec,

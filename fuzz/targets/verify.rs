@@ -1,4 +1,4 @@
-//! `/v1/verify`: JSON.
+//! `/v1/verify`. The input is JSON.
 
 #![no_main]
 
@@ -13,7 +13,7 @@ fuzz_target!(|body: &[u8]| {
     let scopes = asked["scopes"].as_array().into_iter().flatten();
     let valid = is_valid(token.as_bytes(), scopes.map(|scope| scope.as_str().expect("a scope")));
     assert_eq!(response["valid"], valid);
-    // Either whose it is, or why it is not valid.
+    // Either the identity, or why it is not valid.
     assert_eq!(response["token"].is_object(), valid);
     assert_eq!(response["code"].is_string(), !valid);
 });

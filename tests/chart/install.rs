@@ -1,4 +1,4 @@
-//! Install, upgrade, uninstall.
+//! Install, upgrade and uninstall by Helm.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,13 +16,13 @@ pub async fn the_installed_processes_mint_and_check(stage: &Stage) {
     stage.verifier.answers(&token, "scope=orders:delete", 403).await;
     space.patch("t", json!({"spec": {"revoked": true}})).await;
     stage.verifier.answers(&token, "scope=orders:read", 401).await;
-    // What the flags of the Deployment named, and the service account was let do.
+    // Named by the Deployment's flags, and allowed by the service account's rights.
     let lease =
         stage.site.kubectl(&["get", "lease", "tokenward-controller", "-n", "tokenward", "-o", "json"]);
     assert!(lease.contains("\"holderIdentity\": \"a-pod\""), "{lease}");
 }
 
-/// The namespace enforces it, so the API server has judged each pod.
+/// The namespace enforces it, so the API server has checked each pod.
 pub async fn pods_are_admitted_where_restricted_is_enforced(stage: &Stage) {
     for (role, replicas) in [("controller", 2), ("verifier", 2)] {
         let selector = format!("app.kubernetes.io/component={role}");
@@ -45,13 +45,13 @@ pub async fn pods_are_admitted_where_restricted_is_enforced(stage: &Stage) {
     }
 }
 
-/// A webhook configuration without its CA would deny or admit everything.
+/// Without its CA, a webhook configuration would deny or admit everything.
 pub async fn an_upgrade_keeps_the_ca_bundle_and_mints_nothing(stage: &Stage) {
     let site = &stage.site;
     let space = site.namespace("upgraded").await;
     let token = space.active("t", json!({"scopes": ["a:b"]})).await;
     let before = space.get("t").await;
-    // The controller has made a certificate and put it in, with its own rights.
+    // The controller has issued a certificate and written the bundle, with its own rights.
     let bundle = eventually("a bundle in each webhook", async || {
         let bundles: Vec<_> =
             webhooks(site).iter().map(|webhook| webhook["clientConfig"]["caBundle"].clone()).collect();
@@ -61,7 +61,7 @@ pub async fn an_upgrade_keeps_the_ca_bundle_and_mints_nothing(stage: &Stage) {
     .await;
     for side in ["--server-side=true", "--server-side=false"] {
         let timeout = format!("admission.timeoutSeconds={}", if side.ends_with("true") { 7 } else { 8 });
-        // A release that was applied by the server is changed so only on demand.
+        // Going back from server-side apply conflicts unless it is forced.
         let force = if side.ends_with("true") { "--force-conflicts=true" } else { "--force-conflicts=false" };
         stage.helm(&["upgrade", "tokenward", &chart(), "-n", "tokenward", "--set", &timeout, side, force]);
         for webhook in webhooks(site) {
@@ -72,7 +72,7 @@ pub async fn an_upgrade_keeps_the_ca_bundle_and_mints_nothing(stage: &Stage) {
     space.stays("t", Duration::from_secs(1)).await;
     assert_eq!(space.get("t").await.status, before.status);
     assert_eq!(space.secret_of("t").await, token);
-    // A Deployment that is applied once more starts no pods anew.
+    // Applying an unchanged Deployment restarts no pods.
     assert_eq!(deployment(site, "verifier")["metadata"]["generation"], 1);
 }
 
@@ -82,7 +82,7 @@ fn webhooks(site: &Site) -> Vec<Value> {
     stored["webhooks"].as_array().cloned().expect("webhooks")
 }
 
-pub async fn an_uninstall_keeps_what_can_t_be_made_again(stage: &Stage) {
+pub async fn an_uninstall_keeps_what_cannot_be_recreated(stage: &Stage) {
     let site = &stage.site;
     let space = site.namespace("kept").await;
     let token = space.active("t", json!({"scopes": ["a:b"]})).await;
@@ -113,10 +113,10 @@ pub async fn an_uninstall_keeps_what_can_t_be_made_again(stage: &Stage) {
     assert_eq!(space.secret_of("t").await, token);
     assert_eq!(pepper(site), pepper_before);
 
-    // Installed again, it takes them up where it left them. The old processes' accounts are gone for good.
+    // A new installation continues with them. It has new service accounts, so the processes are started again.
     stage.helm(&["install", "tokenward", &chart(), "-n", "tokenward"]);
-    let _controller = Stage::start(site, "controller").ready().await;
-    let verifier = Stage::start(site, "verifier").ready().await;
+    let _controller = Stage::start_role(site, "controller").ready().await;
+    let verifier = Stage::start_role(site, "verifier").ready().await;
     verifier.answers(&token, "scope=a:b", 200).await;
     space.patch("t", json!({"spec": {"rotation": {"trigger": "after"}}})).await;
     let rotated = space.version("t", 2).await;

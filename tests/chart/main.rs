@@ -1,7 +1,7 @@
-//! The Helm chart, by Helm itself, on a real API server: the tests' table of contents.
+//! The Helm chart, by Helm itself, on a real API server: the list of tests.
 //!
-//! There is no node, so pods are made and don't run. In their stead our processes run with the flags that stand in the
-//! Deployments and with the rights of their service accounts, so both are what the chart says.
+//! There is no node, so pods are created and don't run. Instead, our processes run with the flags of the Deployments and
+//! the rights of their service accounts, so both are those of the chart.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
 
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     let shared = Arc::<OnceLock<Stage>>::default();
     let breakable = Arc::<OnceLock<Stage>>::default();
     let mut suite = Vec::new();
-    tests!(suite, runtime, breakable, Stage::set(), install::an_uninstall_keeps_what_can_t_be_made_again);
+    tests!(suite, runtime, breakable, Stage::start(), install::an_uninstall_keeps_what_cannot_be_recreated);
     let alone = runtime.clone();
     suite.push(Trial::test("tenant::a_tenant_installs_with_rights_in_its_namespaces_alone", move || {
         alone.block_on(tenant::a_tenant_installs_with_rights_in_its_namespaces_alone());
@@ -47,36 +47,36 @@ fn main() -> ExitCode {
     }));
     offline!(
         suite,
-        manifests::argo_cd_is_given_the_chart_s_scripts,
+        manifests::the_argo_cd_example_has_the_chart_s_scripts,
         manifests::plain_manifests_are_what_the_chart_renders,
         manifests::the_chart_has_the_crds_that_the_code_prints,
-        monitoring::alerts_and_the_dashboard_are_sound,
-        monitoring::alerts_say_what_they_should,
+        monitoring::alert_and_dashboard_queries_are_valid,
+        monitoring::alerts_fire_when_they_should,
         values::every_flag_is_understood,
         values::every_variable_is_read,
         values::the_linter_finds_nothing,
-        values::what_users_bring_takes_the_place_of_ours,
+        values::users_values_replace_the_defaults,
         values::the_controller_moves_into_the_network_of_its_node,
-        values::wrong_values_are_refused_by_name,
+        values::wrong_values_are_rejected_by_name,
     );
     tests!(
         suite,
         runtime,
         shared,
-        Stage::set(),
+        Stage::start(),
         install::an_upgrade_keeps_the_ca_bundle_and_mints_nothing,
         install::pods_are_admitted_where_restricted_is_enforced,
         install::the_installed_processes_mint_and_check,
         manifests::the_api_server_accepts_every_form_of_the_chart,
         manifests::the_plain_manifests_are_valid_for_the_api_server_s_own_schemas,
-        monitoring::every_metric_that_is_asked_for_exists,
-        rights::each_account_may_do_what_it_must_and_nothing_else,
+        monitoring::every_queried_metric_exists,
+        rights::each_account_has_the_rights_it_needs_and_no_others,
         rights::nobody_else_writes_a_status,
         rights::the_verifier_can_read_no_token,
         rights::view_edit_and_admin_include_tokens_but_no_status,
     );
     let conclusion = libtest_mimic::run(&arguments, suite);
-    // What was started ends here.
+    // Ends the processes and their clusters.
     drop((Arc::into_inner(shared), Arc::into_inner(breakable)));
     conclusion.exit_code()
 }

@@ -1,4 +1,4 @@
-//! The plain manifests in `deploy/`, and whether the API server takes what the chart renders.
+//! The plain manifests in `deploy/`, and whether the API server accepts what the chart renders.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,10 +13,10 @@ use crate::helm::{objects, render, root};
 use crate::stage::Stage;
 use crate::values::{ALL_ON, FORMS};
 
-/// Set it to have `deploy/` written anew.
+/// Environment variable that makes the test write `deploy/` instead of comparing it.
 const RENDER: &str = "TOKENWARD_RENDER";
 
-/// Where in a rendered text a template begins.
+/// Marks the beginning of a template in a rendered text.
 const SOURCE: &str = "# Source: tokenward/templates/";
 
 pub fn the_chart_has_the_crds_that_the_code_prints() {
@@ -50,8 +50,8 @@ pub fn plain_manifests_are_what_the_chart_renders() {
     assert_eq!(files, rendered.len() + 2, "deploy/ has a file that nothing renders");
 }
 
-/// Argo CD reads its scripts from a ConfigMap; the one that users copy contains those of the chart.
-pub fn argo_cd_is_given_the_chart_s_scripts() {
+/// The ConfigMap for Argo CD that users copy contains the chart's scripts.
+pub fn the_argo_cd_example_has_the_chart_s_scripts() {
     let path = root().join("examples/argocd/argocd-cm.yaml");
     let stored = fs::read_to_string(&path).expect("a file");
     let config = &objects(&stored)[0]["data"];
@@ -88,7 +88,7 @@ fn plain(rendered: &str) -> BTreeMap<String, String> {
 
 const HEAD: &str = "# Rendered from charts/tokenward; do not edit.\n";
 
-/// A dry run is a real one up to the write: defaults, validation, admission, for every form of the chart.
+/// By a server-side dry run, which does everything but the write: defaults, validation, admission.
 pub async fn the_api_server_accepts_every_form_of_the_chart(stage: &Stage) {
     let site = &stage.site;
     for namespace in ["shop", "billing"] {
@@ -97,7 +97,7 @@ pub async fn the_api_server_accepts_every_form_of_the_chart(stage: &Stage) {
     let folder = tempfile::tempdir().expect("a folder");
     for (number, form) in FORMS.iter().copied().chain([ALL_ON]).enumerate() {
         let path = folder.path().join(format!("{number}.json"));
-        // Kinds of others, whose CRDs are not here.
+        // Without third-party kinds, whose CRDs are not installed here.
         let known = objects(&render(&[form, &["--skip-tests"]].concat())).into_iter().filter(|object| {
             let version = object["apiVersion"].as_str().unwrap_or_default();
             !version.starts_with("monitoring.coreos.com/") && !version.starts_with("cert-manager.io/")
@@ -116,7 +116,7 @@ pub async fn the_api_server_accepts_every_form_of_the_chart(stage: &Stage) {
     assert!(!applied.to_lowercase().contains("warning"), "{applied}");
 }
 
-/// kubeconform's usual schemas are made of the same OpenAPI document, and can't be downloaded everywhere.
+/// Not by kubeconform's default schemas, which are made from the same OpenAPI document, but need a download.
 pub async fn the_plain_manifests_are_valid_for_the_api_server_s_own_schemas(stage: &Stage) {
     let folder = tempfile::tempdir().expect("a folder");
     let document = stage.site.kubectl(&["get", "--raw", "/openapi/v2"]);
@@ -138,20 +138,20 @@ pub async fn the_plain_manifests_are_valid_for_the_api_server_s_own_schemas(stag
     assert!(summary["valid"].as_u64() > Some(20) && summary["skipped"] == 0, "{printed}");
 }
 
-/// One file for each kind, which rejects fields that the kind does not have.
+/// Writes a file for each kind, which rejects fields that the kind does not have.
 fn write_schemas(document: &Value, folder: &Path) {
     let mut definitions = document["definitions"].clone();
     for definition in definitions.as_object_mut().expect("definitions").values_mut() {
         close(definition);
     }
-    // The two types that are more than their schema says.
+    // The schemas of these two types say "string" only.
     definitions["io.k8s.apimachinery.pkg.util.intstr.IntOrString"] = json!({"type": ["string", "integer"]});
     definitions["io.k8s.apimachinery.pkg.api.resource.Quantity"] = json!({"type": ["string", "number"]});
     for (name, definition) in document["definitions"].as_object().expect("definitions") {
         let kinds = definition["x-kubernetes-group-version-kind"].as_array();
         for kind in kinds.into_iter().flatten() {
             let text = |key: &str| kind[key].as_str().unwrap_or_default().to_lowercase();
-            // To kubeconform the core group, which has no name, is "v1".
+            // kubeconform calls the core group, which has no name, "v1".
             let group = Some(text("group")).filter(|group| !group.is_empty()).unwrap_or(text("version"));
             let file = format!("{}-{group}-{}.json", text("kind"), text("version"));
             let schema = json!({
@@ -164,7 +164,7 @@ fn write_schemas(document: &Value, folder: &Path) {
     }
 }
 
-/// Lets no object have fields that its schema does not name.
+/// Forbids fields that a schema does not name.
 fn close(schema: &mut Value) {
     let Some(schema) = schema.as_object_mut() else { return };
     if schema.contains_key("properties") && !schema.contains_key("additionalProperties") {
@@ -177,7 +177,7 @@ fn close(schema: &mut Value) {
     properties.into_iter().flat_map(Map::values_mut).for_each(close);
 }
 
-/// The definitions that one refers to, itself included.
+/// A definition, and those that it refers to, directly or not.
 fn reachable(definitions: &Value, name: &str) -> Map<String, Value> {
     let mut found = Map::new();
     let mut open = vec![name.to_owned()];

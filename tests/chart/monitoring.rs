@@ -1,4 +1,4 @@
-//! Alerts and the dashboard ask for metrics that there are.
+//! The queries of alerts and the dashboard.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::helm::{object, objects, render, root};
 use crate::stage::Stage;
 
-/// Every query of the chart, with where it stands.
+/// Every query of the chart, with the name of its alert or panel.
 fn queries() -> Vec<(String, String)> {
     let rules = objects(&render(&["--set=monitoring.prometheusRule.enabled=true"]));
     let groups = object(&rules, "PrometheusRule", "tokenward")["spec"]["groups"].clone();
@@ -20,7 +20,7 @@ fn queries() -> Vec<(String, String)> {
     let mut queries: Vec<_> = alerts.map(|alert| (text(&alert["alert"]), text(&alert["expr"]))).collect();
     for panel in dashboard()["panels"].as_array().expect("panels") {
         for target in panel["targets"].as_array().expect("queries") {
-            // What Grafana puts in.
+            // Substituted by Grafana.
             let query =
                 text(&target["expr"]).replace("$__rate_interval", "5m").replace("$namespace", "tokenward");
             queries.push((text(&panel["title"]), query));
@@ -60,7 +60,7 @@ fn promtool(folder: &Path, args: &[&str]) {
     assert!(output.status.success(), "{printed}");
 }
 
-pub fn alerts_and_the_dashboard_are_sound() {
+pub fn alert_and_dashboard_queries_are_valid() {
     let queries = queries();
     assert!(queries.len() > 20, "{queries:?}");
     for (place, query) in &queries {
@@ -72,7 +72,7 @@ pub fn alerts_and_the_dashboard_are_sound() {
     let groups = json!({"groups": [{"name": "queries", "rules": rules}]});
     fs::write(folder.path().join("queries.yaml"), groups.to_string()).expect("a file");
     promtool(folder.path(), &["check", "rules", "queries.yaml"]);
-    // The chart puts in its own namespace, and takes the dashboard as it stands.
+    // The chart replaces the namespace in alerts, and copies the dashboard unchanged.
     let (_, rendered, _) = crate::helm::try_helm(
         None,
         &[
@@ -94,8 +94,8 @@ pub fn alerts_and_the_dashboard_are_sound() {
     assert_eq!(stored, dashboard());
 }
 
-/// Prometheus' own tool evaluates them on samples: those of `alerts.yaml`.
-pub fn alerts_say_what_they_should() {
+/// promtool evaluates them on the samples of `alerts.yaml`.
+pub fn alerts_fire_when_they_should() {
     let folder = tempfile::tempdir().expect("a folder");
     let rules = root().join("charts/tokenward/files/monitoring/rules.yaml");
     let samples = root().join("tests/chart/alerts.yaml");
@@ -114,12 +114,12 @@ pub fn alerts_say_what_they_should() {
     }
 }
 
-/// Families show up with their first sample, so something of each kind is made to happen.
-pub async fn every_metric_that_is_asked_for_exists(stage: &Stage) {
+/// Some metrics appear with their first sample, so the test first causes one of each.
+pub async fn every_queried_metric_exists(stage: &Stage) {
     let space = stage.site.namespace("metrics").await;
     let token = space.active("t", json!({"scopes": ["a:b"]})).await;
     stage.verifier.answers(&token, "scope=a:b", 200).await;
-    // A namespace that forbids the controller what it needs: every Secret is one too many.
+    // A quota without Secrets makes a reconciliation fail.
     stage.site.kubectl(&["create", "quota", "none", "-n", &space.name, "--hard=count/secrets=0"]);
     space.create("forbidden", json!({"scopes": ["a:b"]})).await;
     space.condition("forbidden", tokenward_core::crd::ConditionType::Stalled, "True").await;

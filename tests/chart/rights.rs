@@ -1,4 +1,4 @@
-//! Who may do what, asked of the API server.
+//! The chart's RBAC, as the API server evaluates it.
 
 use serde_json::json;
 
@@ -23,7 +23,7 @@ const RIGHTS: &[Right] = &[
     (CONTROLLER, &["create", "subjectaccessreviews.authorization.k8s.io"], true),
     // For its finalizer.
     (CONTROLLER, &["patch", "apitokens.tokenward.dev", "-A"], true),
-    // Nothing that is not its own.
+    // Nothing of others.
     (CONTROLLER, &["update", "apitokens.tokenward.dev", "-A"], false),
     (CONTROLLER, &["patch", "tokenwebhooks.tokenward.dev", "-A"], false),
     (CONTROLLER, &["delete", "apitokens.tokenward.dev", "-A"], false),
@@ -39,7 +39,7 @@ const RIGHTS: &[Right] = &[
     (VERIFIER, &["get", "secrets/tokenward-pepper", "-n", "tokenward"], true),
     (VERIFIER, &["create", "tokenreviews.authentication.k8s.io"], true),
     (VERIFIER, &["create", "subjectaccessreviews.authorization.k8s.io"], true),
-    // What faces traffic can read no token, and change nothing.
+    // The verifier, which is exposed, can read no token and change nothing.
     (VERIFIER, &["get", "secrets", "-A"], false),
     (VERIFIER, &["list", "secrets", "-n", "tokenward"], false),
     (VERIFIER, &["get", "secrets/another", "-n", "tokenward"], false),
@@ -52,7 +52,7 @@ const RIGHTS: &[Right] = &[
     (VERIFIER, &["update", "leases.coordination.k8s.io/tokenward-controller", "-n", "tokenward"], false),
 ];
 
-pub async fn each_account_may_do_what_it_must_and_nothing_else(stage: &Stage) {
+pub async fn each_account_has_the_rights_it_needs_and_no_others(stage: &Stage) {
     for (account, right, expected) in RIGHTS {
         let user = format!("--as=system:serviceaccount:tokenward:{account}");
         let (ok, answer) = stage.site.try_kubectl(&[&["auth", "can-i", &user], *right].concat());
@@ -83,13 +83,13 @@ pub async fn nobody_else_writes_a_status(stage: &Stage) {
     let claim = r#"{"status": {"phase": "Revoked"}}"#;
     let patch =
         ["patch", "apitoken", "t", "-n", &space.name, "--subresource=status", "--type=merge", "-p", claim];
-    // With all rights, and denied nevertheless. The policy takes a moment to be known.
+    // Denied in spite of all rights. The policy takes effect after a moment.
     eventually("the policy is in force", async || match stage.site.try_kubectl(&patch) {
         (false, why) if why.contains("only tokenward's controller writes a status") => Ok(()),
         (_, other) => Err(other),
     })
     .await;
-    // The controller, which has written the status above with the policy in place, still may.
+    // The controller still may: it has written the status above with the policy in place.
     space.patch("t", json!({"spec": {"revoked": true}})).await;
     space.reason("t", tokenward_core::crd::ConditionType::Ready, "Revoked").await;
     let checked = stage.site.kubectl(&["get", "validatingadmissionpolicy", "tokenward-status", "-o", "json"]);
@@ -126,11 +126,11 @@ pub async fn view_edit_and_admin_include_tokens_but_no_status(stage: &Stage) {
         assert_eq!(may(&["delete", "tokenwebhooks.tokenward.dev"]), writes, "{role}");
         assert!(!may(&["update", "apitokens.tokenward.dev", "--subresource=status"]), "{role}");
         assert!(!may(&["grant", "scopes.tokenward.dev"]), "{role}");
-        // By Kubernetes' own roles; ours must not add to view.
+        // By Kubernetes' own roles: ours must not add Secrets to view.
         assert_eq!(may(&["get", "secrets"]), writes, "{role}");
     }
     let viewer = client_of(&stage.site.cluster.kubeconfig_for_user("view-user", None).expect("a user")).await;
     let secrets: kube::Api<k8s_openapi::api::core::v1::Secret> = kube::Api::namespaced(viewer, namespace);
-    let denied = secrets.get("t").await.expect_err("a refusal").to_string();
+    let denied = secrets.get("t").await.expect_err("a denial").to_string();
     assert!(denied.contains("forbidden"), "{denied}");
 }

@@ -9,20 +9,19 @@ use tokio::sync::Mutex;
 use crate::helm::{arguments, chart, helm, variables};
 use testkit::{Process, Site, free_port};
 
-/// The controllers of Kubernetes that make pods of Deployments, beside those that clusters for tests have.
+/// The default controllers of test clusters, and those that create pods of Deployments.
 const CONTROLLERS: &str = "--controllers=garbage-collector-controller,namespace-controller,\
     serviceaccount-controller,serviceaccount-token-controller,root-ca-certificate-publisher-controller,\
     clusterrole-aggregation-controller,validatingadmissionpolicy-status-controller,\
     deployment-controller,replicaset-controller";
 
-/// Starts a bare cluster. One at a time: several that start at once on a busy machine are late for each other.
+/// Starts a bare cluster. One at a time: several at once slow each other down until their start times out.
 pub async fn cluster(options: Options) -> Site {
     static STARTING: Mutex<()> = Mutex::const_new(());
     let _alone = STARTING.lock().await;
     Site::bare(options).await
 }
 
-/// An installed chart.
 pub struct Stage {
     pub site: Site,
     pub controller: Process,
@@ -30,8 +29,8 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Installs the chart with its defaults, letter by letter as README says, and starts the processes.
-    pub async fn set() -> Self {
+    /// Installs the chart with its defaults, by the commands of README, and starts the processes.
+    pub async fn start() -> Self {
         let options =
             Options { extra_controller_manager_args: vec![CONTROLLERS.to_owned()], ..Options::default() };
         let site = cluster(options).await;
@@ -41,13 +40,13 @@ impl Stage {
             helm(site.cluster.kubeconfig(), &["install", "tokenward", &chart(), "-n", "tokenward"]);
         assert!(installed.contains("BACK UP THE PEPPER"), "{installed}");
         site.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"]);
-        let controller = Self::start(&site, "controller").ready().await;
-        let verifier = Self::start(&site, "verifier").ready().await;
+        let controller = Self::start_role(&site, "controller").ready().await;
+        let verifier = Self::start_role(&site, "verifier").ready().await;
         Self { site, controller, verifier }
     }
 
     /// Starts a role as its Deployment says, with the rights of its service account, on ports of its own.
-    pub fn start(site: &Site, role: &str) -> Process {
+    pub fn start_role(site: &Site, role: &str) -> Process {
         start(&deployment(site, role), role, &site.rights_of(&format!("tokenward-{role}")))
     }
 
@@ -66,7 +65,7 @@ pub fn deployment(site: &Site, role: &str) -> Value {
 
 /// Starts a role as a Deployment says, with these rights, on ports of its own.
 pub fn start(deployment: &Value, role: &str, account: &Path) -> Process {
-    let arguments = own_ports(arguments(deployment));
+    let arguments = without_ports(arguments(deployment));
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let mut variables = variables(deployment);
     for (_, value) in variables.iter_mut().filter(|(name, _)| name.ends_with("_LISTEN")) {
@@ -85,8 +84,8 @@ fn ports(role: &str) -> &'static [&'static str] {
     }
 }
 
-/// What a role is started with, without its name and the ports, of which a test takes free ones.
-fn own_ports(arguments: Vec<String>) -> Vec<String> {
+/// A role's arguments without its name and the ports, for which a test uses free ones.
+fn without_ports(arguments: Vec<String>) -> Vec<String> {
     let listens = |argument: &String| argument.split('=').next().is_some_and(|flag| flag.ends_with("listen"));
     arguments.into_iter().skip(1).filter(|argument| !listens(argument)).collect()
 }

@@ -1,4 +1,4 @@
-//! The chart for some namespaces only, installed by somebody who has no right anywhere else.
+//! The chart for some namespaces only, installed by a user who has no rights in others.
 
 use devcluster::Options;
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ pub async fn a_tenant_installs_with_rights_in_its_namespaces_alone() {
         ["operator", "shop", "billing", "foreign"].map(|name| site.namespace(name));
     let (operator, shop) = (operator.await, shop.await);
     let (billing, foreign) = (billing.await, foreign.await);
-    // All rights there, as a Role can't give what its maker lacks, and none elsewhere.
+    // All rights there, since nobody can create a Role with rights that they lack; and none elsewhere.
     let tenant = site.cluster.kubeconfig_for_user("tenant", None).expect("a user");
     for space in [&operator, &shop, &billing] {
         let all = ["create", "rolebinding", "tenant", "--clusterrole=cluster-admin", "--user=tenant", "-n"];
@@ -44,7 +44,7 @@ pub async fn a_tenant_installs_with_rights_in_its_namespaces_alone() {
         space.patch("t", json!({"spec": {"revoked": true}})).await;
         verifier.answers(&token, "scope=a:b", 401).await;
     }
-    assert_eq!(foreign.get("t").await.status, None, "nobody looks after that namespace");
+    assert_eq!(foreign.get("t").await.status, None, "that namespace is not watched");
     let of_cluster = site.kubectl(&[
         "get",
         "clusterroles,clusterrolebindings,validatingwebhookconfigurations",

@@ -1,4 +1,4 @@
-//! What users set, right and wrong.
+//! Values that users set, valid and invalid.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use tokenward::cli::Cli;
 
 use crate::helm::{arguments, chart, object, objects, render, try_helm, try_render};
 
-/// Everything that is off by default, and everything that takes a list.
+/// Sets everything that is off by default, and every list.
 pub const ALL_ON: &[&str] = &[
     "--set=verifier.tls.secretName=tls,verifier.stalePolicy=deny",
     "--set=verifier.trustedProxies={10.0.0.0/8,fd00::/8}",
@@ -27,13 +27,13 @@ pub const ALL_ON: &[&str] = &[
     EXTRA,
 ];
 
-/// One object as it is, and one that is a template.
+/// An extra object as it is, and one as a template.
 const EXTRA: &str = r#"--set-json=extraObjects=[
     {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "plain"}},
     "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: '{{ .Release.Name }}-templated'}"
 ]"#;
 
-/// The forms in which the chart is installed.
+/// The sets of values with which the chart is tested.
 pub const FORMS: &[&[&str]] = &[
     &[],
     &["--set=watchNamespaces={shop,billing}"],
@@ -67,7 +67,7 @@ pub fn every_flag_is_understood() {
     }
 }
 
-/// A variable of ours that nobody reads would be a setting without an effect.
+/// A variable that the binary does not read would be a setting without an effect.
 pub fn every_variable_is_read() {
     let command = Cli::command();
     let roles = command.get_subcommands().flat_map(|role| role.get_arguments());
@@ -85,7 +85,7 @@ pub fn every_variable_is_read() {
     assert!(unread.is_empty(), "nothing reads {unread:?}");
 }
 
-pub fn what_users_bring_takes_the_place_of_ours() {
+pub fn users_values_replace_the_defaults() {
     let rendered = objects(&render(ALL_ON));
     object(&rendered, "ConfigMap", "plain");
     object(&rendered, "ConfigMap", "tokenward-templated");
@@ -105,16 +105,16 @@ pub fn what_users_bring_takes_the_place_of_ours() {
     assert_eq!(security, &json!({"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}}));
 }
 
-/// The API server may not reach pods, but it reaches nodes.
+/// For clusters whose API server reaches nodes, but not pods.
 pub fn the_controller_moves_into_the_network_of_its_node() {
     let ports = "--set=controller.ports.telemetry=19090,controller.ports.admission=19443";
     let rendered = objects(&render(&["--set=controller.hostNetwork=true", ports]));
     let deployment = object(&rendered, "Deployment", "tokenward-controller");
     let pod = &deployment["spec"]["template"]["spec"];
     assert_eq!(pod["hostNetwork"], true);
-    // Else it would resolve no Service, such as TokenWebhooks name.
+    // Otherwise it could not resolve Services, which TokenWebhooks may name.
     assert_eq!(pod["dnsPolicy"], "ClusterFirstWithHostNet");
-    // Else an upgrade would wait for a port that it uses itself.
+    // Otherwise an upgrade would wait for a port that the old pod uses.
     let update = json!({"maxSurge": 0, "maxUnavailable": 1});
     assert_eq!(deployment["spec"]["strategy"]["rollingUpdate"], update);
     let container = &pod["containers"][0];
@@ -128,7 +128,7 @@ pub fn the_controller_moves_into_the_network_of_its_node() {
     assert_eq!(verifier["spec"]["template"]["spec"]["hostNetwork"], json!(null));
 }
 
-pub fn wrong_values_are_refused_by_name() {
+pub fn wrong_values_are_rejected_by_name() {
     for (wrong, named) in [
         ("verifier.replica=3", "at '/verifier': additional properties 'replica' not allowed"),
         ("verifier.replicas=many", "at '/verifier/replicas': got string, want integer"),

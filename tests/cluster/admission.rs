@@ -1,7 +1,7 @@
-//! What the API server asks before it stores an object.
+//! Admission reviews, sent by the API server.
 //!
-//! There is no node here and so no Service network: the webhook's Service is an alias of `localhost`, by which the API
-//! server reaches the process and verifies its certificate by the Service's name.
+//! There is no node here and so no Service network: the webhook's Service is an alias of `localhost`, through which the
+//! API server reaches the process and verifies its certificate by the Service's name.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -21,12 +21,12 @@ use tokio::net::{TcpListener, TcpStream};
 use super::Shared;
 use testkit::{Site, Space, TIMEOUT, Tenant, eventually, free_port, message};
 
-/// The label of namespaces in which the shared controller is asked.
-const ASKED: &str = "tokenward.test/admission";
+/// The label of namespaces whose objects the shared controller reviews.
+const REVIEW_LABEL: &str = "tokenward.test/admission";
 const SECRET: &str = "tokenward-admission";
 
-/// Has the API server ask at a port, about namespaces with this label.
-pub async fn ask_at(client: &Client, namespace: &str, name: &str, port: u16, label: &str) {
+/// Makes the API server send reviews to a port, for namespaces with this label.
+pub async fn configure_webhooks(client: &Client, namespace: &str, name: &str, port: u16, label: &str) {
     let service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": SECRET, "namespace": namespace},
         "spec": {"type": "ExternalName", "externalName": "localhost"},
@@ -66,9 +66,9 @@ async fn create(client: &Client, path: &str, object: Value) {
     }
 }
 
-/// What the shared controller is asked about: namespaces with the label.
-pub async fn ask_shared(site: &Site, port: SocketAddr) {
-    ask_at(&site.client, "tokenward", "tokenward", port.port(), ASKED).await;
+/// Makes the API server send reviews to the shared controller, for namespaces with [`REVIEW_LABEL`].
+pub async fn configure_shared_webhooks(site: &Site, port: SocketAddr) {
+    configure_webhooks(&site.client, "tokenward", "tokenward", port.port(), REVIEW_LABEL).await;
 }
 
 async fn label(space: &Space, label: &str) {
@@ -77,20 +77,20 @@ async fn label(space: &Space, label: &str) {
     api.patch(&space.name, &PatchParams::default(), &patch).await.expect("a label");
 }
 
-/// A namespace about which the API server asks, and does so by now.
-async fn asked(shared: &Shared, name: &str) -> Space {
+/// Creates a namespace with [`REVIEW_LABEL`], and waits until its objects are reviewed.
+async fn reviewed_namespace(shared: &Shared, name: &str) -> Space {
     let space = shared.site.namespace(name).await;
-    label(&space, ASKED).await;
-    is_asked(&space).await;
+    label(&space, REVIEW_LABEL).await;
+    until_reviewed(&space).await;
     space
 }
 
 /// Waits until the webhook is in force: a token whose Secret is foreign is denied.
-async fn is_asked(space: &Space) {
+async fn until_reviewed(space: &Space) {
     let foreign = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "theirs"}});
     create(&space.client, &format!("/api/v1/namespaces/{}/secrets", space.name), foreign).await;
-    eventually("a refusal", async || match space.try_create("theirs", json!({"scopes": ["a:b"]})).await {
-        Err(refusal) if refusal.contains("exists and is not tokenward's") => Ok(()),
+    eventually("a denial", async || match space.try_create("theirs", json!({"scopes": ["a:b"]})).await {
+        Err(denial) if denial.contains("exists and is not tokenward's") => Ok(()),
         Err(other) => Err(other),
         Ok(_) => {
             space.delete("theirs").await;
@@ -100,7 +100,7 @@ async fn is_asked(space: &Space) {
     .await;
 }
 
-/// The same namespace, for a user.
+/// The same namespace, with a user's rights.
 async fn as_user(shared: &Shared, space: &Space, user: &str) -> Space {
     let kubeconfig = Kubeconfig::read_from(shared.site.cluster.kubeconfig()).expect("a kubeconfig");
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
@@ -136,22 +136,22 @@ fn spec(scopes: &[&str]) -> Value {
 }
 
 pub async fn a_secret_has_one_token(shared: &Shared) {
-    let space = asked(shared, "one-secret").await;
+    let space = reviewed_namespace(shared, "one-secret").await;
     let named = json!({"scopes": ["a:b"], "secret": {"name": "same"}});
     space.create("first", named.clone()).await;
     space.condition("first", ConditionType::Active, "True").await;
-    let refusal = space.try_create("second", named).await.expect_err("a refusal");
-    assert!(refusal.contains("Secret same is that of ApiToken first"), "{refusal}");
-    let refusal = space.try_create("same", spec(&["a:b"])).await.expect_err("a refusal");
-    assert!(refusal.contains("Secret same is that of ApiToken first"), "{refusal}");
+    let denial = space.try_create("second", named).await.expect_err("a denial");
+    assert!(denial.contains("Secret same is that of ApiToken first"), "{denial}");
+    let denial = space.try_create("same", spec(&["a:b"])).await.expect_err("a denial");
+    assert!(denial.contains("Secret same is that of ApiToken first"), "{denial}");
     let template =
         json!({"scopes": ["a:b"], "secret": {"template": {"labels": {"argoproj.io/instance": "x"}}}});
-    let refusal = space.try_create("labelled", template).await.expect_err("a refusal");
-    assert!(refusal.contains("argoproj.io"), "{refusal}");
+    let denial = space.try_create("labelled", template).await.expect_err("a denial");
+    assert!(denial.contains("argoproj.io"), "{denial}");
 }
 
 pub async fn scopes_are_granted_only_with_the_right(shared: &Shared) {
-    let space = asked(shared, "grants").await;
+    let space = reviewed_namespace(shared, "grants").await;
     allow(&space, "alice", &["orders:*", "audit:read"]).await;
     allow(&space, "argocd", &[]).await;
     let (alice, argocd) = (as_user(shared, &space, "alice").await, as_user(shared, &space, "argocd").await);
@@ -160,38 +160,38 @@ pub async fn scopes_are_granted_only_with_the_right(shared: &Shared) {
         alice.try_create("hers", spec(&["orders:read", "audit:read"])).await
     })
     .await;
-    let refusal = alice.try_create("more", spec(&["orders:read", "payments:read", "audit:*"])).await;
-    let refusal = refusal.expect_err("a refusal");
-    assert!(refusal.contains("alice may not grant payments:read, audit:*"), "{refusal}");
+    let denial = alice.try_create("more", spec(&["orders:read", "payments:read", "audit:*"])).await;
+    let denial = denial.expect_err("a denial");
+    assert!(denial.contains("alice may not grant payments:read, audit:*"), "{denial}");
 
-    // A GitOps controller without the right applies nothing, and says why.
-    let refusal = argocd.try_create("synced", spec(&["orders:read"])).await.expect_err("a refusal");
-    assert!(refusal.contains("argocd may not grant orders:read"), "{refusal}");
+    // A GitOps controller without the right can't apply it, and gets the reason.
+    let denial = argocd.try_create("synced", spec(&["orders:read"])).await.expect_err("a denial");
+    assert!(denial.contains("argocd may not grant orders:read"), "{denial}");
 
-    // An edit is asked about what it gains, so a token of somebody with more rights can be edited.
+    // Only scopes that an edit adds are checked, so a token with scopes beyond one's own rights can be edited.
     space.create("rich", spec(&["payments:*", "orders:read"])).await;
     alice.patch("rich", json!({"spec": {"displayName": "Payments"}})).await;
     alice.patch("rich", json!({"spec": {"scopes": ["payments:read", "orders:read"]}})).await;
-    let refusal = alice.try_patch("rich", json!({"spec": {"scopes": ["payments:*"]}})).await;
-    assert!(refusal.expect_err("a refusal").contains("may not grant payments:*"));
+    let denial = alice.try_patch("rich", json!({"spec": {"scopes": ["payments:*"]}})).await;
+    assert!(denial.expect_err("a denial").contains("may not grant payments:*"));
     argocd.patch("rich", json!({"spec": {"revoked": true}})).await;
 }
 
-/// A rule that was broken before the webhook was installed does not block an edit, least of all a revocation.
-pub async fn a_token_from_before_can_be_edited(shared: &Shared) {
+/// A rule that was broken before the webhook was installed must not block an edit, least of all a revocation.
+pub async fn a_token_from_before_the_webhook_can_be_edited(shared: &Shared) {
     let space = shared.site.namespace("before").await;
     let named = json!({"scopes": ["a:b"], "secret": {"name": "same"}});
     space.create("first", named.clone()).await;
     space.condition("first", ConditionType::Active, "True").await;
     space.create("second", named).await;
-    label(&space, ASKED).await;
-    is_asked(&space).await;
+    label(&space, REVIEW_LABEL).await;
+    until_reviewed(&space).await;
     space.patch("second", json!({"spec": {"displayName": "the second"}})).await;
     space.patch("second", json!({"spec": {"revoked": true}})).await;
 }
 
-pub async fn a_webhook_that_points_inside_is_refused(shared: &Shared) {
-    let space = asked(shared, "inside").await;
+pub async fn a_webhook_that_points_inside_is_denied(shared: &Shared) {
+    let space = reviewed_namespace(shared, "inside").await;
     let webhooks = Api::<TokenWebhook>::namespaced(space.client.clone(), &space.name);
     let webhook = |name: &str, url: &str| {
         let spec = serde_json::from_value(json!({"url": url, "events": ["token.*"], "suspend": true}));
@@ -201,14 +201,14 @@ pub async fn a_webhook_that_points_inside_is_refused(shared: &Shared) {
         ["http://169.254.169.254/latest", "http://localhost:6443/", "https://[::1]/", "http://10.96.0.1/"]
     {
         let refused = webhooks.create(&PostParams::default(), &webhook("inside", url)).await;
-        let refusal = message(&refused.expect_err("a refusal"));
-        assert!(refusal.contains("spec.url"), "{refusal}");
+        let denial = message(&refused.expect_err("a denial"));
+        assert!(denial.contains("spec.url"), "{denial}");
     }
     let outside = webhook("outside", "https://audit.example.com/");
     webhooks.create(&PostParams::default(), &outside).await.expect("a webhook");
 }
 
-/// Two replicas behind one address, as behind a Service: whoever still takes connections has the next one.
+/// Two replicas behind one address, as behind a Service: a connection goes to one that accepts it.
 async fn balance(replicas: [SocketAddr; 2]) -> (SocketAddr, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -229,7 +229,7 @@ async fn balance(replicas: [SocketAddr; 2]) -> (SocketAddr, tokio::task::JoinHan
     (address, task)
 }
 
-/// Writes all the time: whatever happens to certificates, no write fails.
+/// Writes continuously: whatever happens to certificates, no write fails.
 pub async fn certificates_are_replaced_under_load(site: &Site) {
     let tenant = Tenant::new(site, "certificates").await;
     let ports = [free_port(), free_port()];
@@ -253,11 +253,11 @@ pub async fn certificates_are_replaced_under_load(site: &Site) {
     let mut replicas = [start(&ports[0]), start(&ports[1])];
     let (address, relay) = balance(ports).await;
     let own = "tokenward.test/certificates";
-    ask_at(&site.client, tenant.namespace(), "certificates", address.port(), own).await;
+    configure_webhooks(&site.client, tenant.namespace(), "certificates", address.port(), own).await;
     label(&tenant.space, own).await;
-    is_asked(&tenant.space).await;
+    until_reviewed(&tenant.space).await;
 
-    // Two lives of a certificate, the second after the replica that made the first was killed.
+    // Two generations of a certificate, the second after the replica that made the first was killed.
     let failed = Arc::new(AtomicUsize::new(0));
     let done = Arc::new(AtomicBool::new(false));
     let (space, failures, stop) = (tenant.space.clone(), failed.clone(), done.clone());
@@ -269,7 +269,7 @@ pub async fn certificates_are_replaced_under_load(site: &Site) {
                 "metadata": {"name": "asked"}, "spec": {"scopes": ["a:b"]},
             }));
             if let Err(error) = space.tokens().create(&params, &token.expect("a token")).await {
-                eprintln!("a write was held up: {}", message(&error));
+                eprintln!("a write failed: {}", message(&error));
                 failures.fetch_add(1, Ordering::Relaxed);
             }
             asked += 1;
@@ -291,15 +291,15 @@ pub async fn certificates_are_replaced_under_load(site: &Site) {
     assert_eq!(failed.load(Ordering::Relaxed), 0, "of {asked} writes");
     assert!(asked >= 10, "{asked}");
 
-    // The replica that writes is killed; the other one serves, and takes the writing over.
+    // The leader is killed; the other replica serves meanwhile, and takes over.
     let leads = replicas.iter().position(|replica| replica.log().contains("leading")).expect("a leader");
     replicas[leads].kill();
-    // A reinstall brings a configuration without the bundle, and perhaps no Secret.
+    // A reinstallation creates a configuration without the bundle, and the Secret may be gone.
     let api = Api::<ValidatingWebhookConfiguration>::all(site.client.clone());
     api.delete("certificates", &DeleteParams::default()).await.expect("a deletion");
     tenant.peppers().delete(SECRET, &DeleteParams::default()).await.expect("a deletion");
-    ask_at(&site.client, tenant.namespace(), "certificates", address.port(), own).await;
-    is_asked(&tenant.space).await;
+    configure_webhooks(&site.client, tenant.namespace(), "certificates", address.port(), own).await;
+    until_reviewed(&tenant.space).await;
     let gone = tokio::time::timeout(TIMEOUT, async {
         while served(&tenant).await == certificate {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -307,12 +307,12 @@ pub async fn certificates_are_replaced_under_load(site: &Site) {
     });
     gone.await.expect("a certificate of the other replica");
 
-    // A webhook that is down blocks writes, as its failurePolicy says, and admits them when it is back.
+    // With failurePolicy Fail, a webhook that is down blocks writes until it is back.
     let survivor = 1 - leads;
     replicas[survivor].kill();
-    let refusal = tenant.space.try_create("held-up", spec(&["a:b"])).await.expect_err("a refusal");
-    assert!(refusal.contains("failed calling webhook"), "{refusal}");
-    // All cached verdicts end meanwhile.
+    let denial = tenant.space.try_create("held-up", spec(&["a:b"])).await.expect_err("a denial");
+    assert!(denial.contains("failed calling webhook"), "{denial}");
+    // Meanwhile all cached decisions expire.
     tokio::time::sleep(Duration::from_secs(12)).await;
     replicas[survivor] = start(&ports[survivor]);
     eventually("admission", async || tenant.space.try_create("held-up", spec(&["a:b"])).await).await;
@@ -326,8 +326,8 @@ async fn served(tenant: &Tenant<'_>) -> Vec<u8> {
     data.get("tls.crt").map(|value| value.0.clone()).unwrap_or_default()
 }
 
-/// With the certificate of others, such as cert-manager's, nothing is made and nothing is written; it is followed as
-/// it changes.
+/// With a provided certificate, such as cert-manager's, the controller issues and writes none, and reloads it when it
+/// changes.
 pub async fn a_provided_certificate_is_served(site: &Site) {
     let tenant = Tenant::new(site, "cert-manager").await;
     let folder = tempfile::tempdir().expect("a folder");
@@ -347,23 +347,23 @@ pub async fn a_provided_certificate_is_served(site: &Site) {
     ]);
     let _controller = controller.ready().await;
     let own = "tokenward.test/cert-manager";
-    ask_at(&site.client, tenant.namespace(), "cert-manager", port.port(), own).await;
+    configure_webhooks(&site.client, tenant.namespace(), "cert-manager", port.port(), own).await;
     label(&tenant.space, own).await;
     trust(site, &bundle).await;
-    is_asked(&tenant.space).await;
+    until_reviewed(&tenant.space).await;
 
-    // Its authority is replaced: the new bundle first, the new certificate when the kubelet has brought it.
+    // Its authority is replaced: the new bundle first, then the new certificate in the mounted files.
     let renewed = issue(folder.path(), &host);
     trust(site, &format!("{bundle}{renewed}")).await;
-    is_asked(&tenant.space).await;
+    until_reviewed(&tenant.space).await;
     trust(site, &renewed).await;
-    is_asked(&tenant.space).await;
+    until_reviewed(&tenant.space).await;
     assert!(served(&tenant).await.is_empty(), "a certificate was made");
     let api = Api::<ValidatingWebhookConfiguration>::all(site.client.clone());
     api.delete("cert-manager", &DeleteParams::default()).await.expect("a deletion");
 }
 
-/// A certificate that nobody else has signed, put where the controller reads it; returns it.
+/// Writes a new self-signed certificate where the controller reads it; returns the certificate.
 fn issue(folder: &Path, host: &str) -> String {
     let params = rcgen::CertificateParams::new(vec![host.to_owned()]).expect("parameters");
     let key = rcgen::KeyPair::generate().expect("a key");

@@ -1,8 +1,8 @@
 //! The controller is killed before and after every write of a mint, a rotation and a revocation, and started again.
 //!
-//! From outside, through a verifier that is not killed: once a token was active, what its Secret holds is never
-//! refused; an old secret is never refused within its overlap; a revoked one is never accepted. From inside: at most
-//! two versions live, and the tokenId stays.
+//! Asserted through a verifier that is not killed: once a token was active, the content of its Secret is never denied;
+//! an old secret is never denied within its overlap; a revoked one is never accepted. Asserted on the status: at most
+//! two versions are live, and the tokenId stays.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -13,13 +13,13 @@ use tokenward_core::crd::ConditionType;
 
 use testkit::{Process, Site, Space, data, has};
 
-/// What happens, and at which writes the controller is killed.
+/// The writes at which the controller is killed, for each kind of case.
 const MINT: [&str; 3] = ["announce", "deliver", "record"];
 const ROTATE: [&str; 3] = ["announce", "deliver", "record"];
 const REVOKE: [&str; 3] = ["record", "record@2", "update-secret"];
 
 /// How many cases run at once.
-const AT_ONCE: usize = 6;
+const CONCURRENT_CASES: usize = 6;
 
 pub async fn no_crash_loses_or_revives_a_token(site: &Site) {
     let verifier = &site.verifier(&[]);
@@ -37,7 +37,7 @@ pub async fn no_crash_loses_or_revives_a_token(site: &Site) {
             _ => case.revoke(verifier).await,
         }
     };
-    stream::iter(cases).map(run).buffer_unordered(AT_ONCE).collect::<()>().await;
+    stream::iter(cases).map(run).buffer_unordered(CONCURRENT_CASES).collect::<()>().await;
 }
 
 struct Case<'s> {
@@ -53,7 +53,7 @@ impl<'s> Case<'s> {
         Self { site, identity: space.name.clone(), space, failpoint }
     }
 
-    /// A controller for this case's namespace alone, with a lease of its own that its successor has at once.
+    /// A controller for this case's namespace alone, with a Lease that its successor can acquire at once.
     fn controller(&self, env: &[(&str, &str)]) -> Process {
         let args = [
             "--watch-namespaces",
@@ -66,7 +66,7 @@ impl<'s> Case<'s> {
         self.site.controller_as_admin(&args, env)
     }
 
-    /// Has something done while a controller runs that kills itself at the case's place.
+    /// Runs `act` with a controller that kills itself at the case's failpoint.
     async fn crash(&self, act: impl Future<Output = ()>) {
         let mut doomed = self.controller(&[("TOKENWARD_FAILPOINT", &self.failpoint)]);
         act.await;
@@ -124,7 +124,7 @@ impl<'s> Case<'s> {
         (token, self.space.get("t").await.status.and_then(|status| status.token_id))
     }
 
-    /// Returns the tokenId.
+    /// Asserts the invariants of the status; returns the tokenId.
     async fn assert_sound(&self) -> Option<String> {
         let status = self.space.get("t").await.status.expect("a status");
         let live = status.versions.iter().filter(|version| version.state.is_live()).count();
@@ -133,7 +133,7 @@ impl<'s> Case<'s> {
     }
 }
 
-/// Checks all the while what must not fail.
+/// Continuously makes checks that must not fail.
 struct Watch {
     stop: Arc<AtomicBool>,
     checks: Arc<AtomicU32>,
@@ -153,7 +153,7 @@ impl Watch {
             };
             let mut failures = Vec::new();
             while !stopped.load(Ordering::Relaxed) {
-                // Read in this order: it was active before the Secret was read.
+                // In this order: the token was active before its Secret was read.
                 let token = space.get("t").await;
                 let active = has(&token, ConditionType::Active, "True");
                 let current =
@@ -179,7 +179,7 @@ impl Watch {
         Self { stop, checks, task }
     }
 
-    /// Returns how many checks were made, none of which has failed.
+    /// Asserts that no check has failed; returns how many were made.
     async fn end(self, case: &str) -> u32 {
         self.stop.store(true, Ordering::Relaxed);
         let failures = self.task.await.expect("the watch");

@@ -1,4 +1,4 @@
-//! What anybody on the network can send to a verifier: tokens, requests and connections that mean no good.
+//! What anybody on the network can send to a verifier: hostile tokens, requests and connections.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -14,8 +14,8 @@ use tokio::task::spawn_blocking;
 use crate::Shared;
 use testkit::{TIMEOUT, client};
 
-/// An answer must be here by then: well before a verifier gives a connection up, far beyond what one takes.
-const SOON: Duration = Duration::from_secs(5);
+/// By then a response must have arrived: far more than it takes, and less than the verifier's own time-outs.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub async fn hostile_tokens_are_rejected(shared: &Shared) {
     let space = shared.site.namespace("hostile").await;
@@ -24,10 +24,10 @@ pub async fn hostile_tokens_are_rejected(shared: &Shared) {
 
     let key_id = Token::parse(&good).expect("a token").key_id();
     let unknown = made("tw", KeyId::from_bytes([0xAB; 16]));
-    // Right checksums, and the second a key id that is known.
+    // With valid checksums, and in the second a known key id.
     let forged = [unknown, made("tw", key_id), made("tok_live", key_id)];
     for token in forged.iter().map(Plaintext::expose) {
-        assert!(Token::parse(token).is_some(), "not refused for its form");
+        assert!(Token::parse(token).is_some(), "it must not be rejected for its form");
         assert_eq!(shared.verifier.check(token, "").await, 401);
     }
     let longer = [&good, "0"].concat();
@@ -41,16 +41,19 @@ pub async fn hostile_tokens_are_rejected(shared: &Shared) {
         assert_eq!(shared.verifier.check(&changed, "").await, 401, "character {at} is not covered");
     }
     for header in ["Authorization: Bearer ", "X-API-Key: "] {
-        let request = [b"GET /auth HTTP/1.1\r\n", header.as_bytes(), b"\xff\xfe\x80\r\n", LAST].concat();
+        let request =
+            [b"GET /auth HTTP/1.1\r\n", header.as_bytes(), b"\xff\xfe\x80\r\n", CLOSING_HEAD_END].concat();
         assert_eq!(exchange(shared, request).await.status(), Some(401));
-        let huge = [b"GET /auth HTTP/1.1\r\n", header.as_bytes(), &[b'x'; 1 << 20], b"\r\n", LAST].concat();
+        let huge =
+            [b"GET /auth HTTP/1.1\r\n", header.as_bytes(), &[b'x'; 1 << 20], b"\r\n", CLOSING_HEAD_END]
+                .concat();
         assert!(matches!(exchange(shared, huge).await.status(), Some(431) | None));
     }
-    copies_of_a_status_give_nothing(shared, &good).await;
+    copies_of_a_status_grant_nothing(shared, &good).await;
 }
 
-/// Somebody who may write statuses copies the one of token `t`, to use its secret for other scopes.
-async fn copies_of_a_status_give_nothing(shared: &Shared, good: &str) {
+/// A user who may write statuses copies that of token `t`, to use its secret for other scopes.
+async fn copies_of_a_status_grant_nothing(shared: &Shared, good: &str) {
     let (space, thieves) = (shared.site.namespace("copied").await, shared.site.namespace("thief").await);
     let owned = space.active("t", json!({"scopes": ["a:b"]})).await;
     shared.verifier.answers(&owned, "", 200).await;
@@ -59,7 +62,7 @@ async fn copies_of_a_status_give_nothing(shared: &Shared, good: &str) {
     let versions = serde_json::to_value(&status.versions).expect("JSON");
     let mut widened = versions.clone();
     widened[0]["scopes"] = json!(["a:b", "payments:*"]);
-    // Time and again: the controller undoes what it is shown.
+    // Repeatedly: the controller undoes it.
     for round in 0..10 {
         let copy = if round % 2 == 0 { &versions } else { &widened };
         thieves.patch_status("t", json!({"status": {"versions": copy}})).await;
@@ -83,7 +86,7 @@ pub async fn hostile_requests_are_rejected(shared: &Shared) {
     shared.verifier.answers(&good, "", 200).await;
     let token = format!("Authorization: Bearer {good}\r\n");
 
-    // These take as long as the verifier's time-outs, so they run at the same time as the rest.
+    // These take as long as the verifier's time-outs, so they run beside the rest.
     let listen = shared.verifier.listen;
     let slow: Vec<_> = (0..5).map(|_| spawn_blocking(move || drip(listen))).collect();
     let idle = spawn_blocking(move || (0..500).map(|_| half_open(listen)).collect::<Vec<_>>());
@@ -91,12 +94,12 @@ pub async fn hostile_requests_are_rejected(shared: &Shared) {
     assert_eq!(shared.verifier.check(&good, "").await, 200, "beside {} idle connections", idle.len());
 
     every_method_is_answered(shared, &good).await;
-    bad_heads_are_refused(shared, &token).await;
+    bad_heads_are_rejected(shared, &token).await;
     bodies_do_not_matter(shared, &token).await;
     drop(idle);
     for slow in slow {
         let took = slow.await.expect("a slow client");
-        assert!(took < TIMEOUT, "a slow client holds its connection");
+        assert!(took < TIMEOUT, "a slow client keeps its connection");
     }
     assert_eq!(shared.verifier.check(&good, "").await, 200);
     assert!(!shared.verifier.log().contains("panicked"), "{}", shared.verifier.log());
@@ -115,10 +118,10 @@ async fn every_method_is_answered(shared: &Shared, good: &str) {
     }
 }
 
-/// Each would be allowed by its token, were it well-formed.
-async fn bad_heads_are_refused(shared: &Shared, token: &str) {
+/// Well-formed, each would be allowed by its token.
+async fn bad_heads_are_rejected(shared: &Shared, token: &str) {
     let twice = format!("GET /auth HTTP/1.1\r\n{token}{token}");
-    assert_eq!(exchange(shared, [twice.as_bytes(), LAST].concat()).await.status(), Some(400));
+    assert_eq!(exchange(shared, [twice.as_bytes(), CLOSING_HEAD_END].concat()).await.status(), Some(400));
 
     let headers = |extra: &str| format!("GET /auth HTTP/1.1\r\n{extra}\r\n{token}");
     let malformed = [
@@ -141,7 +144,7 @@ async fn bad_heads_are_refused(shared: &Shared, token: &str) {
         headers("Transfer-Encoding: gzip"),
     ];
     for request in malformed {
-        let answer = exchange(shared, [request.as_bytes(), LAST].concat()).await;
+        let answer = exchange(shared, [request.as_bytes(), CLOSING_HEAD_END].concat()).await;
         assert!(matches!(answer.status(), Some(400) | None), "{request:?}: {answer:?}");
     }
     let long = [
@@ -150,16 +153,16 @@ async fn bad_heads_are_refused(shared: &Shared, token: &str) {
         headers(&vec!["X-Many: a"; 1_000].join("\r\n")),
     ];
     for request in long {
-        let answer = exchange(shared, [request.as_bytes(), LAST].concat()).await;
+        let answer = exchange(shared, [request.as_bytes(), CLOSING_HEAD_END].concat()).await;
         assert!(matches!(answer.status(), Some(414 | 431) | None), "{}…: {answer:?}", &request[..60]);
     }
-    // One answer each, in order: what one request presents is nothing to the next.
+    // One response each, in order: a token in one request must not count for the next.
     let pipelined = format!("GET /auth HTTP/1.1\r\n{token}\r\nGET /auth HTTP/1.1\r\n");
-    let answer = exchange(shared, [pipelined.as_bytes(), LAST].concat()).await;
+    let answer = exchange(shared, [pipelined.as_bytes(), CLOSING_HEAD_END].concat()).await;
     assert_eq!(answer.statuses(), [200, 401], "{answer:?}");
 }
 
-/// A body is not asked for, is not waited for, and is not taken for the next request.
+/// A body is not asked for, not waited for, and not parsed as the next request.
 async fn bodies_do_not_matter(shared: &Shared, token: &str) {
     const SIZE: usize = 1 << 20;
     let head = |framing: &str| format!("POST /auth HTTP/1.1\r\n{token}{framing}\r\n\r\n").into_bytes();
@@ -167,8 +170,8 @@ async fn bodies_do_not_matter(shared: &Shared, token: &str) {
     let never_sent = exchange(shared, sized.clone()).await;
     assert_eq!(never_sent.statuses(), [200], "{never_sent:?}");
 
-    // Looks like requests without a token, should anybody take it for that.
-    let next = [b"GET /auth HTTP/1.1\r\n", token.as_bytes(), LAST].concat();
+    // The body looks like requests without a token.
+    let next = [b"GET /auth HTTP/1.1\r\n", token.as_bytes(), CLOSING_HEAD_END].concat();
     let body = b"GET /auth HTTP/1.1\r\nHost: x\r\n\r\n".repeat(SIZE / 31 + 1);
     let chunk = [format!("{SIZE:x}\r\n").as_bytes(), &body[..SIZE], b"\r\n0\r\n\r\n"].concat();
     let bodies = [[&sized, &body[..SIZE]].concat(), [head("Transfer-Encoding: chunked"), chunk].concat()];
@@ -195,7 +198,7 @@ pub async fn the_challenge_follows_the_rfc(shared: &Shared) {
         ("scope=a:c+x:y", Some(&*good), 403, "insufficient_scope", Some(lacking)),
         ("scope=a:c&scope=x:y", Some(&*good), 403, "insufficient_scope", Some(lacking)),
         ("scope=nonsense", Some(&*good), 400, "invalid_request", Some(malformed)),
-        // A challenge would make a client try another token, when it should try another replica.
+        // No challenge, since the token is not at fault.
         ("", Some(&*elsewhere), 403, "ip_not_allowed", None),
     ];
     for (query, token, status, error, challenge) in table {
@@ -237,11 +240,11 @@ pub async fn public_responses_do_not_distinguish_revoked_from_unknown(shared: &S
     tokens.push(("deleted", token));
 
     let unknown = made("tw", KeyId::from_bytes([0xCD; 16]));
-    // Neither may a route's needs make a difference.
+    // Nor may the route's required scopes make a difference.
     for query in ["", "scope=a:b", "scope=x:y", "audience=z"] {
         let answer = async |token: &str| {
             let request = format!("GET /auth?{query} HTTP/1.1\r\nAuthorization: Bearer {token}\r\n");
-            exchange(shared, [request.as_bytes(), LAST].concat()).await.dateless()
+            exchange(shared, [request.as_bytes(), CLOSING_HEAD_END].concat()).await.dateless()
         };
         let expected = answer(unknown.expose()).await;
         assert!(expected.starts_with("HTTP/1.1 401 "), "{expected}");
@@ -257,15 +260,15 @@ fn made(prefix: &str, key_id: KeyId) -> Plaintext {
     format::make(&Prefix::new(prefix).expect("a prefix"), key_id, &[7; 32])
 }
 
-/// The end of a head after which the connection is closed, so that the answer has an end.
-const LAST: &[u8] = b"Host: verifier\r\nConnection: close\r\n\r\n";
+/// The end of a head that asks to close the connection, so that the response ends.
+const CLOSING_HEAD_END: &[u8] = b"Host: verifier\r\nConnection: close\r\n\r\n";
 
-/// All that came back on a connection.
+/// All bytes that came back on a connection.
 #[derive(Debug)]
 struct Answer(String);
 
 impl Answer {
-    /// The status of the first answer. `None`: the connection was closed without one.
+    /// The status of the first response. `None`: the connection was closed without one.
     fn status(&self) -> Option<u16> {
         self.statuses().first().copied()
     }
@@ -275,22 +278,21 @@ impl Answer {
         lines.map(|rest| rest[..3].parse().expect("a status")).collect()
     }
 
-    /// All but what the clock decides.
+    /// All but the `Date` header.
     fn dateless(&self) -> String {
         let lines = self.0.lines().filter(|line| !line.to_ascii_lowercase().starts_with("date:"));
         lines.collect::<Vec<_>>().join("\n")
     }
 }
 
-/// Sends bytes as they are; returns what comes back until the connection is closed, or nothing more comes.
-///
-/// What matters is that something happens soon: an answer, or the end.
+/// Sends raw bytes; returns what comes back until the connection is closed, or nothing more comes. Fails without
+/// either a response or a close within [`RESPONSE_TIMEOUT`].
 async fn exchange(shared: &Shared, request: Vec<u8>) -> Answer {
     let listen = shared.verifier.listen;
     let exchange = move || {
         let mut stream = connect(listen);
         let mut writer = stream.try_clone().expect("a second handle");
-        // Beside the reading: the answer may come before all is sent, and with it the end.
+        // In a thread: the response, and the close, may come before all is sent.
         let writing = std::thread::spawn(move || drop(writer.write_all(&request)));
         let (start, mut answer, mut buffer) = (Instant::now(), Vec::new(), [0; 4096]);
         loop {
@@ -298,12 +300,16 @@ async fn exchange(shared: &Shared, request: Vec<u8>) -> Answer {
                 Ok(0) => break,
                 Ok(count) => {
                     answer.extend_from_slice(&buffer[..count]);
-                    // An end that has to wait for a body is no concern, as the answer is here.
-                    stream.set_read_timeout(Some(SOON / 10)).expect("a timeout");
+                    // Once there is a response, it does not matter that the close waits for a body.
+                    stream.set_read_timeout(Some(RESPONSE_TIMEOUT / 10)).expect("a timeout");
                 }
                 Err(error) if is_timeout(&error) && !answer.is_empty() => break,
                 Err(error) => {
-                    assert!(!is_timeout(&error), "neither an answer nor an end within {:?}", start.elapsed());
+                    assert!(
+                        !is_timeout(&error),
+                        "neither a response nor a close within {:?}",
+                        start.elapsed()
+                    );
                     break;
                 }
             }
@@ -317,8 +323,8 @@ async fn exchange(shared: &Shared, request: Vec<u8>) -> Answer {
 
 fn connect(listen: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(listen).expect("a connection");
-    stream.set_read_timeout(Some(SOON)).expect("a timeout");
-    stream.set_write_timeout(Some(SOON)).expect("a timeout");
+    stream.set_read_timeout(Some(RESPONSE_TIMEOUT)).expect("a timeout");
+    stream.set_write_timeout(Some(RESPONSE_TIMEOUT)).expect("a timeout");
     stream
 }
 
@@ -326,14 +332,14 @@ fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
-/// A connection on which a head has begun.
+/// A connection with an incomplete head.
 fn half_open(listen: SocketAddr) -> TcpStream {
     let mut stream = connect(listen);
     stream.write_all(b"GET /auth HTTP/1.1\r\nX-Slow: ").expect("a write");
     stream
 }
 
-/// Sends a head byte by byte, until it is no longer wanted or patience ends; returns how long that took.
+/// Sends a head byte by byte until the verifier closes, at most for [`TIMEOUT`]; returns how long that took.
 fn drip(listen: SocketAddr) -> Duration {
     let start = Instant::now();
     let mut stream = half_open(listen);

@@ -1,4 +1,4 @@
-//! What a gRPC client gets from a verifier. What Envoy makes of it is tested in `tests/gateways`.
+//! A gRPC client of a verifier. Envoy itself is tested in `tests/gateways`.
 
 use std::time::Duration;
 
@@ -44,11 +44,11 @@ pub async fn a_grpc_client_gets_the_decisions_of_auth(shared: &Shared) {
     assert_eq!(check(&token, "a:b", "192.0.2.1").await, 401, "revoked at one endpoint and not at the other");
     let counted = r#"tokenward_checks_total{endpoint="ext_authz",code="REVOKED"} 1"#;
     assert!(verifier.metrics().await.contains(counted), "{}", verifier.metrics().await);
-    assert!(!verifier.log().contains(&token), "the log holds a token");
+    assert!(!verifier.log().contains(&token), "the log contains a token");
 
     let (code, took) = verifier.terminate();
     assert_eq!(code, Some(0));
-    assert!(took < Duration::from_secs(5), "an open connection holds it up for {took:?}");
+    assert!(took < Duration::from_secs(5), "an open connection delays the shutdown by {took:?}");
 }
 
 pub async fn a_verifier_without_a_pepper_denies_and_is_not_healthy(shared: &Shared) {

@@ -1,4 +1,4 @@
-//! The world around the controller fails: another replica, the pepper, the API server, the namespace, the rights.
+//! Faults around the controller: another replica, the pepper, the API server, the namespace, the rights.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -11,7 +11,6 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::client::Body;
@@ -26,13 +25,13 @@ async fn leads(process: &Process) -> bool {
     process.metrics().await.lines().any(|line| line == "tokenward_leader 1")
 }
 
-/// One replica is ten minutes ahead, the other ten behind; the API server and the verifier know the time.
-pub async fn clocks_that_are_off_harm_nothing(site: &Site) {
+/// One replica is ten minutes ahead, the other ten behind; the API server and the verifier have the right time.
+pub async fn wrong_clocks_do_no_harm(site: &Site) {
     let tenant = Tenant::new(site, "clocks").await;
     let space = &tenant.space;
     let library = programs::faketime().expect("libfaketime").display().to_string();
     let start = |name: &str, offset: &str| {
-        // As the kernel has it: only the time of day is off.
+        // The monotonic clock is left alone: only the time of day is wrong.
         let clock =
             [("LD_PRELOAD", library.as_str()), ("FAKETIME", offset), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
         tenant.controller_with(&["--lease-duration", "3s", "--identity", name], &clock)
@@ -72,7 +71,7 @@ pub async fn two_controllers_take_turns(site: &Site) {
         for name in &names {
             space.condition(name, ConditionType::Active, "True").await;
         }
-        // The leader dies without a word in the first round, and gives the lease back in the second.
+        // The leader is killed in the first round, and releases the lease in the second.
         let at = eventually("one leader", async || {
             match (leads(&controllers[0]).await, leads(&controllers[1]).await) {
                 (true, false) => Ok(0),
@@ -98,7 +97,7 @@ pub async fn two_controllers_take_turns(site: &Site) {
         }
         controllers.push(start(&format!("round-{round}")).ready().await);
     }
-    // Each trigger rotated each token once, whoever was at work.
+    // Each trigger rotated each token once, whichever replica led.
     for name in &names {
         let versions = space.get(name).await.status.expect("a status").versions;
         assert_eq!(versions.iter().map(|v| v.version).collect::<Vec<_>>(), [3, 2, 1], "{name}");
@@ -123,7 +122,7 @@ pub async fn a_missing_pepper_stops_the_controller(site: &Site) {
         "{}",
         controller.log()
     );
-    // What was read before goes on being used for checks.
+    // The verifier goes on with the pepper that it has read.
     assert_eq!(verifier.check(&token, "").await, 200);
 
     let mut stopped = start();
@@ -137,7 +136,7 @@ pub async fn a_missing_pepper_stops_the_controller(site: &Site) {
     assert!(log.contains(&words) && log.contains("Restore the Secret from a backup"), "{log}");
     assert!(
         peppers.get_opt("tokenward-pepper").await.expect("an answer").is_none(),
-        "none was made silently"
+        "none may be generated silently"
     );
 
     pepper.metadata = kube::api::ObjectMeta { name: pepper.metadata.name, ..Default::default() };
@@ -187,7 +186,7 @@ pub async fn a_failing_api_server_is_tolerated(site: &Site) {
     }
     assert!(faults.load(Ordering::Relaxed) > 20, "only {} faults", faults.load(Ordering::Relaxed));
 
-    // Now it is gone as a whole. Checks go on from memory, and what ends by time ends in time.
+    // Now the API server is down. Checks are answered from memory, and what ends by time still does.
     let ends = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(6);
     let lasting = space.secret_of("t0").await;
     let ending = space.secret_of("t1").await;
@@ -199,14 +198,14 @@ pub async fn a_failing_api_server_is_tolerated(site: &Site) {
     assert_eq!(verifier.check(&ending, "").await, 200);
     verifier.answers(&ending, "", 401).await;
     assert!(jiff::Timestamp::now() >= ends);
-    // A view that is too old is said to be, and is answered from as the operator wants it.
+    // A stale snapshot is reported, and used or not as `--stale-policy` says.
     denying.answers(&lasting, "", 503).await;
     for stale in [&serving, &denying] {
         stale.waits_for("news from the API server").await;
         assert!(stale.metric("tokenward_watch_staleness_seconds").await > 3.0);
     }
-    let refusal = denying.ask(&lasting, "").await.text().await.expect("a body");
-    assert!(refusal.contains("--max-staleness"), "{refusal}");
+    let denial = denying.ask(&lasting, "").await.text().await.expect("a body");
+    assert!(denial.contains("--max-staleness"), "{denial}");
     for answering in [&verifier, &serving] {
         assert_eq!(answering.check(&lasting, "").await, 200);
     }
@@ -217,26 +216,26 @@ pub async fn a_failing_api_server_is_tolerated(site: &Site) {
     space.reason("t0", ConditionType::Revoked, "Enforced").await;
 }
 
-/// Where nothing changes, bookmarks are all that is heard: about one a minute, so this takes minutes.
+/// Where nothing changes, only bookmarks arrive: about one a minute, so this takes minutes.
 pub async fn bookmarks_keep_a_quiet_watch_fresh(site: &Site) {
     let space = site.namespace("quiet").await;
-    // It makes the pepper, and then has nothing to do.
+    // It generates the pepper, and then has nothing to do.
     let _controller = site.controller(&[]).ready().await;
     let verifier = site.verifier(&["--watch-namespaces", &space.name]).ready().await;
-    let (mut oldest, mut heard) = (0.0_f64, 0);
+    let (mut oldest, mut refreshes) = (0.0_f64, 0);
     for _ in 0..150 {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let age = verifier.metric("tokenward_watch_staleness_seconds").await;
-        heard += u32::from(age < oldest && oldest > 30.0);
+        refreshes += u32::from(age < oldest && oldest > 30.0);
         oldest = if age < oldest { age } else { oldest.max(age) };
-        assert!(age < 100.0, "nothing was heard for {age} s");
+        assert!(age < 100.0, "nothing was received for {age} s");
     }
-    assert!(heard >= 1, "nothing was heard");
-    assert_eq!(verifier.log().matches("listed ApiTokens").count(), 1, "heard by a new list only");
+    assert!(refreshes >= 1, "no bookmark was received");
+    assert_eq!(verifier.log().matches("listed ApiTokens").count(), 1, "it was fresh only by another list");
 }
 
-/// A kubeconfig whose API server answers every other write of the controller with a fault, one of each kind in
-/// turn: 500 before it is made, 500 after it was made, 429, 409.
+/// A kubeconfig for a proxy to the API server that fails every other write of the controller, in turn by 500 before
+/// the write, 500 after it, 429 and 409.
 async fn faulty(site: &Site, faults: Arc<AtomicU32>) -> std::path::PathBuf {
     let own = site.rights_of("tokenward-controller");
     let client = client_of(&own).await;
@@ -315,7 +314,7 @@ fn rewritten(kubeconfig: &std::path::Path, address: SocketAddr) -> std::path::Pa
     path
 }
 
-pub async fn a_namespace_goes_with_its_tokens(site: &Site) {
+pub async fn a_namespace_is_deleted_with_its_tokens(site: &Site) {
     let tenant = Tenant::new(site, "goes").await;
     let space = &tenant.space;
     let controller = tenant.controller(&[]).ready().await;
@@ -328,17 +327,11 @@ pub async fn a_namespace_goes_with_its_tokens(site: &Site) {
         space.condition(&format!("t{i}"), ConditionType::Active, "True").await;
         tokens.push(space.secret_of(&format!("t{i}")).await);
     }
-    let namespaces: Api<Namespace> = Api::all(site.client.clone());
-    namespaces.delete(&space.name, &Default::default()).await.expect("a deletion");
-    eventually("namespace gone", async || {
-        let namespace = namespaces.get_opt(&space.name).await.expect("an answer");
-        namespace.map_or(Ok(()), |n| Err(format!("{:?}", n.status)))
-    })
-    .await;
+    site.delete_namespace(space).await;
     for token in &tokens {
         verifier.answers(token, "", 401).await;
     }
-    // Nothing is left that the controller would try again and again.
+    // The controller is not retrying anything.
     let failures = async || {
         controller
             .metrics()
@@ -391,7 +384,7 @@ pub async fn a_forbidden_secret_is_reported(site: &Site) {
     assert!(start.elapsed() < TIMEOUT, "{}", controller.log());
     assert!(condition(&space.get("t").await, ConditionType::Stalled).is_none());
 
-    // Taken away later, the right is missing at the next read of the Secret, which is not reported as damaged.
+    // If the right is removed later, the next read of the Secret fails, which must not be reported as damage.
     let secret = space.secret_of("t").await;
     patch(json!(fewer)).await;
     tokio::time::sleep(Duration::from_secs(1)).await;

@@ -1,4 +1,4 @@
-//! What users install and copy, as it stands.
+//! The manifests that users install and copy, unchanged.
 
 use std::path::Path;
 
@@ -52,13 +52,13 @@ pub async fn the_verifier_can_read_no_token(shared: &Shared) {
     let verifier = testkit::client_of(&shared.site.rights_of("tokenward-verifier")).await;
     let secrets: kube::Api<k8s_openapi::api::core::v1::Secret> =
         kube::Api::namespaced(verifier.clone(), &space.name);
-    let denied = secrets.get("t").await.expect_err("a refusal").to_string();
+    let denied = secrets.get("t").await.expect_err("a denial").to_string();
     assert!(denied.contains("forbidden"), "{denied}");
-    let denied = secrets.list(&Default::default()).await.expect_err("a refusal").to_string();
+    let denied = secrets.list(&Default::default()).await.expect_err("a denial").to_string();
     assert!(denied.contains("forbidden"), "{denied}");
     let tokens: kube::Api<tokenward_core::crd::ApiToken> = kube::Api::namespaced(verifier, &space.name);
     let mut token = tokens.get("t").await.expect("an ApiToken");
     token.spec.suspend = Some(true);
-    let denied = tokens.replace("t", &Default::default(), &token).await.expect_err("a refusal").to_string();
+    let denied = tokens.replace("t", &Default::default(), &token).await.expect_err("a denial").to_string();
     assert!(denied.contains("forbidden"), "{denied}");
 }

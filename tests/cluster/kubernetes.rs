@@ -1,4 +1,4 @@
-//! Kubernetes as a client: kube-apiserver accepts ApiTokens, and authorizes the callers of the endpoints.
+//! Kubernetes as a client: kube-apiserver accepts ApiTokens as users, and authorizes the callers of the endpoints.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,18 +10,18 @@ use serde_json::{Value, json};
 use crate::sockets::Pki;
 use testkit::{Process, Site, eventually};
 
-/// The file that users copy; the tests put in where the verifier is, and the caller's token.
+/// The file that users copy; the tests replace the verifier's address and the caller's token.
 const WEBHOOK: &str = include_str!("../../examples/kube-apiserver/webhook.yaml");
 
-/// A cluster whose API server asks a verifier about tokens that it does not know itself.
-pub struct Trusting {
+/// A cluster whose API server sends TokenReviews to a verifier.
+pub struct TokenReviewCluster {
     site: Site,
     verifier: Process,
     _controller: Process,
     pki: Pki,
 }
 
-impl Trusting {
+impl TokenReviewCluster {
     pub async fn start() -> Self {
         let pki = Pki::new();
         pki.issue("verifier");
@@ -32,7 +32,7 @@ impl Trusting {
             std::fs::write(&config, webhook.replace("/etc/kubernetes/tokenward/ca.crt", &authority))
                 .expect("a file");
         };
-        // kube-apiserver reads its token at its start, and only then can one be minted.
+        // kube-apiserver reads the caller's token when it starts, before one can be minted: so it is restarted.
         write("127.0.0.1:1", "none-yet");
         let extra_apiserver_args = vec![
             format!("--authentication-token-webhook-config-file={}", config.display()),
@@ -49,7 +49,7 @@ impl Trusting {
         Self { site, verifier, _controller: controller, pki }
     }
 
-    /// Asks an endpoint with curl; returns the status and the body.
+    /// Sends a body to an endpoint with curl; returns the status and the response's body.
     fn post(&self, caller: &str, path: &str, body: &Value) -> (u16, Value) {
         let mut curl = Command::new("curl");
         curl.args([
@@ -69,12 +69,12 @@ impl Trusting {
         (status.parse().expect("a status"), serde_json::from_str(body).unwrap_or_default())
     }
 
-    /// Waits until a token has this answer at `/v1/verify`: `None` is valid.
-    async fn says(&self, token: &str, expected: Option<&str>) {
+    /// Waits until `/v1/verify` returns this code for a token; `None` is valid.
+    async fn until_code(&self, token: &str, expected: Option<&str>) {
         let config = std::fs::read_to_string(self.pki.path("webhook.yaml")).expect("a file");
         let caller =
             config.split("token: ").nth(1).and_then(|rest| rest.split_whitespace().next()).expect("a token");
-        eventually("the verifier says so", async || {
+        eventually("the expected code", async || {
             let (_, answer) = self.post(caller, "/v1/verify", &json!({ "token": token }));
             if answer["valid"] == expected.is_none() && answer["code"].as_str() == expected {
                 return Ok(());
@@ -84,9 +84,9 @@ impl Trusting {
         .await;
     }
 
-    /// kubectl as whoever has this token; whether it succeeded, and all that it printed.
+    /// Runs kubectl with a token; returns whether it succeeded, and its output and errors.
     fn kubectl(&self, token: &str, args: &[&str]) -> (bool, String) {
-        // Nothing but the server: kubectl prefers a client certificate to a token.
+        // Without a client certificate, which kubectl would prefer to a token.
         let mut config = Kubeconfig::read_from(self.site.cluster.kubeconfig()).expect("a kubeconfig");
         for user in &mut config.auth_infos {
             user.auth_info = Some(Default::default());
@@ -107,14 +107,14 @@ impl Trusting {
     }
 }
 
-pub async fn kube_apiserver_accepts_a_token_until_it_is_revoked(trusting: &Trusting) {
-    let space = trusting.site.namespace("reads").await;
-    let (namespace, site) = (space.name.as_str(), &trusting.site);
+pub async fn kube_apiserver_accepts_a_token_until_it_is_revoked(cluster: &TokenReviewCluster) {
+    let space = cluster.site.namespace("reads").await;
+    let (namespace, site) = (space.name.as_str(), &cluster.site);
     let token = space.active("reader", json!({"scopes": ["anything:at-all"]})).await;
-    trusting.says(&token, None).await;
+    cluster.until_code(&token, None).await;
     let user = format!("tokenward:{namespace}:reader");
 
-    let (ok, who) = trusting.kubectl(&token, &["auth", "whoami", "-o", "json"]);
+    let (ok, who) = cluster.kubectl(&token, &["auth", "whoami", "-o", "json"]);
     assert!(ok, "{who}");
     let who: Value = serde_json::from_str(&who).expect("JSON");
     let info = &who["status"]["userInfo"];
@@ -126,46 +126,46 @@ pub async fn kube_apiserver_accepts_a_token_until_it_is_revoked(trusting: &Trust
     }
 
     let list = ["get", "configmaps", "-n", namespace];
-    let (ok, refused) = trusting.kubectl(&token, &list);
+    let (ok, refused) = cluster.kubectl(&token, &list);
     assert!(!ok && refused.contains("Forbidden") && refused.contains(&user), "{refused}");
     site.kubectl(&["create", "role", "reader", "-n", namespace, "--verb=list", "--resource=configmaps"]);
     site.kubectl(&["create", "rolebinding", "reader", "-n", namespace, "--role=reader", "--user", &user]);
-    eventually("RBAC knows of the grant", async || match trusting.kubectl(&token, &list) {
+    eventually("the RoleBinding takes effect", async || match cluster.kubectl(&token, &list) {
         (true, _) => Ok(()),
         (false, why) => Err(why),
     })
     .await;
-    let (_, listed) = trusting.kubectl(&token, &list);
+    let (_, listed) = cluster.kubectl(&token, &list);
     assert!(listed.contains("kube-root-ca.crt"), "{listed}");
 
     space.patch("reader", json!({"spec": {"revoked": true}})).await;
-    trusting.says(&token, Some("REVOKED")).await;
-    // kube-apiserver itself believes an answer for 10 s.
-    eventually("the API server asks again", async || match trusting.kubectl(&token, &list) {
+    cluster.until_code(&token, Some("REVOKED")).await;
+    // kube-apiserver itself caches a result for 10 s.
+    eventually("the API server's cache expires", async || match cluster.kubectl(&token, &list) {
         (false, refused) if refused.contains("Unauthorized") => Ok(()),
         (_, other) => Err(other),
     })
     .await;
     for _ in 0..3 {
-        let (ok, refused) = trusting.kubectl(&token, &list);
+        let (ok, refused) = cluster.kubectl(&token, &list);
         assert!(!ok && refused.contains("Unauthorized"), "{refused}");
     }
-    let counted = trusting.verifier.metrics().await;
+    let counted = cluster.verifier.metrics().await;
     assert!(counted.contains(r#"checks_total{endpoint="tokenreview",code="REVOKED"}"#), "{counted}");
 }
 
-pub async fn a_service_account_may_ask_once_it_is_bound(trusting: &Trusting) {
-    let space = trusting.site.namespace("callers").await;
-    let (site, namespace) = (&trusting.site, space.name.as_str());
+pub async fn a_service_account_may_call_once_it_is_bound(cluster: &TokenReviewCluster) {
+    let space = cluster.site.namespace("callers").await;
+    let (site, namespace) = (&cluster.site, space.name.as_str());
     let token = space.active("t", json!({"scopes": ["orders:*"]})).await;
-    trusting.says(&token, None).await;
+    cluster.until_code(&token, None).await;
     site.kubectl(&["create", "serviceaccount", "shop", "-n", namespace]);
     let account = |audience: &str| {
         let token = site.kubectl(&["create", "token", "shop", "-n", namespace, "--audience", audience]);
         token.trim().to_owned()
     };
-    let question = json!({"token": token, "scopes": ["orders:read"]});
-    let ask = |caller: &str| trusting.post(caller, "/v1/verify", &question);
+    let body = json!({"token": token, "scopes": ["orders:read"]});
+    let ask = |caller: &str| cluster.post(caller, "/v1/verify", &body);
 
     let (status, why) = ask(&account("other"));
     assert_eq!(status, 401, "{why}");
@@ -187,7 +187,7 @@ pub async fn a_service_account_may_ask_once_it_is_bound(trusting: &Trusting) {
         "--serviceaccount",
         &account_name,
     ]);
-    eventually("the grant is seen", async || match ask(&caller) {
+    eventually("the ClusterRoleBinding takes effect", async || match ask(&caller) {
         (200, answer) => {
             assert_eq!((&answer["valid"], &answer["token"]["name"]), (&json!(true), &json!("t")));
             Ok(())
@@ -196,12 +196,12 @@ pub async fn a_service_account_may_ask_once_it_is_bound(trusting: &Trusting) {
     })
     .await;
 
-    // Signed by nobody: it has the form and the audience, so the API server is asked, and says no.
+    // Not signed by the API server, which is asked because form and audience are right, and rejects it.
     let (head, _) = caller.rsplit_once('.').expect("a JWT");
     assert_eq!(ask(&format!("{head}.{}", "A".repeat(342))).0, 401);
-    // The account is gone: its token is accepted as long as verdicts are cached, and no longer.
+    // After the account is deleted, its token is accepted only as long as results are cached.
     site.kubectl(&["delete", "serviceaccount", "shop", "-n", namespace]);
-    eventually("the account is forgotten", async || match ask(&caller) {
+    eventually("the cached result expires", async || match ask(&caller) {
         (401, _) => Ok(()),
         (status, why) => Err(format!("{status} {why}")),
     })

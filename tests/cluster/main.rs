@@ -1,8 +1,9 @@
-//! tokenward on a real API server: the tests' table of contents.
+//! tokenward on a real API server: the list of tests. A function that is missing here is dead code, which the
+//! compiler reports.
 //!
 //! One control plane, one controller and one verifier serve all tests that do not break them, each in a namespace
-//! of its own. Tests that break processes share a second control plane and start their own; the one that breaks
-//! the API server has a third, in a fourth the API server itself asks a verifier, and a fifth is of the oldest
+//! of its own. Tests that break processes share a second control plane and start their own; the one that breaks the
+//! API server has a third, in a fourth the API server sends TokenReviews to a verifier, and a fifth is of the oldest
 //! Kubernetes. A name filters, as with any test: `cargo test --test cluster -- rotation`.
 
 #![allow(
@@ -32,7 +33,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
 use devcluster::{Options, Version};
-use kubernetes::Trusting;
+use kubernetes::TokenReviewCluster;
 use libtest_mimic::Arguments;
 use testkit::tests;
 use testkit::{Process, Site};
@@ -58,14 +59,14 @@ impl Shared {
         let admission = ["--admission-listen", &listen, "--enforce-scope-grants"];
         let flags = [&["--log", "info,tokenward=debug"][..], &admission].concat();
         let controller = site.controller(&flags).ready().await;
-        admission::ask_shared(&site, port).await;
+        admission::configure_shared_webhooks(&site, port).await;
         let verifier = site.verifier(&[]).ready().await;
         Self { site, verifier, controller }
     }
 }
 
 impl Shared {
-    /// Whether a token is anywhere but in a Secret: in a log, a status, an Event.
+    /// Whether a token is in a place other than a Secret: in a log, a status, an Event.
     fn leaks_a_token(&self) -> bool {
         let api = self.site.kubectl(&["get", "apitokens,events", "-A", "-o", "yaml"]);
         let places = [
@@ -83,17 +84,17 @@ impl Shared {
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Each test mostly waits; more at once than there are cores is quicker and finds more races.
+    // Tests mostly wait, so more of them than there are cores are faster, and find more races.
     arguments.test_threads.get_or_insert(12);
     let runtime = Arc::new(Runtime::new().expect("a runtime"));
     let shared = Arc::<OnceLock<Shared>>::default();
     let breakable = Arc::<OnceLock<Site>>::default();
     let alone = Arc::<OnceLock<Site>>::default();
     let away = Arc::<OnceLock<Site>>::default();
-    let trusting = Arc::<OnceLock<Trusting>>::default();
+    let trusting = Arc::<OnceLock<TokenReviewCluster>>::default();
     let oldest = Arc::<OnceLock<Shared>>::default();
     let mut suite = Vec::new();
-    // The longest first. Crash points are in debug builds only.
+    // The longest first. Failpoints are in debug builds only.
     let mut crashes = Vec::new();
     tests!(crashes, runtime, breakable, Site::start(), crash::no_crash_loses_or_revives_a_token);
     tests!(crashes, runtime, breakable, Site::start(), webhook::faults::no_crash_loses_an_event);
@@ -103,8 +104,8 @@ fn main() -> ExitCode {
         suite,
         runtime,
         trusting,
-        Trusting::start(),
-        kubernetes::a_service_account_may_ask_once_it_is_bound,
+        TokenReviewCluster::start(),
+        kubernetes::a_service_account_may_call_once_it_is_bound,
         kubernetes::kube_apiserver_accepts_a_token_until_it_is_revoked,
     );
     tests!(
@@ -114,9 +115,9 @@ fn main() -> ExitCode {
         Shared::start(),
         revocation::a_deletion_revokes_and_a_new_object_is_a_new_token,
         secret::a_foreign_secret_is_not_touched,
-        secret::a_secret_that_is_always_broken_stalls,
-        sockets::hostile_load_leaves_good_checks_answered,
-        sockets::checks_are_answered_in_tls_and_certificates_are_renewed,
+        secret::a_secret_that_keeps_breaking_stalls,
+        sockets::good_checks_succeed_under_hostile_load,
+        sockets::checks_are_served_over_tls_and_certificates_are_reloaded,
         endpoints::hostile_requests_are_rejected,
         endpoints::hostile_tokens_are_rejected,
         rotation::a_schedule_rotates,
@@ -131,23 +132,23 @@ fn main() -> ExitCode {
         admission::a_provided_certificate_is_served,
         faults::a_forbidden_secret_is_reported,
         faults::two_controllers_take_turns,
-        faults::clocks_that_are_off_harm_nothing,
-        faults::a_namespace_goes_with_its_tokens,
+        faults::wrong_clocks_do_no_harm,
+        faults::a_namespace_is_deleted_with_its_tokens,
         faults::a_missing_pepper_stops_the_controller,
-        sockets::a_verifier_says_what_its_transport_lacks,
+        sockets::a_verifier_reports_what_its_tls_flags_lack,
         webhook::events_arrive_signed_and_in_order,
         webhook::filters_choose_tokens_and_events,
         webhook::an_endpoint_s_status_code_decides,
         webhook::the_signing_key_is_replaced_without_a_gap,
-        webhook::faults::a_new_leader_goes_on,
+        webhook::faults::a_new_leader_continues_deliveries,
         webhook::faults::an_endpoint_away_for_an_hour_misses_nothing,
         webhook::faults::a_bad_endpoint_delays_no_other,
-        webhook::faults::a_deleted_token_leaves_its_events,
-        webhook::faults::a_namespace_goes_whatever_its_endpoint_does,
+        webhook::faults::events_outlive_a_deleted_token,
+        webhook::faults::a_hanging_endpoint_does_not_block_the_deletion_of_a_namespace,
         webhook::faults::dead_letters_are_counted_and_can_be_replayed,
         webhook::faults::paused_events_are_dead_lettered_at_max_age,
-        webhook::faults::a_full_outbox_says_so,
-        webhook::faults::problems_are_reported_and_fixed_by_the_user,
+        webhook::faults::a_full_outbox_is_reported,
+        webhook::faults::configuration_errors_are_reported_until_they_are_fixed,
         webhook::faults::internal_addresses_get_no_request,
         webhook::faults::a_hundred_webhooks_receive_every_event,
     );
@@ -158,58 +159,57 @@ fn main() -> ExitCode {
         Shared::start(),
         admission::a_secret_has_one_token,
         admission::scopes_are_granted_only_with_the_right,
-        admission::a_token_from_before_can_be_edited,
-        admission::a_webhook_that_points_inside_is_refused,
+        admission::a_token_from_before_the_webhook_can_be_edited,
+        admission::a_webhook_that_points_inside_is_denied,
         install::every_example_becomes_active,
         install::columns_and_explanations_read_well,
         install::the_verifier_can_read_no_token,
-        spec::bad_specs_are_refused_with_a_sentence,
+        spec::bad_specs_are_rejected_with_a_reason,
         spec::one_way_fields_go_one_way,
         rotation::an_edit_rotates_with_an_overlap,
         rotation::a_trigger_rotates_once,
         rotation::a_cut_ends_what_came_before,
-        rotation::without_overlap_the_old_secret_ends,
+        rotation::without_overlap_the_old_secret_stops_at_once,
         rotation::the_previous_secret_stays_under_its_own_key,
         rotation::scopes_never_widen_for_an_issued_secret,
         rotation::changes_under_keep_do_not_rotate,
-        revocation::a_revocation_is_at_once_and_for_good,
-        revocation::on_revoke_delete_takes_the_secret_away,
+        revocation::a_revocation_is_immediate_and_permanent,
+        revocation::on_revoke_delete_deletes_the_secret,
         revocation::suspension_is_reversible,
-        revocation::expiry_is_by_the_clock,
-        revocation::a_token_born_expired_is_not_minted,
-        revocation::a_token_born_revoked_is_not_minted,
-        secret::a_lost_secret_is_minted_anew,
-        secret::an_edited_secret_is_minted_anew,
+        revocation::a_token_expires_on_time,
+        revocation::a_token_created_expired_is_not_minted,
+        revocation::a_token_created_revoked_is_not_minted,
+        secret::a_deleted_secret_is_minted_again,
+        secret::an_edited_secret_is_minted_again,
         secret::other_keys_and_labels_are_preserved,
         secret::the_template_is_applied_and_removed,
         secret::a_renamed_key_moves_the_token,
-        secret::a_secret_that_is_not_accepted_says_so,
+        secret::a_secret_that_the_api_server_rejects_is_reported,
         secret::a_retained_secret_outlives_its_token,
         secret::a_wiped_status_is_rebuilt,
-        secret::a_status_that_claims_nonsense_gives_nothing,
+        secret::a_forged_status_grants_nothing,
         endpoints::the_challenge_follows_the_rfc,
         endpoints::public_responses_do_not_distinguish_revoked_from_unknown,
         ext_authz::a_grpc_client_gets_the_decisions_of_auth,
         ext_authz::a_verifier_without_a_pepper_denies_and_is_not_healthy,
     );
     // Only with `--ignored`, as `.ci/full` does: minutes of waiting, and a Kubernetes that takes minutes to build.
-    let mut waits = Vec::new();
+    let mut slow = Vec::new();
     let version = Options { version: Some(Version::V1_33), ..Options::default() };
-    tests!(waits, runtime, oldest, Shared::start_with(version), oldest::the_oldest_kubernetes_does_as_well);
-    tests!(waits, runtime, breakable, Site::start(), faults::bookmarks_keep_a_quiet_watch_fresh);
+    tests!(slow, runtime, oldest, Shared::start_with(version), oldest::the_oldest_kubernetes_is_supported);
+    tests!(slow, runtime, breakable, Site::start(), faults::bookmarks_keep_a_quiet_watch_fresh);
     tests!(
-        waits,
+        slow,
         runtime,
         away,
         Site::start(),
-        webhook::faults::an_api_server_away_for_a_minute_loses_nothing,
+        webhook::faults::an_api_server_outage_of_a_minute_loses_nothing,
     );
-    let waits = waits.into_iter().map(|trial| trial.with_ignored_flag(true));
-    let suite = suite.into_iter().chain(waits).collect();
+    let slow = slow.into_iter().map(|trial| trial.with_ignored_flag(true));
+    let suite = suite.into_iter().chain(slow).collect();
     let conclusion = libtest_mimic::run(&arguments, suite);
     let leaked = [&shared, &oldest].iter().any(|shared| shared.get().is_some_and(Shared::leaks_a_token));
-    // What was started ends here: the processes first, then their cluster. Unless a test still runs, these are
-    // the last references.
+    // Ends the processes, then their clusters. Unless a test still runs, these are the last references.
     drop((
         Arc::into_inner(shared),
         Arc::into_inner(breakable),

@@ -1,4 +1,4 @@
-//! The ends of a token: revocation and deletion for good, suspension until it is lifted, expiry by the clock.
+//! How a token ends: by revocation or deletion for good, by suspension for a while, by expiry on time.
 
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
@@ -8,7 +8,7 @@ use tokenward_core::crd::{ConditionType, Phase, RevocationReason, VersionState};
 use crate::Shared;
 use testkit::{condition, eventually};
 
-pub async fn a_revocation_is_at_once_and_for_good(shared: &Shared) {
+pub async fn a_revocation_is_immediate_and_permanent(shared: &Shared) {
     let space = shared.site.namespace("revoke").await;
     let old = space.active("t", json!({"scopes": ["a:b"], "rotation": {"overlap": "1h"}})).await;
     space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
@@ -26,11 +26,11 @@ pub async fn a_revocation_is_at_once_and_for_good(shared: &Shared) {
     assert!(status.versions.iter().all(|v| v.state == VersionState::Revoked));
     assert_eq!(status.phase, Some(Phase::Revoked));
     assert_eq!(condition(&token, ConditionType::Ready).expect("Ready").0, "Revoked");
-    assert!(testkit::has(&token, ConditionType::Ready, "True"), "Flux and Argo CD end here");
+    assert!(testkit::has(&token, ConditionType::Ready, "True"), "Flux and Argo CD stop waiting at this");
     let secret = space.secrets().get("t").await.expect("the Secret stays");
     assert_eq!(secret.labels().get("tokenward.dev/revoked").map(String::as_str), Some("true"));
 
-    // Nothing brings it back: not a new trigger, not an edit, not the loss of the status, not of the Secret.
+    // Nothing brings it back: not a new trigger, an edit, or the loss of the status or the Secret.
     space.patch("t", json!({"spec": {"scopes": ["a:c"], "rotation": {"trigger": "again"}}})).await;
     space.condition("t", ConditionType::Ready, "True").await;
     space.patch_status("t", json!({"status": null})).await;
@@ -43,7 +43,7 @@ pub async fn a_revocation_is_at_once_and_for_good(shared: &Shared) {
     }
 }
 
-pub async fn on_revoke_delete_takes_the_secret_away(shared: &Shared) {
+pub async fn on_revoke_delete_deletes_the_secret(shared: &Shared) {
     let space = shared.site.namespace("ondelete").await;
     space.active("t", json!({"scopes": ["a:b"], "secret": {"onRevoke": "Delete"}})).await;
     space.patch("t", json!({"spec": {"revoked": true}})).await;
@@ -75,8 +75,8 @@ pub async fn a_deletion_revokes_and_a_new_object_is_a_new_token(shared: &Shared)
     })
     .await;
     assert_eq!(shared.verifier.check(&old, "").await, 401);
-    // Kubernetes' garbage collector takes the Secret with its owner. It learns of a new kind only every 30 s, so here
-    // what it goes by is read, not waited for.
+    // Kubernetes' garbage collector deletes the Secret with its owner. It discovers a new kind only every 30 s, so this
+    // only asserts the owner reference.
     let secret = space.secrets().get("t").await.expect("a Secret");
     let owners: Vec<_> = secret.owner_references().iter().map(|r| (r.uid.clone(), r.controller)).collect();
     assert_eq!(owners, [(space.get("t").await.uid().expect("a uid"), Some(true))]);
@@ -97,7 +97,7 @@ pub async fn suspension_is_reversible(shared: &Shared) {
     space.has_events("t", &["Suspended", "Resumed"]).await;
 }
 
-pub async fn expiry_is_by_the_clock(shared: &Shared) {
+pub async fn a_token_expires_on_time(shared: &Shared) {
     let space = shared.site.namespace("expire").await;
     let at = Timestamp::now() + SignedDuration::from_secs(4);
     let secret = space.active("t", json!({"scopes": ["a:b"], "expiresAt": at.to_string()})).await;
@@ -111,7 +111,7 @@ pub async fn expiry_is_by_the_clock(shared: &Shared) {
     assert!(ended >= at, "it must work until {at}");
     let token = space.reason("t", ConditionType::Ready, "Expired").await;
     assert_eq!(token.status.as_ref().and_then(|s| s.phase), Some(Phase::Expired));
-    // It never rotates, whatever asks for it; and it may be extended.
+    // It does not rotate on a trigger; and it can be extended.
     space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
     space.reason("t", ConditionType::Ready, "Expired").await;
     space
@@ -122,7 +122,7 @@ pub async fn expiry_is_by_the_clock(shared: &Shared) {
     assert_eq!(space.secret_of("t").await, secret);
 }
 
-pub async fn a_token_born_expired_is_not_minted(shared: &Shared) {
+pub async fn a_token_created_expired_is_not_minted(shared: &Shared) {
     let space = shared.site.namespace("bornexpired").await;
     space.create("t", json!({"scopes": ["a:b"], "expiresAt": "2020-01-01T00:00:00Z"})).await;
     let token = space.reason("t", ConditionType::Ready, "Expired").await;
@@ -133,7 +133,7 @@ pub async fn a_token_born_expired_is_not_minted(shared: &Shared) {
     space.condition("t", ConditionType::Active, "True").await;
 }
 
-pub async fn a_token_born_revoked_is_not_minted(shared: &Shared) {
+pub async fn a_token_created_revoked_is_not_minted(shared: &Shared) {
     let space = shared.site.namespace("bornrevoked").await;
     space.create("t", json!({"scopes": ["a:b"], "revoked": true})).await;
     space.reason("t", ConditionType::Revoked, "Enforced").await;

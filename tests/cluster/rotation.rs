@@ -42,20 +42,20 @@ pub async fn an_edit_rotates_with_an_overlap(shared: &Shared) {
 
 pub async fn a_trigger_rotates_once(shared: &Shared) {
     let space = shared.site.namespace("trigger").await;
-    // The trigger that is there at the creation is only remembered.
+    // A trigger that is set at creation causes no rotation.
     space.active("t", json!({"scopes": ["a:b"], "rotation": {"trigger": "one", "overlap": "0s"}})).await;
     space.patch("t", json!({"metadata": {"labels": {"x": "y"}}})).await;
     assert_eq!(space.get("t").await.status.expect("a status").versions.len(), 1);
     space.patch("t", json!({"spec": {"rotation": {"trigger": "two"}}})).await;
     space.version("t", 2).await;
-    // Taking it away asks for nothing, nor does the same one again.
+    // Removing it causes no rotation, nor does setting the same one again.
     space.patch("t", json!({"spec": {"rotation": {"trigger": null}}})).await;
     space.condition("t", ConditionType::Ready, "True").await;
     space.patch("t", json!({"spec": {"rotation": {"trigger": "two"}}})).await;
     space.condition("t", ConditionType::Ready, "True").await;
     space.stays("t", Duration::from_secs(1)).await;
     assert_eq!(space.get("t").await.status.and_then(|s| s.secret_ref).map(|r| r.version), Some(2));
-    // Two reasons at once make one rotation.
+    // Two reasons at once cause one rotation.
     space.patch("t", json!({"spec": {"scopes": ["a:c"], "rotation": {"trigger": "three"}}})).await;
     space.version("t", 3).await;
     space.stays("t", Duration::from_secs(2)).await;
@@ -82,7 +82,7 @@ pub async fn a_cut_ends_what_came_before(shared: &Shared) {
     let space = shared.site.namespace("cut").await;
     let leaked = space.active("t", json!({"scopes": ["a:b"]})).await;
     shared.verifier.answers(&leaked, "", 200).await;
-    // Now, in the seconds that a manifest has: a cut of this very second might lie before the issue.
+    // Manifests have whole seconds: the current one could be before the time of issue.
     let now = Timestamp::now() + jiff::SignedDuration::from_secs(1);
     let now = now.round(jiff::Unit::Second).expect("a second");
     space.patch("t", json!({"spec": {"rotation": {"notBefore": now.to_string()}}})).await;
@@ -96,7 +96,7 @@ pub async fn a_cut_ends_what_came_before(shared: &Shared) {
     );
 }
 
-pub async fn without_overlap_the_old_secret_ends(shared: &Shared) {
+pub async fn without_overlap_the_old_secret_stops_at_once(shared: &Shared) {
     let space = shared.site.namespace("cutover").await;
     let old = space.active("t", json!({"scopes": ["a:b"], "rotation": {"overlap": "0s"}})).await;
     space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
@@ -139,10 +139,10 @@ pub async fn a_second_rotation_waits_for_the_overlap(shared: &Shared) {
     let second = space.version("t", 2).await;
     space.patch("t", json!({"spec": {"scopes": ["a:b"]}})).await;
     let token = space.reason("t", ConditionType::Ready, "RotationQueued").await;
-    assert!(has(&token, ConditionType::Ready, "True"), "it works, and nobody can hasten the rotation");
+    assert!(has(&token, ConditionType::Ready, "True"), "a queued rotation is no failure");
     let (_, message) = condition(&token, ConditionType::Ready).expect("Ready");
     assert!(message.contains("(SpecChange) waits until"), "{message}");
-    // What was taken away stopped at once for both, and both go on working for the rest.
+    // The removed scope stops at once for both secrets, and both go on working for the others.
     for secret in [&first, &second] {
         shared.verifier.answers(secret, "scope=a:c", 403).await;
         assert_eq!(shared.verifier.check(secret, "scope=a:b").await, 200);

@@ -1,4 +1,4 @@
-//! The Secret: what others do to it, and what the controller makes of that.
+//! The Secret: what others do to it, and how the controller reacts.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -47,27 +47,27 @@ pub async fn a_foreign_secret_is_not_touched(shared: &Shared) {
         );
         space.secrets().delete(name, &Default::default()).await.expect("a deletion");
     }
-    // Once it is out of the way, the token is delivered, though no watch reports an unlabelled one.
+    // Once it is deleted, the token is delivered, though no watch reports an unlabelled Secret.
     for name in ["plain", "labelled"] {
         let token = space.condition(name, ConditionType::Active, "True").await;
         assert!(condition(&token, ConditionType::Stalled).is_none());
     }
 }
 
-pub async fn a_lost_secret_is_minted_anew(shared: &Shared) {
+pub async fn a_deleted_secret_is_minted_again(shared: &Shared) {
     let space = shared.site.namespace("lost").await;
     let old = space.active("t", json!({"scopes": ["a:b"]})).await;
     space.secrets().delete("t", &Default::default()).await.expect("a deletion");
     let new = space.version("t", 2).await;
     assert_ne!(old, new);
     shared.verifier.answers(&new, "", 200).await;
-    // Pods that still have the old one in their files are not cut off.
+    // The old secret works on, for pods that still have it.
     assert_eq!(shared.verifier.check(&old, "").await, 200);
     let status = space.get("t").await.status.expect("a status");
     assert_eq!(status.versions[0].reason, RotationReason::SecretMissing);
 }
 
-pub async fn an_edited_secret_is_minted_anew(shared: &Shared) {
+pub async fn an_edited_secret_is_minted_again(shared: &Shared) {
     let space = shared.site.namespace("edited").await;
     space.active("t", json!({"scopes": ["a:b"]})).await;
     patch_secret(&space, "t", json!({"stringData": {"token": "hunter2"}})).await;
@@ -77,7 +77,7 @@ pub async fn an_edited_secret_is_minted_anew(shared: &Shared) {
         space.get("t").await.status.expect("a status").versions[0].reason,
         RotationReason::SecretTampered
     );
-    // Metadata alone is put right, without a new token.
+    // Damaged metadata is repaired without a new token.
     let meta = json!({"metadata": {
         "labels": {"app.kubernetes.io/managed-by": null, "tokenward.dev/token": "other"},
         "annotations": {"tokenward.dev/seal": "p1:forged", "tokenward.dev/version": "99"},
@@ -85,7 +85,7 @@ pub async fn an_edited_secret_is_minted_anew(shared: &Shared) {
     }});
     patch_secret(&space, "t", meta).await;
     eventually("Secret as it should be", async || {
-        // Unlabelled, the watch does not show it; any reconciliation finds it.
+        // The watch does not report an unlabelled Secret, so this causes a reconciliation.
         space
             .patch("t", json!({"metadata": {"annotations": {"poke": jiff::Timestamp::now().to_string()}}}))
             .await;
@@ -104,7 +104,7 @@ pub async fn an_edited_secret_is_minted_anew(shared: &Shared) {
     assert_eq!(space.secret_of("t").await, new);
 }
 
-pub async fn a_secret_that_is_always_broken_stalls(shared: &Shared) {
+pub async fn a_secret_that_keeps_breaking_stalls(shared: &Shared) {
     let space = shared.site.namespace("broken").await;
     space.active("t", json!({"scopes": ["a:b"]})).await;
     let mut repairs = 0;
@@ -136,7 +136,7 @@ pub async fn a_secret_that_is_always_broken_stalls(shared: &Shared) {
     assert!(message.contains("to have it now, change rotation.trigger"), "{message}");
     assert!(testkit::has(&token, ConditionType::Ready, "False"));
     space.stays("t", Duration::from_secs(1)).await;
-    // The way out that the message names.
+    // The remedy that the message names.
     space.patch("t", json!({"spec": {"rotation": {"trigger": "repaired"}}})).await;
     let token = space.version("t", 5).await;
     shared.verifier.answers(&token, "", 200).await;
@@ -180,7 +180,7 @@ pub async fn the_template_is_applied_and_removed(shared: &Shared) {
     })
     .await;
     assert_eq!(space.secret_of("t").await, secret, "a template is no reason to rotate");
-    // Labels of the ApiToken are never copied: tracking labels would get the Secret pruned.
+    // Labels of the ApiToken are never copied: with tracking labels, the Secret would be pruned.
     space.patch("t", json!({"metadata": {"labels": {"app.kubernetes.io/instance": "argo"}}})).await;
     space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
     space.version("t", 2).await;
@@ -210,7 +210,7 @@ pub async fn a_renamed_key_moves_the_token(shared: &Shared) {
     shared.verifier.answers(&token, "", 200).await;
 }
 
-pub async fn a_secret_that_is_not_accepted_says_so(shared: &Shared) {
+pub async fn a_secret_that_the_api_server_rejects_is_reported(shared: &Shared) {
     let space = shared.site.namespace("notaccepted").await;
     let spec = json!({"scopes": ["a:b"], "secret": {"template": {"type": "kubernetes.io/tls"}}});
     space.create("t", spec).await;
@@ -227,7 +227,7 @@ pub async fn a_retained_secret_outlives_its_token(shared: &Shared) {
     space.delete("t").await;
     shared.verifier.answers(&old, "", 401).await;
     assert_eq!(space.secret_of("t").await, old);
-    // The same name again is a new token; the Secret that the old one left is ours to write.
+    // An ApiToken of the same name is a new token, and may write the Secret that the old one has left.
     space.create("t", json!({"scopes": ["a:b"]})).await;
     space.condition("t", ConditionType::Active, "True").await;
     let new = space.secret_of("t").await;
@@ -250,7 +250,7 @@ pub async fn a_wiped_status_is_rebuilt(shared: &Shared) {
     shared.verifier.answers(&token, "scope=a:b", 200).await;
 }
 
-pub async fn a_status_that_claims_nonsense_gives_nothing(shared: &Shared) {
+pub async fn a_forged_status_grants_nothing(shared: &Shared) {
     let space = shared.site.namespace("nonsense").await;
     space.active("t", json!({"scopes": ["a:b"]})).await;
     let victim = space.active("victim", json!({"scopes": ["payments:*"]})).await;
@@ -271,12 +271,12 @@ pub async fn a_status_that_claims_nonsense_gives_nothing(shared: &Shared) {
         serde_json::to_value(&space.get("t").await.status.expect("a status").versions[0]).expect("json"),
     );
     space.patch_status("t", json!({"status": {"versions": versions}})).await;
-    // Somebody else's token proves nothing here, and stays what it was there.
+    // Another's key id grants nothing here, and stays the other's.
     let answer = shared.verifier.ask(&victim, "").await;
     assert_eq!(answer.headers()["x-tokenward-subject"], format!("{}/victim", space.name).as_str());
-    // The object recovers: whatever the Secret then contains works.
+    // The object recovers: what the Secret then contains works.
     space
-        .until("t", "a healed status", |t| {
+        .until("t", "a repaired status", |t| {
             let versions = &t.status.as_ref().expect("a status").versions;
             testkit::has(t, ConditionType::Ready, "True")
                 && versions.iter().filter(|v| v.state.is_live()).count() <= 2

@@ -1,5 +1,4 @@
-//! What faces the network below HTTP: TLS with clients that are not ours, and ten thousand connections that mean
-//! no good.
+//! The verifier's sockets: TLS with third-party clients, and ten thousand hostile connections.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -21,7 +20,7 @@ use testkit::{Process, Site, TIMEOUT, client, eventually};
 
 // === TLS ===
 
-/// An authority, and a folder with the files that a verifier is given.
+/// A certificate authority, and a folder with the files of a verifier's certificate.
 pub struct Pki {
     dir: TempDir,
     authority: CertifiedIssuer<'static, KeyPair>,
@@ -43,7 +42,7 @@ impl Pki {
         self.dir.path().join(name)
     }
 
-    /// Swaps the files for those of a new certificate, as a mounted Secret is: by renaming a link to their folder.
+    /// Replaces the files by those of a new certificate, as in a mounted Secret: by renaming a link to their folder.
     pub fn issue(&self, name: &str) {
         let mut params =
             CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).expect("parameters");
@@ -70,7 +69,7 @@ impl Pki {
         self.path("..data/tls.key")
     }
 
-    /// Asks with curl; returns the HTTP status, or what curl says.
+    /// Sends a check with curl; returns the HTTP status and version, or curl's error.
     async fn curl(&self, verifier: SocketAddr, token: &str, more: &[&str]) -> Result<String, String> {
         let mut command = Command::new("curl");
         command.args([
@@ -98,7 +97,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The name in the certificate that a verifier presents, as OpenSSL sees it.
+/// The subject of the certificate that a verifier presents, by OpenSSL.
 async fn presented(verifier: SocketAddr) -> String {
     let mut command = Command::new("sh");
     let script = "openssl s_client -connect \"$0\" -servername localhost | openssl x509 -noout -subject";
@@ -106,7 +105,7 @@ async fn presented(verifier: SocketAddr) -> String {
     text(&output(command).await.stdout)
 }
 
-/// `openssl s_client`, which opens one connection and sends what it is given.
+/// One connection of `openssl s_client`.
 struct Session {
     child: std::process::Child,
 }
@@ -119,7 +118,7 @@ impl Session {
         Self { child: command.spawn().expect("openssl") }
     }
 
-    /// Asks on the one connection; returns the status line.
+    /// Sends a check; returns the status line.
     fn ask(&mut self, token: &str) -> String {
         let stdin = self.child.stdin.as_mut().expect("a pipe");
         let request = format!("GET /auth HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {token}\r\n\r\n");
@@ -140,14 +139,14 @@ impl Drop for Session {
     }
 }
 
-pub async fn checks_are_answered_in_tls_and_certificates_are_renewed(shared: &Shared) {
+pub async fn checks_are_served_over_tls_and_certificates_are_reloaded(shared: &Shared) {
     let space = shared.site.namespace("tls").await;
     let good = space.active("t", json!({"scopes": ["a:b"]})).await;
     let pki = Pki::new();
     pki.issue("first");
     let verifier = shared.site.verifier_with_tls(&pki.certificate(), &pki.key()).ready().await;
     let listen = verifier.listen;
-    // Ready is before the feed has this token, if it was made a moment ago.
+    // A ready verifier may not have seen this token yet, as it was just created.
     eventually("an answer in TLS", async || match pki.curl(listen, &good, &[]).await {
         Ok(answer) if answer == "200 1.1" => Ok(()),
         other => Err(format!("{other:?}")),
@@ -162,7 +161,7 @@ pub async fn checks_are_answered_in_tls_and_certificates_are_renewed(shared: &Sh
     let old = pki.curl(listen, &good, &["--tls-max", "1.1"]).await;
     assert!(old.is_err(), "{old:?}");
     certificates_change_under_an_open_connection(&pki, &verifier, &good).await;
-    clients_that_speak_no_tls_are_sent_away(&pki, listen, &good).await;
+    clients_without_tls_are_rejected(&pki, listen, &good).await;
     assert!(!verifier.log().contains("panicked"), "{}", verifier.log());
     assert!(!verifier.log().contains("PRIVATE KEY"), "{}", verifier.log());
 }
@@ -207,10 +206,10 @@ async fn expiry(verifier: &Process) -> i64 {
     metric(verifier, "tokenward_certificate_expiry_timestamp_seconds").await
 }
 
-async fn clients_that_speak_no_tls_are_sent_away(pki: &Pki, listen: SocketAddr, good: &str) {
+async fn clients_without_tls_are_rejected(pki: &Pki, listen: SocketAddr, good: &str) {
     let hanging: Vec<_> = (0..50).map(|_| TcpStream::connect(listen).expect("a connection")).collect();
     for mut stream in &hanging {
-        // The beginning of a ClientHello.
+        // An incomplete ClientHello.
         stream.write_all(&[22, 3, 1, 2, 0, 1]).expect("a write");
     }
     let plain =
@@ -226,7 +225,7 @@ async fn clients_that_speak_no_tls_are_sent_away(pki: &Pki, listen: SocketAddr, 
     assert!(ended.await.expect("a thread").into_iter().all(|ended| ended), "handshakes may hang for ever");
 }
 
-/// Whether the other side closes.
+/// Whether the verifier closes the connection.
 fn ends(mut stream: TcpStream) -> bool {
     stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
     loop {
@@ -238,7 +237,7 @@ fn ends(mut stream: TcpStream) -> bool {
     }
 }
 
-pub async fn a_verifier_says_what_its_transport_lacks(site: &Site) {
+pub async fn a_verifier_reports_what_its_tls_flags_lack(site: &Site) {
     let pki = Pki::new();
     pki.issue("one");
     let one = [pki.certificate(), pki.key()].map(|path| path.display().to_string());
@@ -260,10 +259,9 @@ pub async fn a_verifier_says_what_its_transport_lacks(site: &Site) {
 
 // === Load ===
 
-/// As many as the issue names.
-const HOSTILE: usize = 10_000;
+const HOSTILE_CONNECTIONS: usize = 10_000;
 
-/// Good checks during all else, each of which must return 200.
+/// Continuously sends good checks, each of which must return 200.
 struct Checks {
     stop: Arc<AtomicBool>,
     reused: Arc<AtomicU64>,
@@ -300,8 +298,8 @@ impl Checks {
         })
     }
 
-    /// Waits until so many more of each kind were answered; fails if one was not.
-    async fn go_on(&self, what: &str) {
+    /// Waits until 50 more of each kind have succeeded; fails if one has not.
+    async fn until_more_succeed(&self, what: &str) {
         let counts = || [&self.reused, &self.new].map(|count| count.load(Ordering::Relaxed));
         let before = counts();
         eventually(&format!("good checks {what}"), async || {
@@ -320,7 +318,7 @@ impl Checks {
     }
 }
 
-/// A client that reuses its connection, as gateways do.
+/// A client that reuses its connection, as a gateway does.
 fn pooled_client() -> reqwest::Client {
     reqwest::Client::builder()
         .pool_max_idle_per_host(1)
@@ -329,17 +327,17 @@ fn pooled_client() -> reqwest::Client {
         .expect("a client")
 }
 
-pub async fn hostile_load_leaves_good_checks_answered(shared: &Shared) {
+pub async fn good_checks_succeed_under_hostile_load(shared: &Shared) {
     raise_open_files();
     let space = shared.site.namespace("load").await;
     let good = space.active("t", json!({"scopes": ["a:b"]})).await;
-    let most = (HOSTILE * 3 / 4).to_string();
+    let most = (HOSTILE_CONNECTIONS * 3 / 4).to_string();
     for flags in [&[][..], &["--max-connections", &most]] {
         let mut verifier = shared.site.verifier(flags).ready().await;
         verifier.answers(&good, "", 200).await;
         let before = Use::of(&verifier);
         let checks = Checks::start(verifier.listen, &good);
-        checks.go_on("at rest").await;
+        checks.until_more_succeed("at rest").await;
         slow_connections_change_nothing(&verifier, &checks, flags.is_empty()).await;
         large_bodies_change_nothing(&verifier, &checks, &good).await;
         garbage_changes_nothing(&verifier, &checks).await;
@@ -350,26 +348,27 @@ pub async fn hostile_load_leaves_good_checks_answered(shared: &Shared) {
 
 async fn slow_connections_change_nothing(verifier: &Process, checks: &Checks, room_for_all: bool) {
     let listen = verifier.listen;
-    let hostile = spawn_blocking(move || (0..HOSTILE).map(|at| slow(listen, at)).collect::<Vec<_>>());
-    checks.go_on("while connections are opened").await;
+    let hostile =
+        spawn_blocking(move || (0..HOSTILE_CONNECTIONS).map(|at| slow(listen, at)).collect::<Vec<_>>());
+    checks.until_more_succeed("while connections are opened").await;
     let hostile = hostile.await.expect("connections");
-    checks.go_on("beside ten thousand connections").await;
+    checks.until_more_succeed("beside ten thousand connections").await;
     let displaced = metric(verifier, "tokenward_connections_displaced_total").await;
-    assert!(room_for_all || displaced > 0, "none had to make room");
-    // Their clients stay, so it is the verifier who ends them.
+    assert!(room_for_all || displaced > 0, "no connection was displaced");
+    // Their clients don't close them, so it is the verifier that does.
     eventually("an end of slow connections", async || {
         match metric(verifier, "tokenward_connections").await {
-            // Those that have asked may be idle for longer.
-            open if open < 100 + HOSTILE as i64 / 4 => Ok(()),
+            // A quarter has had a response, and may be idle for longer.
+            open if open < 100 + HOSTILE_CONNECTIONS as i64 / 4 => Ok(()),
             open => Err(format!("{open} connections")),
         }
     })
     .await;
-    checks.go_on("after they were ended").await;
+    checks.until_more_succeed("after they were ended").await;
     drop(hostile);
 }
 
-/// A connection of one of the kinds that hang: silent, in a head, in a body, idle.
+/// A connection that hangs, by turns: silent, in a head, in a body, idle.
 fn slow(listen: SocketAddr, at: usize) -> TcpStream {
     let mut stream = TcpStream::connect(listen).expect("a connection");
     let sent: &[u8] = match at % 4 {
@@ -378,7 +377,7 @@ fn slow(listen: SocketAddr, at: usize) -> TcpStream {
         2 => b"POST /auth HTTP/1.1\r\nHost: t\r\nContent-Length: 1000\r\n\r\n.",
         _ => b"GET /auth HTTP/1.1\r\nHost: t\r\n\r\n",
     };
-    // It may have had to make room already.
+    // It may have been displaced already.
     let _ = stream.write_all(sent);
     stream
 }
@@ -397,7 +396,7 @@ async fn large_bodies_change_nothing(verifier: &Process, checks: &Checks, good: 
             spawn_blocking(move || (path, send_large(listen, &head)))
         })
         .collect();
-    checks.go_on("beside bodies of 100 MB").await;
+    checks.until_more_succeed("beside bodies of 100 MB").await;
     for sent in sending {
         let (path, answer) = sent.await.expect("a thread");
         let expected = if path == "/nowhere" { "HTTP/1.1 404 " } else { "HTTP/1.1 200 " };
@@ -405,7 +404,7 @@ async fn large_bodies_change_nothing(verifier: &Process, checks: &Checks, good: 
     }
 }
 
-/// Sends a head and 100 MB, or as much of it as is taken; returns what comes back.
+/// Sends a head and 100 MB, or as much as is read; returns the response.
 fn send_large(listen: SocketAddr, head: &str) -> String {
     let mut stream = TcpStream::connect(listen).expect("a connection");
     stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
@@ -416,7 +415,7 @@ fn send_large(listen: SocketAddr, head: &str) -> String {
         (0..1600).take_while(|_| writer.write_all(&piece).is_ok()).count()
     });
     let mut answer = [0; 1024];
-    let read = stream.read(&mut answer).expect("an answer before all is sent");
+    let read = stream.read(&mut answer).expect("a response before all is sent");
     writing.join().expect("a writer");
     text(&answer[..read])
 }
@@ -425,13 +424,13 @@ async fn garbage_changes_nothing(verifier: &Process, checks: &Checks) {
     const EACH: usize = 5_000;
     let listen = verifier.listen;
     let floods: Vec<_> = (0..4).map(|seed| spawn_blocking(move || flood(listen, seed, EACH))).collect();
-    checks.go_on("in a flood of garbage").await;
+    checks.until_more_succeed("in a flood of garbage").await;
     for flood in floods {
-        assert_eq!(flood.await.expect("a thread"), EACH, "each is refused");
+        assert_eq!(flood.await.expect("a thread"), EACH, "each is denied");
     }
 }
 
-/// Presents garbage as fast as it goes; returns how often the response was 401.
+/// Sends garbage tokens as fast as possible; returns how often the response was 401.
 fn flood(listen: SocketAddr, seed: usize, times: usize) -> usize {
     let mut stream = TcpStream::connect(listen).expect("a connection");
     stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
@@ -451,18 +450,21 @@ fn flood(listen: SocketAddr, seed: usize, times: usize) -> usize {
 async fn nothing_is_left(verifier: &mut Process, before: &Use) {
     eventually("an end of all connections", async || {
         let (open, now) = (metric(verifier, "tokenward_connections").await, Use::of(verifier));
-        // The scrape is one, a connection to the API server may have come.
+        // The scrape is a connection too, and there may be another to the API server.
         if open == 0 && now.files <= before.files + 2 { Ok(()) } else { Err(format!("{open} open; {now:?}")) }
     })
     .await;
     let after = Use::of(verifier);
-    // What ten thousand connections took at once may stay allocated for the next; of 600 MB of bodies nothing may.
-    assert!(after.memory_kib < before.memory_kib + HOSTILE as u64 * 32, "before {before:?}, after {after:?}");
+    // Memory for ten thousand connections may stay allocated; that of the 600 MB of bodies may not.
+    assert!(
+        after.memory_kib < before.memory_kib + HOSTILE_CONNECTIONS as u64 * 32,
+        "before {before:?}, after {after:?}"
+    );
     assert!(verifier.runs(), "{}", verifier.log());
     assert!(!verifier.log().contains("panicked"), "{}", verifier.log());
 }
 
-/// What a process uses.
+/// The resources that a process uses.
 #[derive(Debug)]
 struct Use {
     files: usize,
@@ -479,17 +481,17 @@ impl Use {
     }
 }
 
-/// A metric without labels.
+/// The value of a metric without labels.
 async fn metric(process: &Process, name: &str) -> i64 {
     let metrics = process.metrics().await;
     let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {metrics}"))
 }
 
-/// The clients of this test are as many files as the verifier's side of them.
+/// The test's own side of the connections needs as many files as the verifier's.
 fn raise_open_files() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("more open files");
-    let room = maximum.is_none_or(|maximum| maximum > HOSTILE as u64 + 1000);
-    assert!(room, "this test needs more open files: raise `ulimit -Hn` above {}", HOSTILE + 1000);
+    let room = maximum.is_none_or(|maximum| maximum > HOSTILE_CONNECTIONS as u64 + 1000);
+    assert!(room, "this test needs more open files: raise `ulimit -Hn` above {}", HOSTILE_CONNECTIONS + 1000);
 }

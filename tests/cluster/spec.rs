@@ -1,4 +1,4 @@
-//! What the API server rejects, and its message. No process of ours takes part in this.
+//! What the API server rejects by the CRDs' rules, and with which message.
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ fn spec(more: Value) -> Value {
     spec
 }
 
-pub async fn bad_specs_are_refused_with_a_sentence(shared: &Shared) {
+pub async fn bad_specs_are_rejected_with_a_reason(shared: &Shared) {
     let space = shared.site.namespace("spec").await;
     let many: Vec<String> = (0..65).map(|i| format!("tokens:s{i}")).collect();
     let long = format!("tokens:{}", "x".repeat(122));
@@ -111,7 +111,7 @@ pub async fn one_way_fields_go_one_way(shared: &Shared) {
     space.patch("t", json!({"spec": {"revoked": true, "revocationReason": "OwnerLeft"}})).await;
     refuse("t", json!({"revoked": false, "revocationReason": null}), "revocation is permanent").await;
     refuse("t", json!({"revoked": null, "revocationReason": null}), "revocation is permanent").await;
-    // The same by `kubectl apply`, with a manifest that lacks the field.
+    // Nor does a `kubectl apply` of a manifest without the field.
     let manifest = format!(
         "apiVersion: tokenward.dev/v1alpha1\nkind: ApiToken\nmetadata: {{name: applied, namespace: {}}}\nspec: {{scopes: [\"a:b\"]",
         space.name
@@ -125,6 +125,6 @@ pub async fn one_way_fields_go_one_way(shared: &Shared) {
     assert!(apply(", revoked: true").0);
     let (ok, output) = apply("");
     assert!(!ok && output.contains("revocation is permanent"), "{output}");
-    // The rest stays editable, or a sync from Git would fail as a whole.
+    // Other fields stay editable, or a sync from Git would fail.
     space.patch("t", json!({"spec": {"scopes": ["tokens:write"], "displayName": "gone"}})).await;
 }

@@ -1,4 +1,4 @@
-//! Bad input at each endpoint: each rejects it in its protocol's own form. The slowest response time is printed.
+//! Each endpoint rejects bad input in the form of its protocol. The slowest kind of request is printed.
 
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use crate::stage::Stage;
 
 const JSON: &str = "application/json";
 const FORM: &str = "application/x-www-form-urlencoded";
+/// How often each bad request is sent.
 const ROUNDS: usize = 20;
 
 /// An endpoint with authenticated callers, and its protocol's rules.
@@ -20,7 +21,7 @@ struct Endpoint {
     max_body: usize,
     /// A body that is well-formed.
     good: &'static str,
-    /// Bodies that are not.
+    /// Bodies that are malformed.
     bad: &'static [&'static [u8]],
     form: fn(&Value, StatusCode) -> bool,
 }
@@ -105,7 +106,7 @@ fn is_status(body: &Value, status: StatusCode) -> bool {
     body["kind"] == "Status" && body["status"] == "Failure" && body["code"] == status.as_u16()
 }
 
-/// A request that is bad, and the status that it must be answered with.
+/// A bad request, and the status of the response that it must get.
 struct Bad {
     what: String,
     method: Method,
@@ -119,18 +120,18 @@ struct Bad {
 pub fn each_endpoint_rejects_in_its_own_form(stage: &Stage) {
     let mut requests = bad_gateway_requests(stage);
     requests.extend(ENDPOINTS.iter().flat_map(|endpoint| bad_requests(endpoint, stage)));
-    // One that reuses its connection, as a gateway's and a service's would.
+    // Reuses its connection, as the clients of gateways and services do.
     let client = Client::builder().timeout(Duration::from_secs(10)).build().expect("a client");
     let mut times: Vec<Vec<Duration>> = vec![Vec::new(); requests.len()];
     for _ in 0..ROUNDS {
         for (times, request) in times.iter_mut().zip(&requests) {
-            times.push(stage.runtime.block_on(refused(&client, stage, request)));
+            times.push(stage.runtime.block_on(rejected(&client, stage, request)));
         }
     }
     report(&requests, &mut times);
 }
 
-/// Prints how long the slowest kind of bad request took. Not asserted, since it depends on the machine.
+/// Prints how long the slowest kind of bad request took, which is not asserted, as it depends on the machine.
 fn report(requests: &[Bad], times: &mut [Vec<Duration>]) {
     times.iter_mut().for_each(|times| times.sort_unstable());
     let all = times.iter().zip(requests);
@@ -146,14 +147,14 @@ fn report(requests: &[Bad], times: &mut [Vec<Duration>]) {
     );
 }
 
-/// What a gateway's clients send.
+/// Bad requests of a gateway's clients.
 fn bad_gateway_requests(stage: &Stage) -> Vec<Bad> {
     let bearer = |token: &str| ("authorization", format!("Bearer {token}"));
     let cases = [
         ("no token", "/auth", vec![], 401),
         ("junk", "/auth", vec![bearer("junk")], 401),
         ("a long token", "/auth", vec![bearer(&"x".repeat(20_000))], 401),
-        ("a scope that is none", "/auth?scope=nonsense", vec![bearer(&stage.token)], 400),
+        ("a malformed scope", "/auth?scope=nonsense", vec![bearer(&stage.token)], 400),
         ("an unknown parameter", "/auth?scopes=orders:read", vec![bearer(&stage.token)], 400),
         ("two tokens", "/auth", vec![bearer(&stage.token), ("x-api-key", "other".to_owned())], 400),
         ("a scope that it lacks", "/auth?scope=orders:delete", vec![bearer(&stage.token)], 403),
@@ -191,10 +192,10 @@ fn bad_requests(endpoint: &Endpoint, stage: &Stage) -> Vec<Bad> {
     };
     let mut bad = vec![
         Bad { headers: Vec::new(), ..good("nobody asks", 401) },
-        as_caller("a stranger asks", "Bearer junk".to_owned(), 401),
-        as_caller("Basic that is no base64", "Basic %".to_owned(), 401),
+        as_caller("an unknown caller", "Bearer junk".to_owned(), 401),
+        as_caller("Basic without base64", "Basic %".to_owned(), 401),
         as_caller("another scheme", "Digest x".to_owned(), 401),
-        as_caller("a caller that may not", format!("Bearer {}", stage.token), 403),
+        as_caller("a caller without the scope", format!("Bearer {}", stage.token), 403),
         Bad { method: Method::GET, ..good("not a POST", 405) },
         Bad { method: Method::DELETE, ..good("not a POST", 405) },
         request("a body too large", &vec![b' '; endpoint.max_body + 1], 413),
@@ -204,13 +205,13 @@ fn bad_requests(endpoint: &Endpoint, stage: &Stage) -> Vec<Bad> {
     bad.push(unlabelled);
     bad.extend(endpoint.bad.iter().map(|body| request(&String::from_utf8_lossy(body), body, 400)));
     if endpoint.media_type == JSON {
-        bad.push(request("as deep as it may be large", &vec![b'['; endpoint.max_body], 400));
+        bad.push(request("nested to the largest size", &vec![b'['; endpoint.max_body], 400));
     }
     bad
 }
 
-/// Sends a request, which must be rejected in due form; returns how long that took.
-async fn refused(client: &Client, stage: &Stage, bad: &Bad) -> Duration {
+/// Sends a request, which must be rejected in the right form; returns how long that took.
+async fn rejected(client: &Client, stage: &Stage, bad: &Bad) -> Duration {
     let Bad { what, method, path, headers, body, expected, form } = bad;
     let request = client.request(method.clone(), stage.url(path)).body(body.clone());
     let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, value));
@@ -222,7 +223,7 @@ async fn refused(client: &Client, stage: &Stage, bad: &Bad) -> Duration {
     assert_eq!(status, *expected, "{path}, {what}: {text}");
     assert_eq!(header(&headers, CONTENT_TYPE.as_str()), JSON, "{path}, {what}");
     assert_eq!(header(&headers, "cache-control"), "no-store", "{path}, {what}");
-    // RFC 9110: 401 without a challenge is no 401, and 405 says what is allowed.
+    // Required by RFC 9110: a challenge with 401, the permitted methods with 405.
     assert!(*expected != 401 || headers.contains_key(WWW_AUTHENTICATE), "{path}, {what}");
     assert!(*expected != 405 || header(&headers, "allow") == "POST", "{path}, {what}");
     let body = serde_json::from_str(&text).expect("JSON");

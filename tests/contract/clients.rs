@@ -1,4 +1,4 @@
-//! The clients of `examples/clients`, as they stand, about a token that works and one that does not.
+//! The clients of `examples/clients`, unchanged, with a token that works and ones that do not.
 
 use std::io::Write;
 use std::path::Path;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::stage::{LOOPBACK, Stage};
 
 pub fn authlib_introspects_with_a_client_secret(stage: &Stage) {
-    introspection_tells_whose_it_is(stage, || {
+    introspection_returns_the_identity(stage, || {
         let mut python = stage.python.program("python");
         python.arg(example("introspect.py"));
         python
@@ -17,7 +17,7 @@ pub fn authlib_introspects_with_a_client_secret(stage: &Stage) {
 }
 
 pub fn curl_introspects_as_a_bearer(stage: &Stage) {
-    introspection_tells_whose_it_is(stage, || Command::new(example("introspect.sh")));
+    introspection_returns_the_identity(stage, || Command::new(example("introspect.sh")));
 }
 
 pub fn curl_verifies(stage: &Stage) {
@@ -36,10 +36,10 @@ pub fn curl_verifies(stage: &Stage) {
         assert_eq!(body(&answer), json!({"valid": false, "code": code}));
     }
     let stranger = ask(stage, client(), &["orders:read"], &stage.token, &stage.token);
-    refused(&stranger, "403");
+    assert_failed(&stranger, "403");
 }
 
-fn introspection_tells_whose_it_is(stage: &Stage, client: impl Fn() -> Command) {
+fn introspection_returns_the_identity(stage: &Stage, client: impl Fn() -> Command) {
     let subject = format!("{}/orders", stage.space.name);
     let answer = ask(stage, client(), &["orders:read"], &stage.caller, &stage.token);
     let claims = body(&answer);
@@ -47,16 +47,16 @@ fn introspection_tells_whose_it_is(stage: &Stage, client: impl Fn() -> Command) 
     assert_eq!(claims["sub"], subject.as_str());
     assert_eq!(claims["scope"], "orders:read orders:write");
     assert_eq!(claims["token_type"], "Bearer");
-    // Of a inactive token, nothing else is revealed.
+    // Of an inactive token, nothing else is revealed.
     for (token, scope) in [(&*stage.token, "orders:delete"), ("tw_never_was", "orders:read")] {
         let answer = ask(stage, client(), &[scope], &stage.caller, token);
         assert_eq!(body(&answer), json!({"active": false}));
     }
     let stranger = ask(stage, client(), &["orders:read"], &stage.token, &stage.token);
-    refused(&stranger, "403");
+    assert_failed(&stranger, "403");
 }
 
-/// Runs a client: `caller` asks whether `token` has the scopes.
+/// Runs a client, with which `caller` checks `token` for the scopes.
 fn ask(stage: &Stage, mut client: Command, scopes: &[&str], caller: &str, token: &str) -> Output {
     let caller_file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("caller-{}", std::process::id()));
     std::fs::write(&caller_file, caller).expect("the caller's token");
@@ -77,15 +77,15 @@ fn ask(stage: &Stage, mut client: Command, scopes: &[&str], caller: &str, token:
     output
 }
 
-/// What a client printed, which must have succeeded.
+/// The JSON that a client has printed; it must have succeeded.
 fn body(output: &Output) -> Value {
     let Output { status, stdout, stderr } = output;
     assert!(status.success(), "{status}: {}", String::from_utf8_lossy(stderr));
     serde_json::from_slice(stdout).expect("JSON")
 }
 
-/// A client must fail, and say with which status.
-fn refused(output: &Output, http_status: &str) {
+/// Asserts that a client has failed, and printed the HTTP status.
+fn assert_failed(output: &Output, http_status: &str) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains(http_status), "{}: {said}", output.status);
 }

@@ -1,8 +1,8 @@
-//! Clients of others at the endpoints that speak JSON and forms, against a verifier on a real API server; and the
-//! published libraries of Standard Webhooks at the other end of the controller's events.
+//! Third-party clients of the endpoints for JSON and forms, with a verifier on a real API server; and the published
+//! libraries of Standard Webhooks as receivers of the controller's events.
 //!
-//! schemathesis tests the verifier against the document that it serves; Authlib and curl ask as users' services would, by
-//! the files of `examples/clients` as they stand. Needs Python, Node.js with npm and curl, so it runs by name only:
+//! schemathesis tests the verifier against the document that it serves; Authlib and curl are run by the files in
+//! `examples/clients`, unchanged. It needs Python, curl, Go, and Node.js with npm, so it runs by name only:
 //! `cargo test --test contract`.
 
 #![allow(
@@ -26,13 +26,13 @@ use std::sync::{Arc, OnceLock};
 use libtest_mimic::{Arguments, Trial};
 use stage::Stage;
 
-/// Adds tests that share a stage, which the first of them sets.
+/// Adds tests that share a stage, which the first of them to run starts.
 macro_rules! tests {
     ($suite:expr, $stage:expr, $($module:ident :: $test:ident),+ $(,)?) => {
         $({
             let stage = $stage.clone();
             $suite.push(Trial::test(concat!(stringify!($module), "::", stringify!($test)), move || {
-                $module::$test(stage.get_or_init(Stage::set));
+                $module::$test(stage.get_or_init(Stage::start));
                 Ok(())
             }));
         })+
@@ -41,7 +41,7 @@ macro_rules! tests {
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // One after the other: the times of bad requests should show the verifier's speed, not that of its other clients.
+    // One after the other, so that load from other tests does not distort the times of bad requests.
     arguments.test_threads.get_or_insert(1);
     let stage = Arc::<OnceLock<Stage>>::default();
     let mut suite = Vec::new();
@@ -52,13 +52,13 @@ fn main() -> ExitCode {
         clients::authlib_introspects_with_a_client_secret,
         clients::curl_introspects_as_a_bearer,
         clients::curl_verifies,
-        document::the_verifier_keeps_to_its_document,
+        document::the_verifier_conforms_to_its_document,
         webhooks::go_verifies,
         webhooks::javascript_verifies,
         webhooks::python_verifies,
     );
     let conclusion = libtest_mimic::run(&arguments, suite);
-    // What was started ends here.
+    // Ends the processes and their cluster.
     drop(Arc::into_inner(stage));
     conclusion.exit_code()
 }

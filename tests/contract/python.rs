@@ -1,4 +1,4 @@
-//! A Python environment of our own, below the target directory, with what `requirements.txt` pins.
+//! A Python environment below the target directory, with the packages that `requirements.txt` pins.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,13 +7,12 @@ use std::time::Instant;
 
 const REQUIREMENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/contract/requirements.txt");
 
-/// The environment.
 pub struct Python {
     bin: PathBuf,
 }
 
 impl Python {
-    /// Makes it, unless it is there already with just these packages.
+    /// Creates the environment, unless it is there already with exactly these packages.
     pub fn provide() -> Self {
         let environment = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python");
         let wanted = fs::read_to_string(REQUIREMENTS).expect("the requirements");
@@ -25,10 +24,10 @@ impl Python {
         Self { bin: environment.join("bin") }
     }
 
-    /// One of its programs.
+    /// A program of one of its packages.
     pub fn program(&self, name: &str) -> Command {
         let mut command = Command::new(self.bin.join(name));
-        // Its output is read as it comes.
+        // Not buffered, so that its output can be read line by line.
         command.env("PYTHONUNBUFFERED", "1").stdin(Stdio::null());
         command
     }
@@ -37,7 +36,7 @@ impl Python {
 fn install(environment: &Path) {
     let start = Instant::now();
     eprintln!("installing schemathesis and Authlib into {}, once; some 30 s", environment.display());
-    // Anew: what an interrupted run has left may lack anything.
+    // From scratch: an interrupted run may have left it incomplete.
     run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(environment));
     let pip =
         ["-m", "pip", "install", "--disable-pip-version-check", "--progress-bar=off", "--no-deps", "-r"];

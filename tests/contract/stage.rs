@@ -6,27 +6,26 @@ use tokio::runtime::Runtime;
 use crate::python::Python;
 use testkit::{Process, Site, Space};
 
-/// Where a client must not ask by way of a proxy, whatever the machine's users do elsewhere.
+/// The host for `no_proxy`: clients must not use the machine's proxy for it.
 pub const LOOPBACK: &str = "127.0.0.1";
 
 /// A verifier for all namespaces, and its callers.
 pub struct Stage {
-    // In the order in which they end.
+    // In the order in which they are dropped.
     pub verifier: Process,
     _controller: Process,
     site: Site,
     pub runtime: Runtime,
     pub space: Space,
     pub python: Python,
-    /// The token of a service that may ask.
+    /// The token of a caller that may check tokens.
     pub caller: String,
     /// A token with the scopes `orders:read` and `orders:write`.
     pub token: String,
 }
 
 impl Stage {
-    /// Sets it.
-    pub fn set() -> Self {
+    pub fn start() -> Self {
         let python = Python::provide();
         let runtime = Runtime::new().expect("a runtime");
         let set = async {

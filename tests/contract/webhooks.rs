@@ -1,5 +1,5 @@
-//! The published libraries of Standard Webhooks verify real deliveries: Python (the receiver of `examples/webhooks`, as
-//! it stands), JavaScript and Go.
+//! The published libraries of Standard Webhooks verify real deliveries: in Python (by the receiver of
+//! `examples/webhooks`, unchanged), JavaScript and Go.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use crate::stage::Stage;
 use testkit::eventually;
 
-/// The key that both sides have.
+/// The key of the receivers.
 const KEY: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
-/// One that only a stranger has.
+/// The key of a forger.
 const OTHER_KEY: &str = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 /// A program that prints its port, and then a line for each event that it has verified.
@@ -30,7 +30,7 @@ impl Receiver {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = Guarded::spawn(command).expect("a receiver");
         let mut stdin = process.take_stdin().expect("its input");
-        // One that reads its key elsewhere may have closed it.
+        // Ignored: a receiver that reads its key elsewhere may have closed its stdin.
         let _ = stdin.write_all(key.as_bytes());
         drop(stdin);
         let mut lines = BufReader::new(process.take_stdout().expect("its output")).lines();
@@ -81,7 +81,7 @@ fn verifies(stage: &Stage, language: &str, command: Command) {
     let receiver = Receiver::start(command, KEY);
     stage.runtime.block_on(async {
         for (name, key) in [(language.to_owned(), KEY), (format!("{language}-forged"), OTHER_KEY)] {
-            make(stage, &name, key, receiver.port).await;
+            create(stage, &name, key, receiver.port).await;
         }
         let token = format!("of-{language}");
         stage.space.active(&token, json!({"scopes": ["a:b"]})).await;
@@ -91,7 +91,7 @@ fn verifies(stage: &Stage, language: &str, command: Command) {
             if types == ["token.created", "token.revoked"] { Ok(()) } else { Err(format!("{types:?}")) }
         })
         .await;
-        eventually("a refusal of the forged ones", async || {
+        eventually("a rejection of the forged events", async || {
             let arguments = ["get", "tokenwebhook", &format!("{language}-forged"), "-n", &stage.space.name];
             let line = stage.kubectl(&arguments);
             if line.contains("ClientError") { Ok(()) } else { Err(line) }
@@ -105,8 +105,8 @@ fn verifies(stage: &Stage, language: &str, command: Command) {
     });
 }
 
-/// Makes a TokenWebhook that signs with a key.
-async fn make(stage: &Stage, name: &str, key: &str, port: u16) {
+/// Creates a TokenWebhook that signs with a key, and waits until it is ready.
+async fn create(stage: &Stage, name: &str, key: &str, port: u16) {
     let manifest = json!({"apiVersion": "v1", "kind": "List", "items": [
         {
             "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": {"key": key},

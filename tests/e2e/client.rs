@@ -1,13 +1,13 @@
-//! Pods with a token: one reads it from a file for each request and asks the verifier all the time, as a service
-//! behind a gateway would; another has it in its environment.
+//! Pods with a token: one reads it from a file for each request and continuously sends checks, as a gateway would;
+//! another has it in its environment.
 
 use serde_json::json;
 
 use crate::stage::{BUSYBOX, Stage};
 use testkit::{Space, eventually};
 
-/// Asks for ever, and writes down the status line of each answer, or an empty line.
-const ASK: &str = r#"
+/// Sends checks for ever, and logs the status line of each response, or an empty line.
+const CHECK_LOOP: &str = r#"
 url="http://tokenward-verifier.tokenward.svc:8080/auth?scope=orders:read"
 while :; do
     token=$(cat /run/secrets/tokenward/token)
@@ -25,17 +25,17 @@ pub struct Client<'s> {
 }
 
 impl<'s> Client<'s> {
-    /// A pod that mounts the Secret `secret` and asks with it.
+    /// A pod that mounts a Secret and sends checks with its token.
     pub fn mounting(stage: &'s Stage, space: &'s Space, secret: &str) -> Self {
         let container = json!({
-            "command": ["sh", "-c", ASK],
+            "command": ["sh", "-c", CHECK_LOOP],
             "volumeMounts": [{ "name": "token", "mountPath": "/run/secrets/tokenward", "readOnly": true }],
         });
         let volumes = json!([{ "name": "token", "secret": { "secretName": secret } }]);
         Self::start(stage, space, "client", container, volumes)
     }
 
-    /// A pod that has the Secret's token in a variable, and does nothing with it.
+    /// A pod that has a Secret's token in an environment variable, and does nothing with it.
     pub fn with_variable(stage: &'s Stage, space: &'s Space, secret: &str) -> Self {
         let reference = json!({ "secretKeyRef": { "name": secret, "key": "token" } });
         let container = json!({
@@ -84,16 +84,16 @@ impl<'s> Client<'s> {
         client
     }
 
-    /// Waits until its pod, and no older one, runs.
+    /// Waits until its newest pod is ready.
     pub fn wait(&self) {
         self.kubectl(&format!("rollout status --timeout=120s deployment/{}", self.name));
     }
 
-    /// Starts it anew.
+    /// Restarts the pod, and waits until the old one is gone.
     pub fn restart(&self) {
         self.kubectl(&format!("rollout restart deployment/{}", self.name));
         self.wait();
-        // Until its predecessor is gone, a command might still run in that.
+        // Until then, `exec` could choose the old one.
         let gone =
             format!("[ $(kubectl get pods -n {} -l app={} -o name | wc -l) = 1 ]", self.namespace, self.name);
         self.stage.sh(&format!("for i in $(seq 100); do {gone} && exit; sleep 0.2; done; exit 1"));
@@ -104,20 +104,20 @@ impl<'s> Client<'s> {
         self.kubectl(&format!("exec deployment/{} -- {command}", self.name))
     }
 
-    /// The token in its container's environment.
+    /// The value of the variable in its container.
     pub fn variable(&self) -> String {
         let environment = self.exec("env");
         environment.lines().find_map(|line| line.strip_prefix("TOKEN=")).unwrap_or_default().to_owned()
     }
 
-    /// The statuses of all responses so far. None: there was no response.
+    /// The statuses of all checks so far. `None`: there was no response.
     pub fn answers(&self) -> Vec<Option<u16>> {
         let log = self.kubectl(&format!("logs --tail=-1 deployment/{}", self.name));
         let lines = log.lines().filter_map(|line| line.strip_prefix("answer: "));
         lines.map(|line| line.rsplit(' ').next().and_then(|status| status.parse().ok())).collect()
     }
 
-    /// Waits until there have been this many more responses.
+    /// Waits until there are this many more responses.
     pub async fn answered(&self, more: usize) {
         let before = self.answers().len();
         eventually("answers", async || {

@@ -1,4 +1,4 @@
-//! From an ApiToken to a pod, and from the pod's request to an answer: minted, mounted, rotated, revoked.
+//! From an ApiToken to a pod, and from the pod's request to a response: minted, mounted, rotated, revoked.
 
 use std::time::{Duration, Instant};
 
@@ -8,11 +8,11 @@ use crate::client::Client;
 use crate::stage::{Stage, within};
 use testkit::{TIMEOUT, eventually};
 
-/// How long a kubelet may take to bring a changed Secret into a file: its period of a minute, and some more.
-const REFRESH: Duration = Duration::from_secs(150);
+/// How long a kubelet may take to write a changed Secret into a file: at most two minutes, and some more.
+const MOUNT_TIMEOUT: Duration = Duration::from_secs(150);
 
-/// What README shows: the ApiToken and the pod of the examples, as they stand but for the image's tag, without which
-/// the kubelet would ask a registry.
+/// The ApiToken and the pod of the examples, as in README. Only the image gets a tag, without which the kubelet would
+/// pull it from a registry.
 pub async fn the_example_pod_reads_its_token(stage: &Stage) {
     let space = stage.site.namespace("example").await;
     let namespace = &space.name;
@@ -42,7 +42,7 @@ pub async fn a_rotation_reaches_pods_and_no_check_fails(stage: &Stage) {
     let start = Instant::now();
     space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
     let new = space.version("t", 2).await;
-    within(REFRESH, "new token in the file", || match file.exec("cat /run/secrets/tokenward/token") {
+    within(MOUNT_TIMEOUT, "new token in the file", || match file.exec("cat /run/secrets/tokenward/token") {
         token if token == new => Ok(()),
         token if token == old => Err("the old one".to_owned()),
         _ => Err("neither".to_owned()),
@@ -50,13 +50,13 @@ pub async fn a_rotation_reaches_pods_and_no_check_fails(stage: &Stage) {
     .await;
     eprintln!("rotation: the new token was in the pod's file after {:.1?}", start.elapsed());
 
-    // A variable follows by a restart, for which the overlap leaves the time.
+    // A variable changes only by a restart, for which the overlap leaves time.
     assert_eq!(variable.variable(), old);
     variable.restart();
     assert_eq!(variable.variable(), new);
 
     let before = file.answers().len();
-    eventually("answers to the new token", async || {
+    eventually("responses to the new token", async || {
         if file.answers().len() > before + 20 { Ok(()) } else { Err(before.to_string()) }
     })
     .await;
@@ -85,12 +85,12 @@ pub async fn a_revocation_is_seen_by_a_running_pod(stage: &Stage) {
     .await;
     eprintln!("revocation: 401 in the pod's log after {:.1?}", start.elapsed());
     let seen = client.answers().len();
-    eventually("more answers", async || {
+    eventually("more responses", async || {
         if client.answers().len() > seen + 20 { Ok(()) } else { Err(seen.to_string()) }
     })
     .await;
     let answers = client.answers();
-    let first = answers.iter().position(|&status| status == Some(401)).expect("a refusal");
+    let first = answers.iter().position(|&status| status == Some(401)).expect("a denial");
     assert!(answers.iter().take(first).all(|&status| status == Some(200)), "{answers:?}");
     assert!(answers.iter().skip(first).all(|&status| status == Some(401)), "{answers:?}");
 }

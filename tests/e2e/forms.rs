@@ -1,4 +1,4 @@
-//! Other forms of the installation than the usual one. Each leaves what it wants of the next to the next.
+//! Installations with other values than the defaults.
 
 use serde_json::json;
 
@@ -7,7 +7,7 @@ use crate::client::Client;
 use crate::stage::Stage;
 use testkit::eventually;
 
-/// Where the API server can't reach pods, it reaches their nodes. One replica, as there is one node.
+/// For clusters whose API server reaches nodes, but not pods. One replica, as there is one node.
 pub async fn the_controller_serves_from_the_network_of_its_node(stage: &Stage) {
     stage.sh("kubectl label namespace tokenward --overwrite pod-security.kubernetes.io/enforce=privileged");
     let values = "controller.hostNetwork=true,controller.ports.admission=19443,controller.replicas=1";
@@ -23,13 +23,13 @@ pub async fn the_controller_serves_from_the_network_of_its_node(stage: &Stage) {
         }
     })
     .await;
-    admission::the_api_server_asks_through_the_service(stage).await;
+    admission::the_api_server_calls_the_webhook_through_the_service(stage).await;
     stage.sh("helm rollback -n tokenward tokenward --wait --timeout 180s");
     stage.sh("kubectl label namespace tokenward --overwrite pod-security.kubernetes.io/enforce=restricted");
     stage.wait_for_rollout();
 }
 
-/// The last of all: what was installed for the whole cluster is for one namespace from here on.
+/// The last test: it limits the installation, which is cluster-wide before, to one namespace.
 pub async fn only_the_watched_namespace_is_reconciled(stage: &Stage) {
     let shop = stage.namespace("shop").await;
     let elsewhere = stage.site.namespace("elsewhere").await;
@@ -41,7 +41,7 @@ pub async fn only_the_watched_namespace_is_reconciled(stage: &Stage) {
     client.answered(5).await;
     let answers = client.answers();
     assert!(answers.iter().all(|&status| status == Some(200)), "{answers:?}");
-    assert_eq!(elsewhere.get("t").await.status, None, "nobody looks after that namespace");
+    assert_eq!(elsewhere.get("t").await.status, None, "that namespace is not watched");
     let of_cluster = stage.sh("kubectl get -o name -l app.kubernetes.io/instance=tokenward \
         clusterroles,clusterrolebindings,validatingwebhookconfigurations,validatingadmissionpolicies");
     assert!(!of_cluster.contains("tokenward"), "{of_cluster}");

@@ -1,8 +1,8 @@
-//! tokenward on a real node, as its users have it: the tests' table of contents.
+//! tokenward on a real node, as users run it: the list of tests.
 //!
-//! One cluster with a node, the image, and the chart, installed by the words of docs/install.md. Pods mount tokens and
-//! ask the verifier through its Service. The tests share the installation and run one after the other, as listed: the
-//! later ones break it.
+//! One cluster with a node, the image, and the chart, installed by the commands of docs/install.md. Pods mount tokens
+//! and send checks to the verifier through its Service. The tests share the installation and run one after the other,
+//! as listed: the later ones break it.
 
 #![allow(
     clippy::expect_used,
@@ -38,13 +38,13 @@ fn main() -> ExitCode {
         suite,
         runtime,
         stage,
-        Stage::set(),
+        Stage::start(),
         release::the_chart_s_own_test_passes,
-        admission::the_api_server_asks_through_the_service,
+        admission::the_api_server_calls_the_webhook_through_the_service,
         delivery::the_example_pod_reads_its_token,
         delivery::a_rotation_reaches_pods_and_no_check_fails,
         delivery::a_revocation_is_seen_by_a_running_pod,
-        scale::a_namespace_of_a_thousand_tokens_goes,
+        scale::a_namespace_of_a_thousand_tokens_is_deleted,
         release::an_upgrade_mints_nothing_and_no_check_fails,
         release::an_image_that_can_t_be_pulled_stops_nothing,
         release::a_reinstall_picks_up_the_tokens,
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
         forms::only_the_watched_namespace_is_reconciled,
     );
     let conclusion = libtest_mimic::run(&arguments, suite);
-    // The cluster ends here. Unless a test still runs, this is the last reference.
+    // Ends the cluster. Unless a test still runs, this is the last reference.
     drop(Arc::into_inner(stage));
     conclusion.exit_code()
 }

@@ -1,4 +1,4 @@
-//! The installation over time: tried, upgraded, broken, taken away and brought back. Tokens outlive all of it.
+//! The installation over time: tested, upgraded, broken, uninstalled and installed again. Tokens survive all of it.
 
 use serde_json::json;
 
@@ -14,11 +14,11 @@ pub async fn the_chart_s_own_test_passes(stage: &Stage) {
 pub async fn an_upgrade_mints_nothing_and_no_check_fails(stage: &Stage) {
     let space = stage.namespace("upgrade").await;
     space.active("t", json!({"scopes": ["orders:read"]})).await;
-    let before = known(&space).await;
+    let before = identity(&space).await;
     let client = Client::mounting(stage, &space, "t");
     client.answered(5).await;
 
-    // Every pod of both roles is replaced.
+    // Replaces every pod of both roles.
     stage.sh("helm upgrade tokenward charts/tokenward -n tokenward --reuse-values --wait --timeout 180s \
         --set-string controller.podAnnotations.release=2,verifier.podAnnotations.release=2");
     stage.wait_for_rollout();
@@ -28,8 +28,8 @@ pub async fn an_upgrade_mints_nothing_and_no_check_fails(stage: &Stage) {
     let failed = answers.iter().filter(|&&status| status != Some(200)).count();
     eprintln!("upgrade: {} checks while every pod was replaced, {failed} failed", answers.len());
     assert_eq!(failed, 0, "{answers:?}");
-    assert_eq!(known(&space).await, before);
-    // Whoever leads now, works.
+    assert_eq!(identity(&space).await, before);
+    // The new leader rotates.
     space.active("u", json!({"scopes": ["orders:read"]})).await;
 }
 
@@ -61,7 +61,7 @@ pub async fn an_image_that_can_t_be_pulled_stops_nothing(stage: &Stage) {
 pub async fn a_reinstall_picks_up_the_tokens(stage: &Stage) {
     let space = stage.namespace("reinstall").await;
     space.active("t", json!({"scopes": ["orders:read"]})).await;
-    let before = known(&space).await;
+    let before = identity(&space).await;
     let pepper = "kubectl get secret -n tokenward tokenward-pepper -o jsonpath={.metadata.uid}";
     let pepper_before = stage.sh(pepper);
     let client = Client::mounting(stage, &space, "t");
@@ -73,7 +73,7 @@ pub async fn a_reinstall_picks_up_the_tokens(stage: &Stage) {
         if pods.is_empty() { Ok(()) } else { Err(pods) }
     })
     .await;
-    assert_eq!(known(&space).await, before);
+    assert_eq!(identity(&space).await, before);
     let asked = client.answers().len();
     eventually("no answer", async || {
         let answers = client.answers();
@@ -82,21 +82,21 @@ pub async fn a_reinstall_picks_up_the_tokens(stage: &Stage) {
     })
     .await;
 
-    // The namespace is there already: of what the user typed first, the last line.
+    // Only the last line of the install commands, as the namespace exists already.
     stage.sh("helm install tokenward charts/tokenward -n tokenward");
     stage.wait_for_rollout();
-    eventually("answers again", async || match client.answers().last() {
+    eventually("responses again", async || match client.answers().last() {
         Some(Some(200)) => Ok(()),
         other => Err(format!("{other:?}")),
     })
     .await;
-    assert_eq!(known(&space).await, before);
+    assert_eq!(identity(&space).await, before);
     assert_eq!(stage.sh(pepper), pepper_before);
     space.active("u", json!({"scopes": ["orders:read"]})).await;
 }
 
-/// What of a token must not change: its id, its versions with their key ids and hashes, and the secret itself.
-async fn known(space: &Space) -> (Option<String>, String, String) {
+/// What must not change of a token: its id, its versions with their key ids and hashes, and the secret itself.
+async fn identity(space: &Space) -> (Option<String>, String, String) {
     let status = space.get("t").await.status.expect("a status");
     let versions = status.versions.iter().map(|version| (version.version, &version.key_id, &version.hash));
     let versions = format!("{:?}", versions.collect::<Vec<_>>());

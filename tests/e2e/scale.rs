@@ -15,7 +15,7 @@ use testkit::has;
 
 const TOKENS: usize = 1000;
 
-pub async fn a_namespace_of_a_thousand_tokens_goes(stage: &Stage) {
+pub async fn a_namespace_of_a_thousand_tokens_is_deleted(stage: &Stage) {
     let space = stage.site.namespace("thousand").await;
     let namespace = &space.name;
     let manifest = (0..TOKENS).fold(String::new(), |mut text, number| {
@@ -33,7 +33,7 @@ pub async fn a_namespace_of_a_thousand_tokens_goes(stage: &Stage) {
     let start = Instant::now();
     stage.sh(&format!("kubectl create -n {namespace} -f {} >/dev/null", file.display()));
     eprintln!("scale: {TOKENS} tokens applied by kubectl in {:.1?}", start.elapsed());
-    // Not by `kubectl wait`, which asks for one object after the other.
+    // Not by `kubectl wait`, which waits for one object after the other.
     let active = async || {
         let tokens = space.tokens().list(&ListParams::default()).await.expect("tokens");
         tokens.iter().filter(|token| has(token, ConditionType::Active, "True")).count()
@@ -44,23 +44,22 @@ pub async fn a_namespace_of_a_thousand_tokens_goes(stage: &Stage) {
     }
     eprintln!("scale: all active {:.1?} after the first", start.elapsed());
 
-    let ours = gone_after(stage, namespace);
-    let others = as_many_others(stage).await;
+    let ours = time_to_delete(stage, namespace);
+    let others = time_to_delete_others(stage).await;
     eprintln!(
         "scale: the namespace of {TOKENS} tokens was gone after {ours:.1?}, one of as many ConfigMaps after {others:.1?}"
     );
 }
 
-/// Deletes a namespace.
-fn gone_after(stage: &Stage, namespace: &str) -> Duration {
+/// Deletes a namespace; returns how long that took.
+fn time_to_delete(stage: &Stage, namespace: &str) -> Duration {
     let start = Instant::now();
     stage.sh(&format!("kubectl delete namespace {namespace} --timeout=120s"));
     start.elapsed()
 }
 
-/// The same for objects that nobody reconciles, as many as the tokens with their Secrets and Events are: the API
-/// server takes its time for each.
-async fn as_many_others(stage: &Stage) -> Duration {
+/// The baseline: the same with as many objects that nobody reconciles, in place of tokens, Secrets and Events.
+async fn time_to_delete_others(stage: &Stage) -> Duration {
     let space = stage.site.namespace("thousand-others").await;
     let objects: Api<ConfigMap> = Api::namespaced(space.tokens().into_client(), &space.name);
     let objects = &objects;
@@ -71,5 +70,5 @@ async fn as_many_others(stage: &Stage) -> Duration {
             objects.create(&PostParams::default(), &object).await.expect("a ConfigMap");
         })
         .await;
-    gone_after(stage, &space.name)
+    time_to_delete(stage, &space.name)
 }

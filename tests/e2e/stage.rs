@@ -10,19 +10,19 @@ use devcluster::{Image, Options};
 
 use testkit::{Site, Space};
 
-/// The commands of the install guide.
+/// The install guide, whose commands are run.
 const INSTALL: &str = include_str!("../../docs/install.md");
-/// A shell for pods, under the name by which the chart's own test asks for it.
+/// An image with a shell, by the name that the chart's own test uses.
 pub const BUSYBOX: &str = "busybox:1.37";
 
 pub struct Stage {
     pub site: Site,
-    /// A folder with kubectl and helm, for those who type their names.
+    /// A folder with kubectl and helm, for PATH.
     programs: PathBuf,
 }
 
 impl Stage {
-    pub async fn set() -> Self {
+    pub async fn start() -> Self {
         let image = tokio::task::block_in_place(image);
         let helm = tokio::task::block_in_place(programs::helm).expect("Helm");
         let site = Site::bare(Options { node: true, ..Options::default() }).await;
@@ -33,7 +33,7 @@ impl Stage {
         let stage = Self { site, programs };
 
         stage.load(&image);
-        // As root, as in the image that has this name elsewhere.
+        // As root, like the published image of this name.
         let busybox = stage.programs.join("busybox.tar");
         Image::busybox(BUSYBOX).expect("busybox").user("0").write(&busybox).expect("an image");
         stage.load(&busybox);
@@ -41,7 +41,7 @@ impl Stage {
         stage
     }
 
-    /// Types what docs/install.md says, and waits as the notes say that it prints.
+    /// Runs the commands of docs/install.md, and waits for the rollout.
     pub fn install(&self) {
         let start = Instant::now();
         self.sh(commands(INSTALL, "## Helm"));
@@ -54,14 +54,14 @@ impl Stage {
         self.sh(&format!("kubectl rollout status -n tokenward --timeout=180s {deployments}"));
     }
 
-    /// Runs a script that must succeed, as a user types it in the project's folder; returns what it printed.
+    /// Runs a script in the repository's root, which must succeed; returns what it printed.
     pub fn sh(&self, script: &str) -> String {
         let (ok, output) = self.try_sh(script);
         assert!(ok, "{script}\n{output}\n{}", self.state());
         output
     }
 
-    /// Runs a script; returns whether it succeeded, and all that it printed.
+    /// Runs a script; returns whether it succeeded, and its output and errors.
     pub fn try_sh(&self, script: &str) -> (bool, String) {
         let mut path = self.programs.clone().into_os_string();
         path.push(":");
@@ -72,7 +72,7 @@ impl Stage {
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .env("PATH", path)
             .env("KUBECONFIG", self.site.cluster.kubeconfig())
-            // Helm's own files are the test's too.
+            // Isolated from the user's own Helm configuration.
             .env("HELM_CACHE_HOME", &home)
             .env("HELM_CONFIG_HOME", &home)
             .env("HELM_DATA_HOME", &home)
@@ -83,7 +83,7 @@ impl Stage {
         (output.status.success(), String::from_utf8_lossy(&text).into_owned())
     }
 
-    /// A namespace that lets in only pods that ask for nothing special.
+    /// Creates a namespace that enforces the restricted Pod Security Standard.
     pub async fn namespace(&self, name: &str) -> Space {
         let space = self.site.namespace(name).await;
         let label = "pod-security.kubernetes.io/enforce=restricted";
@@ -95,7 +95,7 @@ impl Stage {
         self.site.cluster.load_image(archive).expect("the image loads");
     }
 
-    /// What a person would check first.
+    /// The state of the installation, for the message of a failed assertion.
     fn state(&self) -> String {
         self.try_sh(
             "kubectl get pods -A -o wide; kubectl get events -A --sort-by=.lastTimestamp | tail -20
@@ -105,7 +105,7 @@ impl Stage {
     }
 }
 
-/// The image: built by the project's own script, or the archive that TOKENWARD_IMAGE names.
+/// The archive of the image: built by `image/build`, or the one that TOKENWARD_IMAGE names.
 fn image() -> PathBuf {
     if let Some(archive) = env::var_os("TOKENWARD_IMAGE").filter(|value| !value.is_empty()) {
         return archive.into();
@@ -120,14 +120,14 @@ fn image() -> PathBuf {
     root.join(printed.lines().last().expect("a path"))
 }
 
-/// The first shell commands below a heading.
+/// The first block of shell commands below a heading.
 fn commands<'t>(text: &'t str, heading: &str) -> &'t str {
     let section = text.split_once(&format!("\n{heading}\n")).expect("the heading").1;
     let block = section.split_once("```sh\n").expect("commands").1;
     block.split_once("```").expect("an end").0
 }
 
-/// Looks until something is found, for longer than most tests wait.
+/// Polls until `check` succeeds; panics with its last error after `timeout`.
 pub async fn within<T>(timeout: Duration, what: &str, mut check: impl FnMut() -> Result<T, String>) -> T {
     let start = Instant::now();
     loop {

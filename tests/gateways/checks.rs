@@ -1,4 +1,4 @@
-//! What every gateway must do with our responses.
+//! The checks that every gateway must pass.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use crate::stage::{Shared, Stage, Token};
 use crate::upstream::Seen;
 use testkit::eventually;
 
-/// What the upstream must see of a token, and no more.
+/// Asserts that the upstream has seen a token's identity headers, and no others.
 fn assert_identity(seen: &Seen, token: &Token, context: &str) {
     let mut identity = seen.identity();
     identity.sort();
@@ -36,7 +36,7 @@ pub async fn a_good_token_passes_with_its_identity(shared: &Shared, stage: &Stag
     assert_eq!((&*posted.method, posted.body), ("POST", 100_000));
 }
 
-pub async fn the_token_ends_at_the_gateway(shared: &Shared, stage: &Stage) {
+pub async fn the_token_is_not_passed_on(shared: &Shared, stage: &Stage) {
     let secret = &shared.orders.secret;
     for request in [stage.curl("/orders/").bearer(secret), stage.curl("/orders/").header("X-API-Key", secret)]
     {
@@ -46,7 +46,7 @@ pub async fn the_token_ends_at_the_gateway(shared: &Shared, stage: &Stage) {
     }
 }
 
-pub async fn an_identity_that_a_client_sends_does_not_survive(shared: &Shared, stage: &Stage) {
+pub async fn an_identity_that_a_client_sends_is_removed(shared: &Shared, stage: &Stage) {
     let mut spellings = vec![
         "X-Tokenward-Id",
         "x-tokenward-subject",
@@ -57,14 +57,14 @@ pub async fn an_identity_that_a_client_sends_does_not_survive(shared: &Shared, s
         "X_TOKENWARD-ID",
     ];
     if stage.kind.drops_by_pattern {
-        // One that we don't use, yet.
+        // Not a header of ours, as yet.
         spellings.extend(["X-Tokenward-Role", "x_tokenward_role"]);
     }
     for name in spellings.iter().copied() {
         let request = || stage.curl("/orders/").header(name, "forged");
         for request in [request(), request().header(name, "again").header(&name.to_lowercase(), "and again")]
         {
-            // Some reject such a request as a whole.
+            // Some gateways reject such a request.
             let reply = request.bearer(&shared.orders.secret).send();
             if reply.status != 400 {
                 assert_identity(&reply.seen(), &shared.orders, name);
@@ -79,9 +79,9 @@ pub async fn an_identity_that_a_client_sends_does_not_survive(shared: &Shared, s
     }
 }
 
-/// What a `Connection` header names is for one hop only, and some proxies drop it: a client that names the identity
-/// would be nobody to the service, or somebody with more rights than its own.
-pub async fn an_identity_is_not_for_one_hop(shared: &Shared, stage: &Stage) {
+/// Headers that `Connection` names are for one hop only, and some proxies drop them. If they dropped identity headers
+/// that a client names there, the service would take the request for an internal one.
+pub async fn an_identity_is_not_a_hop_by_hop_header(shared: &Shared, stage: &Stage) {
     for names in ["X-Tokenward-Id", "close, x-tokenward-id, X-Tokenward-Subject, x-tokenward-scopes"] {
         let reply = stage.curl("/orders/").header("Connection", names).bearer(&shared.orders.secret).send();
         if reply.status != 400 {
@@ -93,7 +93,7 @@ pub async fn an_identity_is_not_for_one_hop(shared: &Shared, stage: &Stage) {
     assert!(matches!(hidden.status, 400 | 401 | 403), "{hidden:?}");
 }
 
-pub async fn refusals_reach_the_client(shared: &Shared, stage: &Stage) {
+pub async fn denials_reach_the_client(shared: &Shared, stage: &Stage) {
     let orders = &shared.orders.secret;
     let request = |path: &str| stage.curl(path);
     let none = r#"Bearer realm="tokenward""#;
@@ -140,7 +140,7 @@ pub async fn no_method_goes_unchecked(shared: &Shared, stage: &Stage) {
     }
 }
 
-/// A path that the gateway takes for one route, and the service for another, would be checked for the wrong scope.
+/// A path that means one route to the gateway and another to the service would be checked for the wrong scope.
 pub async fn a_path_has_one_meaning(shared: &Shared, stage: &Stage) {
     for path in [
         "/orders/../admin/x",
@@ -163,7 +163,7 @@ pub async fn a_path_has_one_meaning(shared: &Shared, stage: &Stage) {
     }
 }
 
-/// A path as the most lenient service would read it.
+/// A path as the most lenient service would normalize it.
 fn meaning(path: &str) -> String {
     let path = path.split('?').next().unwrap_or_default();
     let decoded = path.replace("%2e", ".").replace("%2E", ".").replace("%2f", "/").replace("%2F", "/");
@@ -177,13 +177,13 @@ fn meaning(path: &str) -> String {
     format!("/{}", segments.join("/"))
 }
 
-pub async fn an_address_is_the_clients(shared: &Shared, stage: &Stage) {
+pub async fn cidrs_apply_to_the_clients_address(shared: &Shared, stage: &Stage) {
     let request = |address: &str| stage.curl("/orders/").bearer(&shared.placed.secret).from(address);
     assert_eq!(request("127.0.0.2").send().status, 200);
     let elsewhere = request("127.0.0.3").send();
     assert_eq!(elsewhere.status, 403, "{elsewhere:?}");
     assert_body(stage, &elsewhere, "ip_not_allowed");
-    // What a client says of itself is not believed.
+    // X-Forwarded-For of a client is not trusted.
     let pretended = request("127.0.0.3").header("X-Forwarded-For", "127.0.0.2").send();
     assert_eq!(pretended.status, 403, "{pretended:?}");
     let pretended = request("127.0.0.2").header("X-Forwarded-For", "127.0.0.3").send();
@@ -197,7 +197,7 @@ pub async fn a_route_without_a_scope_is_closed(shared: &Shared, stage: &Stage) {
     }
 }
 
-pub async fn a_revocation_holds_from_the_next_request(shared: &Shared, stage: &Stage) {
+pub async fn a_revocation_applies_from_the_next_request(shared: &Shared, stage: &Stage) {
     let name = format!("leaked-{}", stage.gateway.address.port());
     let secret = shared.space.active(&name, json!({"scopes": ["orders:read"]})).await;
     let ask = || stage.curl("/orders/").bearer(&secret).send();
@@ -228,21 +228,21 @@ pub async fn connections_are_reused_and_bodies_are_not_sent(shared: &Shared, sta
         assert_eq!(request.send().seen().body, BODY);
     }
     let connections = stage.relay.connections() - connections;
-    // A gateway's threads need not share theirs.
+    // Each of a gateway's threads may have connections of its own.
     assert!(connections <= REQUESTS / 3, "{connections} connections for {REQUESTS} requests");
     let bytes = stage.relay.bytes() - bytes;
-    assert!(bytes > 0, "the gateway has asked");
-    assert!(bytes < BODY as u64, "{bytes} bytes for {REQUESTS} questions");
+    assert!(bytes > 0, "the gateway has sent checks");
+    assert!(bytes < BODY as u64, "{bytes} bytes for {REQUESTS} checks");
 }
 
-pub async fn a_verifier_that_is_gone_closes_the_gateway(shared: &Shared, stage: &mut Stage) {
+pub async fn the_gateway_fails_closed_without_a_verifier(shared: &Shared, stage: &mut Stage) {
     let status = |stage: &Stage| stage.curl("/orders/").bearer(&shared.orders.secret).send().status;
     assert_eq!(status(stage), 200);
     let passed = stage.upstream.requests();
-    // Connections break, and new ones are closed at once.
+    // First connections break, and new ones are closed at once.
     stage.verifier.kill();
     let broken: Vec<u16> = (0..3).map(|_| status(stage)).collect();
-    // Connections are refused.
+    // Then connections are refused.
     stage.relay.close().await;
     let refused: Vec<u16> = (0..3).map(|_| status(stage)).collect();
     for status in broken.iter().chain(&refused) {
@@ -251,19 +251,19 @@ pub async fn a_verifier_that_is_gone_closes_the_gateway(shared: &Shared, stage: 
     assert_eq!(stage.upstream.requests(), passed, "a request has passed unchecked");
 }
 
-pub async fn a_verifier_that_hangs_closes_the_gateway(shared: &Shared, stage: &mut Stage) {
+pub async fn the_gateway_fails_closed_if_the_verifier_hangs(shared: &Shared, stage: &mut Stage) {
     let passed = stage.upstream.requests();
     stage.relay.hang();
-    let patience = if stage.kind.gives_up { 20 } else { 5 };
-    let reply = stage.curl("/orders/").bearer(&shared.orders.secret).max_time(patience).send();
-    // 0: none within curl's own patience.
+    let timeout = if stage.kind.gives_up { 20 } else { 5 };
+    let reply = stage.curl("/orders/").bearer(&shared.orders.secret).max_time(timeout).send();
+    // 0: none within curl's timeout.
     let refused = matches!(reply.status, 500 | 502 | 503 | 504);
     assert!(refused || (reply.status == 0 && !stage.kind.gives_up), "{reply:?}");
     assert_eq!(stage.upstream.requests(), passed, "a request has passed unchecked");
 }
 
-/// HAProxy goes on with a request if the script ends by an error.
-pub async fn a_script_that_fails_closes_the_gateway(shared: &Shared, stage: &mut Stage) {
+/// HAProxy itself would go on with a request if the script fails.
+pub async fn the_gateway_fails_closed_if_its_script_fails(shared: &Shared, stage: &mut Stage) {
     let broken = stage.kind.edited(&[("core.httpclient()", "core.no_such_function()")]);
     stage.gateway = broken.start(stage.relay.address, stage.upstream.address);
     let passed = stage.upstream.requests();

@@ -1,4 +1,4 @@
-//! The client: curl, as a process, with nothing of the user's configuration.
+//! The client: curl, as a process, without the user's configuration.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
@@ -7,10 +7,8 @@ use serde::Deserialize;
 
 use crate::upstream::Seen;
 
-/// A request that is being made up.
 pub struct Curl(Command);
 
-/// What came back.
 #[derive(Debug)]
 pub struct Reply {
     pub status: u16,
@@ -18,10 +16,10 @@ pub struct Reply {
     pub body: String,
 }
 
-/// What curl writes about an answer.
+/// What curl reports about a response.
 #[derive(Deserialize)]
 struct Written {
-    /// Three digits: 000 is none.
+    /// Three digits; 000 for none.
     status: String,
     headers: BTreeMap<String, Vec<String>>,
 }
@@ -35,7 +33,7 @@ impl Curl {
         Self(command).max_time(20)
     }
 
-    /// A header, spelt as given.
+    /// Adds a header, with its spelling unchanged.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.0.arg("--header").arg(format!("{name}: {value}"));
         self
@@ -46,32 +44,30 @@ impl Curl {
     }
 
     pub fn method(mut self, method: &str) -> Self {
-        // HEAD is an option of its own, as its answer has no body to wait for.
+        // With `--request HEAD`, curl would wait for a body.
         let args: &[&str] = if method == "HEAD" { &["--head"] } else { &["--request", method] };
         self.0.args(args);
         self
     }
 
-    /// A body.
     pub fn body(mut self, body: &str) -> Self {
         self.0.args(["--data-binary", body]);
-        // Without a wait for a consent that not every gateway gives.
+        // Without `Expect: 100-continue`, which not every gateway supports.
         self.header("Expect", "")
     }
 
-    /// Gives up after some seconds.
     pub fn max_time(mut self, seconds: u32) -> Self {
         self.0.arg("--max-time").arg(seconds.to_string());
         self
     }
 
-    /// From another of this machine's addresses.
+    /// Sends from another of this machine's addresses.
     pub fn from(mut self, address: &str) -> Self {
         self.0.args(["--interface", address]);
         self
     }
 
-    /// Sends it. No answer at all has the status 0.
+    /// Sends the request. Without a response, the status is 0.
     pub fn send(mut self) -> Reply {
         let output = self.0.stdin(Stdio::null()).output().expect("curl, which this test needs: install it");
         let written: Written = serde_json::from_slice(&output.stderr)
@@ -82,14 +78,14 @@ impl Curl {
 }
 
 impl Reply {
-    /// The one value of a header. `None`: there is no such header.
+    /// The value of a header, which must be the only one. `None`: there is no such header.
     pub fn header(&self, name: &str) -> Option<&str> {
         let values = self.headers.get(name)?;
         assert_eq!(values.len(), 1, "{self:?}");
         values.first().map(String::as_str)
     }
 
-    /// What the upstream saw of the request, which must have passed.
+    /// The request as the upstream received it; the gateway must have let it pass.
     pub fn seen(&self) -> Seen {
         assert_eq!(self.status, 200, "{self:?}");
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))

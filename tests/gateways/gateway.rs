@@ -1,4 +1,4 @@
-//! The gateways: which program runs which file, and what of the file is replaced.
+//! The gateways: which program runs which file, and what is replaced in the file.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -12,20 +12,20 @@ use testkit::{Process, free_port};
 /// A gateway that users put in front of their services.
 pub struct Gateway {
     pub name: &'static str,
-    /// In `examples/gateways`: what the program reads first, then what that names.
+    /// The files in `examples/gateways`: first the one that the program reads, then those that it names.
     files: &'static [&'static str],
     program: fn() -> Result<PathBuf, programs::Error>,
-    /// Sets what makes the program run a file, in the folder of that file.
+    /// Sets the arguments and variables of the program; it runs in the folder of its files.
     command: fn(&mut Command, &Path, SocketAddr),
-    /// The port of the verifier that it asks.
+    /// The verifier's address that it sends checks to.
     pub endpoint: fn(&Process) -> SocketAddr,
     /// Whether the client gets the verifier's body with a denial.
     pub passes_body: bool,
-    /// Whether it can be configured to drop headers by a pattern, or by their names only.
+    /// Whether it can remove headers by a pattern, and not only by name.
     pub drops_by_pattern: bool,
-    /// Whether it can be configured how long to wait for the verifier.
+    /// Whether its time limit for the verifier can be configured.
     pub gives_up: bool,
-    /// What else a test replaces in the files.
+    /// Further replacements in the files.
     edits: &'static [(&'static str, &'static str)],
 }
 
@@ -65,7 +65,7 @@ pub const ALL: [Gateway; 6] = [
         program: programs::caddy,
         command: |command, folder, _| {
             command.args(["run", "--config", "Caddyfile"]);
-            // Not the user's own: its port, its certificates.
+            // Isolated from the user's own Caddy: its port, its certificates.
             command.env("CADDY_ADMIN", format!("unix/{}", folder.join("admin").display()));
             command.env("XDG_DATA_HOME", folder).env("XDG_CONFIG_HOME", folder);
         },
@@ -95,7 +95,7 @@ pub const ALL: [Gateway; 6] = [
         command: |command, _, listen| {
             command.arg(format!("--entrypoints.web.address={listen}"));
             command.args(["--providers.file.filename=traefik-dynamic.yaml", "--log.level=info"]);
-            // It asks its maker for news otherwise.
+            // Otherwise it checks for new versions.
             command.args(["--global.checknewversion=false", "--global.sendanonymoususage=false"]);
         },
         endpoint: HTTP,
@@ -122,7 +122,7 @@ const ENVOY_GRPC: Gateway = Gateway {
     edits: &[],
 };
 
-/// The same with a filter after ours, which sends the client what it has learnt from it.
+/// Envoy over gRPC, with another filter behind ext_authz that sends its dynamic metadata to the client.
 pub const ENVOY_WITH_A_FILTER: Gateway = Gateway {
     name: "envoy-grpc with a filter",
     edits: &[(
@@ -147,7 +147,6 @@ pub const ENVOY_WITH_A_FILTER: Gateway = Gateway {
     ..ENVOY_GRPC
 };
 
-/// A gateway that runs.
 pub struct Running {
     pub address: SocketAddr,
     guarded: Guarded,
@@ -155,7 +154,7 @@ pub struct Running {
 }
 
 impl Gateway {
-    /// The same with other files than users copy.
+    /// The same gateway, with replacements in its files.
     pub fn edited(&self, edits: &'static [(&'static str, &'static str)]) -> Self {
         Self { edits, ..*self }
     }
@@ -185,7 +184,7 @@ impl Gateway {
 }
 
 impl Running {
-    /// What it has said.
+    /// All of its output so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
@@ -198,18 +197,18 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Its requests are over: there is nothing to wait for.
+        // Killed, as its requests are over.
         let _ = self.guarded.kill();
     }
 }
 
-/// The text of an example, with the addresses of this test. Nothing else may differ from what users copy.
+/// The text of an example with the addresses of this test, and otherwise as users copy it.
 fn replaced(file: &str, folder: &Path, [verifier, upstream, gateway]: [SocketAddr; 3]) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/gateways").join(file);
     let mut text = fs::read_to_string(path).expect("an example");
     let yaml = |host: &str, port: u16| format!("{{address: {host}, port_value: {port}}}");
     let address = |of: SocketAddr| yaml(&of.ip().to_string(), of.port());
-    // One socket in all of a machine has this name.
+    // The name of an abstract socket is unique on the machine.
     let socket = format!("abns@tokenward-{}", gateway.port());
     let folder = format!("{}/", folder.display());
     for (written, here) in [

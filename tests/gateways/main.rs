@@ -1,6 +1,6 @@
-//! Real gateways that ask a real verifier, each with the config file that users copy from `examples/gateways`.
+//! Real gateways with a real verifier, each with the config file that users copy from `examples/gateways`.
 //!
-//! Every check is made at every gateway: `cargo test --test gateways -- nginx` runs those of one. One control plane
+//! Every check is run with every gateway: `cargo test --test gateways -- nginx` runs those of one. One control plane
 //! and one controller serve all; each gateway has a verifier and an upstream of its own, and curl is the client.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
@@ -25,7 +25,7 @@ use crate::stage::{Shared, Stage};
 struct Fixtures {
     runtime: Runtime,
     shared: OnceLock<Shared>,
-    /// One for each gateway.
+    /// One for each of [`gateway::ALL`], by index.
     stages: Vec<OnceLock<Stage>>,
 }
 
@@ -56,14 +56,14 @@ macro_rules! checks {
     };
 }
 
-/// Runs a check at the gateway that others use at the same time.
-fn beside_others(fixtures: &Fixtures, index: usize, check: impl AsyncFnOnce(&Shared, &Stage)) {
+/// Runs a check with the gateway that other checks use at the same time.
+fn with_shared_gateway(fixtures: &Fixtures, index: usize, check: impl AsyncFnOnce(&Shared, &Stage)) {
     let stage = fixtures.stage(index);
     fixtures.runtime.block_on(check(fixtures.shared(), stage));
 }
 
-/// Runs a check at a gateway of its own, because it breaks something.
-fn alone(fixtures: &Fixtures, index: usize, check: impl AsyncFnOnce(&Shared, &mut Stage)) {
+/// Runs a check with a gateway of its own, because it breaks something.
+fn with_own_gateway(fixtures: &Fixtures, index: usize, check: impl AsyncFnOnce(&Shared, &mut Stage)) {
     let shared = fixtures.shared();
     fixtures.runtime.block_on(async {
         check(shared, &mut Stage::start(shared, &gateway::ALL[index]).await).await;
@@ -81,32 +81,32 @@ fn main() -> ExitCode {
     checks!(
         suite,
         fixtures,
-        alone,
-        a_verifier_that_hangs_closes_the_gateway,
-        a_verifier_that_is_gone_closes_the_gateway,
+        with_own_gateway,
+        the_gateway_fails_closed_if_the_verifier_hangs,
+        the_gateway_fails_closed_without_a_verifier,
         connections_are_reused_and_bodies_are_not_sent
     );
     checks!(
         suite,
         fixtures,
-        beside_others,
+        with_shared_gateway,
         a_good_token_passes_with_its_identity,
-        the_token_ends_at_the_gateway,
-        an_identity_that_a_client_sends_does_not_survive,
-        an_identity_is_not_for_one_hop,
-        refusals_reach_the_client,
+        the_token_is_not_passed_on,
+        an_identity_that_a_client_sends_is_removed,
+        an_identity_is_not_a_hop_by_hop_header,
+        denials_reach_the_client,
         no_method_goes_unchecked,
         a_path_has_one_meaning,
-        an_address_is_the_clients,
+        cidrs_apply_to_the_clients_address,
         a_route_without_a_scope_is_closed,
-        a_revocation_holds_from_the_next_request,
+        a_revocation_applies_from_the_next_request,
     );
     checks!(
         suite,
         fixtures,
-        alone,
+        with_own_gateway,
         |(_, gateway)| gateway.name == "haproxy",
-        a_script_that_fails_closes_the_gateway
+        the_gateway_fails_closed_if_its_script_fails
     );
     let shared_fixtures = fixtures.clone();
     suite.push(Trial::test("envoy-grpc::the_filter_and_the_log_get_the_identity", move || {

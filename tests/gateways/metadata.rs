@@ -1,4 +1,4 @@
-//! What Envoy's other filters, and its log, learn from our answer over gRPC.
+//! The dynamic metadata in the verifier's gRPC response, in Envoy's other filters and its access log.
 
 use serde_json::{Value, json};
 
@@ -24,7 +24,7 @@ pub async fn the_filter_and_the_log_get_the_identity(shared: &Shared) {
     let refused = stage.curl("/admin/").bearer(&shared.orders.secret).send();
     assert_eq!((refused.status, refused.header("seen-id")), (403, None), "a denial carries no identity");
 
-    // Envoy writes its log now and then.
+    // Envoy buffers its log.
     let expected = |line: &Value| line["subject"] == json!(token.subject) && line["path"] == "/admin/";
     let logged = eventually("a line of the log", async || {
         let log = stage.gateway.log();
@@ -33,5 +33,5 @@ pub async fn the_filter_and_the_log_get_the_identity(shared: &Shared) {
     })
     .await;
     assert_eq!((&logged["status"], &logged["key_id"]), (&json!(200), &json!(key_id.as_str())));
-    assert!(!stage.gateway.log().contains(&token.secret), "the log holds a token");
+    assert!(!stage.gateway.log().contains(&token.secret), "the log contains a token");
 }

@@ -1,4 +1,4 @@
-//! What stands between a gateway and its verifier: passes bytes on, and counts connections and bytes.
+//! A relay between a gateway and its verifier, which forwards bytes, and counts connections and bytes.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,14 +8,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-/// A relay. It ends, and its connections with it, when it is dropped.
+/// Ends, with its connections, when it is dropped.
 pub struct Relay {
     pub address: SocketAddr,
     state: Arc<State>,
     task: JoinHandle<()>,
 }
 
-/// What the gateway has done so far, and what is done to it.
+/// Counts of what the gateway has done so far, and whether the relay hangs.
 #[derive(Default)]
 struct State {
     connections: AtomicU64,
@@ -24,7 +24,7 @@ struct State {
 }
 
 impl Relay {
-    /// Opens one in front of `target`.
+    /// Starts one in front of `target`.
     pub async fn open(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -51,12 +51,12 @@ impl Relay {
         self.state.bytes.load(Ordering::Relaxed)
     }
 
-    /// Accepts what comes, and passes nothing on from now on.
+    /// From now on, accepts connections and forwards nothing.
     pub fn hang(&self) {
         self.state.hangs.store(true, Ordering::Relaxed);
     }
 
-    /// Refuses connections from now on, and breaks those that there are.
+    /// Refuses connections from now on, and breaks open ones.
     pub async fn close(&mut self) {
         self.task.abort();
         let _ = (&mut self.task).await;

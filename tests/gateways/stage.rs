@@ -1,4 +1,4 @@
-//! What checks share: a cluster with tokens, and for each gateway a verifier, an upstream and what is between.
+//! What checks share: a cluster with tokens, and for each gateway a verifier, a relay and an upstream.
 
 use futures::future::join_all;
 use serde_json::json;
@@ -13,18 +13,18 @@ use testkit::{Process, Site, Space, eventually};
 /// A cluster with a controller and some tokens.
 pub struct Shared {
     pub space: Space,
-    /// For `/orders/`.
+    /// Allowed at the route `/orders/`.
     pub orders: Token,
-    /// For `/orders/` and `/admin/`.
+    /// Allowed at `/orders/` and `/admin/`.
     pub admin: Token,
-    /// For `/orders/`, from 127.0.0.2 only.
+    /// Allowed at `/orders/`, from 127.0.0.2 only.
     pub placed: Token,
     _controller: Process,
-    // Last: what uses it ends before it.
+    // Last, so that it is dropped after what uses it.
     site: Site,
 }
 
-/// A token and whose it is.
+/// A token with its identity.
 pub struct Token {
     pub secret: String,
     pub id: String,
@@ -32,7 +32,7 @@ pub struct Token {
     pub scopes: &'static str,
 }
 
-/// A gateway between curl and an upstream, and a verifier that it asks.
+/// A gateway between curl and an upstream, with its verifier.
 pub struct Stage {
     pub gateway: Running,
     pub kind: &'static Gateway,
@@ -82,7 +82,7 @@ impl Stage {
         let mut stage = Self { gateway, kind, relay, upstream, verifier };
         eventually(kind.name, async || {
             assert!(stage.gateway.runs(), "{} has ended: {}", kind.name, stage.gateway.log());
-            // Some answer before they know their routes.
+            // Some listen before they have loaded their routes.
             match stage.curl("/orders/").bearer(&shared.orders.secret).send() {
                 Reply { status: 200, .. } => Ok(()),
                 reply => Err(format!("{reply:?}; {}", stage.gateway.log())),
@@ -92,7 +92,7 @@ impl Stage {
         stage
     }
 
-    /// A request to the gateway.
+    /// Builds a request to the gateway.
     pub fn curl(&self, path: &str) -> Curl {
         Curl::new(&format!("http://{}{path}", self.gateway.address))
     }

@@ -1,4 +1,4 @@
-//! The service behind a gateway. It responds with what it has received, so each client learns about its own request.
+//! The service behind a gateway. It responds with the request that it has received, as JSON.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-/// An upstream. It ends when it is dropped.
+/// Ends when it is dropped.
 pub struct Upstream {
     pub address: SocketAddr,
     requests: Arc<AtomicU64>,
@@ -26,11 +26,11 @@ pub struct Upstream {
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Seen {
     pub method: String,
-    /// With its query, as written.
+    /// With the query, not normalized.
     pub path: String,
-    /// Names in lower case.
+    /// Names and values; names are in lower case.
     headers: Vec<(String, String)>,
-    /// How many bytes.
+    /// The size of the body in bytes.
     pub body: usize,
 }
 
@@ -45,7 +45,7 @@ impl Upstream {
                 let counted = counted.clone();
                 let service = service_fn(move |request| {
                     counted.fetch_add(1, Ordering::Relaxed);
-                    tell(request)
+                    echo(request)
                 });
                 tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
             }
@@ -78,7 +78,7 @@ impl Seen {
     }
 }
 
-async fn tell(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn echo(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map(|body| body.to_bytes().len()).unwrap_or_default();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

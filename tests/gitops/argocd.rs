@@ -1,4 +1,4 @@
-//! What Argo CD shows of tokens: their health by our scripts, and no difference from Git.
+//! Argo CD's view of tokens: their health by our scripts, and no difference from Git.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +9,7 @@ use tokenward_core::crd::ConditionType;
 use crate::Stage;
 use crate::tool;
 
-/// Argo CD's verdict on an object.
+/// The health of an object by Argo CD's engine and our script, with its message.
 fn health(kind: &str, object: &Value) -> (String, String) {
     let script = root().join(format!("charts/tokenward/files/argocd/{kind}.lua"));
     let verdict = ask("health", &script, object);
@@ -17,11 +17,11 @@ fn health(kind: &str, object: &Value) -> (String, String) {
     (text("status"), text("message"))
 }
 
-fn ask(question: &str, file: &Path, live: &Value) -> Value {
+fn ask(task: &str, file: &Path, live: &Value) -> Value {
     let mut argocd = Command::new(&*tool::ARGOCD);
-    argocd.arg(question).arg(file);
+    argocd.arg(task).arg(file);
     let (ok, printed, complaint) = tool::run(argocd, &live.to_string());
-    assert!(ok, "{question} {}: {complaint}", file.display());
+    assert!(ok, "{task} {}: {complaint}", file.display());
     serde_json::from_str(&printed).expect("JSON")
 }
 
@@ -47,7 +47,7 @@ pub async fn health_is_reported_in_every_state(stage: &Stage) {
         assert_eq!(status, expected, "{name}: {message}");
         assert_eq!(message, said, "{name}");
 
-        // The same before the controller has seen the last change, and before it has seen anything.
+        // Before the controller has seen the last change, or anything, it is Progressing.
         let mut changed = live.clone();
         changed["metadata"]["generation"] = json!(99);
         assert_eq!(health("ApiToken", &changed).0, "Progressing", "{name}");
@@ -57,7 +57,7 @@ pub async fn health_is_reported_in_every_state(stage: &Stage) {
     }
 }
 
-/// What is not ready and not stuck is under way.
+/// What is neither ready nor stalled is Progressing.
 pub async fn a_webhook_s_health_is_reported(_: &Stage) {
     let condition = |type_: &str, status: &str| json!({"type": type_, "status": status, "reason": "Because", "message": format!("{type_} is {status}")});
     for (conditions, expected) in [
@@ -78,7 +78,7 @@ pub async fn a_webhook_s_health_is_reported(_: &Stage) {
     }
 }
 
-/// Argo CD applies on the client's side by default, and on the server's on demand.
+/// Both by client-side apply, Argo CD's default, and by server-side apply.
 pub async fn no_example_differs_from_git(stage: &Stage) {
     let examples = examples();
     assert!(examples.len() >= 5, "{examples:?}");
@@ -95,7 +95,7 @@ pub async fn no_example_differs_from_git(stage: &Stage) {
             assert!(token.status.is_some());
             let verdict = ask("diff", config.path(), &stored);
             assert_eq!(verdict["modified"], false, "{name} {flags:?}: {verdict:#}");
-            // The judge is not blind.
+            // The comparison does find differences.
             space.patch(&name, json!({"spec": {"displayName": "by hand"}})).await;
             let stored = stage.site.kubectl(&["get", "apitoken", &name, "-n", &space.name, "-o", "json"]);
             let stored: Value = serde_json::from_str(&stored).expect("JSON");
@@ -104,12 +104,12 @@ pub async fn no_example_differs_from_git(stage: &Stage) {
     }
 }
 
-/// Whether a change of displayName by hand is one of something that Git has.
+/// Whether the example sets displayName, so that changing it by hand is a difference.
 fn edits(example: &Path) -> bool {
     std::fs::read_to_string(example).expect("an example").contains("displayName")
 }
 
-/// Every ApiToken among the examples.
+/// The examples that are ApiTokens.
 fn examples() -> Vec<PathBuf> {
     let folders = ["examples", "examples/gitops"].map(|folder| std::fs::read_dir(root().join(folder)));
     let files = folders
@@ -129,7 +129,7 @@ fn name_of(example: &Path) -> String {
     name.expect("a name").to_owned()
 }
 
-/// An example with what Argo CD adds to it.
+/// An example with the tracking annotation that Argo CD adds.
 fn with_tracking(example: &Path) -> tempfile::NamedTempFile {
     let text = std::fs::read_to_string(example).expect("an example");
     let name = name_of(example);

@@ -1,4 +1,4 @@
-//! What a team does by commits, as kustomize-controller does it.
+//! What a team does by commits, reconciled as Flux's kustomize-controller does.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ pub async fn waiting_ends_in_every_state(stage: &Stage) {
     }
     space.condition("orders", ConditionType::Active, "True").await;
 
-    // One that can't go on ends the waiting too, and says why.
+    // A stalled token ends the waiting too, with the reason.
     stage.site.kubectl(&["create", "secret", "generic", "taken", "-n", &space.name, "--from-literal=a=b"]);
     repository.add("stalled", &json!({"scopes": ["a:b"], "secret": {"name": "taken"}}));
     repository.commit("a Secret that is somebody else's");
@@ -49,7 +49,7 @@ pub async fn what_leaves_git_is_pruned(stage: &Stage) {
         }
     })
     .await;
-    // What Flux's labels on the token mark must not be on its Secret, or it would be pruned in its own right.
+    // Flux's labels must not be copied to the Secret, or Flux would prune it.
     let secret = space.secrets().get("orders").await.expect("a Secret");
     let labels = secret.metadata.labels.unwrap_or_default();
     assert!(labels.keys().all(|label| !label.contains("fluxcd")), "{labels:?}");
@@ -73,7 +73,7 @@ pub async fn a_new_trigger_rotates_once_and_only_once(stage: &Stage) {
     assert_eq!(space.version("orders", 2).await, second);
 }
 
-pub async fn a_rotation_that_waits_for_an_overlap_holds_nobody_up(stage: &Stage) {
+pub async fn a_queued_rotation_delays_nobody(stage: &Stage) {
     let space = stage.site.namespace("flux-queue").await;
     let repository = Repository::of_examples(&stage.site, &space.name).await;
     repository.reconcile();
@@ -99,10 +99,10 @@ pub async fn a_revocation_by_commit_ends_ready(stage: &Stage) {
     repository.reconcile();
     space.reason("orders", ConditionType::Ready, "Revoked").await;
     assert!(repository.drift().is_empty());
-    // Reverted in Git, it stays revoked in the cluster, and the error says why.
+    // After a revert in Git it stays revoked in the cluster, and the error says why.
     repository.edit("orders.yaml", "  revoked: true\n  revocationReason: KeyCompromise\n", "");
     repository.commit("take it back");
-    let complaint = repository.try_reconcile(&[]).expect_err("a refusal");
+    let complaint = repository.try_reconcile(&[]).expect_err("a denial");
     assert!(complaint.contains("revoked"), "{complaint}");
     space.reason("orders", ConditionType::Ready, "Revoked").await;
 }
@@ -113,12 +113,12 @@ pub async fn a_bad_commit_shows_the_api_server_s_message(stage: &Stage) {
     repository.reconcile();
     repository.edit("orders.yaml", "overlap: 2h", "overlap: 721h");
     repository.commit("an overlap that is longer than the interval");
-    let complaint = repository.try_reconcile(&[]).expect_err("a refusal");
+    let complaint = repository.try_reconcile(&[]).expect_err("a denial");
     assert!(complaint.contains("overlap") && complaint.contains("interval"), "{complaint}");
     space.condition("orders", ConditionType::Active, "True").await;
 }
 
-pub async fn nothing_drifts_once_the_controller_has_worked(stage: &Stage) {
+pub async fn the_controller_causes_no_drift(stage: &Stage) {
     let space = stage.site.namespace("flux-drift").await;
     let repository = Repository::of_examples(&stage.site, &space.name).await;
     repository.add("revoked", &json!({"scopes": ["a:b"], "revoked": true}));
@@ -129,7 +129,7 @@ pub async fn nothing_drifts_once_the_controller_has_worked(stage: &Stage) {
         space.condition(name, ConditionType::Active, "True").await;
     }
     assert!(repository.drift().is_empty(), "{:?}", repository.drift());
-    // A scope that was added by hand is seen, and taken away.
+    // A scope that was added by hand is detected, and removed.
     space.patch("kept", json!({"spec": {"scopes": ["a:b", "orders:delete"]}})).await;
     let drifted = repository.drift();
     assert!(drifted.len() == 1 && drifted[0].object.ends_with("/kept"), "a drift is seen: {drifted:?}");

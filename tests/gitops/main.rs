@@ -1,7 +1,8 @@
-//! Tokens from Git: applied, waited for and pruned by Flux's engine, judged by Argo CD's, on a real API server with our
-//! controller. Git is served on loopback, and each change is a commit.
+//! Tokens from Git: applied, waited for and pruned by Flux's engine, assessed by Argo CD's, on a real API server with
+//! our controller. Git is served on loopback, and each change is a commit.
 //!
-//! What runs of them are their libraries, in the two small Go programs beside this file; their controllers don't.
+//! Only the libraries of Flux and Argo CD are used, by the two small Go programs beside this file; their controllers
+//! don't run.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
 
@@ -25,7 +26,7 @@ pub struct Stage {
 }
 
 impl Stage {
-    async fn set() -> Self {
+    async fn start() -> Self {
         let site = Site::start().await;
         let controller = site.controller(&[]).ready().await;
         Self { site, _controller: controller }
@@ -42,20 +43,20 @@ fn main() -> ExitCode {
         suite,
         runtime,
         stage,
-        Stage::set(),
+        Stage::start(),
         flux::waiting_ends_in_every_state,
         flux::what_leaves_git_is_pruned,
         flux::a_new_trigger_rotates_once_and_only_once,
-        flux::a_rotation_that_waits_for_an_overlap_holds_nobody_up,
+        flux::a_queued_rotation_delays_nobody,
         flux::a_revocation_by_commit_ends_ready,
         flux::a_bad_commit_shows_the_api_server_s_message,
-        flux::nothing_drifts_once_the_controller_has_worked,
+        flux::the_controller_causes_no_drift,
         argocd::health_is_reported_in_every_state,
         argocd::a_webhook_s_health_is_reported,
         argocd::no_example_differs_from_git,
     );
     let conclusion = libtest_mimic::run(&arguments, suite);
-    // What was started ends here.
+    // Ends the processes and their cluster.
     drop(Arc::into_inner(stage));
     conclusion.exit_code()
 }

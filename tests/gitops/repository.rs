@@ -1,4 +1,4 @@
-//! A Git repository, served on loopback, and Flux that reconciles it once.
+//! A Git repository, served on loopback, and Flux's engine to reconcile it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,14 +12,14 @@ use tempfile::TempDir;
 use crate::tool;
 use testkit::{Site, eventually, free_port};
 
-/// What became of one object.
+/// What Flux did with one object.
 #[derive(Debug, Deserialize)]
 pub struct Outcome {
     pub object: String,
     pub action: String,
 }
 
-/// A repository whose folder `tokens` is one namespace's.
+/// A repository whose folder `tokens` is applied to one namespace.
 pub struct Repository<'s> {
     site: &'s Site,
     namespace: String,
@@ -29,7 +29,7 @@ pub struct Repository<'s> {
 }
 
 impl<'s> Repository<'s> {
-    /// Makes one with `examples/gitops`, and serves it by `git daemon`.
+    /// Creates one with `examples/gitops`, and serves it by `git daemon`.
     pub async fn of_examples(site: &'s Site, namespace: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let tokens = folder.path().join("work/tokens");
@@ -55,12 +55,12 @@ impl<'s> Repository<'s> {
         repository
     }
 
-    /// A file of the folder.
+    /// The path of a file in the folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join("work/tokens").join(name)
     }
 
-    /// Puts an ApiToken into the folder and its kustomization.
+    /// Adds an ApiToken to the folder and its kustomization.
     pub fn add(&self, name: &str, spec: &Value) {
         let token = serde_json::json!({
             "apiVersion": "tokenward.dev/v1alpha1", "kind": "ApiToken", "metadata": {"name": name}, "spec": spec,
@@ -70,7 +70,7 @@ impl<'s> Repository<'s> {
         self.edit("kustomization.yaml", "resources:\n", &format!("resources:\n  - {file}\n"));
     }
 
-    /// Changes a text in a file, which must contain it.
+    /// Replaces a text in a file, which must contain it.
     pub fn edit(&self, name: &str, from: &str, to: &str) {
         let text = fs::read_to_string(self.path(name)).expect("a file");
         assert!(text.contains(from), "{name} lacks {from}: {text}");
@@ -83,17 +83,17 @@ impl<'s> Repository<'s> {
         self.git(&[&who, &["commit", "--quiet", "--message", message][..]].concat());
     }
 
-    /// Reconciles what was committed last.
+    /// Reconciles the last commit.
     pub fn reconcile(&self) -> Vec<Outcome> {
         self.try_reconcile(&[]).unwrap_or_else(|complaint| panic!("flux: {complaint}"))
     }
 
-    /// What in the cluster differs from what was committed last.
+    /// What differs in the cluster from the last commit.
     pub fn drift(&self) -> Vec<Outcome> {
         self.try_reconcile(&["-drift"]).unwrap_or_else(|complaint| panic!("flux: {complaint}"))
     }
 
-    /// Reconciles; returns the complaint if that fails.
+    /// Reconciles the last commit; returns the error's text if that fails.
     pub fn try_reconcile(&self, flags: &[&str]) -> Result<Vec<Outcome>, String> {
         let mut flux = Command::new(&*tool::FLUX);
         flux.env("KUBECONFIG", self.site.cluster.kubeconfig()).args([
@@ -110,7 +110,7 @@ impl<'s> Repository<'s> {
 
     fn git(&self, args: &[&str]) {
         let mut git = Command::new("git");
-        // Nothing of the user's own.
+        // Isolated from the user's own configuration.
         git.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
         let output = git.args(args).current_dir(self.folder.path().join("work")).output().expect("git runs");
         assert!(output.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&output.stderr));

@@ -1,4 +1,4 @@
-//! The two Go programs, built once.
+//! The two Go programs, each built once.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 pub static FLUX: LazyLock<PathBuf> = LazyLock::new(|| build("flux"));
 pub static ARGOCD: LazyLock<PathBuf> = LazyLock::new(|| build("argocd"));
 
-/// Go caches what it has compiled, so only the first time takes minutes; a message says so.
+/// Builds a program. Go caches packages, so only the first build takes minutes.
 fn build(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gitops").join(name);
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -21,7 +21,7 @@ fn build(name: &str) -> PathBuf {
     program
 }
 
-/// Runs a program with a text on its standard input; returns whether it succeeded, what it printed, and its complaint.
+/// Runs a program with a text on its standard input; returns whether it succeeded, its stdout and its stderr.
 pub fn run(mut command: Command, input: &str) -> (bool, String, String) {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("a process");

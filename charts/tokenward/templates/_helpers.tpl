@@ -1,4 +1,4 @@
-{{/* The beginning of all names. */}}
+{{/* The prefix of all names. */}}
 {{- define "tokenward.fullname" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
@@ -9,7 +9,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What never changes in the life of a release. Call: (list "controller" $). */}}
+{{/* Labels for selectors, which never change in the life of a release. Call: (list "controller" $). */}}
 {{- define "tokenward.selector" -}}
 {{- $component := index . 0 -}}{{- $root := index . 1 -}}
 app.kubernetes.io/name: tokenward
@@ -39,17 +39,17 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{/* "true" where only some namespaces are watched, so that nothing may be cluster-wide. */}}
+{{/* "true" if only some namespaces are watched, so that nothing may be cluster-wide. */}}
 {{- define "tokenward.tenant" -}}
 {{- if .Values.watchNamespaces }}true{{ end -}}
 {{- end -}}
 
-{{/* "true" where the controller serves the admission webhook. */}}
+{{/* "true" if the controller serves the admission webhook. */}}
 {{- define "tokenward.admission" -}}
 {{- if and .Values.admission.enabled (not .Values.watchNamespaces) }}true{{ end -}}
 {{- end -}}
 
-{{/* The failure policy for ApiTokens, argued in values.yaml. */}}
+{{/* The failure policy for ApiTokens; values.yaml has the reasons. */}}
 {{- define "tokenward.failurePolicy" -}}
 {{- $chosen := .Values.admission.failurePolicy.apiTokens -}}
 {{- if not .Values.admission.enforceScopeGrants -}}
@@ -99,7 +99,7 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* Replicas apart: a preference, so that a small cluster can run them too. Call: (list "controller" $). */}}
+{{/* Spreads replicas over nodes and zones: as a preference, so that a small cluster can run them too. Call: (list "controller" $). */}}
 {{- define "tokenward.spread" -}}
 {{- $component := index . 0 -}}{{- $root := index . 1 -}}
 {{- $ours := dict "labelSelector" (dict "matchLabels" (include "tokenward.selector" . | fromYaml)) -}}
@@ -119,7 +119,7 @@ capabilities:
 {{- end }}
 {{- end -}}
 
-{{/* Where a pod may run, and how much it counts. Call with the values of a role. */}}
+{{/* Where a pod may run, and its priority. Call with the values of a role. */}}
 {{- define "tokenward.scheduling" -}}
 {{- with .priorityClassName }}
 priorityClassName: {{ . }}
@@ -140,7 +140,7 @@ affinity: {{- toYaml . | nindent 2 }}
 livenessProbe:
   httpGet: {path: /livez, port: telemetry}
   periodSeconds: 10
-  # A busy node must not end what works.
+  # Lenient, as a busy node must not restart a pod that works.
   timeoutSeconds: 5
   failureThreshold: 3
 readinessProbe:
@@ -159,7 +159,7 @@ readinessProbe:
   {{- end }}
 {{- end -}}
 
-{{/* What every pod of ours must reach: names and the API server. */}}
+{{/* Egress that every pod needs: DNS and the API server. */}}
 {{- define "tokenward.clusterEgress" -}}
 - ports:
     - {port: 53, protocol: UDP}

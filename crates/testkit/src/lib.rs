@@ -1,4 +1,4 @@
-//! A real cluster with tokenward on it, a namespace per test, and waiting without sleeping.
+//! A real cluster with tokenward on it, a namespace for each test, and waiting by polling.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use devcluster::cache::tail;
 use devcluster::process::Guarded;
 use devcluster::{Cluster, Options};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
@@ -17,7 +18,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokenward_core::crd::{ApiToken, ConditionType, find_condition};
 
-/// Adds tests that use something that is started with the first of them.
+/// Adds tests that share a stage, which the first of them to run starts.
 #[macro_export]
 macro_rules! tests {
     ($suite:expr, $runtime:expr, $stage:expr, $start:expr, $($module:ident $(:: $path:ident)+),+ $(,)?) => {
@@ -33,12 +34,12 @@ macro_rules! tests {
     };
 }
 
-/// The checkout.
+/// The root of the repository.
 pub fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
-/// The binary, which Cargo builds for the tests of its package and puts one folder above them.
+/// The tokenward binary, which Cargo builds for the tests of its package and puts one folder above them.
 pub fn tokenward() -> PathBuf {
     let test = std::env::current_exe().expect("the path of this test");
     let binary = test.ancestors().nth(2).expect("the folder of the profile").join("tokenward");
@@ -46,29 +47,27 @@ pub fn tokenward() -> PathBuf {
     binary
 }
 
-/// The folder for logs of processes.
-fn scratch() -> PathBuf {
+/// The folder for the logs of processes.
+fn log_folder() -> PathBuf {
     let folder = tokenward().with_file_name("test-logs");
     std::fs::create_dir_all(&folder).expect("a folder");
     folder
 }
 
-/// How long `eventually` waits: generous, since the machine may be busy.
+/// How long [`eventually`] waits: generous, since the machine may be busy.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A cluster on which what users install is installed.
+/// A cluster with our CRDs, namespace and RBAC, as users install them.
 pub struct Site {
     pub cluster: Cluster,
     pub client: Client,
 }
 
 impl Site {
-    /// Starts one with default options.
     pub async fn start() -> Self {
         Self::start_with(Options::default()).await
     }
 
-    /// Starts one with options of its own.
     pub async fn start_with(options: Options) -> Self {
         let site = Self::bare(options).await;
         let root = root();
@@ -79,7 +78,7 @@ impl Site {
         site
     }
 
-    /// Starts one on which nothing is installed.
+    /// Starts a cluster without installing anything.
     pub async fn bare(options: Options) -> Self {
         let cluster = tokio::task::spawn_blocking(|| Cluster::start(options).expect("a cluster"));
         let cluster = cluster.await.expect("a cluster");
@@ -94,7 +93,7 @@ impl Site {
         output
     }
 
-    /// Runs kubectl; returns whether it succeeded, and all that it printed.
+    /// Runs kubectl; returns whether it succeeded, and its output and errors.
     pub fn try_kubectl(&self, args: &[&str]) -> (bool, String) {
         let output = self.cluster.kubectl().args(args).stdin(Stdio::null()).output().expect("kubectl");
         let text = [output.stdout, output.stderr].concat();
@@ -113,19 +112,60 @@ impl Site {
         Space { name, client: self.client.clone() }
     }
 
+    /// Deletes a namespace, and waits until it is gone.
+    ///
+    /// Kubernetes' namespace controller waits 5 s, then deletes one kind after the other, and reports its first condition
+    /// after the last of them. On a busy machine that may take longer than [`TIMEOUT`], which therefore counts from the
+    /// last progress: a request of that first pass, or a change of the conditions.
+    pub async fn delete_namespace(&self, space: &Space) {
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        namespaces.delete(&space.name, &DeleteParams::default()).await.expect("a deletion");
+        let (mut progress, mut since) = (String::new(), Instant::now());
+        while let Some(namespace) = namespaces.get_opt(&space.name).await.expect("a response") {
+            let conditions = namespace.status.and_then(|status| status.conditions).unwrap_or_default();
+            let seen = if conditions.is_empty() {
+                format!("no conditions after {} deletions of collections", self.deleted_collections().await)
+            } else {
+                format!(
+                    "{:?}",
+                    conditions.iter().map(|c| (&c.type_, &c.status, &c.message)).collect::<Vec<_>>()
+                )
+            };
+            if seen != progress {
+                (progress, since) = (seen, Instant::now());
+            }
+            if since.elapsed() > TIMEOUT {
+                let log = tail(&self.cluster.dir().join("logs/kube-controller-manager.log"));
+                panic!("{} is not deleted; for {TIMEOUT:?}: {progress}\n{log}", space.name);
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// How many collections in namespaces were deleted so far, by the API server's metrics.
+    async fn deleted_collections(&self) -> f64 {
+        let request = http::Request::get("/metrics").body(Vec::new()).expect("a request");
+        let metrics = self.client.request_text(request).await.expect("metrics");
+        let counters = metrics.lines().filter(|line| line.starts_with("apiserver_request_total{"));
+        // DELETE is the HTTP method; for a single object the scope would be "resource".
+        let collections = counters
+            .filter(|line| line.contains(r#"scope="namespace""#) && line.contains(r#"verb="DELETE""#));
+        collections.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
     /// Starts the controller under its own rights.
     pub fn controller(&self, args: &[&str]) -> Process {
         self.controller_with(args, &[])
     }
 
-    /// Starts the controller with variables in its environment.
+    /// Starts the controller with additional environment variables.
     pub fn controller_with(&self, args: &[&str], env: &[(&str, &str)]) -> Process {
         let kubeconfig = self.rights_of("tokenward-controller");
         let ports = ["--telemetry-listen"];
         Process::start("controller", &kubeconfig, &ports, args, env)
     }
 
-    /// Starts the controller with all rights, where rights are not what is tested.
+    /// Starts the controller with all rights, for tests that are not about rights.
     pub fn controller_as_admin(&self, args: &[&str], env: &[(&str, &str)]) -> Process {
         Process::start("controller", self.cluster.kubeconfig(), &["--telemetry-listen"], args, env)
     }
@@ -135,12 +175,12 @@ impl Site {
         Process::start("controller", kubeconfig, &["--telemetry-listen"], args, &[])
     }
 
-    /// Starts the verifier under its own rights.
+    /// Starts the verifier under its own rights, over plain HTTP.
     pub fn verifier(&self, args: &[&str]) -> Process {
         self.verifier_with(&[&["--plain-http"], args].concat())
     }
 
-    /// Starts the verifier under its own rights, to answer over HTTPS.
+    /// Starts the verifier under its own rights, over HTTPS.
     pub fn verifier_with_tls(&self, certificate: &Path, key: &Path) -> Process {
         let [certificate, key] = [certificate, key].map(|path| path.display().to_string());
         self.verifier_with(&["--tls-cert", &certificate, "--tls-key", &key])
@@ -159,8 +199,8 @@ impl Site {
     }
 }
 
-/// A second installation on the same cluster: a pepper and a lease of its own, in a namespace of its own, for one
-/// watched namespace. With all rights, where rights are not what is tested.
+/// A second installation on the same cluster, for one watched namespace: its pepper and its lease are in a namespace
+/// of their own. It has all rights, as rights are not what its tests are about.
 pub struct Tenant<'s> {
     site: &'s Site,
     operator: Space,
@@ -173,17 +213,15 @@ impl<'s> Tenant<'s> {
         Self { site, operator, space: site.namespace(name).await }
     }
 
-    /// Starts its controller.
     pub fn controller(&self, args: &[&str]) -> Process {
         self.controller_with(args, &[])
     }
 
-    /// Starts its controller with variables in its environment.
+    /// Starts its controller with additional environment variables.
     pub fn controller_with(&self, args: &[&str], env: &[(&str, &str)]) -> Process {
         self.process("controller", &["--telemetry-listen"], args, env)
     }
 
-    /// Starts its verifier.
     pub fn verifier(&self) -> Process {
         self.process("verifier", &["--telemetry-listen", "--listen"], &["--plain-http"], &[])
     }
@@ -211,7 +249,7 @@ pub async fn client_of(kubeconfig: &Path) -> Client {
     Client::try_from(config.expect("a configuration")).expect("a client")
 }
 
-/// One of our processes, on ports of its own.
+/// A tokenward process, on free ports.
 pub struct Process {
     guarded: Guarded,
     pub telemetry: SocketAddr,
@@ -221,13 +259,13 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a role with a kubeconfig, and a free port for each of these flags.
+    /// Starts a role with a kubeconfig, and a free port for each flag in `ports`.
     pub fn start(role: &str, kubeconfig: &Path, ports: &[&str], args: &[&str], env: &[(&str, &str)]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let telemetry = free_port();
         let listen = free_port();
         let grpc = free_port();
-        let log = scratch().join(format!(
+        let log = log_folder().join(format!(
             "{role}-{}-{}.log",
             std::process::id(),
             COUNT.fetch_add(1, Ordering::Relaxed)
@@ -243,7 +281,7 @@ impl Process {
         Self { guarded: Guarded::spawn(command).expect("a process"), telemetry, listen, grpc, log }
     }
 
-    /// Waits until `/readyz` says so.
+    /// Waits until `/readyz` returns 200.
     pub async fn ready(self) -> Self {
         let url = format!("http://{}/readyz", self.telemetry);
         eventually("ready", async || match reqwest::get(&url).await {
@@ -255,25 +293,25 @@ impl Process {
         self
     }
 
-    /// What it has logged.
+    /// The whole log so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Its metrics, as text.
+    /// The text of `/metrics`.
     pub async fn metrics(&self) -> String {
         let url = format!("http://{}/metrics", self.telemetry);
         reqwest::get(url).await.expect("metrics").text().await.expect("metrics")
     }
 
-    /// The value of one metric.
+    /// The value of a metric without labels.
     pub async fn metric(&self, name: &str) -> f64 {
         let text = self.metrics().await;
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
     }
 
-    /// Waits until it is not ready, for want of a part.
+    /// Waits until `/readyz` names `part` as not ready.
     pub async fn waits_for(&self, part: &str) {
         let url = format!("http://{}/readyz", self.telemetry);
         eventually("not ready", async || {
@@ -283,12 +321,12 @@ impl Process {
         .await;
     }
 
-    /// Asks `/auth`; returns the status code.
+    /// Sends a token to `/auth`; returns the status code.
     pub async fn check(&self, token: &str, query: &str) -> u16 {
         self.ask(token, query).await.status().as_u16()
     }
 
-    /// Asks `/auth`.
+    /// Sends a token to `/auth`; returns the response.
     pub async fn ask(&self, token: &str, query: &str) -> reqwest::Response {
         let url = format!("http://{}/auth?{query}", self.listen);
         client().get(url).bearer_auth(token).send().await.expect("an answer")
@@ -305,19 +343,18 @@ impl Process {
         .await;
     }
 
-    /// Ends it at once.
+    /// Ends the process by SIGKILL, as a crash would.
     pub fn kill(&mut self) {
         let _ = self.guarded.kill();
     }
 
-    /// Asks it to end; returns its exit code and how long it took.
+    /// Sends SIGTERM and waits; returns the exit code, and how long it took.
     pub fn terminate(&mut self) -> (Option<i32>, Duration) {
         let start = Instant::now();
         let status = self.guarded.terminate(Duration::from_secs(20)).expect("an exit status");
         (status.code(), start.elapsed())
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.guarded.pid()
     }
@@ -334,13 +371,12 @@ impl Process {
         }
     }
 
-    /// Whether it still runs.
     pub fn runs(&mut self) -> bool {
         self.guarded.try_wait().expect("a status").is_none()
     }
 }
 
-/// The HTTP client of all tests, which reuses its connections as a gateway does.
+/// An HTTP client that opens a connection for each request.
 pub fn client() -> reqwest::Client {
     reqwest::Client::builder()
         .pool_max_idle_per_host(0)
@@ -349,12 +385,12 @@ pub fn client() -> reqwest::Client {
         .expect("a client")
 }
 
-/// An address on loopback that nobody listened on a moment ago.
+/// A loopback address with a port that was free a moment ago.
 pub fn free_port() -> SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port")
 }
 
-/// A namespace, and what a test does in it.
+/// A namespace, with what tests do in it.
 #[derive(Clone)]
 pub struct Space {
     pub name: String,
@@ -375,12 +411,12 @@ impl Space {
         self.try_create(name, spec).await.expect("an ApiToken")
     }
 
-    /// Tries to; returns the API server's message if it denies that.
+    /// Creates an ApiToken; returns the API server's message if that is rejected.
     pub async fn try_create(&self, name: &str, spec: Value) -> Result<ApiToken, String> {
         let object = json!({
             "apiVersion": "tokenward.dev/v1alpha1", "kind": "ApiToken", "metadata": {"name": name}, "spec": spec,
         });
-        // As a client would that knows nothing of our types.
+        // Untyped, so that a spec that our types can't represent is sent too.
         let request =
             http::Request::post(format!("/apis/tokenward.dev/v1alpha1/namespaces/{}/apitokens", self.name))
                 .header("content-type", "application/json")
@@ -405,13 +441,13 @@ impl Space {
         self.try_patch(name, patch).await.expect("a patch")
     }
 
-    /// Tries to; returns the API server's message if it denies that.
+    /// Changes an ApiToken by a merge patch; returns the API server's message if that is rejected.
     pub async fn try_patch(&self, name: &str, patch: Value) -> Result<ApiToken, String> {
         let params = PatchParams::default();
         self.tokens().patch(name, &params, &Patch::Merge(patch)).await.map_err(|error| message(&error))
     }
 
-    /// Changes a status as somebody with too many rights would.
+    /// Changes a status by hand, as a user with too many rights could.
     pub async fn patch_status(&self, name: &str, patch: Value) {
         let params = PatchParams::default();
         self.tokens().patch_status(name, &params, &Patch::Merge(patch)).await.expect("a status");
@@ -421,13 +457,13 @@ impl Space {
         self.tokens().delete(name, &DeleteParams::default()).await.expect("a deletion");
     }
 
-    /// The token in the Secret of an ApiToken that has default names.
+    /// The token in the Secret of an ApiToken with the default Secret name and key.
     pub async fn secret_of(&self, name: &str) -> String {
         let secret = self.secrets().get(name).await.expect("a Secret");
         data(&secret, "token").expect("a token in the Secret")
     }
 
-    /// Waits until an ApiToken is as wanted; returns it.
+    /// Waits until `wanted` is true of an ApiToken; returns the ApiToken.
     pub async fn until(&self, name: &str, what: &str, wanted: impl Fn(&ApiToken) -> bool) -> ApiToken {
         eventually(what, async || match self.tokens().get(name).await {
             Ok(token) if wanted(&token) => Ok(token),
@@ -465,7 +501,7 @@ impl Space {
         self.secret_of(&secret).await
     }
 
-    /// Asserts that nothing changes for a while where nothing may.
+    /// Asserts that an ApiToken does not change for a while.
     pub async fn stays(&self, name: &str, duration: Duration) {
         let before = self.get(name).await;
         tokio::time::sleep(duration).await;
@@ -474,7 +510,7 @@ impl Space {
         assert_eq!(before.metadata.resource_version, after.metadata.resource_version);
     }
 
-    /// Waits until an object has Events with these reasons. They are written apart from the work.
+    /// Waits until an object has Events with these reasons, which the controller writes asynchronously.
     pub async fn has_events(&self, name: &str, reasons: &[&str]) {
         eventually(&format!("Events {reasons:?} of {name}"), async || {
             let events = self.events(name).await;
@@ -517,7 +553,7 @@ pub fn data(secret: &Secret, key: &str) -> Option<String> {
     String::from_utf8(value.0.clone()).ok()
 }
 
-/// The API server's message.
+/// The API server's message in an error, or the error as text.
 pub fn message(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message.clone(),

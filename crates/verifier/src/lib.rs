@@ -62,8 +62,8 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     let (pepper_ready, list_ready) = (readiness.part("pepper"), readiness.part("first list of ApiTokens"));
     let fresh = readiness.part("news from the API server");
     let telemetry = probes::serve(args.common.telemetry_listen, readiness.clone(), registry, stop.clone())?;
-    let listener = bind("--listen", args.listen)?;
-    let grpc_listener = args.grpc_listen.map(|listen| bind("--grpc-listen", listen)).transpose()?;
+    let listener = listen_on("--listen", args.listen)?;
+    let grpc_listener = args.grpc_listen.map(|listen| listen_on("--grpc-listen", listen)).transpose()?;
     let version = env!("CARGO_PKG_VERSION");
     info!(version, namespace, listen = %args.listen, grpc_listen = ?args.grpc_listen, "verifier starts");
 

@@ -1,4 +1,4 @@
-// The process that holds a pod's namespaces open and does nothing else. It ends when it is told to.
+// The process that keeps a pod's namespaces open and does nothing else. It ends on a signal.
 package main
 
 import (

@@ -6,11 +6,11 @@ use serde_json::json;
 
 use crate::network::NodeNetwork;
 
-/// The image of the process that holds a pod's namespaces. Nothing pulls it: it is loaded.
+/// The image of the process that keeps a pod's namespaces alive. It is loaded, never pulled.
 pub(crate) const PAUSE_IMAGE: &str = "devcluster.invalid/pause:1";
 /// Where containerd listens, as seen on the node.
 pub(crate) const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
-/// The domain of the cluster's names.
+/// The cluster's DNS domain.
 const DOMAIN: &str = "cluster.local";
 
 /// containerd's config. The native snapshotter copies, and so works on any file system.
@@ -35,8 +35,8 @@ conf_dir = '{}'
     )
 }
 
-/// How pods get an address: a link to the node for each, and routes. A bridge would deliver answers between
-/// two pods past the node, where the translation of a Service's address is undone.
+/// How pods get an address: a link to the node for each, and routes. With a bridge, replies between two pods would
+/// bypass the node, where the translation of a Service's address is undone.
 pub(crate) fn cni(network: NodeNetwork) -> String {
     let ipam = json!({
         "type": "host-local",
@@ -51,8 +51,7 @@ pub(crate) fn cni(network: NodeNetwork) -> String {
     .to_string()
 }
 
-/// The kubelet's config. What is not named is as in any cluster, above all how long a volume takes to follow
-/// its Secret.
+/// The kubelet's config. Other settings are the defaults, above all how long a volume takes to follow its Secret.
 pub(crate) fn kubelet(network: NodeNetwork, pki: &Path, cgroup: &str) -> String {
     let full = json!({ "memory.available": "0%", "nodefs.available": "0%", "imagefs.available": "0%",
         "nodefs.inodesFree": "0%", "imagefs.inodesFree": "0%" });
@@ -71,16 +70,16 @@ pub(crate) fn kubelet(network: NodeNetwork, pki: &Path, cgroup: &str) -> String 
         "containerRuntimeEndpoint": format!("unix://{CONTAINERD_SOCKET}"),
         "clusterDNS": [network.dns_service()],
         "clusterDomain": DOMAIN,
-        // Names outside of the cluster are none of its business.
+        // No resolver for names outside of the cluster.
         "resolvConf": "",
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": format!("/{cgroup}"),
         "failCgroupV1": false,
         "failSwapOn": false,
         "enforceNodeAllocatable": [],
-        // Nothing is to touch iptables: kube-proxy has tables of its own.
+        // Leave iptables alone: kube-proxy uses nftables, with tables of its own.
         "makeIPTablesUtilChains": false,
-        // A developer's disk is full at times. That is no reason to evict.
+        // Don't evict pods because a developer's disk is nearly full.
         "evictionHard": full,
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
@@ -88,7 +87,7 @@ pub(crate) fn kubelet(network: NodeNetwork, pki: &Path, cgroup: &str) -> String 
     .to_string()
 }
 
-/// CoreDNS's config: the cluster's names and no others.
+/// CoreDNS's config: it resolves the cluster's names and no others.
 pub(crate) fn corefile(network: NodeNetwork, kubeconfig: &Path) -> String {
     format!(
         "{DOMAIN}:53 in-addr.arpa:53 {{
@@ -107,8 +106,7 @@ pub(crate) fn corefile(network: NodeNetwork, kubeconfig: &Path) -> String {
     )
 }
 
-/// The Service by which pods reach CoreDNS, and its right to read what it tells. It is no pod, so its address
-/// is written down.
+/// The Service of CoreDNS, with an EndpointSlice by hand, as CoreDNS is no pod here; and its RBAC.
 pub(crate) fn dns_objects(network: NodeNetwork) -> String {
     let metadata = json!({ "name": "kube-dns", "namespace": "kube-system" });
     let ports = [("dns", "UDP"), ("dns-tcp", "TCP")];

@@ -1,23 +1,23 @@
-# The first process of a node: its end is the end of every other, and of what is mounted here.
-# $1 is the node's folder. A cluster's end removes it.
+# The first process of a node: when it ends, all others end, and all mounts are undone.
+# $1 is the node's folder, which is removed with the cluster.
 set -eu
 
-# Before /proc is the node's own: this process's id as the outside knows it.
+# Read before /proc is the node's own: this process's id outside of the namespace.
 read -r pid _ </proc/self/stat
 mount -t proc proc /proc
 
-# What the kubelet, containerd and CNI keep by habit below these goes to the folder, or to memory.
+# What the kubelet, containerd and CNI store below these by default goes to the folder, or to memory.
 mount -t tmpfs tmpfs /run
 mount --bind "$1/lib" /var/lib
 mount --bind "$1/log" /var/log
 
-# Beyond this machine the node reaches nothing. Whoever looks for a name there is told so at once.
+# The node reaches nothing beyond this machine, so looking up a name should fail at once.
 if [ -e /etc/resolv.conf ]; then
     : >"$1/resolv.conf"
     mount --bind "$1/resolv.conf" /etc/resolv.conf
 fi
 
-# The kubelet wants to set these for the whole machine. It may write to copies.
+# The kubelet would set these for the whole machine. It gets copies to write to.
 for name in vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops \
     kernel/keys/root_maxkeys kernel/keys/root_maxbytes; do
     if [ -e "/proc/sys/$name" ]; then
@@ -35,5 +35,5 @@ echo "$pid" >"$1/pid.new"
 mv "$1/pid.new" "$1/pid"
 trap 'exit 0' TERM
 sleep infinity &
-# Also the end of every orphan.
+# Reaps orphans too.
 wait

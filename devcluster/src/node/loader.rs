@@ -1,4 +1,4 @@
-//! Images for a node, from files. There is no registry, so pods say `imagePullPolicy: Never` or `IfNotPresent`.
+//! Images for a node, from files. There is no registry, so pods need `imagePullPolicy: Never` or `IfNotPresent`.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -12,7 +12,7 @@ use super::config::CONTAINERD_SOCKET;
 use crate::Error;
 use crate::process::Guarded;
 
-/// Asks a node's containerd. Enough for another process to act on it.
+/// Talks to a node's containerd. Serializable, so that another process can load images too.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Loader {
     pub(crate) namespaces: Namespaces,
@@ -22,15 +22,15 @@ pub(crate) struct Loader {
 impl Loader {
     /// Loads the images of a docker-archive or of an OCI layout, each a tar file.
     pub(crate) fn load(&self, archive: &Path) -> Result<(), Error> {
-        // Opened here and read there: the node may not see its path.
+        // Opened here and passed as stdin: the node may not see its path.
         let file = File::open(archive).map_err(Error::file("open", archive))?;
-        // `local`: what is asked of containerd without it wants to know platforms.
+        // `--local`: the import by the server instead needs to be given platforms.
         let words = ["images", "import", "--local", "--snapshotter=native", "-"];
         let failed = |message| Error::Load { path: archive.to_owned(), message };
         self.run(&words, file.into()).map_err(failed)
     }
 
-    /// Whether containerd answers.
+    /// Fails unless containerd responds.
     pub(crate) fn probe(&self) -> Result<(), String> {
         self.run(&["version"], Stdio::null())
     }

@@ -1,8 +1,8 @@
 //! A node: containerd, kubelet, kube-proxy and CoreDNS in a [`Sandbox`], and a scheduler, so that pods run.
 //!
-//! The kubelet, kube-proxy, the scheduler and CoreDNS each ask the API server under a name of their own, with
-//! the rights that Kubernetes gives to it: what a pod may mount is decided as in any cluster.
-//! Pods reach each other, Services, the node and this machine; beyond it they reach nothing.
+//! The kubelet, kube-proxy, the scheduler and CoreDNS each have a user of their own, with the rights that Kubernetes
+//! gives to it: what a pod may mount is decided as in any cluster.
+//! Pods reach each other, Services, the node and this machine, and nothing beyond it.
 
 mod config;
 mod loader;
@@ -35,7 +35,7 @@ pub(crate) struct Node {
     services: Vec<Service>,
 }
 
-/// Whether a node can run here and with these options. Asked before anything is started.
+/// Fails unless a node can run here and with these options. Called before anything is started.
 pub(crate) fn check(options: &Options) -> Result<(), Error> {
     if !cfg!(target_os = "linux") {
         return Err(Error::NodeNeedsLinux);
@@ -49,7 +49,7 @@ pub(crate) fn check(options: &Options) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether a node will see this path: in some places it has folders of its own.
+/// Fails if a node would not see this path, because it mounts folders of its own there.
 fn check_visible(path: &Path) -> Result<(), Error> {
     const HIDDEN: [&str; 3] = ["/run", "/var/lib", "/var/log"];
     if HIDDEN.iter().any(|hidden| path.starts_with(hidden)) {
@@ -61,7 +61,7 @@ fn check_visible(path: &Path) -> Result<(), Error> {
 // === impl Node ===
 
 impl Node {
-    /// Gets the programs and makes the namespaces and the network, which the control plane needs to start.
+    /// Gets the programs, and creates the namespaces and the network, which the control plane needs to start.
     pub(crate) fn prepare(launcher: &Launcher) -> Result<Self, Error> {
         check_visible(&launcher.folder)?;
         let programs = Programs::provide()?;
@@ -90,12 +90,10 @@ impl Node {
         [self.sandbox.process()].into_iter().chain(services).collect()
     }
 
-    /// How another process loads an image.
     pub(crate) fn loader(&self) -> Loader {
         Loader { namespaces: self.sandbox.namespaces().clone(), ctr: self.programs.ctr.clone() }
     }
 
-    /// Ends every pod, and the node.
     pub(crate) fn stop(self) -> Result<(), Error> {
         self.sandbox.stop()?;
         for service in self.services {
@@ -154,7 +152,7 @@ impl Node {
     }
 
     fn start_containerd(&mut self, launcher: &Launcher) -> Result<(), Error> {
-        // It finds runc and its own shim by PATH.
+        // It looks for runc and its own shim on PATH.
         let folders =
             [&self.programs.containerd, &self.programs.runc].map(|program| program.with_file_name(""));
         let [own, runc] = folders.each_ref().map(|folder| folder.display());
@@ -179,7 +177,7 @@ impl Node {
             "--leader-elect=false".into(),
             "--secure-port=0".into(),
         ];
-        // Beside the API server: it needs nothing of the node.
+        // Outside of the node, of which it needs nothing.
         self.services.push(launcher.spawn("kube-scheduler", &programs.kube_scheduler, &scheduler)?);
 
         let kubelet = vec![
@@ -191,16 +189,16 @@ impl Node {
         self.spawn(launcher, "kubelet", programs.kubelet, &kubelet)?;
         let node = format!("node/{}", self.name());
         let (kubectl, folder) = (control_plane.binaries().kubectl.clone(), launcher.folder.clone());
-        // kube-proxy asks for the node's address once, and waits long before it asks again.
+        // First the Node object: kube-proxy reads the node's address once, and waits long before it retries.
         self.wait_ready(launcher, "kubelet", || probe(&kubectl, &folder, &["get", &node]))?;
 
         let kube_proxy = vec![
             flag("--kubeconfig", self.kubeconfig("kube-proxy")),
             name,
-            // Tables of its own, which touch nobody else's.
+            // With nftables it has tables of its own, and touches no others.
             "--proxy-mode=nftables".into(),
             flag("--cluster-cidr", self.network().pods()),
-            // The machine's limits are not the node's to change.
+            // The node must not change the machine's limits.
             "--conntrack-max-per-core=0".into(),
         ];
         self.spawn(launcher, "kube-proxy", programs.kube_proxy, &kube_proxy)
@@ -215,7 +213,7 @@ impl Node {
         self.spawn(launcher, "coredns", self.programs.coredns.clone(), &flags)
     }
 
-    /// Ready is: pods can be placed, and Services answer, names included.
+    /// Waits until pods can be scheduled, and Services respond, DNS included.
     fn wait_until_ready(&mut self, launcher: &Launcher, control_plane: &ControlPlane) -> Result<(), Error> {
         let node = format!("node/{}", self.name());
         let wait = ["wait", "--for=condition=Ready", "--timeout=1s", &node];

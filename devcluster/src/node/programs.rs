@@ -16,7 +16,7 @@ const CONTAINERD: Module = Module {
     go_sum: include_str!("../../go/containerd/go.sum"),
     ldflags: "-s -w",
 };
-/// Without the snapshotters that want libraries.
+/// Without the snapshotters that need C libraries.
 const CONTAINERD_RECIPE: Recipe = Recipe { tags: "no_btrfs,no_devmapper,no_zfs", cgo: false, main: None };
 const CONTAINERD_PROGRAMS: [&Program; 3] = [
     &Program {
@@ -42,7 +42,7 @@ const RUNC: Module = Module {
     go_sum: include_str!("../../go/runc/go.sum"),
     ldflags: "-s -w",
 };
-/// Without seccomp it refuses the profile that every container gets.
+/// Without seccomp it fails on the profile that every container gets.
 const RUNC_RECIPE: Recipe = Recipe { tags: "seccomp", cgo: true, main: None };
 const RUNC_PROGRAM: Program =
     Program { name: "runc", package: "github.com/opencontainers/runc", usual: Duration::from_secs(16) };
@@ -63,7 +63,7 @@ const PAUSE_RECIPE: Recipe =
     Recipe { tags: "", cgo: false, main: Some(include_str!("../../go/pause/main.go")) };
 const PAUSE_PROGRAM: Program = Program { name: "pause", package: ".", usual: Duration::from_secs(2) };
 
-/// A plugin that gives a pod its network. Its folder has the others.
+/// A CNI plugin; the others are in the same folder.
 const CNI: Need = Need {
     any_of: &["/usr/lib/cni/ptp", "/opt/cni/bin/ptp", "/usr/libexec/cni/ptp"],
     package: "containernetworking-plugins",
@@ -74,12 +74,12 @@ const IP: Need = Need { any_of: &["ip"], package: "iproute2", service: None };
 const UNSHARE: Need = Need { any_of: &["unshare"], package: "util-linux", service: None };
 const NSENTER: Need = Need { any_of: &["nsenter"], package: "util-linux", service: None };
 const MOUNT: Need = Need { any_of: &["mount"], package: "mount", service: None };
-/// To build runc.
+/// Needed to build runc, with the next two.
 const SECCOMP: Need = Need { any_of: &["/usr/include/seccomp.h"], package: "libseccomp-dev", service: None };
 const PKG_CONFIG: Need = Need { any_of: &["pkg-config"], package: "pkg-config", service: None };
 const CC: Need = Need { any_of: &["cc", "gcc", "clang"], package: "gcc", service: None };
 
-/// All that runs on a node, ready to run.
+/// All programs of a node, ready to run.
 #[derive(Clone, Debug)]
 pub(crate) struct Programs {
     pub(crate) kubernetes: NodeBinaries,

@@ -1,7 +1,7 @@
-//! The node's own view of the machine: its processes, mounts and network are in kernel namespaces of their own
-//! (namespaces(7)). When their first process ends, however that happens, the kernel ends all the others, unmounts
-//! what was mounted, and removes interfaces, routes and packet filters. So nothing has to be cleaned up by
-//! somebody who might be dead, the machine's own settings stay as they are, and nodes don't meet.
+//! Isolates a node: its processes, mounts and network are in kernel namespaces of their own (namespaces(7)). When
+//! their first process ends, however that happens, the kernel ends all the others, unmounts what was mounted, and
+//! removes interfaces, routes and packet filters. So cleaning up needs no process that might be dead, the machine's
+//! own settings stay as they are, and nodes don't interfere.
 //!
 //! Two things are outside: one end of a link, which the kernel removes with the other one, and control groups,
 //! which a watchdog removes.
@@ -21,32 +21,31 @@ use crate::service::{Launcher, Service};
 
 const INIT: &str = include_str!("init.sh");
 const REMOVE_CGROUPS: &str = include_str!("cgroups.sh");
-/// Each node has a /16 from here on. Most private networks of companies and of engines are elsewhere.
-const FIRST: u8 = 144;
-const COUNT: u8 = 64;
+/// The networks of nodes: `10.144.0.0/16` and the next 63. Companies and container engines mostly use others.
+const FIRST_NETWORK: u8 = 144;
+const NETWORKS: u8 = 64;
 
 /// The namespaces of one node.
 pub(crate) struct Sandbox {
     namespaces: Namespaces,
     network: NodeNetwork,
-    /// Before the janitor: control groups can be removed once the processes in them have ended.
+    /// Dropped before the janitor, as control groups can be removed only once their processes have ended.
     init: Service,
     cgroups: Janitor,
 }
 
-/// How to get into a node's namespaces, and what it leaves outside. Enough for another process to act on it.
+/// How to enter a node's namespaces, and the name of what it has outside. Serializable, for use by another process.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Namespaces {
-    /// The first process.
     init: Identity,
-    /// The name of interface, control groups and node.
+    /// The name of the interface, the control groups and the node.
     name: String,
 }
 
 // === impl Sandbox ===
 
 impl Sandbox {
-    /// Makes the namespaces, and a link to them.
+    /// Creates the namespaces, and a link to them.
     pub(crate) fn start(launcher: &Launcher, folder: &Path) -> Result<Self, Error> {
         for name in ["lib", "log", "sysctl"] {
             let folder = folder.join(name);
@@ -90,19 +89,19 @@ impl Sandbox {
     /// Ends everything in the namespaces.
     pub(crate) fn stop(self) -> Result<(), Error> {
         let Self { mut init, cgroups, .. } = self;
-        // SIGKILL, and the kernel passes it on: there is no state that anybody wants to keep.
+        // SIGKILL, which the kernel passes on to all the others: there is no state worth saving.
         init.process.kill().map_err(Error::process("stop", init.name))?;
-        cgroups.act();
+        cgroups.trigger();
         Ok(())
     }
 
     /// Lets the namespaces outlive this process.
     pub(crate) fn detach(self) -> Result<(), Error> {
         self.init.process.detach().map_err(Error::process("detach", self.init.name))?;
-        self.cgroups.stand_down().map_err(Error::process("detach", self.init.name))
+        self.cgroups.disarm().map_err(Error::process("detach", self.init.name))
     }
 
-    /// Gives addresses to both ends of the link, and sends what is the cluster's through it.
+    /// Gives addresses to both ends of the link, and routes the cluster's network through it.
     fn connect(&self) -> Result<(), Error> {
         let (name, network) = (&self.namespaces.name, self.network);
         let ip = |line: String| run("ip", line.split(' '));
@@ -135,18 +134,18 @@ impl Namespaces {
         words
     }
 
-    /// Removes what outlives the node's processes. For a detached node: others have a janitor.
+    /// Removes what outlives the node's processes. Only for a detached node; others have a janitor.
     pub(crate) fn clean(&self) -> Result<(), Error> {
         run("/bin/sh", ["-c", REMOVE_CGROUPS, "devcluster-cgroups", &self.name])
     }
 }
 
-/// Makes a link into the network namespace of a process, with the first name and addresses that are free. The
-/// kernel lets only one process have a name.
+/// Creates a link into the network namespace of a process, with the first free name and network. The kernel makes
+/// sure that only one process gets a name.
 fn link(pid: u32) -> Result<(String, NodeNetwork), Error> {
     let mut last = None;
-    for index in 0..COUNT {
-        let (name, network) = (format!("devcluster{index}"), NodeNetwork(FIRST + index));
+    for index in 0..NETWORKS {
+        let (name, network) = (format!("devcluster{index}"), NodeNetwork(FIRST_NETWORK + index));
         if is_routed(network)? {
             continue;
         }
@@ -160,7 +159,7 @@ fn link(pid: u32) -> Result<(String, NodeNetwork), Error> {
     Err(last.unwrap_or(Error::NoNetwork))
 }
 
-/// Whether this machine sends a part of these addresses elsewhere.
+/// Whether this machine already has a route for a part of this network.
 fn is_routed(network: NodeNetwork) -> Result<bool, Error> {
     let mut command = Command::new("ip");
     command.args(["-4", "route", "show", "root", &network.all()]);
@@ -168,11 +167,11 @@ fn is_routed(network: NodeNetwork) -> Result<bool, Error> {
     Ok(!output.stdout.is_empty())
 }
 
-/// Makes the control groups below which the kubelet puts its pods: one, or with version 1 one a controller.
+/// Creates the control groups below which the kubelet puts its pods: one, or with cgroups v1 one for each controller.
 fn make_cgroups(name: &str) -> Result<(), Error> {
     for root in cgroup_roots() {
         let path = root.join(name);
-        // What a node with this name has left, if it is empty: the kubelet makes the rest anew.
+        // Removes an empty one that an earlier node of this name has left; the kubelet creates what is below.
         fs::create_dir_all(&path).map_err(Error::file("create", &path))?;
     }
     Ok(())

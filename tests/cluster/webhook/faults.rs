@@ -1,13 +1,11 @@
-//! What goes wrong between a transition and its delivery. The receiver's log is the judge: no event is missing, and
-//! one that came twice came with the same id.
+//! What can go wrong between a transition and its delivery. Asserted on the receiver's log: no event is missing, and
+//! one that came twice has the same id.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt, stream};
-use k8s_openapi::api::core::v1::Namespace;
-use kube::Api;
 use kube::api::DeleteParams;
 use serde_json::json;
 use tokenward_core::crd::ConditionType;
@@ -17,9 +15,9 @@ use super::{Hooks, assert_sound};
 use testkit::{Process, Site, TIMEOUT, eventually};
 
 /// How many cases of the crash test run at once.
-const AT_ONCE: usize = 4;
+const CONCURRENT_CASES: usize = 4;
 
-/// What happens, and at which of its writes and requests the controller is killed.
+/// Kinds of cases, and the writes and requests at which the controller is killed.
 const CRASHES: [(&str, &[&str]); 4] = [
     ("revoke", &["record", "record@2", "send", "write-webhook-status"]),
     ("create", &["add-finalizer", "announce", "deliver", "record", "send"]),
@@ -36,7 +34,7 @@ pub async fn no_crash_loses_an_event(site: &Site) {
     }
     stream::iter(cases)
         .map(|(what, point)| crash(site, what, point))
-        .buffer_unordered(AT_ONCE)
+        .buffer_unordered(CONCURRENT_CASES)
         .collect::<()>()
         .await;
 }
@@ -56,7 +54,7 @@ async fn crash(site: &Site, what: &str, point: String) {
         "revoke" => drop(space.patch("t", json!({"spec": {"revoked": true}})).await),
         "create" => drop(space.create("n", json!({"scopes": ["a:b"]})).await),
         "delete" => space.delete("t").await,
-        _ => drop(hooks.make("second", json!({"url": receiver.url(), "events": ["*"]})).await),
+        _ => drop(hooks.create("second", json!({"url": receiver.url(), "events": ["*"]})).await),
     }
     assert_eq!(doomed.ended().await, None, "{what} {point}: not killed: {}", doomed.log());
     let _controller = hooks.controller(&[]).await;
@@ -95,7 +93,7 @@ async fn until_gone(hooks: &Hooks<'_>, name: &str) {
     .await;
 }
 
-/// Makes tokens `t0` to `t{n-1}` and waits until they are active and their events delivered.
+/// Creates tokens `t0` to `t{n-1}`, and waits until they are active and their events delivered.
 async fn tokens(hooks: &Hooks<'_>, receiver: &Receiver, n: usize) -> Vec<String> {
     let names: Vec<String> = (0..n).map(|i| format!("t{i}")).collect();
     for name in &names {
@@ -114,8 +112,8 @@ async fn revoke(hooks: &Hooks<'_>, names: &[String]) {
     }
 }
 
-/// Fails half of the time: with each event when it comes first. By turns it might be the same event's each time.
-fn at_the_second_time() -> impl Fn(&Delivery, usize) -> Answer + Send + Sync + 'static {
+/// Fails the first attempt of each event. Failing every second request could hit the same event each time.
+fn fails_first_attempts() -> impl Fn(&Delivery, usize) -> Answer + Send + Sync + 'static {
     let seen = Mutex::new(HashSet::new());
     move |delivery, _| {
         let is_first = seen.lock().expect("a lock").insert(delivery.id.clone());
@@ -123,7 +121,7 @@ fn at_the_second_time() -> impl Fn(&Delivery, usize) -> Answer + Send + Sync + '
     }
 }
 
-pub async fn a_new_leader_goes_on(site: &Site) {
+pub async fn a_new_leader_continues_deliveries(site: &Site) {
     let hooks = Hooks::new(site, "hook-leader").await;
     let receiver = Receiver::open().await;
     let args = |name| ["--lease-duration", "3s", "--webhook-time-scale", "600", "--identity", name];
@@ -134,7 +132,7 @@ pub async fn a_new_leader_goes_on(site: &Site) {
     hooks.hook("hook", &receiver).await;
     let names = tokens(&hooks, &receiver, 20).await;
     let _two = start("two").await;
-    // Every second request fails, and every third is not answered at all.
+    // Every second request fails, and every third gets no response.
     receiver.behave(|_, n| match n % 6 {
         0 | 2 | 4 => Answer::Status(500),
         3 => Answer::Hang,
@@ -144,7 +142,7 @@ pub async fn a_new_leader_goes_on(site: &Site) {
     revoke(&hooks, &names).await;
     receiver.until("some accepted", |_| receiver.accepted().len() > count + 3).await;
     one.kill();
-    receiver.behave(at_the_second_time());
+    receiver.behave(fails_first_attempts());
     for name in &names {
         receiver.until_received(name, &["token.created", "token.revoked"]).await;
     }
@@ -152,14 +150,14 @@ pub async fn a_new_leader_goes_on(site: &Site) {
     assert_sound(&receiver, &hooks.key("hook").await);
 }
 
-/// An hour is six seconds here.
+/// By the time scale, an hour is six seconds here.
 pub async fn an_endpoint_away_for_an_hour_misses_nothing(site: &Site) {
     let hooks = Hooks::new(site, "hook-hour").await;
     let receiver = Receiver::open().await;
     let _controller = hooks.controller(&["--webhook-time-scale", "600"]).await;
     hooks.hook("hook", &receiver).await;
     let names = tokens(&hooks, &receiver, 10).await;
-    receiver.shut().await;
+    receiver.close().await;
     for (suspend, reason) in [(true, "Suspended"), (false, "Active")] {
         for name in &names {
             hooks.space().patch(name, json!({"spec": {"suspend": suspend}})).await;
@@ -181,7 +179,7 @@ pub async fn an_endpoint_away_for_an_hour_misses_nothing(site: &Site) {
     assert_sound(&receiver, &hooks.key("hook").await);
 }
 
-/// One endpoint hangs, one has a full disk half of the time: neither delays the third, or its own other tokens.
+/// One endpoint hangs, one fails half of the time: neither delays the third, or its own other tokens.
 pub async fn a_bad_endpoint_delays_no_other(site: &Site) {
     let hooks = Hooks::new(site, "hook-bad").await;
     let [good, hanging, failing] = [Receiver::open().await, Receiver::open().await, Receiver::open().await];
@@ -196,14 +194,14 @@ pub async fn a_bad_endpoint_delays_no_other(site: &Site) {
     }
     hooks.settled().await;
     hanging.behave(|_, _| Answer::Hang);
-    failing.behave(at_the_second_time());
+    failing.behave(fails_first_attempts());
     for name in &names {
         hooks.space().patch(name, json!({"spec": {"suspend": true}})).await;
         hooks.space().patch(name, json!({"spec": {"revoked": true}})).await;
     }
     for receiver in [&good, &failing] {
         for name in &names {
-            // A revocation that comes before the suspension was seen swallows it.
+            // If the controller sees the suspension and the revocation at once, there is no event of the former.
             let last = format!("token.revoked of {name}");
             receiver
                 .until(&last, |_| receiver.received(name).last().is_some_and(|t| t == "token.revoked"))
@@ -214,10 +212,10 @@ pub async fn a_bad_endpoint_delays_no_other(site: &Site) {
         assert_sound(receiver, &hooks.key(name).await);
     }
     for name in &names {
-        assert_eq!(good.received(name), failing.received(name), "{name}: another order");
+        assert_eq!(good.received(name), failing.received(name), "{name}: the order differs");
     }
     hooks.reason("hanging", ConditionType::Healthy, "Timeout").await;
-    // What is delivered elsewhere waits for the hanging one alone.
+    // Of what the others have accepted, only the hanging one is still pending.
     let waiting = |token: &tokenward_core::crd::ApiToken| {
         let outbox = token.status.as_ref().and_then(|status| status.outbox.clone()).unwrap_or_default();
         outbox.events.iter().all(|event| event.webhooks == ["hanging"]) && !outbox.events.is_empty()
@@ -225,12 +223,12 @@ pub async fn a_bad_endpoint_delays_no_other(site: &Site) {
     for name in &names {
         hooks.space().until(name, "an outbox for the hanging one alone", waiting).await;
     }
-    // With the TokenWebhook goes what waits for it.
+    // Events for a deleted TokenWebhook are dropped.
     hooks.api().delete("hanging", &DeleteParams::default()).await.expect("a deletion");
     hooks.settled().await;
 }
 
-pub async fn a_deleted_token_leaves_its_events(site: &Site) {
+pub async fn events_outlive_a_deleted_token(site: &Site) {
     let hooks = Hooks::new(site, "hook-deleted").await;
     let receiver = Receiver::open().await;
     let mut controller = hooks.controller(&["--webhook-time-scale", "20"]).await;
@@ -254,7 +252,7 @@ pub async fn a_deleted_token_leaves_its_events(site: &Site) {
         w.status.as_ref().is_some_and(|s| s.outbox.len() == 5)
     });
     drop(stored.await);
-    // They outlive the controller too.
+    // They survive the controller too.
     controller.kill();
     receiver.answer(200);
     let _controller = hooks.controller(&["--webhook-time-scale", "20"]).await;
@@ -265,7 +263,7 @@ pub async fn a_deleted_token_leaves_its_events(site: &Site) {
     hooks.until("hook", "an empty outbox", |w| w.status.as_ref().is_some_and(|s| s.outbox.is_empty())).await;
 }
 
-pub async fn a_namespace_goes_whatever_its_endpoint_does(site: &Site) {
+pub async fn a_hanging_endpoint_does_not_block_the_deletion_of_a_namespace(site: &Site) {
     let hooks = Hooks::new(site, "hook-namespace").await;
     let receiver = Receiver::open().await;
     let _controller = hooks.controller(&[]).await;
@@ -274,13 +272,7 @@ pub async fn a_namespace_goes_whatever_its_endpoint_does(site: &Site) {
     receiver.behave(|_, _| Answer::Hang);
     revoke(&hooks, &names).await;
     receiver.until("an attempt", |log| log.iter().any(|d| d.status == 0)).await;
-    let namespaces: Api<Namespace> = Api::all(site.client.clone());
-    namespaces.delete(&hooks.space().name, &DeleteParams::default()).await.expect("a deletion");
-    eventually("namespace gone", async || {
-        let namespace = namespaces.get_opt(&hooks.space().name).await.expect("an answer");
-        namespace.map_or(Ok(()), |n| Err(format!("{:?}", n.status)))
-    })
-    .await;
+    site.delete_namespace(hooks.space()).await;
 }
 
 pub async fn dead_letters_are_counted_and_can_be_replayed(site: &Site) {
@@ -288,7 +280,7 @@ pub async fn dead_letters_are_counted_and_can_be_replayed(site: &Site) {
     let receiver = Receiver::open().await;
     let controller = hooks.controller(&["--webhook-time-scale", "600"]).await;
     let delivery = json!({"maxAge": "1h"});
-    hooks.make("hook", json!({"url": receiver.url(), "events": ["token.*"], "delivery": delivery})).await;
+    hooks.create("hook", json!({"url": receiver.url(), "events": ["token.*"], "delivery": delivery})).await;
     hooks.reason("hook", ConditionType::Ready, "Ready").await;
     let names = tokens(&hooks, &receiver, 3).await;
     receiver.answer(500);
@@ -325,7 +317,7 @@ pub async fn dead_letters_are_counted_and_can_be_replayed(site: &Site) {
 pub async fn paused_events_are_dead_lettered_at_max_age(site: &Site) {
     let hooks = Hooks::new(site, "hook-held-back").await;
     let receiver = Receiver::open().await;
-    // The default, 75 h, is 450 s here, and an hour is 6 s.
+    // By the time scale, the default of 75 h is 450 s here, and an hour is 6 s.
     let _controller = hooks.controller(&["--webhook-time-scale", "600"]).await;
     hooks.hook("hook", &receiver).await;
     let names = tokens(&hooks, &receiver, 3).await;
@@ -344,7 +336,7 @@ pub async fn paused_events_are_dead_lettered_at_max_age(site: &Site) {
     assert_eq!(receiver.log().len(), count, "a suspended TokenWebhook was sent to");
 }
 
-pub async fn a_full_outbox_says_so(site: &Site) {
+pub async fn a_full_outbox_is_reported(site: &Site) {
     let hooks = Hooks::new(site, "hook-full").await;
     let receiver = Receiver::open().await;
     let _controller = hooks.controller(&[]).await;
@@ -365,7 +357,7 @@ pub async fn a_full_outbox_says_so(site: &Site) {
     hooks.until("hook", "the loss", |w| w.status.as_ref().and_then(|s| s.lost) == Some(4)).await;
 }
 
-pub async fn problems_are_reported_and_fixed_by_the_user(site: &Site) {
+pub async fn configuration_errors_are_reported_until_they_are_fixed(site: &Site) {
     let hooks = Hooks::new(site, "hook-wrong").await;
     let space = hooks.space();
     let receiver = Receiver::open().await;
@@ -402,7 +394,7 @@ pub async fn problems_are_reported_and_fixed_by_the_user(site: &Site) {
     };
     let reference = |key: &str| json!({"name": "theirs", "key": key});
     hooks
-        .make(
+        .create(
             "hook",
             json!({
                 "urlFrom": {"secretKeyRef": reference("url")}, "events": ["*"],
@@ -440,7 +432,7 @@ pub async fn internal_addresses_get_no_request(site: &Site) {
         ("link", "169.254.169.254"),
     ] {
         let url = format!("http://{host}:{port}/");
-        hooks.make(name, json!({"url": url, "events": ["*"]})).await;
+        hooks.create(name, json!({"url": url, "events": ["*"]})).await;
     }
     for name in ["plain", "name", "mapped", "link"] {
         let advice = hooks.reason(name, ConditionType::Healthy, "AddressRefused").await;
@@ -456,7 +448,7 @@ pub async fn a_hundred_webhooks_receive_every_event(site: &Site) {
     let paths: Vec<String> = (0..100).map(|n| format!("/h{n}")).collect();
     for (n, path) in paths.iter().enumerate() {
         let url = format!("http://{}{path}", receiver.address);
-        hooks.make(&format!("h{n}"), json!({"url": url, "events": ["token.revoked"]})).await;
+        hooks.create(&format!("h{n}"), json!({"url": url, "events": ["token.revoked"]})).await;
     }
     for n in 0..100 {
         hooks.reason(&format!("h{n}"), ConditionType::Ready, "Ready").await;
@@ -475,8 +467,8 @@ pub async fn a_hundred_webhooks_receive_every_event(site: &Site) {
     hooks.settled().await;
 }
 
-/// Minutes: the API server is away for one of them, with events waiting and transitions due.
-pub async fn an_api_server_away_for_a_minute_loses_nothing(site: &Site) {
+/// Takes minutes: the API server is down for one, with events pending and transitions due.
+pub async fn an_api_server_outage_of_a_minute_loses_nothing(site: &Site) {
     let hooks = Hooks::new(site, "hook-away").await;
     let receiver = Receiver::open().await;
     let controller: Process = hooks.controller(&["--webhook-time-scale", "20"]).await;

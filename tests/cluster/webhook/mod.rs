@@ -1,4 +1,4 @@
-//! Webhooks on a real API server, to receivers on loopback.
+//! TokenWebhooks on a real API server, with receivers on loopback.
 
 pub mod faults;
 pub mod receiver;
@@ -14,7 +14,7 @@ use tokenward_core::crd::{ConditionType, TokenWebhook, find_condition};
 use receiver::{Answer, Receiver};
 use testkit::{Process, Site, Space, Tenant, data, eventually};
 
-/// Receivers are on loopback here.
+/// The flags that permit receivers on loopback.
 pub const LOOPBACK: [&str; 2] = ["--webhook-allow-cidrs", "127.0.0.0/8"];
 
 /// A namespace with a controller and TokenWebhooks.
@@ -35,7 +35,7 @@ impl<'s> Hooks<'s> {
         Api::namespaced(self.space().client.clone(), &self.space().name)
     }
 
-    /// A controller that has the lease as soon as it starts.
+    /// Starts a controller and waits until it is ready. All have one identity, so a successor has the lease at once.
     pub async fn controller(&self, args: &[&str]) -> Process {
         self.controller_with(args, &[]).ready().await
     }
@@ -44,16 +44,15 @@ impl<'s> Hooks<'s> {
         self.tenant.controller_with(&[&LOOPBACK, &["--identity", "one"], args].concat(), env)
     }
 
-    /// Makes a TokenWebhook.
-    pub async fn make(&self, name: &str, spec: Value) -> TokenWebhook {
+    pub async fn create(&self, name: &str, spec: Value) -> TokenWebhook {
         let object = json!({"apiVersion": "tokenward.dev/v1alpha1", "kind": "TokenWebhook", "metadata": {"name": name}, "spec": spec});
         let object = serde_json::from_value(object).expect("a TokenWebhook");
         self.api().create(&Default::default(), &object).await.expect("a TokenWebhook")
     }
 
-    /// Makes one for all events to a receiver, and waits until it counts.
+    /// Creates a TokenWebhook for all events to a receiver, and waits until it is in effect.
     pub async fn hook(&self, name: &str, receiver: &Receiver) {
-        self.make(name, json!({"url": receiver.url(), "events": ["*"]})).await;
+        self.create(name, json!({"url": receiver.url(), "events": ["*"]})).await;
         self.reason(name, ConditionType::Ready, "Ready").await;
     }
 
@@ -91,13 +90,12 @@ impl<'s> Hooks<'s> {
         of(&webhook).expect("the condition").message
     }
 
-    /// The key that receivers verify by.
     pub async fn key(&self, name: &str) -> String {
         let secret = self.space().secrets().get(&format!("{name}-signing")).await.expect("a Secret");
         data(&secret, "signing-key").expect("a key")
     }
 
-    /// Waits until no token has an outbox.
+    /// Waits until the outboxes of all tokens are empty.
     pub async fn settled(&self) {
         eventually("empty outboxes", async || {
             let tokens = self.space().tokens().list(&Default::default()).await.expect("tokens");
@@ -109,7 +107,7 @@ impl<'s> Hooks<'s> {
     }
 }
 
-/// One id for one event, whatever was sent twice; and every request verifies.
+/// Asserts that each event has one id, even if it was sent twice, and that every request verifies.
 pub fn assert_sound(receiver: &Receiver, key: &str) {
     let mut events = BTreeSet::new();
     let mut ids = BTreeSet::new();
@@ -126,7 +124,7 @@ pub async fn events_arrive_signed_and_in_order(site: &Site) {
     let hooks = Hooks::new(site, "hooks").await;
     let space = hooks.space();
     let controller = hooks.controller(&["--expiry-notice", "1h"]).await;
-    // Before there is a webhook, nothing is recorded.
+    // Before there is a TokenWebhook, nothing is recorded.
     space.active("early", json!({"scopes": ["a:b"]})).await;
     let receiver = Receiver::open().await;
     hooks.hook("audit", &receiver).await;
@@ -163,7 +161,7 @@ pub async fn events_arrive_signed_and_in_order(site: &Site) {
     assert_eq!(revoked["data"], expected);
     assert_eq!(revoked["timestamp"], json!(status.revocation.expect("a record").requested_at));
     hooks.settled().await;
-    // A deletion leaves no status, and is received all the same.
+    // A deletion is received too, though no status remains.
     space.delete("t").await;
     received.push("token.deleted");
     receiver.until_received("t", &received).await;
@@ -175,7 +173,7 @@ pub async fn events_arrive_signed_and_in_order(site: &Site) {
     assert_eq!(receiver.received("early"), Vec::<String>::new());
     assert_sound(&receiver, &hooks.key("audit").await);
     let text = controller.log() + &controller.metrics().await;
-    assert!(!text.contains("whsec_") && !text.contains(&hooks.key("audit").await), "a key is received");
+    assert!(!text.contains("whsec_") && !text.contains(&hooks.key("audit").await), "a key is sent");
     let line = site.kubectl(&["get", "tokenwebhooks", "-n", &space.name]);
     let columns: Vec<&str> = line.lines().next().unwrap_or_default().split_whitespace().collect();
     assert_eq!(columns, ["NAME", "READY", "HEALTHY", "PENDING", "DEAD", "LAST-SUCCESS", "REASON", "AGE"]);
@@ -193,8 +191,8 @@ pub async fn filters_choose_tokens_and_events(site: &Site) {
     let only_revoked = json!({"url": receivers[0].url(), "events": ["token.revoked"]});
     let only_team =
         json!({"url": receivers[1].url(), "events": ["token.*"], "selector": {"matchLabels": {"team": "a"}}});
-    hooks.make("revoked", only_revoked).await;
-    hooks.make("team", only_team).await;
+    hooks.create("revoked", only_revoked).await;
+    hooks.create("team", only_team).await;
     for name in ["revoked", "team"] {
         hooks.reason(name, ConditionType::Ready, "Ready").await;
     }
@@ -231,17 +229,17 @@ pub async fn an_endpoint_s_status_code_decides(site: &Site) {
     let receiver = Receiver::open().await;
     hooks.hook("hook", &receiver).await;
     receiver.until("a ping", |log| !log.is_empty()).await;
-    // A wish for a later attempt: 60 s are 6 here, where the schedule alone would be half a second.
+    // Retry-After: by the time scale, 60 s are 6 s here, where the schedule alone would be half a second.
     receiver.behave(|_, _| Answer::With(503, "retry-after", "60".to_owned()));
     space.active("t", json!({"scopes": ["a:b"]})).await;
-    receiver.until("a refusal", |log| log.iter().any(|d| d.status == 503)).await;
+    receiver.until("a denial", |log| log.iter().any(|d| d.status == 503)).await;
     let asked = std::time::Instant::now();
     hooks.reason("hook", ConditionType::Healthy, "Delivering").await;
     receiver.answer(200);
     receiver.until_received("t", &["token.created"]).await;
     assert!(asked.elapsed() > Duration::from_secs(4), "{:?}", asked.elapsed());
     assert_eq!(receiver.log().iter().filter(|d| d.status == 503).count(), 1);
-    // Gone is gone, until somebody says otherwise.
+    // 410 disables it, until the annotation changes.
     receiver.answer(410);
     space.patch("t", json!({"spec": {"suspend": true}})).await;
     hooks.reason("hook", ConditionType::Disabled, "Gone").await;
@@ -249,7 +247,7 @@ pub async fn an_endpoint_s_status_code_decides(site: &Site) {
     space.patch("t", json!({"spec": {"suspend": false}})).await;
     space.condition("t", ConditionType::Active, "True").await;
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(receiver.log().len(), count, "a disabled endpoint was asked");
+    assert_eq!(receiver.log().len(), count, "a disabled endpoint was sent to");
     receiver.answer(200);
     hooks.annotate("hook", "tokenward.dev/ping", "again").await;
     receiver.until_received("t", &["token.created", "token.suspended", "token.resumed"]).await;
@@ -261,7 +259,7 @@ pub async fn an_endpoint_s_status_code_decides(site: &Site) {
         }
     })
     .await;
-    // Held back, not lost.
+    // Paused events are not lost.
     hooks.patch("hook", json!({"spec": {"suspend": true}})).await;
     hooks.reason("hook", ConditionType::Ready, "Suspended").await;
     let count = receiver.log().len();
@@ -308,9 +306,9 @@ pub async fn the_signing_key_is_replaced_without_a_gap(site: &Site) {
     .await;
     let secret = space.secrets().get("hook-signing").await.expect("a Secret");
     assert_eq!(secret.data.expect("data").len(), 1, "the old key is gone");
-    // A pair of keys, of which receivers get the public one.
+    // A key pair, of which receivers get the public key.
     let ed25519 = json!({"url": receiver.url(), "events": ["*"], "signing": {"algorithm": "Ed25519"}});
-    hooks.make("pair", ed25519).await;
+    hooks.create("pair", ed25519).await;
     let pair =
         hooks.until("pair", "a public key", |w| w.status.as_ref().is_some_and(|s| s.public_key.is_some()));
     let public = pair.await.status.and_then(|s| s.public_key).expect("a key");
@@ -322,15 +320,15 @@ pub async fn the_signing_key_is_replaced_without_a_gap(site: &Site) {
     let public = decode(public.strip_prefix("whpk_").expect("a prefix"));
     ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, public)
         .verify(&signed, &decode(&delivery.signatures[0][4..]))
-        .expect("the signature holds");
-    // The Secret goes with its TokenWebhook, and one that is not ours is left alone.
+        .expect("a valid signature");
+    // A Secret that is not ours is left alone.
     let theirs = json!({
         "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "taken-signing"},
         "stringData": {"signing-key": "theirs"},
     });
     let theirs = serde_json::from_value(theirs).expect("a Secret");
     space.secrets().create(&Default::default(), &theirs).await.expect("a Secret");
-    hooks.make("taken", json!({"url": receiver.url(), "events": ["*"]})).await;
+    hooks.create("taken", json!({"url": receiver.url(), "events": ["*"]})).await;
     let advice = hooks.reason("taken", ConditionType::Ready, "SigningSecretConflict").await;
     assert!(advice.contains("delete it, or name it"), "{advice}");
     let secret = space.secrets().get("taken-signing").await.expect("a Secret");

@@ -1,5 +1,4 @@
-//! A receiver on loopback: it verifies every request with the key that the user has, keeps a log, and answers as a
-//! test wants it to.
+//! A receiver on loopback: it logs every request, and responds as a test configures it.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -21,7 +20,7 @@ use tokio::task::JoinSet;
 
 use testkit::eventually;
 
-/// One request.
+/// A request that was received.
 #[derive(Clone, Debug)]
 pub struct Delivery {
     pub path: String,
@@ -29,7 +28,7 @@ pub struct Delivery {
     pub signatures: Vec<String>,
     pub timestamp: String,
     pub body: Vec<u8>,
-    /// What it was answered with; 0 for no answer.
+    /// The status of the response; 0 for none.
     pub status: u16,
 }
 
@@ -46,7 +45,7 @@ impl Delivery {
         self.json()["data"]["name"].as_str().unwrap_or_default().to_owned()
     }
 
-    /// The signature that a key makes of it, as the specification says.
+    /// Its expected signature under a key, by the Standard Webhooks specification.
     pub fn sign(&self, key: &str) -> String {
         let key = STANDARD.decode(key.strip_prefix("whsec_").expect("a key")).expect("base64");
         let mut mac = Hmac::<Sha256>::new_from_slice(&key).expect("a key");
@@ -56,18 +55,18 @@ impl Delivery {
     }
 }
 
-/// What to answer.
+/// How to respond to a request.
 #[derive(Clone, Debug)]
 pub enum Answer {
     Status(u16),
     With(u16, &'static str, String),
-    /// Nothing, for as long as the sender waits.
+    /// No response, for as long as the sender waits.
     Hang,
 }
 
 type Behaviour = Arc<dyn Fn(&Delivery, usize) -> Answer + Send + Sync>;
 
-/// The receiver. Its port stays its own when it is shut and opened again.
+/// The receiver. It has the same port when it is reopened after [`Receiver::close`].
 pub struct Receiver {
     pub address: SocketAddr,
     log: Arc<Mutex<Vec<Delivery>>>,
@@ -76,7 +75,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// One that accepts everything.
+    /// Starts one that accepts everything.
     pub async fn open() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let receiver = Self {
@@ -93,7 +92,7 @@ impl Receiver {
         format!("http://{}/hook", self.address)
     }
 
-    /// Responds like this from now on, by the request and how many came before it.
+    /// Sets how to respond from now on, by the request and how many came before it.
     pub fn behave(&self, behaviour: impl Fn(&Delivery, usize) -> Answer + Send + Sync + 'static) {
         *self.behaviour.lock().expect("a lock") = Arc::new(behaviour);
     }
@@ -103,13 +102,13 @@ impl Receiver {
         self.behave(move |_, _| Answer::Status(status));
     }
 
-    /// Is gone: connections are refused, open ones cut.
-    pub async fn shut(&self) {
+    /// Refuses connections from now on, and breaks open ones.
+    pub async fn close(&self) {
         let mut server = std::mem::take(&mut *self.server.lock().expect("a lock"));
         server.shutdown().await;
     }
 
-    /// Is back at the same address.
+    /// Listens again, at the same address.
     pub async fn reopen(&self) {
         let listener = eventually("the port again", async || {
             TcpListener::bind(self.address).await.map_err(|error| error.to_string())
@@ -122,7 +121,7 @@ impl Receiver {
         self.log.lock().expect("a lock").clone()
     }
 
-    /// Those that were accepted.
+    /// The requests that were accepted, with 2xx.
     pub fn accepted(&self) -> Vec<Delivery> {
         self.log().into_iter().filter(|delivery| (200..300).contains(&delivery.status)).collect()
     }
@@ -137,7 +136,7 @@ impl Receiver {
             .collect()
     }
 
-    /// Waits until just these events of a token were accepted, in this order.
+    /// Waits until exactly these events of a token were accepted, in this order.
     pub async fn until_received(&self, token: &str, types: &[&str]) {
         eventually(&format!("{types:?} of {token}"), async || {
             let received = self.received(token);

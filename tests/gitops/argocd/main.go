@@ -1,5 +1,4 @@
-// Command argocd judges one object as Argo CD does, by Argo CD's own code: its health by a Lua script, and whether it
-// differs from what is in Git.
+// Command argocd assesses one object by Argo CD's own code: its health by a Lua script, and whether it differs from Git.
 //
 //	argocd health SCRIPT   <live.json
 //	argocd diff CONFIG     <live.json
@@ -64,7 +63,7 @@ func health(live *unstructured.Unstructured, script string, out io.Writer) error
 }
 
 func difference(config, live *unstructured.Unstructured, out io.Writer) error {
-	// What an Application adds: its namespace.
+	// An Application adds its namespace.
 	config.SetNamespace(live.GetNamespace())
 	result, err := diff.Diff(config, live)
 	if err != nil {

@@ -1,9 +1,9 @@
 // Command flux reconciles a folder of a Git repository once, as Flux's source- and kustomize-controller do: clone,
 // build by kustomize, apply by server-side apply, prune by inventory, wait by kstatus. The engine is Flux's own
-// (github.com/fluxcd/pkg/ssa); what stands here is the order of its calls.
+// (github.com/fluxcd/pkg/ssa); this program only calls it in the same order.
 //
-// It prints what became of each object as JSON. A failure is told on stderr, as the controllers put it into the
-// condition Ready of a Kustomization.
+// It prints the outcome for each object as JSON. A failure is printed on stderr, with the message that the controllers
+// would write into the condition Ready of a Kustomization.
 package main
 
 import (
@@ -36,7 +36,7 @@ import (
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 )
 
-// options are what a GitRepository and a Kustomization say.
+// options has the settings of a GitRepository and a Kustomization.
 type options struct {
 	repository string
 	path       string
@@ -46,7 +46,7 @@ type options struct {
 	drift      bool
 }
 
-// outcome is what became of one object.
+// outcome is what was done with one object.
 type outcome struct {
 	Object string `json:"object"`
 	Action string `json:"action"`
@@ -111,7 +111,7 @@ func newManager(config *rest.Config) (*ssa.ResourceManager, error) {
 	return ssa.NewResourceManager(kube, poller, owner), nil
 }
 
-// build clones the repository as it is now, and builds the folder.
+// build clones the repository and builds the folder.
 func build(ctx context.Context, o options) ([]*unstructured.Unstructured, error) {
 	folder, err := os.MkdirTemp("", "flux-")
 	if err != nil {
@@ -186,7 +186,7 @@ func prune(ctx context.Context, manager *ssa.ResourceManager, applied object.Obj
 	return outcomes, write(inventory, applied)
 }
 
-// drift tells what in the cluster is not as Git has it.
+// drift returns the objects that differ in the cluster from Git.
 func drift(ctx context.Context, manager *ssa.ResourceManager, objects []*unstructured.Unstructured) ([]outcome, error) {
 	outcomes := []outcome{}
 	for _, object := range objects {

@@ -1,5 +1,5 @@
--- The health of an ApiToken for Argo CD, by its conditions. A token that was ended or stopped on purpose is healthy: it
--- is what the manifest asks for, and anything else would hold up a sync wave.
+-- The health of an ApiToken for Argo CD, by its conditions. A token that was revoked or suspended is healthy: that is what
+-- the manifest asks for, and anything else would block a sync wave.
 local status = obj.status
 if status == nil or status.conditions == nil or status.observedGeneration ~= obj.metadata.generation then
   return { status = "Progressing", message = "waiting for the controller" }

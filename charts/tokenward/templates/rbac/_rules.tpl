@@ -2,7 +2,7 @@
 {{- define "tokenward.controllerRules" -}}
 - apiGroups: [tokenward.dev]
   resources: [apitokens]
-  # patch: its own finalizer, on tokens to whose deletion a TokenWebhook subscribes.
+  # patch: for its finalizer on tokens to whose deletion a TokenWebhook subscribes.
   verbs: [get, list, watch, patch]
 - apiGroups: [tokenward.dev]
   resources: [tokenwebhooks]
@@ -115,7 +115,7 @@ subjects:
   verbs: [create]
 {{- end -}}
 
-{{/* What admission needs beyond the rest: its own configuration, and to ask who may grant. */}}
+{{/* The additional rights for admission: its own configuration, and checks of who may grant. */}}
 {{- define "tokenward.admissionRules" -}}
 {{- if include "tokenward.admission" . -}}
 {{- if not .Values.admission.certificate.certManager.enabled -}}
@@ -126,7 +126,7 @@ subjects:
   verbs: [get, list, watch, patch]
 {{- end }}
 
-# To ask who may grant a scope, with admission.enforceScopeGrants.
+# To check who may grant a scope, with admission.enforceScopeGrants.
 - apiGroups: [authorization.k8s.io]
   resources: [subjectaccessreviews]
   verbs: [create]
