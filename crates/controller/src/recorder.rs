@@ -8,6 +8,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::mpsc;
 use tracing::warn;
 
+use tokenward_core::crd::Reason;
 use tokenward_core::crd::labels::REPORTING_CONTROLLER;
 use tokenward_core::lifecycle::Event;
 use tokenward_runtime::cluster::error::message;
@@ -21,17 +22,15 @@ const MAX_NOTE: usize = 1024;
 
 /// An Event to record.
 pub(crate) struct NewEvent {
-    /// In CamelCase.
-    pub(crate) reason: &'static str,
+    pub(crate) reason: Reason,
     /// Whether its type is Warning, and not Normal.
     pub(crate) warning: bool,
-    /// A sentence for people. Never contains a secret.
-    pub(crate) message: String,
 }
 
 impl From<Event> for NewEvent {
     fn from(event: Event) -> Self {
-        Self { reason: event.kind.as_str(), warning: event.kind.is_warning(), message: event.message }
+        let (code, warning) = (event.kind.as_str(), event.kind.is_warning());
+        Self { reason: Reason::new(code, event.message), warning }
     }
 }
 
@@ -65,7 +64,7 @@ impl Sender {
     // kube's Recorder would merge a later Event into an earlier one of the same reason and keep the earlier text, which
     // names another version.
     pub(crate) fn send(&self, about: &impl Resource<DynamicType = ()>, event: NewEvent) {
-        let mut note = event.message;
+        let Reason { code, message: mut note } = event.reason;
         if note.len() > MAX_NOTE {
             let end = (0..=MAX_NOTE - 3).rev().find(|at| note.is_char_boundary(*at)).unwrap_or(0);
             note.truncate(end);
@@ -82,8 +81,8 @@ impl Sender {
             event_time: Some(MicroTime(now)),
             reporting_controller: Some(REPORTING_CONTROLLER.to_owned()),
             reporting_instance: Some(self.instance.clone()),
-            action: Some(event.reason.to_owned()),
-            reason: Some(event.reason.to_owned()),
+            action: Some(code.to_owned()),
+            reason: Some(code.to_owned()),
             regarding: Some(about.object_ref(&())),
             note: Some(note),
             type_: Some(if event.warning { "Warning" } else { "Normal" }.to_owned()),

@@ -78,7 +78,7 @@ pub(crate) fn describe(status: &mut TokenWebhookStatus, view: &View<'_>, now: Ti
         conditions.set(ConditionType::Disabled, Outcome::yes("Gone", advice));
     }
     if !ready.status {
-        conditions.set(ConditionType::Stalled, Outcome::yes(ready.reason, ready.message));
+        conditions.set(ConditionType::Stalled, Outcome { status: true, reason: ready.reason });
     }
     status.conditions = conditions.into_vec();
     // Another controller's verdict stands until this one has an own.

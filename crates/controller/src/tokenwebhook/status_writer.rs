@@ -19,7 +19,7 @@ use super::Shared;
 use super::conditions;
 use super::conditions::View;
 use crate::recorder::NewEvent;
-use tokenward_core::crd::{ConditionType, TokenWebhook, TokenWebhookStatus, find_condition};
+use tokenward_core::crd::{ConditionType, Reason, TokenWebhook, TokenWebhookStatus, find_condition};
 use tokenward_core::outbox::payload::Message;
 use tokenward_core::outbox::queue::Key;
 use tokenward_runtime::cluster::error::{ErrorClass, classify, message};
@@ -292,7 +292,7 @@ impl Record {
     /// Emits an Event, and a log line of the same content.
     pub(crate) fn emit(&self, reason: &'static str, warning: bool, sentence: &str) {
         info!(namespace = self.object.namespace(), webhook = &*self.name, event = reason, "{sentence}");
-        self.shared.events.send(&*self.object, NewEvent { reason, warning, message: sentence.to_owned() });
+        self.shared.events.send(&*self.object, NewEvent { reason: Reason::new(reason, sentence), warning });
     }
 
     fn api(&self) -> Api<TokenWebhook> {

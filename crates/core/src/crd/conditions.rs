@@ -1,4 +1,4 @@
-//! Condition types, and a list that preserves their transition times.
+//! Conditions: their types, the reason of each, and a list that preserves their transition times.
 //!
 //! Types and meanings follow the Kubernetes API conventions and kstatus, so that `kubectl wait`, Flux and
 //! Argo CD come to an end in every state.
@@ -46,26 +46,39 @@ impl ConditionType {
     }
 }
 
-/// What a condition says: true or false, why in one word, and why in a sentence.
+/// Why something is as it is, for programs and for people: the `reason` and `message` of a condition, or the `reason`
+/// and `note` of an Event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    /// The condition's status; it is never `Unknown`.
-    pub status: bool,
+pub struct Reason {
     /// A CamelCase word that programs match on.
-    pub reason: &'static str,
+    pub code: &'static str,
     /// A sentence for people. Never contains a secret.
     pub message: String,
 }
 
+impl Reason {
+    pub fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+/// What a condition says: true or false, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The condition's status; it is never `Unknown`.
+    pub status: bool,
+    pub reason: Reason,
+}
+
 impl Outcome {
     /// The condition is `True`, for this reason.
-    pub fn yes(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { status: true, reason, message: message.into() }
+    pub fn yes(code: &'static str, message: impl Into<String>) -> Self {
+        Self { status: true, reason: Reason::new(code, message) }
     }
 
     /// The condition is `False`, for this reason.
-    pub fn no(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { status: false, reason, message: message.into() }
+    pub fn no(code: &'static str, message: impl Into<String>) -> Self {
+        Self { status: false, reason: Reason::new(code, message) }
     }
 }
 
@@ -93,8 +106,8 @@ impl<'a> Conditions<'a> {
         self.list.push(Condition {
             type_: type_.as_str().to_owned(),
             status: status.to_owned(),
-            reason: outcome.reason.to_owned(),
-            message: outcome.message,
+            reason: outcome.reason.code.to_owned(),
+            message: outcome.reason.message,
             last_transition_time: since,
             observed_generation: self.generation,
         });

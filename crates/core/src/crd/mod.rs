@@ -20,7 +20,7 @@ pub use apitoken::{
     AnnotationValue, ApiToken, ApiTokenSpec, Constraints, Format, LabelValue, OnDelete, OnRevoke,
     OnSpecChange, Owner, RevocationReason, Rotation, SecretKeys, SecretSpec, SecretTemplate,
 };
-pub use conditions::{ConditionType, Conditions, Outcome, find as find_condition};
+pub use conditions::{ConditionType, Conditions, Outcome, Reason, find as find_condition};
 pub use duration::{DurationError, DurationString};
 pub use status::{
     ApiTokenStatus, Outbox, OutboxEvent, Phase, RevocationSource, RevocationStatus, RotationReason,

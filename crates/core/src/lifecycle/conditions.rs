@@ -7,7 +7,9 @@ use super::observed::{Observed, RefusalKind, SecretState};
 use super::rotate::Due;
 use super::transitions::{Event, add_condition_changes, add_expiry_notice};
 use super::versions::{active, pending, retiring};
-use crate::crd::{ApiTokenStatus, ConditionType, Conditions, OnRevoke, Outcome, Phase, RotationReason};
+use crate::crd::{
+    ApiTokenStatus, ConditionType, Conditions, OnRevoke, Outcome, Phase, Reason, RotationReason,
+};
 
 /// Why a token is not simply active: the first of these that applies.
 #[derive(Clone, Debug)]
@@ -88,10 +90,10 @@ pub(super) fn describe(
         let message = format!("version {version} works until {until}");
         conditions.set(ConditionType::Rotating, Outcome::yes("Overlap", message));
     }
-    if let Some(stalled) = stalled {
-        conditions.set(ConditionType::Stalled, stalled);
+    if let Some(reason) = stalled {
+        conditions.set(ConditionType::Stalled, Outcome { status: true, reason });
     } else if !ready.status {
-        conditions.set(ConditionType::Reconciling, Outcome::yes(ready.reason, ready.message));
+        conditions.set(ConditionType::Reconciling, Outcome { status: true, reason: ready.reason });
     }
     status.conditions = conditions.into_vec();
     status.phase = Some(phase);
@@ -111,24 +113,24 @@ fn overlap(status: &ApiTokenStatus) -> Option<(i64, Timestamp)> {
     Some((old.version, old.retire_at?))
 }
 
-/// The condition Stalled, if somebody has to act.
-fn stalled(cause: &Cause, secret: &str) -> Option<Outcome> {
-    let (reason, message) = match cause {
-        Cause::Invalid(message) => ("InvalidSpec", message.clone()),
-        Cause::Foreign => (
+/// Why the condition Stalled is true. `None`: nobody has to act.
+fn stalled(cause: &Cause, secret: &str) -> Option<Reason> {
+    let reason = match cause {
+        Cause::Invalid(message) => Reason::new("InvalidSpec", message.clone()),
+        Cause::Foreign => Reason::new(
             "SecretConflict",
             format!(
                 "Secret {secret} exists and is not tokenward's, so it is not written; delete it, or create an ApiToken with another secret.name"
             ),
         ),
-        Cause::Refused(RefusalKind::Forbidden, message) => (
+        Cause::Refused(RefusalKind::Forbidden, message) => Reason::new(
             "Forbidden",
             format!("the API server refused to let the controller read or write Secret {secret}: {message}"),
         ),
         Cause::Refused(RefusalKind::Invalid, message) => {
-            ("SecretInvalid", format!("the API server does not accept Secret {secret}: {message}"))
+            Reason::new("SecretInvalid", format!("the API server does not accept Secret {secret}: {message}"))
         }
-        Cause::Throttled { reason, until, stalled: true } => (
+        Cause::Throttled { reason, until, stalled: true } => Reason::new(
             damage_reason(*reason),
             format!(
                 "Secret {secret} was broken too often within an hour ({}); find out by what. The next repair is at {until}; to have it now, change rotation.trigger",
@@ -137,13 +139,13 @@ fn stalled(cause: &Cause, secret: &str) -> Option<Outcome> {
         ),
         _ => return None,
     };
-    Some(Outcome::yes(reason, message))
+    Some(reason)
 }
 
 /// The condition Ready: whether the spec is realised.
-fn ready(cause: &Cause, stalled: Option<&Outcome>, status: &ApiTokenStatus, secret: &str) -> Outcome {
-    if let Some(Outcome { reason, message, .. }) = stalled {
-        return Outcome::no(reason, message.clone());
+fn ready(cause: &Cause, stalled: Option<&Reason>, status: &ApiTokenStatus, secret: &str) -> Outcome {
+    if let Some(reason) = stalled {
+        return Outcome { status: false, reason: reason.clone() };
     }
     let current = current(status);
     match cause {
@@ -188,7 +190,7 @@ fn active_now(cause: &Cause, suspended: bool, status: &ApiTokenStatus, delivered
         Cause::Expired(at) => Outcome::no("Expired", format!("refused since {at}")),
         _ if suspended => Outcome::no("Suspended", "refused until suspend is false"),
         _ if current(status).is_none() => Outcome::no("Pending", "no secret has been delivered yet"),
-        _ if !delivered.status => Outcome::no(delivered.reason, delivered.message.clone()),
+        _ if !delivered.status => delivered.clone(),
         _ => Outcome::yes("Active", "a check with the Secret's content succeeds"),
     }
 }
@@ -306,7 +308,7 @@ mod tests {
             (Cause::Suspended, None),
             (Cause::None, None),
         ] {
-            let reason = stalled(&cause, "s").map(|outcome| outcome.reason);
+            let reason = stalled(&cause, "s").map(|reason| reason.code);
             assert_eq!(reason, expected, "{cause:?}");
         }
     }
@@ -330,7 +332,7 @@ mod tests {
             (refused(RefusalKind::Invalid), active(), (false, "SecretInvalid")),
         ] {
             let ready = ready(&cause, stalled(&cause, "s").as_ref(), &status, "s");
-            assert_eq!((ready.status, ready.reason), expected, "{cause:?}");
+            assert_eq!((ready.status, ready.reason.code), expected, "{cause:?}");
         }
     }
 
@@ -350,7 +352,7 @@ mod tests {
             (Cause::None, false, active(), &missing, (false, "SecretMissing")),
         ] {
             let active = active_now(&cause, suspended, &status, delivered);
-            assert_eq!((active.status, active.reason), expected, "{cause:?}");
+            assert_eq!((active.status, active.reason.code), expected, "{cause:?}");
         }
     }
 

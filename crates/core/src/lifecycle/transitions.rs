@@ -9,7 +9,9 @@ use jiff::Timestamp;
 use super::observed::Observed;
 use super::spec::Spec;
 use super::versions::{active, retiring};
-use crate::crd::{ApiTokenStatus, ConditionType, OutboxEvent, Outcome, RotationReason, find_condition};
+use crate::crd::{
+    ApiTokenStatus, ConditionType, OutboxEvent, Outcome, Reason, RotationReason, find_condition,
+};
 use crate::outbox::EventType;
 use crate::outbox::events;
 use crate::outbox::events::{Owner, Transition};
@@ -150,29 +152,29 @@ pub(super) fn current_version(status: &ApiTokenStatus) -> Option<i64> {
 }
 
 /// Adds the events that follow from a change of the conditions, before the new ones replace those in the status.
-/// `stalled` is the reason and message of that condition.
+/// `stalled` is the reason of that condition, if it is true.
 pub(super) fn add_condition_changes(
     status: &ApiTokenStatus,
     active: &Outcome,
-    stalled: Option<&Outcome>,
+    stalled: Option<&Reason>,
     events: &mut Vec<Event>,
 ) {
     let reason_of =
         |type_| find_condition(&status.conditions, type_).map(|condition| condition.reason.as_str());
     let before = reason_of(ConditionType::Active);
-    let entered = |reason: &str| active.reason == reason && before != Some(reason);
+    let entered = |code: &str| active.reason.code == code && before != Some(code);
     if entered("Suspended") {
         events.push(Event::new(EventKind::Suspended, "refused until suspend is false"));
     }
     if entered("Expired") {
-        events.push(Event::new(EventKind::Expired, active.message.clone()));
+        events.push(Event::new(EventKind::Expired, active.reason.message.clone()));
     }
     if active.status && matches!(before, Some("Suspended" | "Expired")) {
         events.push(Event::new(EventKind::Resumed, "accepted again"));
     }
-    let stalled = stalled.filter(|outcome| reason_of(ConditionType::Stalled) != Some(outcome.reason));
-    if let Some(Outcome { reason, message, .. }) = stalled {
-        events.push(Event::new(EventKind::Stalled, format!("{reason}: {message}")));
+    let stalled = stalled.filter(|reason| reason_of(ConditionType::Stalled) != Some(reason.code));
+    if let Some(Reason { code, message }) = stalled {
+        events.push(Event::new(EventKind::Stalled, format!("{code}: {message}")));
     }
 }
 
@@ -243,8 +245,8 @@ pub(super) fn remove_missing_webhooks(status: &mut ApiTokenStatus, observed: &Ob
 mod tests {
     use super::*;
 
-    fn active(status: bool, reason: &'static str) -> Outcome {
-        Outcome { status, reason, message: format!("{reason} now") }
+    fn active(status: bool, code: &'static str) -> Outcome {
+        Outcome { status, reason: Reason::new(code, format!("{code} now")) }
     }
 
     #[test]
@@ -278,11 +280,11 @@ mod tests {
         let mut conditions = crate::crd::Conditions::after(&[], None, Timestamp::UNIX_EPOCH);
         conditions.set(ConditionType::Stalled, Outcome::yes("Forbidden", "denied"));
         status.conditions = conditions.into_vec();
-        for (reason, expected) in [("Forbidden", 0), ("InvalidSpec", 1)] {
+        for (code, expected) in [("Forbidden", 0), ("InvalidSpec", 1)] {
             let mut events = Vec::new();
-            let stalled = Outcome::yes(reason, "why");
+            let stalled = Reason::new(code, "why");
             add_condition_changes(&status, &active(true, "Active"), Some(&stalled), &mut events);
-            assert_eq!(events.len(), expected, "{reason}");
+            assert_eq!(events.len(), expected, "{code}");
         }
     }
 }
