@@ -10,7 +10,7 @@ use tracing::warn;
 
 use tokenward_core::crd::Reason;
 use tokenward_core::crd::labels::REPORTING_CONTROLLER;
-use tokenward_core::lifecycle::Event;
+use tokenward_core::lifecycle::Transition;
 use tokenward_runtime::cluster::error::message;
 
 /// Events that may wait. More are dropped: the log has them, and conditions are what users rely on.
@@ -27,10 +27,10 @@ pub(crate) struct NewEvent {
     pub(crate) warning: bool,
 }
 
-impl From<Event> for NewEvent {
-    fn from(event: Event) -> Self {
-        let (code, warning) = (event.kind.as_str(), event.kind.is_warning());
-        Self { reason: Reason::new(code, event.message), warning }
+impl From<Transition> for NewEvent {
+    fn from(transition: Transition) -> Self {
+        let (code, warning) = (transition.kind.event_reason(), transition.kind.is_warning());
+        Self { reason: Reason::new(code, transition.message), warning }
     }
 }
 

@@ -18,8 +18,8 @@ use crate::context::Context;
 use tokenward_core::crd::labels::WEBHOOKS_FINALIZER;
 use tokenward_core::crd::{ApiToken, ApiTokenStatus};
 use tokenward_core::lifecycle::{
-    Announcement, Content, DesiredData, Event, Handover, Material, Observed, Refusal, RefusalKind,
-    SecretMetadata, SecretState, Spec, Step, announce, compose, inspect, previous_version, wipe,
+    Announcement, Content, DesiredData, Handover, Material, Observed, Refusal, RefusalKind, SecretMetadata,
+    SecretState, Spec, Step, Transition, announce, compose, inspect, previous_version, wipe,
 };
 use tokenward_core::token::{KeyId, Peppers, Plaintext, format};
 use tokenward_runtime::cluster::error::{ErrorClass, classify, is_already_exists, is_not_found, message};
@@ -53,7 +53,7 @@ impl StepContext<'_> {
     pub(crate) async fn apply(&self, step: Step) -> Result<Applied, Error> {
         match (step, &self.observed.spec) {
             (Step::Announce(announcement), Ok(spec)) => self.announce_new(*announcement, spec).await,
-            (Step::Record(status, events), _) => self.record(*status, events, "record").await,
+            (Step::Record(status, transitions), _) => self.record(*status, transitions, "record").await,
             (Step::WriteSecret { key_id, content }, Ok(spec)) => {
                 self.write_secret(&key_id, content, spec).await
             }
@@ -76,19 +76,20 @@ impl StepContext<'_> {
         let (key_id, plaintext) = generate(spec)?;
         let hash = self.peppers.hash(&namespace, &name, &plaintext).ok_or(Error::Pepper)?;
         let (version, reason) = (announcement.version, announcement.reason);
-        let (status, events) = announce(self.observed, announcement, &Material { key_id, hash }, self.now);
-        let applied = self.record(status, events, "announce").await?;
+        let (status, transitions) =
+            announce(self.observed, announcement, &Material { key_id, hash }, self.now);
+        let applied = self.record(status, transitions, "announce").await?;
         self.remember(|state| state.minted = Some((key_id, plaintext)));
         self.context.metrics.minted(reason);
         info!(namespace, name, version, key_id = %key_id, reason = reason.as_str(), "minted");
         Ok(applied)
     }
 
-    /// Writes a status, and emits its events once it is stored.
+    /// Writes a status, and reports its transitions once it is stored.
     async fn record(
         &self,
         status: ApiTokenStatus,
-        events: Vec<Event>,
+        transitions: Vec<Transition>,
         point: &'static str,
     ) -> Result<Applied, Error> {
         let token = self.observed.token;
@@ -109,15 +110,15 @@ impl StepContext<'_> {
         if receipts_pending {
             self.context.webhooks.collect_receipts(token);
         }
-        for event in events {
+        for transition in transitions {
             info!(
                 namespace = token.namespace(),
                 name = token.name_any(),
-                event = event.kind.as_str(),
+                event = transition.kind.event_reason(),
                 "{}",
-                event.message
+                transition.message
             );
-            self.context.events.send(token, event.into());
+            self.context.events.send(token, transition.into());
         }
         Ok(Applied::Status(Box::new(written)))
     }

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use super::observed::{Observed, RefusalKind, SecretState};
 use super::rotate::Due;
-use super::transitions::{Event, add_condition_changes, add_expiry_notice};
+use super::transitions::{Transition, add_condition_changes, add_expiry_notice};
 use super::versions::{active, pending, retiring};
 use crate::crd::{
     ApiTokenStatus, ConditionType, Conditions, OnRevoke, Outcome, Phase, Reason, RotationReason,
@@ -55,12 +55,12 @@ fn cause(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timest
     }
 }
 
-/// Writes conditions and phase, and adds the events that follow from their changes.
+/// Writes conditions and phase, and adds the transitions that follow from their changes.
 pub(super) fn describe(
     status: &mut ApiTokenStatus,
     observed: &Observed<'_>,
     due: Due,
-    events: &mut Vec<Event>,
+    transitions: &mut Vec<Transition>,
     now: Timestamp,
 ) {
     let cause = cause(observed, status, due, now);
@@ -72,8 +72,8 @@ pub(super) fn describe(
     let active = active_now(&cause, suspended, status, &delivered);
     let phase = phase(&cause, stalled.is_some(), suspended, status);
 
-    add_condition_changes(status, &active, stalled.as_ref(), events);
-    add_expiry_notice(status, observed, events, now);
+    add_condition_changes(status, &active, stalled.as_ref(), transitions);
+    add_expiry_notice(status, observed, transitions, now);
 
     let before = std::mem::take(&mut status.conditions);
     let mut conditions = Conditions::after(&before, status.observed_generation, now);

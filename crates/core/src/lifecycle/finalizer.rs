@@ -10,10 +10,10 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::observed::Observed;
 use super::step::{Handover, Step};
-use super::transitions::{current_version, push, remove_delivered, remove_missing_webhooks};
+use super::transitions::{add_to_outbox, current_version, remove_delivered, remove_missing_webhooks};
 use crate::crd::labels::WEBHOOKS_FINALIZER;
 use crate::outbox::EventType;
-use crate::outbox::events::Transition;
+use crate::outbox::events::NewEvent;
 
 /// How long a deletion waits, from its deletionTimestamp on, for the delivery of its event.
 const DELETION_DELIVERY_TIMEOUT: SignedDuration = SignedDuration::from_secs(10);
@@ -37,9 +37,8 @@ pub(super) fn finalize(observed: &Observed<'_>, now: Timestamp) -> Step {
     let mut status = observed.status().cloned().unwrap_or_default();
     let mut recorded = status.outbox.iter().flat_map(|outbox| &outbox.events);
     if !recorded.any(|event| event.type_ == EventType::Deleted.as_str()) && wants_deletion(observed) {
-        let deleted =
-            Transition { type_: EventType::Deleted, version: current_version(&status), reason: None };
-        push(&mut status, observed, &[deleted], now);
+        let deleted = NewEvent { type_: EventType::Deleted, version: current_version(&status), reason: None };
+        add_to_outbox(&mut status, observed, &[deleted], now);
         return Step::Record(Box::new(status), Vec::new());
     }
     remove_missing_webhooks(&mut status, observed);

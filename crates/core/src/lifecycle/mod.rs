@@ -26,4 +26,4 @@ pub use observed::{Observed, OwnSecret, Refusal, RefusalKind, SealedVersion, Sec
 pub use secret::{DesiredData, SecretMetadata, compose, has_labels_of, inspect, is_controlled_by, wipe};
 pub use spec::{InvalidSpec, Spec};
 pub use step::{Announcement, Content, Handover, Material, Step};
-pub use transitions::{Event, EventKind};
+pub use transitions::{Transition, TransitionKind};

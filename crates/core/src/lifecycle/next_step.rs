@@ -10,8 +10,9 @@ use super::rotate::{Due, due, is_repair, remember};
 use super::secret::desired_metadata;
 use super::spec::Spec;
 use super::step::{Announcement, Content, Material, Step};
-use super::transitions;
-use super::transitions::{Event, EventKind};
+use super::transitions::{
+    Transition, TransitionKind, record_in_outbox, remove_delivered, remove_missing_webhooks,
+};
 use super::versions::{
     active, normalise, pending, promote, prune, rebuild, retire_due, retiring, secret_ref,
 };
@@ -27,22 +28,22 @@ pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
     if let Some(step) = finalizer::ensure(observed) {
         return step;
     }
-    let mut events = Vec::new();
-    let mut status = update(observed, &mut events, now);
+    let mut transitions = Vec::new();
+    let mut status = update(observed, &mut transitions, now);
     let due = match &observed.spec {
         Ok(spec) => due(observed, &status, spec, now),
         Err(_) => Due::Nothing(None),
     };
     if let (Due::Now(reason), Ok(spec)) = (due, &observed.spec) {
-        return Step::Announce(Box::new(prepare(observed, status, events, spec, reason, now)));
+        return Step::Announce(Box::new(prepare(observed, status, transitions, spec, reason, now)));
     }
-    describe(&mut status, observed, due, &mut events, now);
-    transitions::record(&mut status, observed, &mut events, now);
+    describe(&mut status, observed, due, &mut transitions, now);
+    record_in_outbox(&mut status, observed, &mut transitions, now);
     if observed.status() != Some(&status) || observed.receipts.due {
-        transitions::remove_delivered(&mut status, observed);
+        remove_delivered(&mut status, observed);
     }
     if observed.status() != Some(&status) {
-        return Step::Record(Box::new(status), events);
+        return Step::Record(Box::new(status), transitions);
     }
     let Ok(spec) = &observed.spec else {
         return Step::Wait(observed.token.spec.expires_at.filter(|at| *at > now));
@@ -57,22 +58,22 @@ pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
 }
 
 /// Brings the status up to date with the time, the Secret and the spec, before any new version.
-fn update(observed: &Observed<'_>, events: &mut Vec<Event>, now: Timestamp) -> ApiTokenStatus {
+fn update(observed: &Observed<'_>, transitions: &mut Vec<Transition>, now: Timestamp) -> ApiTokenStatus {
     let mut status = observed.status().cloned().unwrap_or_default();
     status.observed_generation = observed.token.metadata.generation;
-    transitions::remove_missing_webhooks(&mut status, observed);
+    remove_missing_webhooks(&mut status, observed);
     normalise(&mut status.versions);
     if revoke::latch(&mut status, observed, now) {
-        events.push(Event::new(
-            EventKind::Revoked,
+        transitions.push(Transition::new(
+            TransitionKind::Revoked,
             "every secret of this token is refused from now on, for good",
         ));
     }
     if let Ok(spec) = &observed.spec {
         if status.revocation.is_none() {
             if let Some(version) = rebuild(&mut status, observed, spec) {
-                events.push(Event::new(
-                    EventKind::Rebuilt,
+                transitions.push(Transition::new(
+                    TransitionKind::Rebuilt,
                     format!(
                         "the status was lost; version {version} was read back from the seal of Secret {}",
                         spec.secret_name
@@ -80,15 +81,15 @@ fn update(observed: &Observed<'_>, events: &mut Vec<Event>, now: Timestamp) -> A
                 ));
             }
             if let Some(version) = promote(&mut status, observed, spec, now) {
-                events.push(Event::delivered(&status, spec, version));
+                transitions.push(Transition::delivered(&status, spec, version));
             }
         }
         status.secret_ref = secret_ref(observed, &status, spec).or(status.secret_ref);
     }
     if let Some(version) = retire_due(&mut status.versions, now) {
-        events.push(
-            Event::new(
-                EventKind::KeyRetired,
+        transitions.push(
+            Transition::new(
+                TransitionKind::KeyRetired,
                 format!("version {version} is refused from now on: its overlap has ended"),
             )
             .about(version),
@@ -106,7 +107,7 @@ fn update(observed: &Observed<'_>, events: &mut Vec<Event>, now: Timestamp) -> A
 fn prepare(
     observed: &Observed<'_>,
     mut status: ApiTokenStatus,
-    mut events: Vec<Event>,
+    mut transitions: Vec<Transition>,
     spec: &Spec,
     reason: RotationReason,
     now: Timestamp,
@@ -127,9 +128,9 @@ fn prepare(
             } else {
                 "it made room for a repair of the Secret"
             };
-            events.push(
-                Event::new(
-                    EventKind::KeyRetired,
+            transitions.push(
+                Transition::new(
+                    TransitionKind::KeyRetired,
                     format!("version {} is refused from now on: {why}", version.version),
                 )
                 .about(version.version),
@@ -146,19 +147,19 @@ fn prepare(
         rotation.handled_trigger = Some(trigger.clone());
     }
     // `announce` inserts the version, once its token exists.
-    Announcement { version: replaced.unwrap_or(0).max(newest + 1), reason, status, events }
+    Announcement { version: replaced.unwrap_or(0).max(newest + 1), reason, status, transitions }
 }
 
-/// The status that records a new version, to be written before its token leaves the process, and the events to write
-/// after it.
+/// The status that records a new version, to be written before its token leaves the process, and the transitions to
+/// report after it.
 pub fn announce(
     observed: &Observed<'_>,
     announcement: Announcement,
     material: &Material,
     now: Timestamp,
-) -> (ApiTokenStatus, Vec<Event>) {
+) -> (ApiTokenStatus, Vec<Transition>) {
     let now = to_millisecond(now);
-    let Announcement { version, reason, mut status, mut events } = announcement;
+    let Announcement { version, reason, mut status, mut transitions } = announcement;
     status.versions.insert(
         0,
         TokenVersion {
@@ -173,10 +174,10 @@ pub fn announce(
         },
     );
     prune(&mut status.versions);
-    describe(&mut status, observed, Due::Nothing(None), &mut events, now);
-    transitions::record(&mut status, observed, &mut events, now);
-    transitions::remove_delivered(&mut status, observed);
-    (status, events)
+    describe(&mut status, observed, Due::Nothing(None), &mut transitions, now);
+    record_in_outbox(&mut status, observed, &mut transitions, now);
+    remove_delivered(&mut status, observed);
+    (status, transitions)
 }
 
 /// The key id of the token that belongs under the data key for the previous one, once the Secret is written.

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::transitions::Event;
+use super::transitions::Transition;
 use crate::crd::{ApiTokenStatus, OutboxEvent, RotationReason};
 use crate::token::{Hash, KeyId};
 
@@ -11,8 +11,8 @@ use crate::token::{Hash, KeyId};
 pub enum Step {
     /// Generate a token, and record its version by [`announce`](super::announce) and a status write.
     Announce(Box<Announcement>),
-    /// Write this status, then these Kubernetes Events.
-    Record(Box<ApiTokenStatus>, Vec<Event>),
+    /// Write this status, then report these transitions as Kubernetes Events.
+    Record(Box<ApiTokenStatus>, Vec<Transition>),
     /// Write the Secret with the token of this version.
     WriteSecret {
         /// The key id of the version.
@@ -47,7 +47,7 @@ pub struct Announcement {
     /// Why it is issued.
     pub reason: RotationReason,
     pub(super) status: ApiTokenStatus,
-    pub(super) events: Vec<Event>,
+    pub(super) transitions: Vec<Transition>,
 }
 
 /// What was generated for an [`Announcement`].

@@ -36,7 +36,7 @@ struct World {
     delivered: BTreeMap<String, String>,
     /// Until when a replaced token was promised to work.
     promised: BTreeMap<String, Timestamp>,
-    events: Vec<EventKind>,
+    transitions: Vec<TransitionKind>,
     subscriptions: Vec<Subscription>,
     /// What the TokenWebhooks have accepted since the last status write.
     receipts: Receipts,
@@ -81,17 +81,17 @@ enum Happening {
 }
 
 /// The type of event that TokenWebhooks receive, by the documentation.
-fn wire_name(kind: EventKind) -> Option<&'static str> {
+fn wire_name(kind: TransitionKind) -> Option<&'static str> {
     match kind {
-        EventKind::Minted => Some("token.created"),
-        EventKind::Rotated => Some("token.rotated"),
-        EventKind::KeyRetired => Some("token.key_retired"),
-        EventKind::Revoked => Some("token.revoked"),
-        EventKind::Suspended => Some("token.suspended"),
-        EventKind::Resumed => Some("token.resumed"),
-        EventKind::Expiring => Some("token.expiring"),
-        EventKind::Expired => Some("token.expired"),
-        EventKind::EventLost | EventKind::Rebuilt | EventKind::Stalled => None,
+        TransitionKind::Minted => Some("token.created"),
+        TransitionKind::Rotated => Some("token.rotated"),
+        TransitionKind::KeyRetired => Some("token.key_retired"),
+        TransitionKind::Revoked => Some("token.revoked"),
+        TransitionKind::Suspended => Some("token.suspended"),
+        TransitionKind::Resumed => Some("token.resumed"),
+        TransitionKind::Expiring => Some("token.expiring"),
+        TransitionKind::Expired => Some("token.expired"),
+        TransitionKind::EventLost | TransitionKind::Rebuilt | TransitionKind::Stalled => None,
     }
 }
 
@@ -146,7 +146,7 @@ impl World {
             peppers: Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers"),
             delivered: BTreeMap::new(),
             promised: BTreeMap::new(),
-            events: Vec::new(),
+            transitions: Vec::new(),
             subscriptions: Vec::new(),
             receipts: Receipts::default(),
             sent: Vec::new(),
@@ -187,13 +187,13 @@ impl World {
                 let key_id = KeyId::from_bytes([draw; 16]);
                 let plaintext = format::make(&Prefix::default(), key_id, &[draw; 32]);
                 let hash = self.peppers.hash("ns", "name", &plaintext).expect("a proof");
-                let (status, events) =
+                let (status, transitions) =
                     announce(&observed, *announcement, &Material { key_id, hash }, self.now);
                 self.draws = draw;
-                self.record(status, events);
+                self.record(status, transitions);
                 self.held = Some((key_id, plaintext));
             }
-            Step::Record(status, events) => self.record(*status, events),
+            Step::Record(status, transitions) => self.record(*status, transitions),
             Step::WriteSecret { key_id, content } => {
                 let status = before.clone().expect("a status precedes the Secret");
                 let version = status
@@ -231,8 +231,8 @@ impl World {
         true
     }
 
-    fn record(&mut self, status: ApiTokenStatus, events: Vec<Event>) {
-        self.events.extend(events.iter().map(|event| event.kind));
+    fn record(&mut self, status: ApiTokenStatus, transitions: Vec<Transition>) {
+        self.transitions.extend(transitions.iter().map(|transition| transition.kind));
         // Each event that a TokenWebhook subscribes to is recorded in the same write.
         let before = self.sent.len();
         for event in status.outbox.iter().flat_map(|outbox| &outbox.events) {
@@ -243,9 +243,10 @@ impl World {
         // A deletion is no Kubernetes Event, since its object is gone.
         let sent = self.sent[before..].iter().map(|(_, type_)| &**type_);
         let sent: Vec<&str> = sent.filter(|type_| *type_ != "token.deleted").collect();
-        let wanted: Vec<&str> = events.iter().filter_map(|event| wire_name(event.kind)).collect();
+        let wanted: Vec<&str> =
+            transitions.iter().filter_map(|transition| wire_name(transition.kind)).collect();
         if !self.subscriptions.is_empty() {
-            assert_eq!(sent, wanted, "the outbox and the Events differ");
+            assert_eq!(sent, wanted, "the outbox and the transitions differ");
         }
         self.receipts.retain(status.outbox.as_ref());
         // As the API server would hand it back.
@@ -542,7 +543,7 @@ fn a_mint_takes_three_writes_and_then_rests() {
     assert!(world.step(), "deliver");
     assert!(world.step(), "record");
     assert!(!world.step());
-    assert_eq!(world.events, [EventKind::Minted]);
+    assert_eq!(world.transitions, [TransitionKind::Minted]);
     assert!(matches!(next_step(&world.observed(), world.now), Step::Wait(None)));
 }
 
@@ -573,7 +574,7 @@ fn a_lost_status_is_rebuilt_without_a_rotation() {
     assert_eq!(after.token_id, before.token_id);
     assert_eq!(after.versions[0].key_id, before.versions[0].key_id);
     assert!(world.check(&current.expect("a Secret")).is_ok());
-    assert!(world.events.contains(&EventKind::Rebuilt));
+    assert!(world.transitions.contains(&TransitionKind::Rebuilt));
 }
 
 #[test]
@@ -613,7 +614,7 @@ fn repairs_back_off_then_stall_and_a_trigger_overrides() {
         repaired += usize::from(world.secret.is_some());
     }
     assert_eq!(repaired, 3);
-    assert_eq!(world.events.iter().filter(|kind| **kind == EventKind::Stalled).count(), 1);
+    assert_eq!(world.transitions.iter().filter(|kind| **kind == TransitionKind::Stalled).count(), 1);
     world.rotation(|r| r.trigger = Some("now".to_owned()));
     world.settle();
     assert!(world.check(&world.current().expect("a Secret")).is_ok());
@@ -653,7 +654,8 @@ fn each_expiry_is_announced_once_and_an_earlier_one_again() {
     let mut world = World::new();
     world.happen(&Happening::Expire(Some(600)), &mut None);
     world.settle();
-    let sent = |world: &World| world.events.iter().filter(|kind| **kind == EventKind::Expiring).count();
+    let sent =
+        |world: &World| world.transitions.iter().filter(|kind| **kind == TransitionKind::Expiring).count();
     assert_eq!(sent(&world), 0);
     let Step::Wait(Some(until)) = next_step(&world.observed(), world.now) else { panic!("no wake") };
     assert!(until <= world.now + SignedDuration::from_secs(100));

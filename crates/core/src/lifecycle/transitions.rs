@@ -1,5 +1,9 @@
-//! What happened to a token: recorded as Kubernetes Events and, for the TokenWebhooks that subscribe to it, in the
-//! outbox.
+//! Transitions of a token, and the two kinds of event that report them: a Kubernetes Event for each, and an event in the
+//! outbox for those that TokenWebhooks can subscribe to.
+//!
+//! [`TransitionKind`] and [`EventType`] are two lists because neither contains the other. A lost event, a rebuilt status
+//! and a stall concern the users of the cluster only. A deletion has no Kubernetes Event, since its object is gone, and
+//! a ping is no transition of any token.
 //!
 //! An event enters the outbox in the status write that makes the transition. Delivered events are removed in batches:
 //! one write for several events and endpoints, and none of its own if the status is written anyway.
@@ -14,22 +18,21 @@ use crate::crd::{
 };
 use crate::outbox::EventType;
 use crate::outbox::events;
-use crate::outbox::events::{Owner, Transition};
+use crate::outbox::events::{NewEvent, Owner};
 
-/// Something that happened to a token, to be written as a Kubernetes Event.
+/// A change of a token that is worth an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// The Event's reason.
-    pub kind: EventKind,
+pub struct Transition {
+    pub kind: TransitionKind,
     /// A sentence for people. Never contains a secret.
     pub message: String,
     /// The version concerned, if it is not the current one.
     pub version: Option<i64>,
 }
 
-/// What can happen to a token.
+/// What can happen to a token, by the reasons of its Kubernetes Events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EventKind {
+pub enum TransitionKind {
     /// The Secret contains the first token.
     Minted,
     /// The Secret contains a new token.
@@ -54,9 +57,9 @@ pub enum EventKind {
     Stalled,
 }
 
-impl EventKind {
+impl TransitionKind {
     /// The `reason` of the Kubernetes Event.
-    pub fn as_str(self) -> &'static str {
+    pub fn event_reason(self) -> &'static str {
         match self {
             Self::Minted => "Minted",
             Self::Rotated => "Rotated",
@@ -85,8 +88,8 @@ impl EventKind {
         }
     }
 
-    /// The event that TokenWebhooks receive. `None`: it is for the cluster's users only.
-    fn webhook_event(self) -> Option<EventType> {
+    /// The event that TokenWebhooks can subscribe to. `None`: it is for the users of the cluster only.
+    fn event_type(self) -> Option<EventType> {
         match self {
             Self::Minted => Some(EventType::Created),
             Self::Rotated => Some(EventType::Rotated),
@@ -101,8 +104,8 @@ impl EventKind {
     }
 }
 
-impl Event {
-    pub(super) fn new(kind: EventKind, message: impl Into<String>) -> Self {
+impl Transition {
+    pub(super) fn new(kind: TransitionKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), version: None }
     }
 
@@ -116,7 +119,7 @@ impl Event {
         let secret = &spec.secret_name;
         let reason = status.rotation.as_ref().and_then(|r| r.last_reason).unwrap_or(RotationReason::Created);
         if reason == RotationReason::Created {
-            return Self::new(EventKind::Minted, format!("version {version} is in Secret {secret}"));
+            return Self::new(TransitionKind::Minted, format!("version {version} is in Secret {secret}"));
         }
         let overlap = match retiring(status) {
             Some(old) => match old.retire_at {
@@ -126,23 +129,25 @@ impl Event {
             None => "; no earlier version works".to_owned(),
         };
         Self::new(
-            EventKind::Rotated,
+            TransitionKind::Rotated,
             format!("version {version} is in Secret {secret} ({}){overlap}", reason.as_str()),
         )
     }
 
-    /// The transition as the outbox records it, if TokenWebhooks can subscribe to it.
-    fn transition(&self, status: &ApiTokenStatus) -> Option<Transition> {
-        let type_ = self.kind.webhook_event()?;
+    /// The event for the outbox, if TokenWebhooks can subscribe to one.
+    fn webhook_event(&self, status: &ApiTokenStatus) -> Option<NewEvent> {
+        let type_ = self.kind.event_type()?;
         let reason = match self.kind {
-            EventKind::Minted | EventKind::Rotated => {
+            TransitionKind::Minted | TransitionKind::Rotated => {
                 status.rotation.as_ref().and_then(|rotation| rotation.last_reason).map(RotationReason::as_str)
             }
-            EventKind::Revoked => status.revocation.as_ref().map(|revocation| revocation.reason.as_str()),
+            TransitionKind::Revoked => {
+                status.revocation.as_ref().map(|revocation| revocation.reason.as_str())
+            }
             _ => None,
         };
         let version = self.version.or_else(|| current_version(status));
-        Some(Transition { type_, version, reason: reason.map(str::to_owned) })
+        Some(NewEvent { type_, version, reason: reason.map(str::to_owned) })
     }
 }
 
@@ -151,30 +156,30 @@ pub(super) fn current_version(status: &ApiTokenStatus) -> Option<i64> {
     active(status).or(status.versions.first()).map(|version| version.version)
 }
 
-/// Adds the events that follow from a change of the conditions, before the new ones replace those in the status.
+/// Adds the transitions that follow from a change of the conditions, before the new ones replace those in the status.
 /// `stalled` is the reason of that condition, if it is true.
 pub(super) fn add_condition_changes(
     status: &ApiTokenStatus,
     active: &Outcome,
     stalled: Option<&Reason>,
-    events: &mut Vec<Event>,
+    transitions: &mut Vec<Transition>,
 ) {
     let reason_of =
         |type_| find_condition(&status.conditions, type_).map(|condition| condition.reason.as_str());
     let before = reason_of(ConditionType::Active);
     let entered = |code: &str| active.reason.code == code && before != Some(code);
     if entered("Suspended") {
-        events.push(Event::new(EventKind::Suspended, "refused until suspend is false"));
+        transitions.push(Transition::new(TransitionKind::Suspended, "refused until suspend is false"));
     }
     if entered("Expired") {
-        events.push(Event::new(EventKind::Expired, active.reason.message.clone()));
+        transitions.push(Transition::new(TransitionKind::Expired, active.reason.message.clone()));
     }
     if active.status && matches!(before, Some("Suspended" | "Expired")) {
-        events.push(Event::new(EventKind::Resumed, "accepted again"));
+        transitions.push(Transition::new(TransitionKind::Resumed, "accepted again"));
     }
     let stalled = stalled.filter(|reason| reason_of(ConditionType::Stalled) != Some(reason.code));
     if let Some(Reason { code, message }) = stalled {
-        events.push(Event::new(EventKind::Stalled, format!("{code}: {message}")));
+        transitions.push(Transition::new(TransitionKind::Stalled, format!("{code}: {message}")));
     }
 }
 
@@ -182,43 +187,45 @@ pub(super) fn add_condition_changes(
 pub(super) fn add_expiry_notice(
     status: &mut ApiTokenStatus,
     observed: &Observed<'_>,
-    events: &mut Vec<Event>,
+    transitions: &mut Vec<Transition>,
     now: Timestamp,
 ) {
     let Some(at) = observed.expires_soon(now) else { return };
     if status.revocation.is_none() && active(status).is_some() && status.last_expiry_notice != Some(at) {
         status.last_expiry_notice = Some(at);
-        events.push(Event::new(
-            EventKind::Expiring,
+        transitions.push(Transition::new(
+            TransitionKind::Expiring,
             format!("expires at {at}; to keep it, set a later expiresAt"),
         ));
     }
 }
 
-/// Records the events in the outbox, for the TokenWebhooks that subscribe to them.
-pub(super) fn record(
+/// Records the transitions in the outbox, for the TokenWebhooks that subscribe to them. An event that is dropped for
+/// want of room is another transition.
+pub(super) fn record_in_outbox(
     status: &mut ApiTokenStatus,
     observed: &Observed<'_>,
-    events: &mut Vec<Event>,
+    transitions: &mut Vec<Transition>,
     now: Timestamp,
 ) {
-    let transitions: Vec<Transition> = events.iter().filter_map(|event| event.transition(status)).collect();
-    for lost in push(status, observed, &transitions, now) {
+    let events: Vec<NewEvent> =
+        transitions.iter().filter_map(|transition| transition.webhook_event(status)).collect();
+    for lost in add_to_outbox(status, observed, &events, now) {
         let message = format!(
             "the outbox is full, so {} of {} was dropped and will not be delivered to {}; check why deliveries fail",
             lost.type_,
             lost.time,
             lost.webhooks.join(", ")
         );
-        events.push(Event::new(EventKind::EventLost, message));
+        transitions.push(Transition::new(TransitionKind::EventLost, message));
     }
 }
 
-/// Adds transitions to the outbox. Returns the events that were dropped for want of room.
-pub(super) fn push(
+/// Adds events to the outbox. Returns those that were dropped to make room.
+pub(super) fn add_to_outbox(
     status: &mut ApiTokenStatus,
     observed: &Observed<'_>,
-    transitions: &[Transition],
+    events: &[NewEvent],
     now: Timestamp,
 ) -> Vec<OutboxEvent> {
     if observed.subscriptions.is_empty() {
@@ -227,7 +234,7 @@ pub(super) fn push(
     let metadata = &observed.token.metadata;
     let labels = metadata.labels.clone().unwrap_or_default();
     let owner = Owner { uid: metadata.uid.as_deref().unwrap_or_default(), labels: &labels };
-    events::record(&mut status.outbox, owner, observed.subscriptions, transitions, now)
+    events::record(&mut status.outbox, owner, observed.subscriptions, events, now)
 }
 
 /// Removes the events that every TokenWebhook has accepted.
@@ -250,15 +257,15 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_the_active_condition_is_an_event() {
+    fn a_change_of_the_active_condition_is_a_transition() {
         for (before, after, expected) in [
             (None, active(true, "Active"), None),
             (Some(active(true, "Active")), active(true, "Active"), None),
-            (Some(active(true, "Active")), active(false, "Suspended"), Some(EventKind::Suspended)),
+            (Some(active(true, "Active")), active(false, "Suspended"), Some(TransitionKind::Suspended)),
             (Some(active(false, "Suspended")), active(false, "Suspended"), None),
-            (Some(active(false, "Suspended")), active(true, "Active"), Some(EventKind::Resumed)),
-            (Some(active(true, "Active")), active(false, "Expired"), Some(EventKind::Expired)),
-            (Some(active(false, "Expired")), active(true, "Active"), Some(EventKind::Resumed)),
+            (Some(active(false, "Suspended")), active(true, "Active"), Some(TransitionKind::Resumed)),
+            (Some(active(true, "Active")), active(false, "Expired"), Some(TransitionKind::Expired)),
+            (Some(active(false, "Expired")), active(true, "Active"), Some(TransitionKind::Resumed)),
             (Some(active(false, "Pending")), active(true, "Active"), None),
         ] {
             let mut status = ApiTokenStatus::default();
@@ -267,24 +274,24 @@ mod tests {
                 conditions.set(ConditionType::Active, before);
                 status.conditions = conditions.into_vec();
             }
-            let mut events = Vec::new();
-            add_condition_changes(&status, &after, None, &mut events);
-            let kinds: Vec<_> = events.iter().map(|event| event.kind).collect();
+            let mut transitions = Vec::new();
+            add_condition_changes(&status, &after, None, &mut transitions);
+            let kinds: Vec<_> = transitions.iter().map(|transition| transition.kind).collect();
             assert_eq!(kinds, expected.into_iter().collect::<Vec<_>>(), "{before:?} -> {after:?}");
         }
     }
 
     #[test]
-    fn a_stall_is_an_event_once_for_each_reason() {
+    fn a_stall_is_a_transition_once_for_each_reason() {
         let mut status = ApiTokenStatus::default();
         let mut conditions = crate::crd::Conditions::after(&[], None, Timestamp::UNIX_EPOCH);
         conditions.set(ConditionType::Stalled, Outcome::yes("Forbidden", "denied"));
         status.conditions = conditions.into_vec();
         for (code, expected) in [("Forbidden", 0), ("InvalidSpec", 1)] {
-            let mut events = Vec::new();
+            let mut transitions = Vec::new();
             let stalled = Reason::new(code, "why");
-            add_condition_changes(&status, &active(true, "Active"), Some(&stalled), &mut events);
-            assert_eq!(events.len(), expected, "{code}");
+            add_condition_changes(&status, &active(true, "Active"), Some(&stalled), &mut transitions);
+            assert_eq!(transitions.len(), expected, "{code}");
         }
     }
 }

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::EventType;
 use super::events;
-use super::events::Transition;
+use super::events::NewEvent;
 use super::payload::Message;
 use crate::crd::{DeadLetter, HeldEvent, TokenHandle, TokenWebhookStatus};
 
@@ -78,7 +78,7 @@ pub fn answer_ping(
         return false;
     }
     status.handled_ping = Some(annotation.unwrap_or_default().to_owned());
-    let ping = Transition { type_: EventType::Ping, version: None, reason: None };
+    let ping = NewEvent { type_: EventType::Ping, version: None, reason: None };
     let id = events::id(uid, &ping, now);
     let type_ = EventType::Ping.as_str().to_owned();
     let event = HeldEvent {

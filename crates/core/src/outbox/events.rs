@@ -56,9 +56,9 @@ impl Receipts {
     }
 }
 
-/// Something that happened to a token, before it is matched with subscriptions.
+/// An event to record, which has no id and no recipients yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Transition {
+pub struct NewEvent {
     /// The type of event.
     pub type_: EventType,
     /// The version concerned.
@@ -76,17 +76,17 @@ pub struct Owner<'a> {
     pub labels: &'a BTreeMap<String, String>,
 }
 
-/// Records transitions for the TokenWebhooks that subscribe to them. Returns the events that were dropped to make room.
+/// Records events for the TokenWebhooks that subscribe to them. Returns the events that were dropped to make room.
 pub fn record(
     outbox: &mut Option<Outbox>,
     owner: Owner<'_>,
     subscriptions: &[Subscription],
-    transitions: &[Transition],
+    events: &[NewEvent],
     now: Timestamp,
 ) -> Vec<OutboxEvent> {
     let mut dropped = Vec::new();
-    for transition in transitions {
-        let wanting = subscriptions.iter().filter(|s| s.wants(transition.type_, owner.labels));
+    for event in events {
+        let wanting = subscriptions.iter().filter(|s| s.wants(event.type_, owner.labels));
         let webhooks: Vec<String> = wanting.map(|s| s.name().to_owned()).collect();
         if webhooks.is_empty() {
             continue;
@@ -100,11 +100,11 @@ pub fn record(
             dropped.push(oldest);
         }
         outbox.events.push(OutboxEvent {
-            id: id(owner.uid, transition, now),
-            type_: transition.type_.as_str().to_owned(),
+            id: id(owner.uid, event, now),
+            type_: event.type_.as_str().to_owned(),
             time: now,
-            version: transition.version,
-            reason: transition.reason.clone(),
+            version: event.version,
+            reason: event.reason.clone(),
             webhooks,
         });
     }
@@ -127,11 +127,11 @@ pub fn remove_missing_webhooks(outbox: &mut Option<Outbox>, exists: impl Fn(&str
     retain(outbox, |_, webhook| exists(webhook));
 }
 
-/// The id of an event, derived from the token, the transition and the time, so that it differs after a restore from a
+/// The id of an event, derived from the token, the event and the time, so that it differs after a restore from a
 /// backup too. It is stored with the event, so all deliveries have the same.
-pub fn id(uid: &str, transition: &Transition, now: Timestamp) -> String {
-    let version = transition.version.unwrap_or_default();
-    let text = format!("{uid}/{}/{version}/{}", transition.type_.as_str(), now.as_nanosecond());
+pub fn id(uid: &str, event: &NewEvent, now: Timestamp) -> String {
+    let version = event.version.unwrap_or_default();
+    let text = format!("{uid}/{}/{version}/{}", event.type_.as_str(), now.as_nanosecond());
     let mut digest = [0; 16];
     digest.copy_from_slice(&Sha256::digest(text)[..16]);
     format!("evt_{}", base62_of(u128::from_be_bytes(digest)))
@@ -165,8 +165,8 @@ mod tests {
         Timestamp::from_millisecond(1_800_000_000_000 + millis).expect("an instant")
     }
 
-    fn happened(type_: EventType, version: i64) -> Transition {
-        Transition { type_, version: Some(version), reason: None }
+    fn happened(type_: EventType, version: i64) -> NewEvent {
+        NewEvent { type_, version: Some(version), reason: None }
     }
 
     const LABELS: BTreeMap<String, String> = BTreeMap::new();
