@@ -155,7 +155,7 @@ impl Worker {
         let now = Instant::now();
         if !self.resolving && now >= self.resolve_at {
             if let Some(target) = &self.serving.target {
-                target.endpoint.rest();
+                target.endpoint.close_idle();
             }
             self.resolve();
         }
