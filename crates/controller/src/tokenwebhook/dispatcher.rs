@@ -38,7 +38,7 @@ impl Dispatcher {
     pub(crate) fn new(webhook: &str, load: Load) -> Self {
         let (report, results) = mpsc::unbounded_channel();
         Self {
-            queue: DeliveryQueue::of(webhook),
+            queue: DeliveryQueue::new(webhook),
             ready: Arc::default(),
             senders: JoinSet::new(),
             report,
@@ -97,7 +97,7 @@ impl Dispatcher {
     pub(crate) fn recall(&mut self) {
         let now = Instant::now();
         for job in self.ready.take_all() {
-            self.queue.undecided(&job.key, now);
+            self.queue.requeue(&job.key, now);
         }
     }
 

@@ -46,7 +46,7 @@ use tokenward_core::outbox::dead_letters;
 use tokenward_core::outbox::destination::AddressPolicy;
 use tokenward_core::outbox::events::Receipt;
 use tokenward_core::outbox::payload::Message;
-use tokenward_core::outbox::queue::{Key, Waiting};
+use tokenward_core::outbox::queue::{Key, TokenEvents};
 use tokenward_core::outbox::retry::Schedule;
 use tokenward_core::outbox::subscription::{MAX_SUBSCRIPTIONS, Subscription};
 use tokenward_runtime::backoff::WatchBackoff;
@@ -75,7 +75,7 @@ pub(crate) struct Shared {
 #[derive(Default)]
 pub(crate) struct Registry {
     namespaces: HashMap<String, Namespace>,
-    waiting: HashMap<Key, (String, Arc<Waiting>)>,
+    waiting: HashMap<Key, (String, Arc<TokenEvents>)>,
     /// The tokens of a new list, until it is complete.
     listed_tokens: Option<HashSet<Key>>,
     /// The TokenWebhooks of a new list, by namespace and name.
@@ -265,7 +265,7 @@ impl Webhooks {
         for event in undelivered {
             let message = message_of(token, event);
             for webhook in &event.webhooks {
-                kept.entry(webhook).or_default().push(dead_letters::held(&message, now));
+                kept.entry(webhook).or_default().push(dead_letters::to_stored(&message, now));
             }
         }
         for (webhook, events) in kept {
@@ -304,7 +304,7 @@ impl Shared {
     /// A token's event needs nothing more from a TokenWebhook.
     fn receipt(&self, key: &Key, message: &Message, namespace: &str, webhook: &Arc<str>) {
         let receipt = Receipt { id: message.id.clone(), webhook: webhook.clone() };
-        let is_first = self.memories.with(key, |memory| memory.receipts.take(receipt));
+        let is_first = self.memories.with(key, |memory| memory.receipts.add(receipt));
         let token = || ObjectRef::new(message.name.as_deref().unwrap_or_default()).within(namespace);
         if message.type_ == EventType::Deleted.as_str() {
             // The object waits for nothing else.
@@ -370,10 +370,10 @@ impl Namespace {
                 _ if rank >= MAX_SUBSCRIPTIONS => {
                     let advice =
                         format!("a namespace has at most {MAX_SUBSCRIPTIONS} TokenWebhooks; delete another");
-                    (Subscription::silent(&name), Some(Problem::new("TooManyWebhooks", advice)))
+                    (Subscription::empty(&name), Some(Problem::new("TooManyWebhooks", advice)))
                 }
                 Ok(subscription) => (subscription, None),
-                Err(message) => (Subscription::silent(&name), Some(Problem::new("InvalidSpec", message))),
+                Err(message) => (Subscription::empty(&name), Some(Problem::new("InvalidSpec", message))),
             };
             if entry.problem != problem {
                 entry.problem.clone_from(&problem);
@@ -387,10 +387,10 @@ impl Namespace {
     }
 }
 
-fn waiting(key: Key, token: &ApiToken) -> Waiting {
+fn waiting(key: Key, token: &ApiToken) -> TokenEvents {
     let outbox = token.status.as_ref().and_then(|status| status.outbox.clone()).unwrap_or_default();
     let events = outbox.events.into_iter().map(|event| (message_of(token, &event).into(), event.webhooks));
-    Waiting { key, events: events.collect(), lost: outbox.lost }
+    TokenEvents { key, events: events.collect(), lost: outbox.lost }
 }
 
 fn message_of(token: &ApiToken, event: &OutboxEvent) -> Message {

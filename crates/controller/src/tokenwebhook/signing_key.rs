@@ -209,7 +209,7 @@ fn put_new(secret: &mut Secret, webhook: &TokenWebhook, now: Timestamp) -> Resul
         Problem::new("NoRandomBytes", format!("the system gave no random bytes: {error}"))
     })?;
     let algorithm = webhook.spec.signing.as_ref().and_then(|signing| signing.algorithm).unwrap_or_default();
-    let key = signature::make(algorithm, &random);
+    let key = signature::new_key(algorithm, &random);
     drop_previous(secret);
     let data = secret.data.get_or_insert_default();
     let replaced = data.insert(KEY.to_owned(), ByteString(key.as_bytes().to_vec()));

@@ -14,10 +14,10 @@ use futures::{FutureExt, StreamExt};
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use tokenward_core::crd::labels::{PING_ANNOTATION, REPLAY_ANNOTATION};
-use tokenward_core::crd::{ConditionType, DeadLetter, HeldEvent, TokenWebhook, find_condition};
+use tokenward_core::crd::{ConditionType, DeadLetter, StoredEvent, TokenWebhook, find_condition};
 use tokenward_core::outbox::dead_letters;
 use tokenward_core::outbox::payload::Message;
-use tokenward_core::outbox::queue::{Job, Key, PendingEvent, Waiting, age};
+use tokenward_core::outbox::queue::{Job, Key, PendingEvent, TokenEvents, age};
 use tokenward_core::outbox::retry::{Failure, Outcome};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -198,13 +198,13 @@ impl Worker {
         match command {
             Command::Webhook(object, unserved) => self.update(object, unserved),
             Command::Token(waiting) => {
-                self.dispatcher.queue.see(&waiting, now);
+                self.dispatcher.queue.update(&waiting, now);
                 self.record.write_within(LATER);
             }
             Command::TokenGone(key) => {
                 self.dispatcher.forget(&key);
-                for message in self.dispatcher.queue.gone(&key) {
-                    self.store(dead_letters::held(&message, Timestamp::now()));
+                for message in self.dispatcher.queue.remove_token(&key) {
+                    self.store(dead_letters::to_stored(&message, Timestamp::now()));
                 }
             }
             // Unconfirmed, it is sent again.
@@ -239,9 +239,9 @@ impl Worker {
         let uid = object.uid().unwrap_or_default();
         let annotation = |name: &str| object.annotations().get(name).map(|text| bounded(text));
         let pinged =
-            dead_letters::answer_ping(&mut self.record.status, &uid, annotation(PING_ANNOTATION), now);
+            dead_letters::handle_ping(&mut self.record.status, &uid, annotation(PING_ANNOTATION), now);
         let replayed =
-            dead_letters::answer_replay(&mut self.record.status, annotation(REPLAY_ANNOTATION), now);
+            dead_letters::handle_replay(&mut self.record.status, annotation(REPLAY_ANNOTATION), now);
         let is_edited = |generation| object.metadata.generation != Some(generation);
         if self.serving.gone.is_some_and(|generation| pinged || is_edited(generation)) {
             self.serving.gone = None;
@@ -252,9 +252,9 @@ impl Worker {
     }
 
     /// Stores an event in the status.
-    fn store(&mut self, event: HeldEvent) {
+    fn store(&mut self, event: StoredEvent) {
         if self.record.is_known() {
-            dead_letters::hold(&mut self.record.status, event);
+            dead_letters::store(&mut self.record.status, event);
             self.record.write_within(Duration::ZERO);
         }
     }
@@ -268,7 +268,7 @@ impl Worker {
         for event in self.record.status.outbox.iter().filter(|event| stored.contains(&*event.id)) {
             let token = event.token.as_ref().map_or("", |token| &token.token_id);
             let events = by_token.entry(format!("{HELD}{token}").into()).or_default();
-            events.push((Message::of_held(event).into(), vec![me.to_owned()]));
+            events.push((Message::of_stored(event).into(), vec![me.to_owned()]));
         }
         let emptied =
             self.held.iter().filter(|key| !by_token.contains_key(*key)).cloned().collect::<Vec<_>>();
@@ -276,7 +276,7 @@ impl Worker {
         let now = Instant::now();
         let emptied = emptied.into_iter().map(|key| (key, Vec::new()));
         for (key, events) in by_token.into_iter().chain(emptied) {
-            self.dispatcher.queue.see(&Waiting { key, events, lost: BTreeMap::new() }, now);
+            self.dispatcher.queue.update(&TokenEvents { key, events, lost: BTreeMap::new() }, now);
         }
     }
 
@@ -325,7 +325,7 @@ impl Worker {
             Outcome::Gone => {
                 metrics.attempted("Gone", took);
                 self.disable();
-                self.dispatcher.queue.undecided(&job.key, clock);
+                self.dispatcher.queue.requeue(&job.key, clock);
             }
         }
     }
@@ -369,7 +369,7 @@ impl Worker {
     ) {
         self.shared.metrics.dead(cause);
         self.record.dead_lettered += 1;
-        let event = HeldEvent { since: message.since, ..dead_letters::held(&message, now) };
+        let event = StoredEvent { since: message.since, ..dead_letters::to_stored(&message, now) };
         let letter = DeadLetter { event, at: now, attempts: attempts.into(), cause: cause.to_owned() };
         dead_letters::dead_letter(&mut self.record.status, letter);
         self.dispatcher.queue.done(key, &message.id, clock);
@@ -386,11 +386,11 @@ impl Worker {
     fn dead_letter_old(&mut self, cause: &str) -> Duration {
         let (clock, now) = (Instant::now(), Timestamp::now());
         let max_age = self.max_age();
-        for job in self.dispatcher.queue.older(max_age, now) {
+        for job in self.dispatcher.queue.events_of_age(max_age, now) {
             self.dead_letter(&job.key, job.message, job.attempts, cause, clock, now);
         }
         max_age
-            .saturating_sub(self.dispatcher.queue.oldest(now).unwrap_or_default())
+            .saturating_sub(self.dispatcher.queue.oldest_age(now).unwrap_or_default())
             .clamp(MIN_SWEEP_INTERVAL, RESOLVE_INTERVAL)
     }
 

@@ -86,7 +86,7 @@ impl Connector {
             Err(_) => (self.resolve)(host.to_owned(), port).await.map_err(ConnectError::Resolve)?,
         };
         for address in &addresses {
-            self.policy.judge(address.ip())?;
+            self.policy.check(address.ip())?;
         }
         Ok(addresses)
     }

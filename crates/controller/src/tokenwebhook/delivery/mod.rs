@@ -26,7 +26,7 @@ use self::connect::{ConnectError, Connector, Resolve};
 use self::connection::{Connection, RequestError};
 use tokenward_core::outbox::destination::AddressPolicy;
 use tokenward_core::outbox::payload::Message;
-use tokenward_core::outbox::retry::{Failure, Outcome, judge};
+use tokenward_core::outbox::retry::{Failure, Outcome, classify_response};
 use tokenward_core::outbox::signature::SigningKeys;
 use tokenward_runtime::sync::lock;
 
@@ -151,7 +151,7 @@ impl Endpoint {
             Err(failure) => return Outcome::Failed(failure),
         };
         let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let outcome = judge(response.status().as_u16(), retry_after, Timestamp::now());
+        let outcome = classify_response(response.status().as_u16(), retry_after, Timestamp::now());
         if connection.finish(response, MAX_BODY_BYTES).await {
             self.idle().push(connection);
         }
