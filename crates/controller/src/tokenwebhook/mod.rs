@@ -10,7 +10,6 @@ mod command;
 mod conditions;
 mod delivery;
 mod dispatcher;
-mod problem;
 mod sender;
 mod serving;
 mod signing_key;
@@ -33,14 +32,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use self::command::Command;
-use self::problem::Problem;
 use self::worker::Worker;
 use crate::apitoken::cache::StateCache;
 use crate::metrics::WebhookMetrics;
 use crate::objects::{Hook, Token};
 use crate::recorder;
 use crate::requeue::{Load, RequeueSender};
-use tokenward_core::crd::{ApiToken, OutboxEvent, TokenWebhook};
+use tokenward_core::crd::{ApiToken, OutboxEvent, Reason, TokenWebhook};
 use tokenward_core::outbox::EventType;
 use tokenward_core::outbox::dead_letters;
 use tokenward_core::outbox::destination::AddressPolicy;
@@ -90,7 +88,7 @@ struct Namespace {
 
 struct Entry {
     object: Arc<TokenWebhook>,
-    problem: Option<Problem>,
+    problem: Option<Reason>,
     commands: mpsc::UnboundedSender<Command>,
     stop: CancellationToken,
 }
@@ -370,10 +368,10 @@ impl Namespace {
                 _ if rank >= MAX_SUBSCRIPTIONS => {
                     let advice =
                         format!("a namespace has at most {MAX_SUBSCRIPTIONS} TokenWebhooks; delete another");
-                    (Subscription::empty(&name), Some(Problem::new("TooManyWebhooks", advice)))
+                    (Subscription::empty(&name), Some(Reason::new("TooManyWebhooks", advice)))
                 }
                 Ok(subscription) => (subscription, None),
-                Err(message) => (Subscription::empty(&name), Some(Problem::new("InvalidSpec", message))),
+                Err(message) => (Subscription::empty(&name), Some(Reason::new("InvalidSpec", message))),
             };
             if entry.problem != problem {
                 entry.problem.clone_from(&problem);

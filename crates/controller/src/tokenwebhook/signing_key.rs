@@ -13,11 +13,10 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use zeroize::Zeroizing;
 
-use super::problem::Problem;
 use tokenward_core::crd::labels::{
     MANAGED_BY, MANAGED_BY_VALUE, PREVIOUS_UNTIL_ANNOTATION, SIGNING_TRIGGER_ANNOTATION, WEBHOOK_LABEL,
 };
-use tokenward_core::crd::{SecretKeyRef, SigningRotation, TokenWebhook};
+use tokenward_core::crd::{Reason, SecretKeyRef, SigningRotation, TokenWebhook};
 use tokenward_core::lifecycle::{is_controlled_by, wipe};
 use tokenward_core::outbox::signature;
 use tokenward_core::outbox::signature::{NEW_KEY_BYTES, SigningKeys};
@@ -35,8 +34,8 @@ pub(crate) struct Signing {
     pub(crate) secret: SecretKeyRef,
     /// When something is due to change by time alone.
     pub(crate) until: Option<Timestamp>,
-    /// What was just done to the Secret, as the reason and message of an Event.
-    pub(crate) done: Option<(&'static str, String)>,
+    /// The Event for what was just done to the Secret.
+    pub(crate) done: Option<Reason>,
 }
 
 /// The next action on our own Secret.
@@ -59,10 +58,10 @@ pub(crate) async fn provide(
     client: &Client,
     webhook: &TokenWebhook,
     now: Timestamp,
-) -> Result<Signing, Problem> {
+) -> Result<Signing, Reason> {
     match webhook.spec.signing.as_ref().and_then(|signing| signing.secret_ref.clone()) {
         Some(reference) => {
-            let text = read_key(client, webhook, &reference).await?;
+            let text = read_secret(client, webhook, &reference).await?;
             let keys = parse(&text, &reference)?;
             Ok(Signing { keys, secret: reference, until: None, done: None })
         }
@@ -71,26 +70,24 @@ pub(crate) async fn provide(
 }
 
 /// Reads a value of a Secret of the TokenWebhook's namespace.
-pub(crate) async fn read_key(
+pub(crate) async fn read_secret(
     client: &Client,
     webhook: &TokenWebhook,
     reference: &SecretKeyRef,
-) -> Result<Zeroizing<String>, Problem> {
+) -> Result<Zeroizing<String>, Reason> {
     let SecretKeyRef { name, key } = reference;
     let api = Api::<Secret>::namespaced(client.clone(), &webhook.namespace().unwrap_or_default());
     let mut secret = match api.get(name).await {
         Ok(secret) => secret,
         Err(error) if is_not_found(&error) => {
             let advice = format!("Secret {name} does not exist; create it, or correct the reference");
-            return Err(Problem::new("SecretMissing", advice));
+            return Err(Reason::new("SecretMissing", advice));
         }
         Err(error) => return Err(unreadable(name, &error)),
     };
     let text = value(&secret, key);
     wipe(&mut secret);
-    text.ok_or_else(|| {
-        Problem::new("SecretMissing", format!("Secret {name} has no text under the key {key}"))
-    })
+    text.ok_or_else(|| Reason::new("SecretMissing", format!("Secret {name} has no text under the key {key}")))
 }
 
 fn value(secret: &Secret, key: &str) -> Option<Zeroizing<String>> {
@@ -98,18 +95,18 @@ fn value(secret: &Secret, key: &str) -> Option<Zeroizing<String>> {
     Some(Zeroizing::new(std::str::from_utf8(&value.0).ok()?.to_owned()))
 }
 
-fn parse(text: &str, reference: &SecretKeyRef) -> Result<SigningKeys, Problem> {
+fn parse(text: &str, reference: &SecretKeyRef) -> Result<SigningKeys, Reason> {
     SigningKeys::parse(text).map_err(|error| {
         let SecretKeyRef { name, key } = reference;
-        Problem::new("SigningKeyInvalid", format!("Secret {name}, key {key}: {error}"))
+        Reason::new("SigningKeyInvalid", format!("Secret {name}, key {key}: {error}"))
     })
 }
 
-fn unreadable(name: &str, error: &kube::Error) -> Problem {
-    Problem::new("SecretUnreadable", format!("Secret {name} can't be read or written: {}", message(error)))
+fn unreadable(name: &str, error: &kube::Error) -> Reason {
+    Reason::new("SecretUnreadable", format!("Secret {name} can't be read or written: {}", message(error)))
 }
 
-async fn provide_own(client: &Client, webhook: &TokenWebhook, now: Timestamp) -> Result<Signing, Problem> {
+async fn provide_own(client: &Client, webhook: &TokenWebhook, now: Timestamp) -> Result<Signing, Reason> {
     let name = format!("{}-signing", webhook.name_any());
     let api = Api::<Secret>::namespaced(client.clone(), &webhook.namespace().unwrap_or_default());
     let mut existing = api.get_opt(&name).await.map_err(|error| unreadable(&name, &error))?;
@@ -118,7 +115,7 @@ async fn provide_own(client: &Client, webhook: &TokenWebhook, now: Timestamp) ->
             let advice = format!(
                 "Secret {name} exists and is not tokenward's, so it is neither used nor written; delete it, or name it in spec.signing.secretRef"
             );
-            return Err(Problem::new("SigningSecretConflict", advice));
+            return Err(Reason::new("SigningSecretConflict", advice));
         }
         Plan::Use(until) => {
             let secret = existing.get_or_insert_default();
@@ -150,10 +147,10 @@ async fn provide_own(client: &Client, webhook: &TokenWebhook, now: Timestamp) ->
     let (keys, until) = (keys(&secret, &name), previous_until(&secret));
     wipe(&mut secret);
     let secret = SecretKeyRef { name, key: KEY.to_owned() };
-    Ok(Signing { keys: keys?, secret, until, done: Some((reason, sentence)) })
+    Ok(Signing { keys: keys?, secret, until, done: Some(Reason::new(reason, sentence)) })
 }
 
-fn plan(existing: Option<&Secret>, webhook: &TokenWebhook, now: Timestamp) -> Result<Plan, Problem> {
+fn plan(existing: Option<&Secret>, webhook: &TokenWebhook, now: Timestamp) -> Result<Plan, Reason> {
     let Some(secret) = existing else { return Ok(Plan::Create) };
     if !webhook.uid().is_some_and(|uid| is_controlled_by(&secret.metadata, &uid)) {
         return Ok(Plan::Foreign);
@@ -171,12 +168,12 @@ fn plan(existing: Option<&Secret>, webhook: &TokenWebhook, now: Timestamp) -> Re
     })
 }
 
-fn rotation(webhook: &TokenWebhook) -> Result<(Option<String>, SignedDuration), Problem> {
+fn rotation(webhook: &TokenWebhook) -> Result<(Option<String>, SignedDuration), Reason> {
     let rotation = webhook.spec.signing.as_ref().and_then(|signing| signing.rotation.clone());
     let SigningRotation { trigger, overlap } = rotation.unwrap_or_default();
     let overlap = overlap.map_or(Ok(DEFAULT_OVERLAP), |overlap| overlap.parse());
     let overlap =
-        overlap.map_err(|error| Problem::new("InvalidSpec", format!("spec.signing.rotation: {error}")))?;
+        overlap.map_err(|error| Reason::new("InvalidSpec", format!("spec.signing.rotation: {error}")))?;
     Ok((trigger, overlap))
 }
 
@@ -202,12 +199,12 @@ fn blank(name: &str, webhook: &TokenWebhook) -> Secret {
 }
 
 /// Draws a key and puts it in; the one that was there moves aside for as long as the overlap lasts.
-fn put_new(secret: &mut Secret, webhook: &TokenWebhook, now: Timestamp) -> Result<(), Problem> {
+fn put_new(secret: &mut Secret, webhook: &TokenWebhook, now: Timestamp) -> Result<(), Reason> {
     let (trigger, overlap) = rotation(webhook)?;
     let mut random = Zeroizing::new([0; NEW_KEY_BYTES]);
-    SysRng.try_fill_bytes(&mut *random).map_err(|error| {
-        Problem::new("NoRandomBytes", format!("the system gave no random bytes: {error}"))
-    })?;
+    SysRng
+        .try_fill_bytes(&mut *random)
+        .map_err(|error| Reason::new("NoRandomBytes", format!("the system gave no random bytes: {error}")))?;
     let algorithm = webhook.spec.signing.as_ref().and_then(|signing| signing.algorithm).unwrap_or_default();
     let key = signature::new_key(algorithm, &random);
     drop_previous(secret);
@@ -233,14 +230,14 @@ fn drop_previous(secret: &mut Secret) {
 }
 
 /// The keys in our own Secret, the current one first.
-fn keys(secret: &Secret, name: &str) -> Result<SigningKeys, Problem> {
+fn keys(secret: &Secret, name: &str) -> Result<SigningKeys, Reason> {
     let read = |key: &str| {
         let reference = SecretKeyRef { name: name.to_owned(), key: key.to_owned() };
         let text = value(secret, key);
         let text = text.ok_or_else(|| {
             let advice =
                 format!("Secret {name} has no text under the key {key}; delete it to have a new key made");
-            Problem::new("SigningKeyInvalid", advice)
+            Reason::new("SigningKeyInvalid", advice)
         })?;
         parse(&text, &reference)
     };
@@ -319,7 +316,7 @@ mod tests {
         let mut secret = made(&webhook);
         secret.data.as_mut().expect("data").insert(KEY.to_owned(), ByteString(b"hunter2".to_vec()));
         let problem = keys(&secret, "hook-signing").expect_err("no key");
-        assert_eq!(problem.reason, "SigningKeyInvalid");
+        assert_eq!(problem.code, "SigningKeyInvalid");
         assert!(!problem.message.contains("hunter2"), "{}", problem.message);
         secret.data = None;
         assert!(keys(&secret, "hook-signing").expect_err("no key").message.contains("delete it"));

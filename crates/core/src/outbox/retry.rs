@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::crd::Reason;
+
 /// The wait after each failed attempt. The last one repeats until the event is as old as `delivery.maxAge`.
 const RETRY_WAITS: [Duration; 9] = [
     Duration::from_secs(5),
@@ -69,24 +71,23 @@ pub enum Outcome {
 /// Why an attempt failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// A CamelCase word that programs can match on: the reason of the condition Healthy, and a label of metrics.
-    pub cause: &'static str,
-    /// A sentence for people. Contains nothing of the response body or the URL, which may be secret.
-    pub message: String,
+    /// Its code is the reason of the condition Healthy and a label of metrics. Its message contains nothing of the
+    /// response body or the URL, which may be secret.
+    pub reason: Reason,
     /// How long the endpoint asks to wait, by its header Retry-After.
     pub retry_after: Option<Duration>,
 }
 
 impl Failure {
     /// A failure without a Retry-After.
-    pub fn new(cause: &'static str, message: impl Into<String>) -> Self {
-        Self { cause, message: message.into(), retry_after: None }
+    pub fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Self { reason: Reason::new(code, message), retry_after: None }
     }
 }
 
 /// Classifies a response by its status code. `retry_after` is the header of that name.
 pub fn classify_response(status: u16, retry_after: Option<&str>, now: Timestamp) -> Outcome {
-    let cause = match status {
+    let code = match status {
         200..=299 => return Outcome::Accepted,
         410 => return Outcome::Gone,
         300..=399 => "Redirect",
@@ -99,7 +100,7 @@ pub fn classify_response(status: u16, retry_after: Option<&str>, now: Timestamp)
         _ => format!("HTTP {status}"),
     };
     let retry_after = retry_after.and_then(|value| parse_retry_after(value, now));
-    Outcome::Failed(Failure { cause, message, retry_after })
+    Outcome::Failed(Failure { reason: Reason::new(code, message), retry_after })
 }
 
 /// RFC 9110, section 10.2.3: seconds, or an HTTP date.
@@ -155,9 +156,9 @@ mod tests {
         }
         assert_eq!(classify_response(410, None, now), Outcome::Gone);
         let cases = [(301, "Redirect"), (404, "ClientError"), (429, "TooManyRequests"), (500, "ServerError")];
-        for (status, cause) in cases {
+        for (status, code) in cases {
             assert!(
-                matches!(classify_response(status, None, now), Outcome::Failed(f) if f.cause == cause),
+                matches!(classify_response(status, None, now), Outcome::Failed(f) if f.reason.code == code),
                 "{status}"
             );
         }

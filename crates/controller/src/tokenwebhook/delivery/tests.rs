@@ -118,7 +118,7 @@ fn code(outcome: &Outcome) -> &'static str {
     match outcome {
         Outcome::Accepted => "Accepted",
         Outcome::Gone => "Gone",
-        Outcome::Failed(failure) => failure.cause,
+        Outcome::Failed(failure) => failure.reason.code,
     }
 }
 
