@@ -275,7 +275,7 @@ impl StepContext<'_> {
             return Ok(());
         }
         let (namespace, name) = (self.namespace(), self.observed.token.name_any());
-        match self.context.webhooks.keep(self.observed.token, &handover.undelivered).await {
+        match self.context.webhooks.store(self.observed.token, &handover.undelivered).await {
             Ok(()) => Ok(()),
             Err(webhook) if handover.best_effort => {
                 warn!(
