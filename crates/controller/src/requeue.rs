@@ -134,7 +134,7 @@ mod tests {
         let (requeue, mut requeued) = channel(cache.clone(), Load::default());
         let start = Instant::now();
         let receipt = Receipt { id: "evt".into(), webhook: "hook".into() };
-        cache.with("waits", |state| state.receipts.take(receipt));
+        cache.with("waits", |state| state.receipts.add(receipt));
         cache.with("written", |_| ());
         for uid in ["waits", "written", "gone"] {
             requeue.collect(uid.into(), ObjectRef::new(uid));

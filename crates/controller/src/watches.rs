@@ -60,10 +60,10 @@ pub(crate) fn watch_and_reconcile(
         claim: common.claim.clone(),
         events: common.events.clone(),
         metrics: common.metrics.webhooks.clone(),
-        memories: cache.clone(),
+        cache: cache.clone(),
         schedule: common.schedule,
         policy: common.addresses,
-        nudges: requeue,
+        requeue,
         load: load.clone(),
         registry: Default::default(),
     };
@@ -138,7 +138,7 @@ fn watch_tokens(
         .modify(|token| token.meta_mut().managed_fields = None)
         .backoff(WatchBackoff::default())
         .reflect(writer)
-        .inspect_ok(move |event| context.webhooks.saw(event))
+        .inspect_ok(move |event| context.webhooks.on_token_event(event))
         .applied_objects()
         .filter(is_ok)
 }

@@ -19,4 +19,5 @@ pub mod check;
 pub mod crd;
 pub mod lifecycle;
 pub mod outbox;
+pub mod signing_key;
 pub mod token;

@@ -274,7 +274,7 @@ impl StepContext<'_> {
             return Ok(());
         }
         let TokenKey { namespace, name, .. } = self.key;
-        match self.context.webhooks.keep(self.observed.token, &handover.undelivered).await {
+        match self.context.webhooks.store(self.observed.token, &handover.undelivered).await {
             Ok(()) => Ok(()),
             Err(webhook) if handover.best_effort => {
                 warn!(

@@ -1,9 +1,8 @@
-//! The conditions of a TokenWebhook, from what is known of its endpoint. Pure.
+//! The conditions of a TokenWebhook, computed from what is known of its endpoint.
 
 use jiff::Timestamp;
 
-use super::problem::Problem;
-use tokenward_core::crd::{ConditionType, Conditions, Outcome, TokenWebhookStatus};
+use tokenward_core::crd::{ConditionType, Conditions, Outcome, Reason, TokenWebhookStatus};
 use tokenward_core::outbox::retry::Failure;
 
 /// After this many failures in a row an endpoint is unhealthy.
@@ -14,8 +13,9 @@ const UNHEALTHY_AFTER: u32 = 3;
 pub(crate) struct Health {
     /// Failures in a row.
     pub(crate) failures: u32,
-    /// The last of them.
+    /// The last of these failures.
     failure: Option<Failure>,
+    /// The condition Healthy. `None`: unknown, as there was no attempt by this process.
     healthy: Option<bool>,
     last_success: Option<Timestamp>,
     last_failure: Option<Timestamp>,
@@ -35,13 +35,13 @@ impl Health {
         self.failures = self.failures.saturating_add(1);
         self.last_failure = Some(whole_second(now));
         let unhealthy = self.healthy.is_none() || self.failures >= UNHEALTHY_AFTER;
-        let other = self.failure.as_ref().map(|failure| failure.cause) != Some(failure.cause);
+        let is_other = self.failure.as_ref().map(|failure| failure.reason.code) != Some(failure.reason.code);
         self.failure = Some(failure);
-        unhealthy && (self.healthy.replace(false) != Some(false) || other)
+        unhealthy && (self.healthy.replace(false) != Some(false) || is_other)
     }
 }
 
-/// Whole seconds, so that the status differs, and is written, less often.
+/// Cuts a time to whole seconds, so that the status changes, and is written, less often.
 fn whole_second(now: Timestamp) -> Timestamp {
     Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
@@ -49,7 +49,7 @@ fn whole_second(now: Timestamp) -> Timestamp {
 /// The input of the conditions.
 pub(crate) struct View<'a> {
     pub(crate) generation: Option<i64>,
-    pub(crate) problem: Option<&'a Problem>,
+    pub(crate) problem: Option<&'a Reason>,
     pub(crate) suspended: bool,
     pub(crate) disabled: bool,
     pub(crate) health: &'a Health,
@@ -57,7 +57,7 @@ pub(crate) struct View<'a> {
     pub(crate) lost: i64,
 }
 
-/// Writes the conditions and the figures.
+/// Writes the conditions and the numbers into a status.
 pub(crate) fn describe(status: &mut TokenWebhookStatus, view: &View<'_>, now: Timestamp) {
     status.observed_generation = view.generation;
     status.pending = Some(i64::try_from(view.pending).unwrap_or(i64::MAX));
@@ -81,7 +81,7 @@ pub(crate) fn describe(status: &mut TokenWebhookStatus, view: &View<'_>, now: Ti
         conditions.set(ConditionType::Stalled, Outcome { status: true, reason: ready.reason });
     }
     status.conditions = conditions.into_vec();
-    // Another controller's verdict stands until this one has an own.
+    // Until this process has made an attempt, the condition of the one that led before it stays.
     if view.health.healthy.is_none() {
         status.conditions.extend(healthy);
     }
@@ -89,10 +89,10 @@ pub(crate) fn describe(status: &mut TokenWebhookStatus, view: &View<'_>, now: Ti
 
 fn ready(view: &View<'_>) -> Outcome {
     match view.problem {
-        Some(problem) => Outcome::no(problem.reason, problem.message.clone()),
+        Some(problem) => Outcome { status: false, reason: problem.clone() },
         None if view.disabled => Outcome::no("Disabled", "the endpoint has answered 410 Gone"),
         None if view.suspended => {
-            Outcome::yes("Suspended", "events are recorded and held back, as the spec says")
+            Outcome::yes("Suspended", "events are recorded and not sent, as spec.suspend says")
         }
         None => Outcome::yes("Ready", "events are recorded and sent"),
     }
@@ -102,8 +102,8 @@ fn health(health: &Health) -> Option<Outcome> {
     match (health.healthy?, &health.failure) {
         (true, _) | (false, None) => Some(Outcome::yes("Delivering", "the endpoint accepts events")),
         (false, Some(failure)) => {
-            let message = format!("{}; events wait and are tried again", failure.message);
-            Some(Outcome::no(failure.cause, message))
+            let message = format!("{}; events wait and are tried again", failure.reason.message);
+            Some(Outcome::no(failure.reason.code, message))
         }
     }
 }
@@ -117,20 +117,20 @@ mod tests {
     }
 
     #[test]
-    fn one_failure_of_a_healthy_endpoint_is_no_news() {
+    fn one_failure_of_a_healthy_endpoint_does_not_change_the_conditions() {
         let (mut health, now) = (Health::default(), Timestamp::UNIX_EPOCH);
         assert!(health.succeeded(now));
         assert!(!health.succeeded(now));
-        let news: Vec<bool> = (0..5).map(|_| health.failed(failure(), now)).collect();
-        assert_eq!(news, [false, false, true, false, false]);
+        let changes: Vec<bool> = (0..5).map(|_| health.failed(failure(), now)).collect();
+        assert_eq!(changes, [false, false, true, false, false]);
         assert!(health.succeeded(now));
         // One that never worked is unhealthy at once.
         assert!(Health::default().failed(failure(), now));
     }
 
     #[test]
-    fn conditions_tell_what_to_do() {
-        let problem = Problem::new("SecretMissing", "Secret x does not exist");
+    fn conditions_give_the_first_reason_that_applies() {
+        let problem = Reason::new("SecretMissing", "Secret x does not exist");
         let health = Health::default();
         let mut view = View {
             generation: Some(2),
@@ -143,8 +143,8 @@ mod tests {
         };
         let mut status = TokenWebhookStatus::default();
         let reasons = |status: &TokenWebhookStatus| {
-            let told = status.conditions.iter().map(|c| format!("{}={}/{}", c.type_, c.status, c.reason));
-            told.collect::<Vec<_>>()
+            let texts = status.conditions.iter().map(|c| format!("{}={}/{}", c.type_, c.status, c.reason));
+            texts.collect::<Vec<_>>()
         };
         describe(&mut status, &view, Timestamp::UNIX_EPOCH);
         assert_eq!(reasons(&status), ["Ready=False/SecretMissing", "Stalled=True/SecretMissing"]);

@@ -12,23 +12,24 @@ use super::sender::{ReadyQueue, Sender, Sent};
 use super::target::Target;
 use crate::requeue::Load;
 
-/// The most requests of one endpoint under way at once. While it is probed, one.
+/// How many requests of one endpoint are under way at once. While it is probed, one.
 const MAX_SENDERS: usize = 16;
-/// Ready events for each sender. The queue is refilled when it is half empty, so that senders do not run out.
+/// How many events are ready for each sender. The queue is refilled when it is half empty, so that senders do not run
+/// out.
 const READY_PER_SENDER: usize = 32;
-/// The most results taken at once.
+/// How many reports of senders are received at once.
 pub(crate) const MAX_RESULTS: usize = 64;
 /// After this many failures in a row, one event is sent at a time until the endpoint accepts one.
 const PROBE_AFTER: u32 = 32;
 
 /// The events of one endpoint, from the queue to the senders.
 pub(crate) struct Dispatcher {
-    /// All events that wait, in each token's order.
+    /// All undelivered events, in each token's order.
     pub(crate) queue: DeliveryQueue,
-    /// Those whose turn it is. Senders take them from the front.
+    /// Those that are due. Senders take them from the front.
     ready: Arc<ReadyQueue>,
     senders: JoinSet<()>,
-    /// Given to each sender.
+    /// A clone for each sender.
     report: mpsc::UnboundedSender<Vec<Sent>>,
     results: mpsc::UnboundedReceiver<Vec<Sent>>,
     load: Load,
@@ -38,7 +39,7 @@ impl Dispatcher {
     pub(crate) fn new(webhook: &str, load: Load) -> Self {
         let (report, results) = mpsc::unbounded_channel();
         Self {
-            queue: DeliveryQueue::of(webhook),
+            queue: DeliveryQueue::new(webhook),
             ready: Arc::default(),
             senders: JoinSet::new(),
             report,
@@ -47,7 +48,7 @@ impl Dispatcher {
         }
     }
 
-    /// Waits until senders report results, or one ends. Loses nothing when it is dropped.
+    /// Waits until senders report results, or one ends. Can be cancelled without losing a result.
     pub(crate) async fn progress(&mut self, results: &mut Vec<Vec<Sent>>) {
         tokio::select! {
             1.. = self.results.recv_many(results, MAX_RESULTS) => {}
@@ -69,7 +70,7 @@ impl Dispatcher {
             self.recall();
         }
         let room = capacity.saturating_sub(self.ready.len());
-        // While probing, the next event goes when the one before has its result.
+        // While probing, the next event is sent after the result of the one before.
         let refill = if senders == 1 { self.senders.is_empty() } else { room > capacity / 2 };
         if refill {
             let queue = &mut self.queue;
@@ -93,23 +94,24 @@ impl Dispatcher {
         self.queue.next_at().filter(|_| self.senders.len() < max_senders(failures))
     }
 
-    /// Puts what is ready and not under way back into the queue.
+    /// Puts events that are ready and not under way back into the queue.
     pub(crate) fn recall(&mut self) {
         let now = Instant::now();
         for job in self.ready.take_all() {
-            self.queue.undecided(&job.key, now);
+            self.queue.requeue(&job.key, now);
         }
     }
 
-    /// Like [`Self::recall`], for a new target: senders keep the one they started with, so they find nothing more.
+    /// Like [`Self::recall`], for a new target: a running sender uses the target that it started with, so it must find
+    /// nothing more.
     pub(crate) fn retarget(&mut self) {
         self.recall();
         self.ready = Arc::default();
     }
 
-    /// Drops what is ready of a token.
-    pub(crate) fn forget(&self, key: &Key) {
-        self.ready.forget(key);
+    /// Drops the ready events of a token.
+    pub(crate) fn remove_ready(&self, key: &Key) {
+        self.ready.remove(key);
     }
 }
 
@@ -122,7 +124,7 @@ fn max_senders(failures: u32) -> usize {
     if is_probing(failures) { 1 } else { MAX_SENDERS }
 }
 
-/// A panic in a sender is a defect: the process must show it rather than leave a queue that stands still.
+/// A panic in a sender is a defect: the process must fail visibly rather than stop delivering to one endpoint.
 fn propagate_panic(ended: Result<(), JoinError>) {
     if let Some(panic) = ended.err().and_then(|error| error.try_into_panic().ok()) {
         std::panic::resume_unwind(panic);

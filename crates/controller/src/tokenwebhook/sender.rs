@@ -1,4 +1,4 @@
-//! A sender: a task that sends one event after the other, from a queue that all senders of an endpoint share.
+//! A sender: a task that sends one event after the other from a queue, which all senders of an endpoint share.
 //!
 //! Where many events wait and the endpoint is fast, the worker is not woken for each: results are reported every few
 //! milliseconds, which is after each event where the endpoint is slow. A sender ends at the first event that is not
@@ -19,14 +19,14 @@ use tokenward_core::outbox::signature::SigningKeys;
 use tokenward_runtime::failpoint;
 use tokenward_runtime::sync::lock;
 
-/// How long a sender goes on before it reports.
+/// How long a sender collects results before it reports them.
 const REPORT_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Events whose turn it is, each of another token.
+/// Events that are due, each of another token.
 #[derive(Default)]
 pub(crate) struct ReadyQueue(Mutex<VecDeque<Job>>);
 
-/// A sender before it runs.
+/// What a sender needs.
 pub(crate) struct Sender {
     pub(crate) ready: Arc<ReadyQueue>,
     pub(crate) report: mpsc::UnboundedSender<Vec<Sent>>,
@@ -53,7 +53,7 @@ impl ReadyQueue {
     }
 
     /// Drops the events of a token.
-    pub(crate) fn forget(&self, key: &Key) {
+    pub(crate) fn remove(&self, key: &Key) {
         self.jobs().retain(|job| job.key != *key);
     }
 
@@ -75,7 +75,7 @@ impl Sender {
     /// Sends events until none is left, or one is not accepted.
     pub(crate) async fn run(self) {
         let namespace = self.webhook.metadata.namespace.as_deref().unwrap_or_default();
-        let mut since = Instant::now();
+        let mut reported = Instant::now();
         let mut unreported = Vec::new();
         let mut work = None;
         while let Some(job) = self.ready.next() {
@@ -89,12 +89,12 @@ impl Sender {
             if !is_accepted {
                 break;
             }
-            if end - since >= REPORT_INTERVAL {
+            if end - reported >= REPORT_INTERVAL {
                 // Only a fast endpoint costs CPU time that other work must wait for.
                 work = (unreported.len() > 1).then(|| work.unwrap_or_else(|| self.load.begin()));
                 // The worker is gone once the TokenWebhook is.
                 let _ = self.report.send(std::mem::take(&mut unreported));
-                since = end;
+                reported = end;
             }
         }
         let _ = self.report.send(unreported);

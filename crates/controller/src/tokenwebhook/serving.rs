@@ -1,21 +1,21 @@
 //! Whether events are sent for a TokenWebhook, and what prevents it.
 //!
-//! Four facts count, and each changes without the others: whether the registry serves it, how its spec and Secrets
-//! resolved, whether the endpoint has answered 410, and `spec.suspend`. What follows from them together is decided here
-//! alone.
+//! It depends on four facts, each of which changes without the others: whether the registry serves it, how its spec and
+//! Secrets resolved, whether the endpoint has answered 410, and `spec.suspend`. What follows from them together is
+//! decided here alone.
 
-use super::problem::Problem;
 use super::target::Target;
+use tokenward_core::crd::Reason;
 
 /// What is known about the configuration of an endpoint.
 #[derive(Default)]
 pub(crate) struct Serving {
     /// Why the registry does not serve it.
-    pub(crate) unserved: Option<Problem>,
-    /// The target that last resolved. It stays while a later resolution fails, with its connections.
+    pub(crate) unserved: Option<Reason>,
+    /// The target that last resolved. It stays, with its connections, when a later resolution fails.
     pub(crate) target: Option<Box<Target>>,
     /// Why the last resolution failed.
-    pub(crate) misconfigured: Option<Problem>,
+    pub(crate) misconfigured: Option<Reason>,
     /// The generation of the spec to which the endpoint answered 410.
     pub(crate) gone: Option<i64>,
 }
@@ -23,13 +23,13 @@ pub(crate) struct Serving {
 /// Why events wait until a person acts. The first that applies, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Blocked<'s> {
-    /// The registry does not serve it.
-    Unserved(&'s Problem),
+    /// The registry does not serve it, for this reason.
+    Unserved(&'s Reason),
     /// The spec, or a Secret that it names, cannot be used.
-    Misconfigured(&'s Problem),
-    /// The endpoint answered 410.
+    Misconfigured(&'s Reason),
+    /// The endpoint has answered 410 to the spec of this generation.
     Gone,
-    /// The spec suspends it.
+    /// `spec.suspend` is true.
     Suspended,
 }
 
@@ -48,11 +48,11 @@ impl Serving {
     }
 
     /// What the conditions report as wrong with the configuration.
-    pub(crate) fn problem(&self) -> Option<&Problem> {
+    pub(crate) fn problem(&self) -> Option<&Reason> {
         self.unserved.as_ref().or(self.misconfigured.as_ref())
     }
 
-    /// Whether there was a resolution, good or bad: before it there is nothing to report.
+    /// Whether there was a resolution, successful or not. Before it there is nothing to report.
     pub(crate) fn is_resolved(&self) -> bool {
         self.target.is_some() || self.misconfigured.is_some()
     }
@@ -62,7 +62,7 @@ impl Blocked<'_> {
     /// The cause under which events that wait too long are dead-lettered.
     pub(crate) fn cause(self) -> &'static str {
         match self {
-            Self::Unserved(problem) | Self::Misconfigured(problem) => problem.reason,
+            Self::Unserved(reason) | Self::Misconfigured(reason) => reason.code,
             Self::Gone => "Disabled",
             Self::Suspended => "Suspended",
         }
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn the_first_reason_that_applies_is_reported() {
-        let (unserved, misconfigured) = (Problem::new("TooMany", "t"), Problem::new("InvalidUrl", "u"));
+        let (unserved, misconfigured) = (Reason::new("TooMany", "t"), Reason::new("InvalidUrl", "u"));
         for bits in 0u8..16 {
             let serving = Serving {
                 unserved: (bits & 1 != 0).then(|| unserved.clone()),

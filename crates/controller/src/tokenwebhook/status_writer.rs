@@ -1,7 +1,7 @@
 //! The status of a TokenWebhook, and its writes.
 //!
 //! While this process leads, it is the only writer of the status. Changes are collected, one write is under way at a
-//! time, and what must not happen before a change is stored waits for that write.
+//! time, and actions that must not precede a change ([`AfterWrite`]) wait until it is stored.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -22,19 +22,22 @@ use crate::recorder::NewEvent;
 use tokenward_core::crd::{ConditionType, Reason, TokenWebhook, TokenWebhookStatus, find_condition};
 use tokenward_core::outbox::payload::Message;
 use tokenward_core::outbox::queue::Key;
+use tokenward_runtime::backoff::Backoff;
 use tokenward_runtime::cluster::error::{ErrorClass, classify, message};
 use tokenward_runtime::failpoint;
 
-/// How soon the status is written after a change that people or other processes wait for.
-pub(crate) const SOON: Duration = Duration::from_secs(1);
-/// How soon it is written after a change of figures alone.
-pub(crate) const LATER: Duration = Duration::from_secs(5);
+/// How long changes are collected before the status is written, if people or other processes wait for one of them.
+pub(crate) const WRITE_DELAY: Duration = Duration::from_secs(1);
+/// The same if only numbers have changed.
+pub(crate) const NUMBERS_WRITE_DELAY: Duration = Duration::from_secs(5);
+/// The waits after writes that failed: six doublings, so that a status is a few seconds late after an outage.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_millis(12_800));
 
-/// What happens once the status is stored.
+/// An action to take once the status is stored.
 pub(crate) enum AfterWrite {
-    /// Confirms that events are stored.
+    /// Confirm to a deleted token that its events are stored.
     Confirm(oneshot::Sender<()>),
-    /// A receipt to a token whose event is dead-lettered.
+    /// Pass a receipt to a token whose event is dead-lettered.
     Receipt(Key, Arc<Message>),
 }
 
@@ -44,12 +47,12 @@ pub(crate) enum WriteError {
     NotLeading,
     /// The object has changed since it was last read. It is written again after a read.
     Conflict,
-    /// Anything else. It is written again after a back-off.
+    /// Any other error. It is written again after a back-off.
     Retry,
 }
 
-/// The response of the API server to a read or a write.
-pub(crate) type Answer = Result<TokenWebhook, kube::Error>;
+/// The result of a read or a write.
+pub(crate) type ApiResult = Result<TokenWebhook, kube::Error>;
 
 /// What this process knows of the status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,12 +71,13 @@ pub(crate) struct Record {
     name: Arc<str>,
     /// The object as last watched, read or written.
     object: Arc<TokenWebhook>,
-    /// The status as this process would have it.
+    /// The status as it is to be written.
     pub(crate) status: TokenWebhookStatus,
     phase: Phase,
     /// Whether a write is under way. Apart from the phase, since a write may outlast the leadership in which it began.
     writing: bool,
     write_at: Option<Instant>,
+    /// Failed writes in a row.
     failures: u32,
     after_write: Vec<AfterWrite>,
     /// How many events were dead-lettered since the last Event about it.
@@ -114,29 +118,30 @@ impl Record {
         self.write_at.filter(|_| !self.writing)
     }
 
-    /// The ids of the events that wait in the status as it is stored.
-    pub(crate) fn stored(&self) -> HashSet<&str> {
+    /// The ids of the events in the outbox of the status that is stored.
+    pub(crate) fn stored_ids(&self) -> HashSet<&str> {
         self.object.status.iter().flat_map(|status| &status.outbox).map(|event| &*event.id).collect()
     }
 
-    /// Stores the object as watched or read. Returns false, and ignores it, if it is older or another of the same name.
+    /// Takes over the object as watched or read. Returns false, and ignores it, if it is older than the one here, or
+    /// another of the same name.
     pub(crate) fn update(&mut self, object: Arc<TokenWebhook>) -> bool {
         let version = |object: &TokenWebhook| object.resource_version().and_then(|v| v.parse::<u64>().ok());
-        let counts = version(&object) >= version(&self.object) && object.uid() == self.object.uid();
-        if counts {
+        let is_newer = version(&object) >= version(&self.object) && object.uid() == self.object.uid();
+        if is_newer {
             self.object = object;
         }
-        counts
+        is_newer
     }
 
     /// Reads the object again, in case the watch lags.
-    pub(crate) fn reread(&self) -> BoxFuture<'static, Answer> {
+    pub(crate) fn reread(&self) -> BoxFuture<'static, ApiResult> {
         let (api, name) = (self.api(), self.name.clone());
         async move { api.get(&name).await }.boxed()
     }
 
     /// Starts to read the status, unless it is known or being read.
-    pub(crate) fn read(&mut self) -> Option<BoxFuture<'static, Answer>> {
+    pub(crate) fn read(&mut self) -> Option<BoxFuture<'static, ApiResult>> {
         if self.phase != Phase::Unknown {
             return None;
         }
@@ -145,16 +150,16 @@ impl Record {
     }
 
     /// Handles the result of [`Self::read`]. Returns whether the status is known now.
-    pub(crate) fn on_read(&mut self, answer: Answer) -> bool {
+    pub(crate) fn on_read(&mut self, result: ApiResult) -> bool {
         self.phase = Phase::Unknown;
-        match answer {
+        match result {
             Ok(object) => {
                 self.status = object.status.clone().unwrap_or_default();
                 self.object = Arc::new(object);
                 self.phase = Phase::Known;
                 self.failures = 0;
             }
-            // Asked again with the next renewal of the lease, which wakes the endpoint's task.
+            // It is read again at the next renewal of the lease, which wakes the worker.
             Err(error) => {
                 debug!(webhook = &*self.name, error = message(&error), "the status can't be read yet")
             }
@@ -162,7 +167,7 @@ impl Record {
         self.is_known()
     }
 
-    /// Leaves the status to the process that leads now. Returns the events that were dead-lettered here and not stored.
+    /// Stops writing, since another process leads. Returns the events whose dead letters are not stored.
     pub(crate) fn step_down(&mut self) -> Vec<(Key, Arc<Message>)> {
         self.phase = Phase::Unknown;
         self.dead_lettered = 0;
@@ -174,30 +179,33 @@ impl Record {
         receipts.collect()
     }
 
-    /// Schedules a write, no later than this.
+    /// Schedules a write after this time, or earlier if it is scheduled already.
     pub(crate) fn write_within(&mut self, after: Duration) {
         let at = Instant::now() + after;
         self.write_at = Some(self.write_at.map_or(at, |before| before.min(at)));
     }
 
-    /// Has this happen once the next write is stored.
+    /// Adds an action to take once the next write is stored.
     pub(crate) fn on_stored(&mut self, after: AfterWrite) {
         self.after_write.push(after);
     }
 
-    /// Notifies the controller that this TokenWebhook no longer needs an event of a token.
+    /// Notes that this TokenWebhook no longer needs an event of a token.
     pub(crate) fn receipt(&self, key: &Key, message: &Message) {
         let namespace = self.object.metadata.namespace.as_deref().unwrap_or_default();
         self.shared.receipt(key, message, namespace, &self.name);
     }
 
-    /// Whether something waits for the next write.
+    /// Whether an action waits for the next write.
     pub(crate) fn has_pending(&self) -> bool {
         !self.after_write.is_empty()
     }
 
     /// Starts to write the status, if it has changed.
-    pub(crate) fn write(&mut self, view: &View<'_>) -> Option<BoxFuture<'static, (Answer, Vec<AfterWrite>)>> {
+    pub(crate) fn write(
+        &mut self,
+        view: &View<'_>,
+    ) -> Option<BoxFuture<'static, (ApiResult, Vec<AfterWrite>)>> {
         self.write_at = None;
         conditions::describe(&mut self.status, view, Timestamp::now());
         if self.object.status.as_ref() == Some(&self.status) {
@@ -213,9 +221,9 @@ impl Record {
         let (api, after_write) = (self.api(), std::mem::take(&mut self.after_write));
         let write = async move {
             failpoint::before("write-webhook-status");
-            let answer = api.replace_status(&object.name_any(), &PostParams::default(), &object).await;
+            let result = api.replace_status(&object.name_any(), &PostParams::default(), &object).await;
             failpoint::after("write-webhook-status");
-            (answer, after_write)
+            (result, after_write)
         };
         Some(write.boxed())
     }
@@ -223,11 +231,11 @@ impl Record {
     /// Handles the result of [`Self::write`].
     pub(crate) fn on_written(
         &mut self,
-        answer: Answer,
+        result: ApiResult,
         after_write: Vec<AfterWrite>,
     ) -> Result<(), WriteError> {
         self.writing = false;
-        let error = match answer {
+        let error = match result {
             Ok(object) => {
                 self.shared.metrics.status_writes.inc();
                 self.failures = 0;
@@ -243,7 +251,7 @@ impl Record {
             return Err(WriteError::NotLeading);
         }
         self.failures = self.failures.saturating_add(1);
-        self.write_within(Duration::from_millis(100) * 2u32.saturating_pow(self.failures.min(7)));
+        self.write_within(BACKOFF.wait(self.failures));
         match classify(&error) {
             ErrorClass::Conflict => return Err(WriteError::Conflict),
             ErrorClass::Drop => {}
@@ -276,25 +284,28 @@ impl Record {
         let was_failing = healthy(self.object.status.as_ref()).is_some_and(|before| before.status == "False");
         match healthy(written.status.as_ref()) {
             Some(now) if now.status == "True" && was_failing => {
-                self.emit("EndpointRecovered", false, "the endpoint accepts events again");
+                self.emit(Reason::new("EndpointRecovered", "the endpoint accepts events again"), false);
             }
             Some(now) if now.status == "False" && !was_failing => {
-                self.emit("EndpointFailing", true, &format!("{}: {}", now.reason, now.message));
+                let message = format!("{}: {}", now.reason, now.message);
+                self.emit(Reason::new("EndpointFailing", message), true);
             }
             _ => {}
         }
         if self.dead_lettered > 0 {
             let dead_lettered = std::mem::take(&mut self.dead_lettered);
-            self.emit("EventsDeadLettered", true, &format!("{dead_lettered} events were dead-lettered; status.deadLetters has the last of them. To send them again, change the annotation tokenward.dev/replay"));
+            let message = format!(
+                "{dead_lettered} events were dead-lettered; status.deadLetters has the last of them. To send them again, change the annotation tokenward.dev/replay"
+            );
+            self.emit(Reason::new("EventsDeadLettered", message), true);
         }
     }
 
     /// Emits an Event, and a log line of the same content.
-    pub(crate) fn emit(&self, reason: &'static str, warning: bool, sentence: &str) {
-        info!(namespace = self.object.namespace(), webhook = &*self.name, event = reason, "{sentence}");
-        self.shared
-            .events
-            .publish(&*self.object, NewEvent { reason: Reason::new(reason, sentence), warning });
+    pub(crate) fn emit(&self, reason: Reason, warning: bool) {
+        let Reason { code, message } = &reason;
+        info!(namespace = self.object.namespace(), webhook = &*self.name, event = code, "{message}");
+        self.shared.events.publish(&*self.object, NewEvent { reason, warning });
     }
 
     fn api(&self) -> Api<TokenWebhook> {

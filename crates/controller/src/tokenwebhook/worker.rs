@@ -1,8 +1,8 @@
 //! The worker of one TokenWebhook: a task that owns its events, its configuration and its status.
 //!
-//! It handles commands (what waits, what has changed), starts what is due, and records the results. Only the holder of
-//! the lease does more than handle commands. The loop waits for nothing else: reads and writes are futures beside it,
-//! and requests are tasks of the dispatcher; so a slow endpoint or API server delays no command.
+//! It handles commands (undelivered events, changes of the TokenWebhook), starts what is due, and records the results.
+//! Unless this process has the lease, it only handles commands. The loop waits for nothing else: reads and writes are
+//! futures beside it, and requests are tasks of the dispatcher; so a slow endpoint or API server delays no command.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use futures::{FutureExt, StreamExt};
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use tokenward_core::crd::labels::{PING_ANNOTATION, REPLAY_ANNOTATION};
-use tokenward_core::crd::{ConditionType, DeadLetter, HeldEvent, TokenWebhook, find_condition};
+use tokenward_core::crd::{ConditionType, DeadLetter, Reason, StoredEvent, TokenWebhook, find_condition};
 use tokenward_core::outbox::dead_letters;
 use tokenward_core::outbox::payload::Message;
-use tokenward_core::outbox::queue::{Job, Key, PendingEvent, Waiting, age};
+use tokenward_core::outbox::queue::{Job, Key, PendingEvent, TokenEvents, age};
 use tokenward_core::outbox::retry::{Failure, Outcome};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -27,43 +27,43 @@ use super::Shared;
 use super::command::Command;
 use super::conditions::{Health, View};
 use super::dispatcher::{Dispatcher, MAX_RESULTS, is_probing};
-use super::problem::Problem;
 use super::sender::Sent;
 use super::serving::Serving;
-use super::status_writer::{AfterWrite, Answer, LATER, Record, SOON, WriteError};
+use super::status_writer::{AfterWrite, ApiResult, NUMBERS_WRITE_DELAY, Record, WRITE_DELAY, WriteError};
 use super::target;
 use super::target::Target;
 
-/// How often the target is resolved again: Secrets that are not ours are not watched.
+/// How often the target is resolved again, since the Secrets that a spec names are not watched.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(60);
 /// The same after a resolution that failed.
 const RESOLVE_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// The shortest time between two searches for events that are older than `maxAge` while nothing is sent.
 const MIN_SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The length to which the annotations that ask for a ping or a replay are cut, in characters.
-const MAX_ANNOTATION: usize = 256;
+/// The length in characters to which the annotations for a ping or a replay are cut, as the CRD bounds them in the status.
+const MAX_ANNOTATION_CHARS: usize = 256;
 
-/// Prefix of the keys under which events wait that are stored in the TokenWebhook. All other keys are uids of tokens.
-const HELD: &str = "held:";
+/// The prefix of the queue keys of events that are stored in the TokenWebhook. All other keys are uids of tokens.
+const STORED_PREFIX: &str = "stored:";
 
 /// The result of a future beside the loop.
 enum Completed {
-    Resolved(Result<Box<Target>, Problem>),
-    Read(Answer),
-    Reread(Answer),
-    Written(Answer, Vec<AfterWrite>),
+    Resolved(Result<Box<Target>, Reason>),
+    Read(ApiResult),
+    Reread(ApiResult),
+    Written(ApiResult, Vec<AfterWrite>),
 }
 
-/// The worker.
 pub(crate) struct Worker {
     shared: Arc<Shared>,
     commands: mpsc::UnboundedReceiver<Command>,
     record: Record,
     serving: Serving,
     dispatcher: Dispatcher,
-    /// The keys of the events that are stored in the TokenWebhook.
-    held: BTreeSet<Key>,
+    /// The queue keys of the events that are stored in the TokenWebhook.
+    stored_keys: BTreeSet<Key>,
+    /// The age at which events are dead-lettered: the last valid one of the spec.
+    max_age: Duration,
     health: Health,
     /// Reads, writes and resolutions under way.
     beside: FuturesUnordered<BoxFuture<'static, Completed>>,
@@ -71,8 +71,9 @@ pub(crate) struct Worker {
     resolving: bool,
     /// When the next one is due. One that is under way delays it.
     resolve_at: Instant,
+    /// When the next search for events older than `max_age` is due, while nothing is sent.
     sweep_at: Instant,
-    /// How many pending events the metric has of this worker.
+    /// How many pending events this worker has added to the metric.
     counted: usize,
 }
 
@@ -81,7 +82,7 @@ impl Worker {
         shared: Arc<Shared>,
         commands: mpsc::UnboundedReceiver<Command>,
         object: Arc<TokenWebhook>,
-        unserved: Option<Problem>,
+        unserved: Option<Reason>,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -90,7 +91,8 @@ impl Worker {
             shared,
             commands,
             serving: Serving { unserved, ..Serving::default() },
-            held: BTreeSet::new(),
+            stored_keys: BTreeSet::new(),
+            max_age: target::DEFAULT_MAX_AGE,
             health: Health::default(),
             beside: FuturesUnordered::new(),
             resolving: false,
@@ -106,7 +108,7 @@ impl Worker {
         let mut results = Vec::with_capacity(MAX_RESULTS);
         loop {
             self.follow_leadership();
-            self.start_what_is_due();
+            self.start_due();
             self.count();
             let wake = self.wake_at();
             tokio::select! {
@@ -127,7 +129,7 @@ impl Worker {
         self.shared.metrics.pending.dec_by(i64::try_from(self.counted).unwrap_or_default());
     }
 
-    /// Reads the status when this process begins to lead, and steps down when it no longer does.
+    /// Reads the status when this process becomes the leader, and steps down when it no longer is.
     fn follow_leadership(&mut self) {
         if self.shared.claim.borrow().is_valid() {
             let read = self.record.read();
@@ -137,25 +139,25 @@ impl Worker {
         }
     }
 
-    /// Another process goes on from what is stored, or this one later. So events whose dead letter was not stored are
-    /// pending again; what was delivered stays delivered, stored or not.
+    /// Stops sending and writing. The next leader, which may be this process again, goes on from the stored status. So
+    /// events whose dead letter is not stored are pending again; delivered events stay delivered, stored or not.
     fn step_down(&mut self) {
         self.dispatcher.recall();
-        // Closes its idle connections. A new leader reads the Secrets again.
+        // This closes its idle connections. A new leader reads the Secrets again.
         self.serving.target = None;
         for (key, message) in self.record.step_down() {
             self.dispatcher.queue.reopen(&key, &message.id, Instant::now());
         }
     }
 
-    fn start_what_is_due(&mut self) {
+    fn start_due(&mut self) {
         if !self.record.is_known() {
             return;
         }
         let now = Instant::now();
         if !self.resolving && now >= self.resolve_at {
             if let Some(target) = &self.serving.target {
-                target.endpoint.rest();
+                target.endpoint.close_idle();
             }
             self.resolve();
         }
@@ -197,17 +199,17 @@ impl Worker {
         let now = Instant::now();
         match command {
             Command::Webhook(object, unserved) => self.update(object, unserved),
-            Command::Token(waiting) => {
-                self.dispatcher.queue.see(&waiting, now);
-                self.record.write_within(LATER);
+            Command::Token(events) => {
+                self.dispatcher.queue.update(&events, now);
+                self.record.write_within(NUMBERS_WRITE_DELAY);
             }
             Command::TokenGone(key) => {
-                self.dispatcher.forget(&key);
-                for message in self.dispatcher.queue.gone(&key) {
-                    self.store(dead_letters::held(&message, Timestamp::now()));
+                self.dispatcher.remove_ready(&key);
+                for message in self.dispatcher.queue.remove_token(&key) {
+                    self.store(dead_letters::to_stored(&message, Timestamp::now()));
                 }
             }
-            // Unconfirmed, it is sent again.
+            // Without a confirmation, the controller sends the command again.
             Command::Store(..) if !self.record.is_known() => {}
             Command::Store(events, stored) => {
                 events.into_iter().for_each(|event| self.store(event));
@@ -217,7 +219,7 @@ impl Worker {
         }
     }
 
-    fn update(&mut self, object: Arc<TokenWebhook>, unserved: Option<Problem>) {
+    fn update(&mut self, object: Arc<TokenWebhook>, unserved: Option<Reason>) {
         let before = self.record.object().metadata.generation;
         if !self.record.update(object) {
             return;
@@ -225,13 +227,13 @@ impl Worker {
         if self.record.object().metadata.generation != before || unserved != self.serving.unserved {
             self.serving.unserved = unserved;
             self.resolve_at = Instant::now();
-            self.record.write_within(SOON);
+            self.record.write_within(WRITE_DELAY);
         }
-        self.answer_annotations();
+        self.handle_annotations();
     }
 
-    /// Pings and replays when their annotation changes.
-    fn answer_annotations(&mut self) {
+    /// Stores a ping or replays dead letters when the annotation for it has changed.
+    fn handle_annotations(&mut self) {
         if !self.record.is_known() {
             return;
         }
@@ -239,9 +241,9 @@ impl Worker {
         let uid = object.uid().unwrap_or_default();
         let annotation = |name: &str| object.annotations().get(name).map(|text| bounded(text));
         let pinged =
-            dead_letters::answer_ping(&mut self.record.status, &uid, annotation(PING_ANNOTATION), now);
+            dead_letters::handle_ping(&mut self.record.status, &uid, annotation(PING_ANNOTATION), now);
         let replayed =
-            dead_letters::answer_replay(&mut self.record.status, annotation(REPLAY_ANNOTATION), now);
+            dead_letters::handle_replay(&mut self.record.status, annotation(REPLAY_ANNOTATION), now);
         let is_edited = |generation| object.metadata.generation != Some(generation);
         if self.serving.gone.is_some_and(|generation| pinged || is_edited(generation)) {
             self.serving.gone = None;
@@ -252,31 +254,31 @@ impl Worker {
     }
 
     /// Stores an event in the status.
-    fn store(&mut self, event: HeldEvent) {
+    fn store(&mut self, event: StoredEvent) {
         if self.record.is_known() {
-            dead_letters::hold(&mut self.record.status, event);
+            dead_letters::store(&mut self.record.status, event);
             self.record.write_within(Duration::ZERO);
         }
     }
 
-    /// Queues the events that wait in the status, by token. One that is not stored yet is not sent: if this process
-    /// died, it would be sent again under another id.
-    fn queue_held(&mut self) {
+    /// Queues the events in the outbox of the status, by token. One that is not stored yet is not sent: if this process
+    /// died, it would be sent again with another id.
+    fn queue_stored(&mut self) {
         let me = self.record.name();
-        let stored = self.record.stored();
+        let stored = self.record.stored_ids();
         let mut by_token: BTreeMap<Key, Vec<PendingEvent>> = BTreeMap::new();
         for event in self.record.status.outbox.iter().filter(|event| stored.contains(&*event.id)) {
             let token = event.token.as_ref().map_or("", |token| &token.token_id);
-            let events = by_token.entry(format!("{HELD}{token}").into()).or_default();
-            events.push((Message::of_held(event).into(), vec![me.to_owned()]));
+            let events = by_token.entry(format!("{STORED_PREFIX}{token}").into()).or_default();
+            events.push((Message::of_stored(event).into(), vec![me.to_owned()]));
         }
         let emptied =
-            self.held.iter().filter(|key| !by_token.contains_key(*key)).cloned().collect::<Vec<_>>();
-        self.held = by_token.keys().cloned().collect();
+            self.stored_keys.iter().filter(|key| !by_token.contains_key(*key)).cloned().collect::<Vec<_>>();
+        self.stored_keys = by_token.keys().cloned().collect();
         let now = Instant::now();
         let emptied = emptied.into_iter().map(|key| (key, Vec::new()));
         for (key, events) in by_token.into_iter().chain(emptied) {
-            self.dispatcher.queue.see(&Waiting { key, events, lost: BTreeMap::new() }, now);
+            self.dispatcher.queue.update(&TokenEvents { key, events, lost: BTreeMap::new() }, now);
         }
     }
 
@@ -285,11 +287,11 @@ impl Worker {
     fn on_completed(&mut self, completed: Completed) {
         match completed {
             Completed::Resolved(resolved) => self.on_resolved(resolved),
-            Completed::Read(answer) => self.on_read(answer),
-            // The watch will show it.
+            Completed::Read(result) => self.on_read(result),
+            // The watch shows the object sooner or later.
             Completed::Reread(Err(_)) => {}
             Completed::Reread(Ok(object)) => self.update(Arc::new(object), self.serving.unserved.clone()),
-            Completed::Written(answer, after_write) => self.on_written(answer, after_write),
+            Completed::Written(result, after_write) => self.on_written(result, after_write),
         }
     }
 
@@ -302,7 +304,7 @@ impl Worker {
                 metrics.delivered(now.duration_since(job.message.time).unsigned_abs());
                 let was_probing = is_probing(self.health.failures);
                 if self.health.succeeded(now) {
-                    self.record.write_within(SOON);
+                    self.record.write_within(WRITE_DELAY);
                 }
                 self.dispatcher.queue.done(&job.key, &job.message.id, clock);
                 if was_probing {
@@ -310,14 +312,14 @@ impl Worker {
                     self.dispatcher.queue.make_all_due(clock);
                 }
                 self.accepted(&job);
-                self.record.write_within(LATER);
+                self.record.write_within(NUMBERS_WRITE_DELAY);
             }
             Outcome::Failed(failure) => {
-                metrics.attempted(failure.cause, took);
+                metrics.attempted(failure.reason.code, took);
                 debug!(
                     webhook = self.record.name(),
                     id = &*job.message.id,
-                    cause = failure.cause,
+                    cause = failure.reason.code,
                     "not accepted"
                 );
                 self.failed(job, failure, clock, now);
@@ -325,16 +327,16 @@ impl Worker {
             Outcome::Gone => {
                 metrics.attempted("Gone", took);
                 self.disable();
-                self.dispatcher.queue.undecided(&job.key, clock);
+                self.dispatcher.queue.requeue(&job.key, clock);
             }
         }
     }
 
     fn accepted(&mut self, job: &Job) {
-        if is_held(&job.key) {
+        if is_stored_here(&job.key) {
             dead_letters::accept(&mut self.record.status, &job.message.id);
-            self.queue_held();
-            self.record.write_within(SOON);
+            self.queue_stored();
+            self.record.write_within(WRITE_DELAY);
         } else {
             self.record.receipt(&job.key, &job.message);
         }
@@ -343,18 +345,18 @@ impl Worker {
     fn failed(&mut self, job: Job, failure: Failure, clock: Instant, now: Timestamp) {
         let left = self.max_age().saturating_sub(age(&job.message, now));
         let attempts = job.attempts.saturating_add(1);
-        let cause = failure.cause;
+        let cause = failure.reason.code;
         if left.is_zero() {
             self.dead_letter(&job.key, job.message, attempts, cause, clock, now);
         } else {
             let wait = self.shared.schedule.wait(attempts, rand::random(), failure.retry_after);
-            // The last attempt is made when the event is as old as it may get.
+            // The last attempt is made when the event reaches its maximum age.
             self.dispatcher.queue.failed(&job.key, &job.message.id, clock + wait.min(left));
         }
         if self.health.failed(failure, now) {
-            self.record.write_within(SOON);
+            self.record.write_within(WRITE_DELAY);
         }
-        self.record.write_within(LATER);
+        self.record.write_within(NUMBERS_WRITE_DELAY);
     }
 
     /// Dead-letters an event. Its token gets the receipt once that is stored.
@@ -369,43 +371,41 @@ impl Worker {
     ) {
         self.shared.metrics.dead(cause);
         self.record.dead_lettered += 1;
-        let event = HeldEvent { since: message.since, ..dead_letters::held(&message, now) };
+        let event = StoredEvent { since: message.since, ..dead_letters::to_stored(&message, now) };
         let letter = DeadLetter { event, at: now, attempts: attempts.into(), cause: cause.to_owned() };
         dead_letters::dead_letter(&mut self.record.status, letter);
         self.dispatcher.queue.done(key, &message.id, clock);
-        if is_held(key) {
-            self.queue_held();
+        if is_stored_here(key) {
+            self.queue_stored();
         } else {
             self.record.on_stored(AfterWrite::Receipt(key.clone(), message));
         }
-        self.record.write_within(SOON);
+        self.record.write_within(WRITE_DELAY);
     }
 
     /// Dead-letters the events older than `maxAge` while nothing is sent. Returns after how long to search again: when
-    /// the next will be too old, and within a minute, since a token that is restored from a backup brings old events.
+    /// the next event will be too old, and within a minute, since a token that is restored from a backup has old events.
     fn dead_letter_old(&mut self, cause: &str) -> Duration {
         let (clock, now) = (Instant::now(), Timestamp::now());
         let max_age = self.max_age();
-        for job in self.dispatcher.queue.older(max_age, now) {
+        for job in self.dispatcher.queue.events_of_age(max_age, now) {
             self.dead_letter(&job.key, job.message, job.attempts, cause, clock, now);
         }
         max_age
-            .saturating_sub(self.dispatcher.queue.oldest(now).unwrap_or_default())
+            .saturating_sub(self.dispatcher.queue.oldest_age(now).unwrap_or_default())
             .clamp(MIN_SWEEP_INTERVAL, RESOLVE_INTERVAL)
     }
 
     fn max_age(&self) -> Duration {
-        let target = self.serving.target.as_ref();
-        let max_age =
-            target.map_or_else(|| target::max_age_or_default(self.record.object()), |target| target.max_age);
-        self.shared.schedule.scaled(max_age)
+        self.shared.schedule.scaled(self.max_age)
     }
 
     fn disable(&mut self) {
         if self.serving.gone.is_none() {
             self.serving.gone = Some(self.record.object().metadata.generation.unwrap_or_default());
-            self.record.emit("EndpointGone", true, "the endpoint has answered 410 Gone; nothing is sent until the spec or the annotation tokenward.dev/ping changes");
-            self.record.write_within(SOON);
+            let message = "the endpoint has answered 410 Gone; nothing is sent until the spec or the annotation tokenward.dev/ping changes";
+            self.record.emit(Reason::new("EndpointGone", message), true);
+            self.record.write_within(WRITE_DELAY);
         }
     }
 
@@ -415,12 +415,18 @@ impl Worker {
         self.resolving = true;
         self.resolve_at = Instant::now() + RESOLVE_INTERVAL;
         let (shared, object) = (self.shared.clone(), self.record.object().clone());
-        let resolve =
-            async move { Completed::Resolved(target::resolve(&shared, &object).await.map(Box::new)) };
+        let max_age = target::max_age(&object).map(|max_age| self.max_age = max_age);
+        let resolve = async move {
+            let target = match max_age {
+                Ok(()) => target::resolve(&shared, &object).await.map(Box::new),
+                Err(reason) => Err(reason),
+            };
+            Completed::Resolved(target)
+        };
         self.beside.push(resolve.boxed());
     }
 
-    fn on_resolved(&mut self, resolved: Result<Box<Target>, Problem>) {
+    fn on_resolved(&mut self, resolved: Result<Box<Target>, Reason>) {
         self.resolving = false;
         // `maxAge` may have changed.
         self.sweep_at = Instant::now();
@@ -431,8 +437,8 @@ impl Worker {
                     let left = until.duration_since(now).max(SignedDuration::ZERO).unsigned_abs();
                     self.resolve_within(left);
                 }
-                if let Some((reason, sentence)) = target.done.take() {
-                    self.record.emit(reason, false, &sentence);
+                if let Some(reason) = target.done.take() {
+                    self.record.emit(reason, false);
                 }
                 let status = &self.record.status;
                 let reported = (Some(&target.secret), target.public_key.as_ref());
@@ -444,28 +450,28 @@ impl Worker {
                 }
                 self.record.status.signing_secret_ref = Some(target.secret.clone());
                 self.record.status.public_key.clone_from(&target.public_key);
-                self.keep_connections(&mut target);
+                self.reuse_connections(&mut target);
                 self.dispatcher.retarget();
                 self.serving.target = Some(target);
             }
             Err(problem) => {
                 self.resolve_within(RESOLVE_RETRY_INTERVAL);
                 if self.serving.misconfigured.as_ref() != Some(&problem) {
-                    self.record.emit(problem.reason, true, &problem.message);
-                    self.record.write_within(SOON);
+                    self.record.emit(problem.clone(), true);
+                    self.record.write_within(WRITE_DELAY);
                 }
                 self.serving.misconfigured = Some(problem);
             }
         }
     }
 
-    /// Has the next resolution no later than this. It may be due sooner, after an edit in the meantime.
+    /// Schedules the next resolution after this time, or earlier if it is due earlier, as after an edit in the meantime.
     fn resolve_within(&mut self, after: Duration) {
         self.resolve_at = self.resolve_at.min(Instant::now() + after);
     }
 
     /// Reuses the connections, if the endpoint is the same.
-    fn keep_connections(&self, target: &mut Target) {
+    fn reuse_connections(&self, target: &mut Target) {
         if let Some(before) =
             self.serving.target.as_ref().filter(|before| before.endpoint.is_same(&target.endpoint))
         {
@@ -475,20 +481,20 @@ impl Worker {
 
     // === Status ===
 
-    fn on_read(&mut self, answer: Answer) {
-        if self.record.on_read(answer) {
+    fn on_read(&mut self, result: ApiResult) {
+        if self.record.on_read(result) {
             let generation = self.record.object().metadata.generation;
             self.serving.gone = find_condition(&self.record.status.conditions, ConditionType::Disabled)
                 .filter(|c| c.status == "True" && c.observed_generation == generation)
                 .and(generation);
             self.resolve_at = Instant::now();
-            self.queue_held();
-            self.answer_annotations();
-            self.record.write_within(SOON);
+            self.queue_stored();
+            self.handle_annotations();
+            self.record.write_within(WRITE_DELAY);
         }
     }
 
-    /// When the status is due to be written: not before the first resolution, unless something waits for it.
+    /// When the status is due to be written: not before the first resolution, unless an action waits for the write.
     fn write_at(&self) -> Option<Instant> {
         let has_content = self.serving.is_resolved() || self.record.has_pending();
         self.record.write_at().filter(|_| has_content)
@@ -505,13 +511,13 @@ impl Worker {
             lost: self.dispatcher.queue.lost(),
         };
         let write = self.record.write(&view);
-        let completed = |(answer, after_write)| Completed::Written(answer, after_write);
+        let completed = |(result, after_write)| Completed::Written(result, after_write);
         self.beside.extend(write.map(|write| write.map(completed).boxed()));
     }
 
-    fn on_written(&mut self, answer: Answer, after_write: Vec<AfterWrite>) {
-        match self.record.on_written(answer, after_write) {
-            Ok(()) => self.queue_held(),
+    fn on_written(&mut self, result: ApiResult, after_write: Vec<AfterWrite>) {
+        match self.record.on_written(result, after_write) {
+            Ok(()) => self.queue_stored(),
             Err(WriteError::NotLeading) => self.step_down(),
             Err(WriteError::Conflict) => {
                 self.beside.push(self.record.reread().map(Completed::Reread).boxed())
@@ -529,11 +535,11 @@ impl Worker {
     }
 }
 
-fn is_held(key: &Key) -> bool {
-    key.starts_with(HELD)
+fn is_stored_here(key: &Key) -> bool {
+    key.starts_with(STORED_PREFIX)
 }
 
-/// An annotation, cut to the length that the status stores.
+/// An annotation, cut to [`MAX_ANNOTATION_CHARS`].
 fn bounded(text: &str) -> &str {
-    text.char_indices().nth(MAX_ANNOTATION).map_or(text, |(at, _)| &text[..at])
+    text.char_indices().nth(MAX_ANNOTATION_CHARS).map_or(text, |(at, _)| &text[..at])
 }

@@ -109,7 +109,7 @@ pub fn validate_destination(
         Err(_) if is_localhost(host) => IpAddr::V4(Ipv4Addr::LOCALHOST),
         Err(_) => return Ok(()),
     };
-    Ok(policy.judge(address)?)
+    Ok(policy.check(address)?)
 }
 
 fn is_localhost(host: &str) -> bool {

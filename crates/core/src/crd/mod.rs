@@ -27,7 +27,7 @@ pub use status::{
     RotationStatus, SecretRef, TokenVersion, VersionState,
 };
 pub use tokenwebhook::{
-    DeadLetter, Delivery, HeldEvent, SecretKeyRef, Signing, SigningAlgorithm, SigningRotation, TokenHandle,
+    DeadLetter, Delivery, SecretKeyRef, Signing, SigningAlgorithm, SigningRotation, StoredEvent, TokenHandle,
     TokenWebhook, TokenWebhookSpec, TokenWebhookStatus, UrlFrom,
 };
 

@@ -192,7 +192,7 @@ pub struct TokenWebhookStatus {
     /// Events that wait here and not in an ApiToken: pings, replays, and those of deleted ApiTokens.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
-    pub outbox: Vec<HeldEvent>,
+    pub outbox: Vec<StoredEvent>,
     /// The last dead-lettered events, for a replay.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
@@ -217,7 +217,7 @@ pub struct TokenWebhookStatus {
 /// An event in the outbox of the TokenWebhook itself.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct HeldEvent {
+pub struct StoredEvent {
     /// The `webhook-id` of every delivery of this event.
     #[schemars(length(max = 64))]
     pub id: String,
@@ -262,7 +262,7 @@ pub struct TokenHandle {
 #[serde(rename_all = "camelCase")]
 pub struct DeadLetter {
     /// The event as it was stored.
-    pub event: HeldEvent,
+    pub event: StoredEvent,
     /// When it was dead-lettered.
     pub at: Timestamp,
     /// The number of attempts by the controller replica that dead-lettered it.

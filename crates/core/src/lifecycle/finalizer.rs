@@ -58,7 +58,7 @@ fn wants_deletion(observed: &Observed<'_>) -> bool {
         return false;
     }
     let labels = observed.token.metadata.labels.clone().unwrap_or_default();
-    observed.subscriptions.iter().any(|subscription| subscription.wants(EventType::Deleted, &labels))
+    observed.subscriptions.iter().any(|subscription| subscription.selects(EventType::Deleted, &labels))
 }
 
 fn has_finalizer(observed: &Observed<'_>) -> bool {

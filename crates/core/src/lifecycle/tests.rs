@@ -419,7 +419,7 @@ impl World {
         let outbox = self.status().outbox.unwrap_or_default();
         for event in outbox.events {
             for webhook in event.webhooks {
-                self.receipts.take(Receipt { id: event.id.as_str().into(), webhook: webhook.into() });
+                self.receipts.add(Receipt { id: event.id.as_str().into(), webhook: webhook.into() });
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The outbox and the dead letters in the status of a TokenWebhook.
 //!
-//! Pings, replays and the events of deleted ApiTokens have no ApiToken whose outbox they could be in. They are stored
-//! here, and are delivered and dead-lettered like all others. Dead letters are counted, and the last ones stored for a
+//! Pings, replays and the events of deleted ApiTokens have no ApiToken in whose outbox they could be. They are stored
+//! here, and are delivered and dead-lettered like all others. Dead letters are counted, and the latest are stored for a
 //! replay.
 
 use jiff::Timestamp;
@@ -10,15 +10,16 @@ use super::EventType;
 use super::events;
 use super::events::NewEvent;
 use super::payload::Message;
-use crate::crd::{DeadLetter, HeldEvent, TokenHandle, TokenWebhookStatus};
+use crate::crd::{DeadLetter, StoredEvent, TokenHandle, TokenWebhookStatus};
 
-/// The capacity of the outbox.
+/// The capacity of the outbox, in events. The CRD has the same bound.
 const MAX_OUTBOX: usize = 64;
-/// How many dead letters are stored. Older ones are only counted.
+/// How many dead letters are stored, as in the CRD. Older ones are only counted.
 const MAX_DEAD_LETTERS: usize = 64;
 
-/// Stores an event, once. If the outbox is full it is dead-lettered at once.
-pub fn hold(status: &mut TokenWebhookStatus, event: HeldEvent) {
+/// Stores an event in the outbox, unless it is there or a dead letter already. If the outbox is full, the event is
+/// dead-lettered.
+pub fn store(status: &mut TokenWebhookStatus, event: StoredEvent) {
     let mut known = status.outbox.iter().chain(status.dead_letters.iter().map(|letter| &letter.event));
     if known.any(|known| known.id == event.id) {
         return;
@@ -31,12 +32,12 @@ pub fn hold(status: &mut TokenWebhookStatus, event: HeldEvent) {
     }
 }
 
-/// Removes an event that the endpoint accepted.
+/// Removes an event from the outbox, because the endpoint accepted it.
 pub fn accept(status: &mut TokenWebhookStatus, id: &str) {
     status.outbox.retain(|event| event.id != id);
 }
 
-/// Dead-letters an event, once.
+/// Dead-letters an event, unless it is a dead letter already.
 pub fn dead_letter(status: &mut TokenWebhookStatus, letter: DeadLetter) {
     accept(status, &letter.event.id);
     if status.dead_letters.iter().any(|known| known.event.id == letter.event.id) {
@@ -48,13 +49,13 @@ pub fn dead_letter(status: &mut TokenWebhookStatus, letter: DeadLetter) {
     status.dead_letters.drain(..excess);
 }
 
-/// An event as it is stored in the outbox. Its age counts from now.
-pub fn held(message: &Message, now: Timestamp) -> HeldEvent {
+/// The form in which an event is stored in the outbox. Its age counts from now.
+pub fn to_stored(message: &Message, now: Timestamp) -> StoredEvent {
     let token = message
         .name
         .clone()
         .map(|name| TokenHandle { name, token_id: message.token_id.clone().unwrap_or_default() });
-    HeldEvent {
+    StoredEvent {
         id: message.id.to_string(),
         type_: message.type_.clone(),
         time: message.time,
@@ -66,8 +67,8 @@ pub fn held(message: &Message, now: Timestamp) -> HeldEvent {
     }
 }
 
-/// Adds a ping for a new TokenWebhook, and for each new value of the annotation. Returns whether it did.
-pub fn answer_ping(
+/// Stores a ping for a new TokenWebhook, and for each new value of the annotation. Returns whether it did.
+pub fn handle_ping(
     status: &mut TokenWebhookStatus,
     uid: &str,
     annotation: Option<&str>,
@@ -81,7 +82,7 @@ pub fn answer_ping(
     let ping = NewEvent { type_: EventType::Ping, version: None, reason: None };
     let id = events::id(uid, &ping, now);
     let type_ = EventType::Ping.as_str().to_owned();
-    let event = HeldEvent {
+    let event = StoredEvent {
         id,
         type_,
         time: now,
@@ -91,20 +92,20 @@ pub fn answer_ping(
         reason: None,
         scopes: None,
     };
-    hold(status, event);
+    store(status, event);
     true
 }
 
 /// Moves the dead letters back into the outbox for each new value of the annotation. Their age counts from now. Returns
 /// whether the value was new.
-pub fn answer_replay(status: &mut TokenWebhookStatus, annotation: Option<&str>, now: Timestamp) -> bool {
+pub fn handle_replay(status: &mut TokenWebhookStatus, annotation: Option<&str>, now: Timestamp) -> bool {
     if annotation.is_none() || status.handled_replay.as_deref() == annotation {
         return false;
     }
     status.handled_replay = annotation.map(str::to_owned);
     let room = MAX_OUTBOX.saturating_sub(status.outbox.len()).min(status.dead_letters.len());
     for letter in status.dead_letters.drain(..room) {
-        status.outbox.push(HeldEvent { since: now, ..letter.event });
+        status.outbox.push(StoredEvent { since: now, ..letter.event });
         if let Some(count) = &mut status.dead_lettered {
             *count -= 1;
         }
@@ -120,10 +121,10 @@ mod tests {
         Timestamp::from_second(1_800_000_000 + second).expect("an instant")
     }
 
-    fn event(id: &str) -> HeldEvent {
+    fn event(id: &str) -> StoredEvent {
         let token = Some(TokenHandle { name: "t".to_owned(), token_id: "tok_1".to_owned() });
         let (id, type_) = (id.to_owned(), "token.deleted".to_owned());
-        HeldEvent {
+        StoredEvent {
             id,
             type_,
             time: at(0),
@@ -140,26 +141,26 @@ mod tests {
     }
 
     #[test]
-    fn what_happens_twice_counts_once() {
+    fn repeated_calls_have_no_further_effect() {
         let mut status = TokenWebhookStatus::default();
         for _ in 0..2 {
-            hold(&mut status, event("kept"));
-            hold(&mut status, event("accepted"));
+            store(&mut status, event("pending"));
+            store(&mut status, event("accepted"));
             dead_letter(&mut status, letter("dead"));
-            hold(&mut status, event("dead"));
+            store(&mut status, event("dead"));
             accept(&mut status, "accepted");
         }
-        assert_eq!(status.outbox, [event("kept")]);
+        assert_eq!(status.outbox, [event("pending")]);
         assert_eq!((status.dead_lettered, status.dead_letters.len()), (Some(1), 1));
     }
 
     #[test]
-    fn a_replay_is_asked_for_once_and_empties_the_letters() {
+    fn each_annotation_replays_all_dead_letters_once() {
         let mut status = TokenWebhookStatus::default();
         ["a", "b"].iter().for_each(|id| dead_letter(&mut status, letter(id)));
-        assert!(!answer_replay(&mut status, None, at(20)));
-        assert!(answer_replay(&mut status, Some("1"), at(20)));
-        assert!(!answer_replay(&mut status, Some("1"), at(30)));
+        assert!(!handle_replay(&mut status, None, at(20)));
+        assert!(handle_replay(&mut status, Some("1"), at(20)));
+        assert!(!handle_replay(&mut status, Some("1"), at(30)));
         assert_eq!(status.dead_lettered, Some(0));
         assert!(status.dead_letters.is_empty());
         let waiting: Vec<_> = status.outbox.iter().map(|e| (&*e.id, e.since)).collect();
@@ -171,16 +172,16 @@ mod tests {
     }
 
     #[test]
-    fn bounds_hold_and_what_is_over_them_is_counted() {
+    fn events_beyond_the_bounds_are_counted() {
         let mut status = TokenWebhookStatus::default();
-        (0..100).for_each(|n| hold(&mut status, event(&format!("h{n}"))));
+        (0..100).for_each(|n| store(&mut status, event(&format!("h{n}"))));
         assert_eq!(
             (status.outbox.len(), status.dead_letters.len(), status.dead_lettered),
             (MAX_OUTBOX, 36, Some(36))
         );
         (0..100).for_each(|n| dead_letter(&mut status, letter(&format!("d{n}"))));
         assert_eq!((status.dead_letters.len(), status.dead_lettered), (MAX_DEAD_LETTERS, Some(136)));
-        assert!(answer_replay(&mut status, Some("1"), at(1)));
+        assert!(handle_replay(&mut status, Some("1"), at(1)));
         assert_eq!(
             (status.outbox.len(), status.dead_letters.len()),
             (MAX_OUTBOX, MAX_DEAD_LETTERS),
@@ -189,11 +190,11 @@ mod tests {
     }
 
     #[test]
-    fn a_ping_is_sent_at_first_and_for_each_change() {
+    fn a_ping_is_stored_at_first_and_for_each_change() {
         let mut status = TokenWebhookStatus::default();
         let pings = [None, None, Some("1"), Some("1"), None, Some("2")];
         let sent: Vec<bool> =
-            pings.iter().zip(0..).map(|(ping, n)| answer_ping(&mut status, "u", *ping, at(n))).collect();
+            pings.iter().zip(0..).map(|(ping, n)| handle_ping(&mut status, "u", *ping, at(n))).collect();
         assert_eq!(sent, [true, false, true, false, false, true]);
         assert_eq!(status.outbox.len(), 3);
     }

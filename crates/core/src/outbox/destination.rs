@@ -2,26 +2,26 @@
 //! controller connects from inside the cluster: server-side request forgery (OWASP API7:2023), unless addresses are
 //! restricted.
 //!
-//! The policy applies to the address that is connected to, after the name was resolved, never to the name. Loopback, link-local
-//! (where clouds serve credentials), the clouds' other metadata addresses, and whatever is not a single host's
-//! address are always refused; private networks unless they are allowed; both unless the operator lists the network as
-//! an exception. An IPv4 address embedded in an IPv6 one (mapped, NAT64, 6to4, Teredo) is treated as IPv4.
+//! The policy applies to the address that is connected to, after the name was resolved, never to the name. Loopback,
+//! link-local (where clouds serve credentials), the clouds' other metadata addresses, and whatever is not a single
+//! host's address are never allowed; private networks only with `--webhook-allow-private`; both if the operator lists
+//! the network as an exception. An IPv4 address embedded in an IPv6 one (mapped, NAT64, 6to4, Teredo) is treated as IPv4.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use thiserror::Error;
 
-/// The addresses that are allowed beyond public ones.
+/// The addresses that are allowed besides public ones.
 #[derive(Clone, Debug, Default)]
 pub struct AddressPolicy {
     /// Private networks (RFC 1918, RFC 4193, RFC 6598): Services and pods of the cluster have such addresses.
     pub allow_private: bool,
-    /// Networks that are always allowed.
+    /// Exceptions: networks that are allowed whatever they are.
     pub allow: Vec<IpNet>,
 }
 
-/// Why an address is refused.
+/// Why an address is not allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum AddressError {
     /// Loopback, link-local, a metadata service, or not the address of a single host.
@@ -38,7 +38,7 @@ pub enum AddressError {
 
 impl AddressPolicy {
     /// Checks whether requests may be sent to an address.
-    pub fn judge(&self, address: IpAddr) -> Result<(), AddressError> {
+    pub fn check(&self, address: IpAddr) -> Result<(), AddressError> {
         let inner = innermost(address);
         if [address, inner].iter().any(|a| self.allow.iter().any(|network| network.contains(a))) {
             return Ok(());
@@ -138,21 +138,21 @@ mod tests {
 
     use super::*;
 
-    fn judge(policy: &AddressPolicy, text: &str) -> Result<(), AddressError> {
-        policy.judge(text.parse().expect("an address"))
+    fn check(policy: &AddressPolicy, text: &str) -> Result<(), AddressError> {
+        policy.check(text.parse().expect("an address"))
     }
 
     #[test]
-    fn public_addresses_are_asked() {
+    fn public_addresses_are_allowed() {
         let addresses =
             ["1.1.1.1", "93.184.216.34", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "64:ff9b::101:101"];
         for address in addresses {
-            assert_eq!(judge(&AddressPolicy::default(), address), Ok(()), "{address}");
+            assert_eq!(check(&AddressPolicy::default(), address), Ok(()), "{address}");
         }
     }
 
     #[test]
-    fn what_is_never_asked_is_not_allowed_by_private_either() {
+    fn allow_private_does_not_allow_loopback_metadata_or_reserved() {
         let never = [
             "0.0.0.0",
             "0.1.2.3",
@@ -178,7 +178,7 @@ mod tests {
             "fd20:ce::254",
             "2001:db8::1",
             "100::1",
-            // The same, dressed up.
+            // The same, embedded in IPv6 addresses.
             "::ffff:127.0.0.1",
             "::ffff:169.254.169.254",
             "::127.0.0.1",
@@ -192,13 +192,13 @@ mod tests {
         for allow_private in [false, true] {
             let policy = AddressPolicy { allow_private, ..Default::default() };
             for address in never {
-                assert!(matches!(judge(&policy, address), Err(AddressError::Never(_))), "{address}");
+                assert!(matches!(check(&policy, address), Err(AddressError::Never(_))), "{address}");
             }
         }
     }
 
     #[test]
-    fn private_networks_are_asked_if_the_operator_says_so() {
+    fn private_networks_are_allowed_by_allow_private() {
         let private = [
             "10.0.0.1",
             "172.16.0.1",
@@ -213,9 +213,9 @@ mod tests {
         ];
         let allowing = AddressPolicy { allow_private: true, ..Default::default() };
         for address in private {
-            let refused = judge(&AddressPolicy::default(), address);
-            assert!(matches!(refused, Err(AddressError::Private(_))), "{address}");
-            assert_eq!(judge(&allowing, address), Ok(()), "{address}");
+            let denied = check(&AddressPolicy::default(), address);
+            assert!(matches!(denied, Err(AddressError::Private(_))), "{address}");
+            assert_eq!(check(&allowing, address), Ok(()), "{address}");
         }
     }
 
@@ -223,21 +223,21 @@ mod tests {
     fn an_exception_is_for_its_network_only() {
         let policy =
             AddressPolicy { allow: vec!["127.0.0.0/30".parse().expect("a network")], ..Default::default() };
-        assert_eq!(judge(&policy, "127.0.0.1"), Ok(()));
-        assert_eq!(judge(&policy, "::ffff:127.0.0.1"), Ok(()));
+        assert_eq!(check(&policy, "127.0.0.1"), Ok(()));
+        assert_eq!(check(&policy, "::ffff:127.0.0.1"), Ok(()));
         for address in ["127.0.0.5", "10.0.0.1", "::1", "169.254.169.254"] {
-            assert!(judge(&policy, address).is_err(), "{address}");
+            assert!(check(&policy, address).is_err(), "{address}");
         }
     }
 
     proptest! {
-        /// However an IPv4 address is embedded in an IPv6 one, it is treated as IPv4.
+        /// An IPv4 address is treated the same in every form in which it can be embedded in an IPv6 address.
         #[test]
-        fn no_disguise_changes_the_judgement(v4: u32, allow_private: bool, middle: u16) {
+        fn embedding_an_address_changes_nothing(v4: u32, allow_private: bool, middle: u16) {
             let policy = AddressPolicy { allow_private, ..Default::default() };
-            let plain = policy.judge(IpAddr::V4(v4.into())).is_ok();
+            let plain = policy.check(IpAddr::V4(v4.into())).is_ok();
             let (high, low) = ((v4 >> 16) as u16, v4 as u16);
-            let disguises = [
+            let embedded = [
                 [0, 0, 0, 0, 0, 0xffff, high, low],
                 [0x64, 0xff9b, 0, 0, 0, 0, high, low],
                 [0x64, 0xff9b, 1, middle, 0, 0, high, low],
@@ -245,24 +245,24 @@ mod tests {
                 [0x2002, high, low, middle, 0, 0, 0, 1],
                 [0x2001, 0, middle, 0, 0, 0, !high, !low],
             ];
-            for segments in disguises {
+            for segments in embedded {
                 let address = Ipv6Addr::from(segments);
-                prop_assert_eq!(policy.judge(address.into()).is_ok(), plain, "{}", address);
+                prop_assert_eq!(policy.check(address.into()).is_ok(), plain, "{}", address);
             }
         }
 
-        /// Nothing that the standard library knows to be no public host passes as one.
+        /// No address that the standard library knows as special is allowed.
         #[test]
-        fn the_standard_library_agrees(v4: u32, v6: u128) {
+        fn special_addresses_of_the_standard_library_are_not_allowed(v4: u32, v6: u128) {
             let policy = AddressPolicy::default();
             let v4 = Ipv4Addr::from(v4);
             let special = v4.is_loopback() || v4.is_link_local() || v4.is_private() || v4.is_multicast()
                 || v4.is_unspecified() || v4.is_broadcast() || v4.is_documentation();
-            prop_assert!(!special || policy.judge(v4.into()).is_err(), "{}", v4);
+            prop_assert!(!special || policy.check(v4.into()).is_err(), "{}", v4);
             let v6 = Ipv6Addr::from(v6);
             let special = v6.is_loopback() || v6.is_multicast() || v6.is_unspecified()
                 || v6.is_unicast_link_local() || v6.is_unique_local();
-            prop_assert!(!special || policy.judge(v6.into()).is_err(), "{}", v6);
+            prop_assert!(!special || policy.check(v6.into()).is_err(), "{}", v6);
         }
     }
 }

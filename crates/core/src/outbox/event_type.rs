@@ -1,6 +1,4 @@
-//! The types of event that TokenWebhooks can subscribe to.
-
-/// The type of an event.
+/// A type of event to which TokenWebhooks can subscribe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventType {
     /// The Secret contains the first token.
@@ -11,7 +9,7 @@ pub enum EventType {
     KeyRetired,
     /// The token is revoked for good.
     Revoked,
-    /// The token is refused until it is resumed.
+    /// The token is rejected until it is resumed.
     Suspended,
     /// The token is accepted again.
     Resumed,

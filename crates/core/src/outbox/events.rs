@@ -1,8 +1,8 @@
 //! The transactional outbox in the status of an ApiToken.
 //!
-//! An event is recorded in the status write that makes the transition, with the TokenWebhooks that subscribe to it, so
-//! a crash can't separate the two. It is removed once each of them has accepted or dead-lettered it. A TokenWebhook
-//! that is created later does not receive it; one that is deleted is no longer waited for. An event without
+//! An event is recorded by the status write that makes the transition, with the names of the TokenWebhooks that subscribe
+//! to it, so a crash can't separate the two. It is removed once each of them has accepted or dead-lettered it. A
+//! TokenWebhook that is created later does not receive it; one that is deleted is removed from it. An event without
 //! subscribers is not recorded.
 
 use std::collections::{BTreeMap, HashSet};
@@ -16,11 +16,11 @@ use super::subscription::Subscription;
 use crate::crd::{Outbox, OutboxEvent};
 use crate::token::format::base62_of;
 
-/// The capacity of an outbox. A token has few transitions, so it fills up only if an endpoint is down for long. Then the
-/// oldest event is dropped, since the newest describes the current state.
+/// The capacity of an outbox, in events. A token has few transitions, so it fills up only if an endpoint is down for
+/// long. Then the oldest event is dropped, since the newest describes the current state.
 pub const MAX_EVENTS: usize = 32;
 
-/// A TokenWebhook has accepted an event, or stores it in its own status.
+/// The note that a TokenWebhook has accepted an event, or has stored it in its own status.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Receipt {
     /// The id of the event.
@@ -32,19 +32,18 @@ pub struct Receipt {
 /// The receipts of one token that its stored status does not reflect yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Receipts {
-    /// The receipts themselves.
     pub accepted: HashSet<Receipt>,
-    /// Whether a status is written for them alone. Until then they wait for a write that happens anyway.
+    /// Whether the status is to be written for them alone. Until then they wait for a write that happens anyway.
     pub due: bool,
 }
 
 impl Receipts {
-    /// Adds a receipt. Returns whether it is the first one.
-    pub fn take(&mut self, receipt: Receipt) -> bool {
+    /// Adds a receipt. Returns whether it is the only one now.
+    pub fn add(&mut self, receipt: Receipt) -> bool {
         self.accepted.insert(receipt) && self.accepted.len() == 1
     }
 
-    /// Removes the receipts that the written status reflects. Returns whether any are left.
+    /// Removes the receipts that the written outbox reflects. Returns whether any are left.
     pub fn retain(&mut self, written: Option<&Outbox>) -> bool {
         let waits = |receipt: &Receipt| {
             let event = written.and_then(|o| o.events.iter().find(|event| *event.id == *receipt.id));
@@ -59,9 +58,8 @@ impl Receipts {
 /// An event to record, which has no id and no recipients yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewEvent {
-    /// The type of event.
     pub type_: EventType,
-    /// The version concerned.
+    /// The version concerned. `None`: the event concerns no single version.
     pub version: Option<i64>,
     /// The reason of the rotation or revocation.
     pub reason: Option<String>,
@@ -86,8 +84,8 @@ pub fn record(
 ) -> Vec<OutboxEvent> {
     let mut dropped = Vec::new();
     for event in events {
-        let wanting = subscriptions.iter().filter(|s| s.wants(event.type_, owner.labels));
-        let webhooks: Vec<String> = wanting.map(|s| s.name().to_owned()).collect();
+        let subscribed = subscriptions.iter().filter(|s| s.selects(event.type_, owner.labels));
+        let webhooks: Vec<String> = subscribed.map(|s| s.name().to_owned()).collect();
         if webhooks.is_empty() {
             continue;
         }
@@ -111,7 +109,7 @@ pub fn record(
     dropped
 }
 
-/// Removes TokenWebhooks from the events for which there is a receipt, and events that nobody waits for.
+/// Removes TokenWebhooks from the events for which there is a receipt, and events that need no TokenWebhook any more.
 pub fn remove_delivered(outbox: &mut Option<Outbox>, receipts: &HashSet<Receipt>) {
     if receipts.is_empty() {
         return;
@@ -119,7 +117,7 @@ pub fn remove_delivered(outbox: &mut Option<Outbox>, receipts: &HashSet<Receipt>
     retain(outbox, |id, webhook| !receipts.contains(&Receipt { id: id.into(), webhook: webhook.into() }));
 }
 
-/// Removes TokenWebhooks that no longer exist.
+/// Removes TokenWebhooks that no longer exist, from the events and from the counts of lost ones.
 pub fn remove_missing_webhooks(outbox: &mut Option<Outbox>, exists: impl Fn(&str) -> bool) {
     if let Some(outbox) = outbox {
         outbox.lost.retain(|webhook, _| exists(webhook));
@@ -181,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_webhook_that_wants_it_nothing_is_recorded() {
+    fn an_event_without_subscribers_is_not_recorded() {
         let mut outbox = None;
         let hooks = [subscription("a", "token.revoked")];
         record(&mut outbox, owner(), &hooks, &[happened(EventType::Rotated, 2)], at(0));
@@ -190,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_leaves_when_all_who_wanted_it_have_it() {
+    fn an_event_is_removed_once_all_its_webhooks_have_accepted_it() {
         let mut outbox = None;
         let hooks =
             [subscription("a", "*"), subscription("b", "token.*"), subscription("c", "token.deleted")];
@@ -214,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_outbox_gives_up_its_oldest_and_counts() {
+    fn a_full_outbox_drops_its_oldest_event_and_counts_it() {
         let mut outbox = None;
         let hooks = [subscription("a", "*"), subscription("b", "token.revoked")];
         for version in 0..MAX_EVENTS as i64 + 3 {
@@ -229,14 +227,14 @@ mod tests {
     }
 
     #[test]
-    fn receipts_wait_until_a_status_reflects_them() {
+    fn receipts_stay_until_a_written_status_reflects_them() {
         let mut outbox = None;
         record(&mut outbox, owner(), &[subscription("a", "*")], &[happened(EventType::Revoked, 1)], at(0));
         let id = outbox.as_ref().expect("an outbox").events[0].id.clone();
         let mut receipts = Receipts::default();
-        assert!(receipts.take(receipt(&id, "a")));
-        assert!(!receipts.take(receipt(&id, "a")), "the same once more");
-        assert!(!receipts.take(receipt(&id, "b")), "another");
+        assert!(receipts.add(receipt(&id, "a")));
+        assert!(!receipts.add(receipt(&id, "a")), "the same once more");
+        assert!(!receipts.add(receipt(&id, "b")), "another");
         receipts.due = true;
         assert!(receipts.retain(outbox.as_ref()), "the write was decided on before");
         assert_eq!(receipts, Receipts { accepted: [receipt(&id, "a")].into(), due: false });
@@ -261,27 +259,27 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens, each event that a webhook wanted is delivered to it, waits for it, is counted as lost,
-        /// or the webhook is gone; the order stays; no id is given twice.
+        /// In any sequence of acts, each event that a webhook selects is delivered to it, waits for it, or is counted as
+        /// lost, unless the webhook is deleted; events stay in order; no two have the same id.
         #[test]
-        fn nothing_vanishes(acts in proptest::collection::vec(act(), 0..120)) {
+        fn no_event_vanishes(acts in proptest::collection::vec(act(), 0..120)) {
             let names = ["a", "b", "c"];
             let mut hooks = vec![subscription("a", "*"), subscription("b", "token.r*"), subscription("c", "token.revoked")];
-            let (mut outbox, mut wanted, mut ids) = (None, BTreeMap::<&str, i64>::new(), HashSet::new());
+            let (mut outbox, mut selected, mut ids) = (None, BTreeMap::<&str, i64>::new(), HashSet::new());
             let mut delivered = BTreeMap::<&str, i64>::new();
             for (moment, act) in (0..).zip(&acts) {
                 match act {
                     Act::Happens(kind) => {
                         let type_ = [EventType::Created, EventType::Rotated, EventType::Revoked, EventType::Expired][usize::from(*kind)];
                         for hook in &hooks {
-                            if hook.wants(type_, &LABELS) {
+                            if hook.selects(type_, &LABELS) {
                                 let name = names.iter().find(|name| **name == hook.name()).expect("a name");
-                                *wanted.entry(name).or_default() += 1;
+                                *selected.entry(name).or_default() += 1;
                             }
                         }
                         record(&mut outbox, owner(), &hooks, &[happened(type_, 1)], at(moment));
                         if let Some(event) = outbox.as_ref().and_then(|o| o.events.last()).filter(|e| e.time == at(moment)) {
-                            prop_assert!(ids.insert(event.id.clone()), "an id twice");
+                            prop_assert!(ids.insert(event.id.clone()), "the same id twice");
                         }
                     }
                     Act::Delivers(event, hook) => {
@@ -293,16 +291,16 @@ mod tests {
                     }
                     Act::Goes(hook) => {
                         hooks.retain(|h| h.name() != names[*hook]);
-                        wanted.remove(names[*hook]);
+                        selected.remove(names[*hook]);
                         delivered.remove(names[*hook]);
                         remove_missing_webhooks(&mut outbox, |name| hooks.iter().any(|h| h.name() == name));
                     }
                 }
                 let waits = |name: &str| outbox.iter().flat_map(|o| &o.events).filter(|e| e.webhooks.iter().any(|w| w == name)).count() as i64;
                 let lost = |name: &str| outbox.as_ref().and_then(|o| o.lost.get(name)).copied().unwrap_or_default();
-                for (name, wanted) in &wanted {
+                for (name, selected) in &selected {
                     let known = delivered.get(name).copied().unwrap_or_default() + waits(name) + lost(name);
-                    prop_assert_eq!(*wanted, known, "{}", name);
+                    prop_assert_eq!(*selected, known, "{}", name);
                 }
                 let times: Vec<_> = outbox.iter().flat_map(|o| &o.events).map(|e| e.time).collect();
                 prop_assert!(times.is_sorted() && times.len() <= MAX_EVENTS);

@@ -1,4 +1,4 @@
-//! Outgoing events, pure: recorded in the status of a token, delivered and signed as Standard Webhooks 1.0 defines it.
+//! Outgoing events: recorded in the status of a token, delivered and signed as Standard Webhooks 1.0 defines it.
 //!
 //! Used by [`crate::lifecycle`]: `subscription` (which TokenWebhooks want an event), `events` (the outbox of an
 //! ApiToken). Used by the controller: `queue` (which event is next, and when), `dead_letters` (the outbox and the dead

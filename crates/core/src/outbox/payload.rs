@@ -1,11 +1,11 @@
-//! The body of a request: thin, and never a secret or a hash. Who needs more asks the API with it.
+//! The body of a request. It is thin, and never contains a secret or a hash: a receiver that needs more reads the ApiToken.
 
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::crd::{HeldEvent, OutboxEvent};
+use crate::crd::{OutboxEvent, StoredEvent};
 
 /// An event, with everything that the request body contains.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,25 +14,28 @@ pub struct Message {
     pub id: Arc<str>,
     /// The type, such as `token.rotated`.
     pub type_: String,
-    /// When it happened.
+    /// When the transition happened.
     pub time: Timestamp,
-    /// When its delivery began. Its age is counted from here.
+    /// When it was recorded, or stored again for a replay. Its age is counted from here.
     pub since: Timestamp,
     /// `status.tokenId` of the ApiToken. `None`: the event concerns no token.
     pub token_id: Option<String>,
     /// The name of the ApiToken.
     pub name: Option<String>,
-    /// The version concerned.
+    /// The version concerned. `None`: the event concerns no single version.
     pub version: Option<i64>,
-    /// The reason of the rotation or revocation.
+    /// The reason of a rotation or revocation.
     pub reason: Option<String>,
     /// The scopes with which that version was issued, while the ApiToken's status has it; at most 2 KiB.
     pub scopes: Option<Vec<String>>,
 }
 
-/// Whether scopes are included. Long lists are left out, because many events may have to fit into one status.
+/// Up to how many bytes scopes are included. Longer lists are left out, because many events may have to fit into one
+/// status.
+const MAX_SCOPES_BYTES: usize = 2048;
+
 fn fits(scopes: &[String]) -> bool {
-    scopes.iter().map(String::len).sum::<usize>() <= 2048
+    scopes.iter().map(String::len).sum::<usize>() <= MAX_SCOPES_BYTES
 }
 
 #[derive(Serialize)]
@@ -80,8 +83,8 @@ impl Message {
         }
     }
 
-    /// An event that waits in the TokenWebhook.
-    pub fn of_held(event: &HeldEvent) -> Self {
+    /// An event from a TokenWebhook's outbox.
+    pub fn of_stored(event: &StoredEvent) -> Self {
         Self {
             id: event.id.as_str().into(),
             type_: event.type_.clone(),
@@ -95,7 +98,7 @@ impl Message {
         }
     }
 
-    /// The body, as it is signed and sent.
+    /// The request body, over which the signature is computed.
     pub fn body(&self, namespace: &str) -> Vec<u8> {
         let body = Body {
             type_: &self.type_,
@@ -139,9 +142,9 @@ mod tests {
     }
 
     #[test]
-    fn a_ping_is_about_no_token() {
+    fn a_ping_names_no_token() {
         let time: Timestamp = "2026-11-21T12:00:00Z".parse().expect("an instant");
-        let held = HeldEvent {
+        let stored = StoredEvent {
             id: "evt_1".to_owned(),
             type_: "webhook.ping".to_owned(),
             time,
@@ -151,7 +154,7 @@ mod tests {
             reason: None,
             scopes: None,
         };
-        let body = String::from_utf8(Message::of_held(&held).body("demo")).expect("text");
+        let body = String::from_utf8(Message::of_stored(&stored).body("demo")).expect("text");
         assert_eq!(
             body,
             r#"{"type":"webhook.ping","timestamp":"2026-11-21T12:00:00Z","data":{"namespace":"demo"}}"#

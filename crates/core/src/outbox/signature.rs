@@ -1,6 +1,6 @@
 //! Signatures of Standard Webhooks 1.0: `v1` by HMAC-SHA256, `v1a` by ed25519, over `id.timestamp.body`.
 //!
-//! Keys are texts that say of which kind they are: `whsec_` and 24 to 64 bytes in base64, or `whsk_` and an ed25519
+//! The text of a key begins with its kind: `whsec_` and 24 to 64 bytes in base64, or `whsk_` and an ed25519
 //! seed of 32 bytes, with or without the 32 bytes of the public key after it. Several keys, separated by blanks, sign
 //! side by side, which is how a key is replaced without a gap.
 
@@ -16,19 +16,19 @@ use zeroize::Zeroizing;
 
 use crate::crd::SigningAlgorithm;
 
-const SYMMETRIC: &str = "whsec_";
-const PRIVATE: &str = "whsk_";
-const PUBLIC: &str = "whpk_";
-/// How many keys may sign side by side.
+const HMAC_PREFIX: &str = "whsec_";
+const ED25519_PREFIX: &str = "whsk_";
+const PUBLIC_KEY_PREFIX: &str = "whpk_";
+/// How many keys one text may contain, all of which sign.
 const MAX_KEYS: usize = 4;
-/// How many random bytes a new key of either kind takes.
+/// How many random bytes a new key of either kind is made of.
 pub const NEW_KEY_BYTES: usize = 32;
 
 /// The signing keys, the newest first. Redacted in Debug. The caller wipes the text that they were parsed from.
 pub struct SigningKeys(Vec<SigningKey>);
 
 enum SigningKey {
-    // Keyed once: to clone the state is cheaper than the two compressions of a key schedule.
+    // Keyed once, since cloning this state is cheaper than the two compressions with which a key is set up.
     Symmetric(Box<Hmac<Sha256>>),
     Asymmetric(Box<Ed25519KeyPair>),
 }
@@ -36,8 +36,8 @@ enum SigningKey {
 /// Why a text is not a list of signing keys. Contains nothing of the text, which may be secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum KeyError {
-    /// There is no key, or there are too many.
-    #[error("it must hold 1 to {MAX_KEYS} signing keys, separated by blanks")]
+    /// There is no key, or there are more than one text may contain.
+    #[error("it must contain 1 to {MAX_KEYS} signing keys, separated by blanks")]
     Count,
     /// The key has neither prefix.
     #[error("a signing key starts with whsec_ (HMAC-SHA256) or whsk_ (ed25519)")]
@@ -45,10 +45,9 @@ pub enum KeyError {
     /// The part after the prefix is not base64.
     #[error("what follows the prefix of a signing key must be base64")]
     Base64,
-    /// A length that the specification does not allow.
+    /// The length is outside of what the specification allows.
     #[error("a whsec_ key must have 24 to 64 bytes")]
     Length,
-    /// Not an ed25519 key.
     #[error("a whsk_ key must be an ed25519 seed of 32 bytes, or that and its public key")]
     Ed25519,
 }
@@ -61,7 +60,7 @@ impl SigningKeys {
         if (1..=MAX_KEYS).contains(&keys.len()) { Ok(Self(keys)) } else { Err(KeyError::Count) }
     }
 
-    /// Adds the keys that these have replaced, which sign too.
+    /// Adds the keys that these have replaced, which still sign.
     pub fn and(mut self, older: Self) -> Self {
         self.0.extend(older.0);
         self
@@ -84,7 +83,9 @@ impl SigningKeys {
     pub fn public_key(&self) -> Option<String> {
         match self.0.first()? {
             SigningKey::Symmetric(_) => None,
-            SigningKey::Asymmetric(pair) => Some(format!("{PUBLIC}{}", STANDARD.encode(pair.public_key()))),
+            SigningKey::Asymmetric(pair) => {
+                Some(format!("{PUBLIC_KEY_PREFIX}{}", STANDARD.encode(pair.public_key())))
+            }
         }
     }
 }
@@ -98,7 +99,7 @@ impl fmt::Debug for SigningKeys {
 impl SigningKey {
     fn parse(text: &str) -> Result<Self, KeyError> {
         let decode = |text: &str| STANDARD.decode(text).map(Zeroizing::new).map_err(|_| KeyError::Base64);
-        if let Some(text) = text.strip_prefix(SYMMETRIC) {
+        if let Some(text) = text.strip_prefix(HMAC_PREFIX) {
             let key = decode(text)?;
             if !(24..=64).contains(&key.len()) {
                 return Err(KeyError::Length);
@@ -106,7 +107,7 @@ impl SigningKey {
             let keyed = Hmac::new_from_slice(&key).map_err(|_| KeyError::Length)?;
             return Ok(Self::Symmetric(Box::new(keyed)));
         }
-        let key = decode(text.strip_prefix(PRIVATE).ok_or(KeyError::Prefix)?)?;
+        let key = decode(text.strip_prefix(ED25519_PREFIX).ok_or(KeyError::Prefix)?)?;
         let pair = match key.split_at_checked(32) {
             Some((seed, [])) => Ed25519KeyPair::from_seed_unchecked(seed),
             Some((seed, public)) => Ed25519KeyPair::from_seed_and_public_key(seed, public),
@@ -132,14 +133,14 @@ impl SigningKey {
     }
 }
 
-/// A new key's text, from random bytes.
-pub fn make(algorithm: SigningAlgorithm, random: &[u8; NEW_KEY_BYTES]) -> Zeroizing<String> {
+/// The text of a new key, from random bytes.
+pub fn new_key(algorithm: SigningAlgorithm, random: &[u8; NEW_KEY_BYTES]) -> Zeroizing<String> {
     let prefix = match algorithm {
-        SigningAlgorithm::HmacSha256 => SYMMETRIC,
-        SigningAlgorithm::Ed25519 => PRIVATE,
+        SigningAlgorithm::HmacSha256 => HMAC_PREFIX,
+        SigningAlgorithm::Ed25519 => ED25519_PREFIX,
     };
     let encoded = Zeroizing::new(STANDARD.encode(random));
-    // With room for all of it: a string that grows leaves its beginning behind.
+    // With room for all of it, since a string that grows leaves a copy of its beginning in freed memory.
     let mut text = Zeroizing::new(String::with_capacity(prefix.len() + encoded.len()));
     text.push_str(prefix);
     text.push_str(&encoded);
@@ -155,9 +156,9 @@ mod tests {
     const ID: &str = "msg_p5jXN8AQM9LWM0D4loKWxJek";
     const BODY: &[u8] = br#"{"test": 2432232314}"#;
 
-    /// The vector that the published libraries test themselves with.
+    /// The test vector of the published libraries.
     #[test]
-    fn the_published_vector_holds() {
+    fn the_signature_of_the_published_test_vector() {
         let keys = SigningKeys::parse("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").expect("a key");
         let signature = keys.sign(ID, 1614265330, BODY);
         assert_eq!(signature, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
@@ -166,7 +167,7 @@ mod tests {
 
     #[test]
     fn ed25519_is_verified_by_the_public_key() {
-        let text = make(SigningAlgorithm::Ed25519, &[7; 32]);
+        let text = new_key(SigningAlgorithm::Ed25519, &[7; 32]);
         let keys = SigningKeys::parse(&text).expect("a key");
         let public = keys.public_key().expect("a public key");
         let public = STANDARD.decode(public.strip_prefix("whpk_").expect("its prefix")).expect("base64");
@@ -181,7 +182,7 @@ mod tests {
 
     #[test]
     fn several_keys_sign_side_by_side() {
-        let [new, old] = [1, 2].map(|byte| make(SigningAlgorithm::HmacSha256, &[byte; 32]));
+        let [new, old] = [1, 2].map(|byte| new_key(SigningAlgorithm::HmacSha256, &[byte; 32]));
         let parse = |text: &str| SigningKeys::parse(text).expect("keys");
         let both = parse(&new).and(parse(&old)).sign(ID, 1, BODY);
         assert_eq!(both, format!("{} {}", parse(&new).sign(ID, 1, BODY), parse(&old).sign(ID, 1, BODY)));
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_refused_and_not_repeated() {
+    fn an_invalid_key_is_rejected_and_not_repeated() {
         let encoded = |bytes: usize| STANDARD.encode(vec![1; bytes]);
         let cases = [
             (String::new(), KeyError::Count),

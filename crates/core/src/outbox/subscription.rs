@@ -7,11 +7,11 @@ use kube_core::labels::{Selector, SelectorExt};
 use super::EventType;
 use crate::crd::TokenWebhook;
 
-/// How many TokenWebhooks of a namespace are served, the oldest first. Each event names those that it waits for, so
-/// this bounds an ApiToken's status.
+/// How many TokenWebhooks of a namespace are served, the oldest first. Each event names all that have not accepted it,
+/// so this bounds the size of an ApiToken's status.
 pub const MAX_SUBSCRIPTIONS: usize = 128;
 
-/// The subscription of one TokenWebhook.
+/// What one TokenWebhook subscribes to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Subscription {
     name: String,
@@ -30,8 +30,9 @@ impl Subscription {
         })
     }
 
-    /// A subscription to nothing, for a TokenWebhook whose spec is invalid. Events that wait for it stay recorded.
-    pub fn silent(name: &str) -> Self {
+    /// A subscription that selects nothing, for a TokenWebhook whose spec is invalid. What was recorded for it before
+    /// stays recorded, since its name is known.
+    pub fn empty(name: &str) -> Self {
         Self { name: name.to_owned(), patterns: Vec::new(), selector: Selector::default() }
     }
 
@@ -41,7 +42,7 @@ impl Subscription {
     }
 
     /// Whether it selects an event of a token with these labels.
-    pub fn wants(&self, event: EventType, labels: &BTreeMap<String, String>) -> bool {
+    pub fn selects(&self, event: EventType, labels: &BTreeMap<String, String>) -> bool {
         self.patterns.iter().any(|pattern| matches(pattern, event.as_str())) && self.selector.matches(labels)
     }
 }
@@ -84,23 +85,23 @@ mod tests {
             (&["token.revoke"], EventType::Revoked, false),
             (&["token.created", "token.deleted"], EventType::Deleted, true),
         ];
-        for (patterns, event, wanted) in cases {
+        for (patterns, event, selected) in cases {
             let subscription = subscription(patterns, None).expect("a subscription");
-            assert_eq!(subscription.wants(event, &BTreeMap::new()), wanted, "{patterns:?} {event:?}");
+            assert_eq!(subscription.selects(event, &BTreeMap::new()), selected, "{patterns:?} {event:?}");
         }
     }
 
     #[test]
-    fn the_selector_is_by_labels() {
+    fn the_selector_matches_labels() {
         let selector = LabelSelector { match_labels: Some(labels("a")), ..Default::default() };
         let subscription = subscription(&["*"], Some(selector)).expect("a subscription");
-        assert!(subscription.wants(EventType::Revoked, &labels("a")));
-        assert!(!subscription.wants(EventType::Revoked, &labels("b")));
-        assert!(!subscription.wants(EventType::Revoked, &BTreeMap::new()));
+        assert!(subscription.selects(EventType::Revoked, &labels("a")));
+        assert!(!subscription.selects(EventType::Revoked, &labels("b")));
+        assert!(!subscription.selects(EventType::Revoked, &BTreeMap::new()));
     }
 
     #[test]
-    fn a_selector_that_says_nothing_is_refused() {
+    fn an_invalid_selector_is_rejected() {
         let requirement =
             LabelSelectorRequirement { key: "team".to_owned(), operator: "Perhaps".to_owned(), values: None };
         let selector = LabelSelector { match_expressions: Some(vec![requirement]), ..Default::default() };

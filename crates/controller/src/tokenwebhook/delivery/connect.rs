@@ -1,6 +1,8 @@
-//! A connection to where the addresses were judged: a name is resolved once, every address it has is judged, and the
-//! socket is opened to one of just those. No second look-up lies between, so a DNS answer that changes afterwards
-//! changes nothing (DNS rebinding). No proxy is asked, whatever the environment says.
+//! Opens a connection to an address that the policy allows.
+//!
+//! A name is resolved once, all of its addresses are checked, and the socket is opened to one of exactly those. There is
+//! no second resolution in between, so a DNS record that changes afterwards has no effect (DNS rebinding). No proxy is
+//! used, whatever the environment says.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -10,18 +12,17 @@ use std::task::{Context, Poll};
 
 use futures::future::BoxFuture;
 use http::Uri;
-use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use tokenward_core::outbox::destination::{AddressError, AddressPolicy};
 
-/// What resolves a name.
+/// Resolves a host name and a port to socket addresses.
 pub type Resolve = Arc<dyn Fn(String, u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
 
 /// The system's resolver.
@@ -29,7 +30,6 @@ pub fn system() -> Resolve {
     Arc::new(|host, port| Box::pin(async move { Ok(tokio::net::lookup_host((host, port)).await?.collect()) }))
 }
 
-/// Opens connections.
 pub struct Connector {
     policy: Arc<AddressPolicy>,
     tls: Arc<ClientConfig>,
@@ -39,30 +39,26 @@ pub struct Connector {
 /// Why there is no connection.
 #[derive(Debug, Error)]
 pub enum ConnectError {
-    /// No host or scheme that can be asked.
     #[error("the URL names no host that can be asked")]
     Url,
-    /// The name has no address.
     #[error("the host's name can't be resolved: {0}")]
     Resolve(io::Error),
-    /// One of its addresses may not be asked.
     #[error(transparent)]
     Address(#[from] AddressError),
     /// Nothing listens there, or the network drops the request.
     #[error("the connection failed: {0}")]
     Connect(io::Error),
-    /// TLS failed; most often the certificate.
+    /// Most often the certificate is the reason.
     #[error("TLS failed: {0}")]
     Tls(io::Error),
 }
 
 impl Connector {
-    /// Connections that this policy allows.
     pub fn new(policy: Arc<AddressPolicy>, tls: Arc<ClientConfig>, resolve: Resolve) -> Self {
         Self { policy, tls, resolve }
     }
 
-    /// Opens a stream to the host that a URL names.
+    /// Opens a stream to the host of a URL.
     pub async fn connect(&self, uri: &Uri) -> Result<Stream, ConnectError> {
         let host = uri.host().ok_or(ConnectError::Url)?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
@@ -72,31 +68,31 @@ impl Connector {
             _ => return Err(ConnectError::Url),
         };
         let port = uri.port_u16().unwrap_or(if encrypted { 443 } else { 80 });
-        let stream = open(&self.judged(&host, port).await?).await?;
+        let stream = open(&self.allowed_addresses(&host, port).await?).await?;
         if !encrypted {
-            return Ok(Stream::Plain(TokioIo::new(stream)));
+            return Ok(Stream::Plain(stream));
         }
         let name = ServerName::try_from(host).map_err(|_| ConnectError::Url)?;
         let stream =
             TlsConnector::from(self.tls.clone()).connect(name, stream).await.map_err(ConnectError::Tls)?;
-        Ok(Stream::Tls(Box::new(TokioIo::new(stream))))
+        Ok(Stream::Tls(Box::new(stream)))
     }
 
-    /// The addresses of a host. If one of them may not be asked, none is: a name that points inside as well as outside
-    /// is no honest one.
-    async fn judged(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
+    /// The addresses of a host. If one of them is not allowed, none is used: an honest name does not point to both
+    /// internal and public addresses.
+    async fn allowed_addresses(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
         let addresses = match host.parse::<IpAddr>() {
             Ok(address) => vec![SocketAddr::new(address, port)],
             Err(_) => (self.resolve)(host.to_owned(), port).await.map_err(ConnectError::Resolve)?,
         };
         for address in &addresses {
-            self.policy.judge(address.ip())?;
+            self.policy.check(address.ip())?;
         }
         Ok(addresses)
     }
 }
 
-/// A socket to the first address that accepts a connection.
+/// Opens a socket to the first address that accepts a connection.
 async fn open(addresses: &[SocketAddr]) -> Result<TcpStream, ConnectError> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in addresses {
@@ -112,16 +108,14 @@ async fn open(addresses: &[SocketAddr]) -> Result<TcpStream, ConnectError> {
     Err(ConnectError::Connect(last))
 }
 
-/// A stream of bytes, encrypted or not.
+/// A byte stream, encrypted or not.
 pub enum Stream {
-    /// Not.
-    Plain(TokioIo<TcpStream>),
-    /// Encrypted.
-    Tls(Box<TokioIo<TlsStream<TcpStream>>>),
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
-impl Read for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -129,7 +123,7 @@ impl Read for Stream {
     }
 }
 
-impl Write for Stream {
+impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),

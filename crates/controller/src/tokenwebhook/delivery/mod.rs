@@ -1,8 +1,8 @@
-//! One delivery: a signed request, and what its response means.
+//! One delivery attempt: a signed request, and what its response means.
 //!
-//! The status of the response counts. Its body is read, up to a bound, so that the connection can be used again, and is
-//! neither stored nor logged, since it may contain anything. A redirect is not followed: it would lead to an address
-//! that the spec does not name.
+//! Only the status code of the response counts. Its body is read, up to a bound, so that the connection can be reused; it
+//! is neither stored nor logged, since it may contain anything. Redirects are not followed: they would lead to an
+//! address that the spec does not name.
 
 pub mod connect;
 mod connection;
@@ -23,52 +23,51 @@ use rustls::{ClientConfig, RootCertStore};
 use thiserror::Error as ThisError;
 
 use self::connect::{ConnectError, Connector, Resolve};
-use self::connection::Connection;
+use self::connection::{Connection, RequestError};
 use tokenward_core::outbox::destination::AddressPolicy;
 use tokenward_core::outbox::payload::Message;
-use tokenward_core::outbox::retry::{Failure, Outcome, judge};
+use tokenward_core::outbox::retry::{Failure, Outcome, classify_response};
 use tokenward_core::outbox::signature::SigningKeys;
 use tokenward_runtime::sync::lock;
 
 /// How much of a response body is read, in bytes.
-const BODY_BOUND: usize = 64 * 1024;
+const MAX_BODY_BYTES: usize = 64 * 1024;
 /// How long an idle connection stays open for the next event.
-const IDLE: Duration = Duration::from_secs(30);
-const ID: HeaderName = HeaderName::from_static("webhook-id");
-const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
-const SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
-const AGENT: HeaderValue = HeaderValue::from_static(concat!("tokenward/", env!("CARGO_PKG_VERSION")));
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+const USER_AGENT_VALUE: HeaderValue =
+    HeaderValue::from_static(concat!("tokenward/", env!("CARGO_PKG_VERSION")));
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Where events are sent. Its Debug shows no URL, which may be a secret.
 pub struct Endpoint {
     connector: Connector,
-    /// Connections that wait for the next event, the one that was used last at the end.
+    /// Open connections for the next events, the most recently used one last.
     idle: Mutex<Vec<Connection>>,
     uri: Uri,
-    /// What a request names of it.
+    /// The request target: path and query of `uri`.
     path: Uri,
+    /// The header `host`, without the default port of the scheme.
     host: HeaderValue,
     timeout: Duration,
     ca_bundle: Option<String>,
 }
 
-/// Why nothing can be sent. Tells nothing of the URL.
+/// Why an endpoint cannot be used. Contains nothing of the URL, which may be a secret.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
 pub enum EndpointError {
-    /// Not a URL that can be asked.
     #[error("the URL must be an absolute http or https URL without user name or password")]
     Url,
-    /// Not certificates.
-    #[error("spec.delivery.caBundle holds no certificate in PEM")]
+    #[error("spec.delivery.caBundle contains no certificate in PEM")]
     CaBundle,
-    /// TLS can't be set up.
     #[error("TLS can't be set up: {0}")]
     Tls(String),
 }
 
 impl Endpoint {
-    /// Prepares an endpoint. Nothing is sent, or resolved, yet.
+    /// Checks the URL and the CA bundle. Nothing is resolved or sent yet.
     pub fn new(
         url: &str,
         ca_bundle: Option<&str>,
@@ -99,17 +98,17 @@ impl Endpoint {
         })
     }
 
-    /// Closes connections that nothing has used for a while.
-    pub fn rest(&self) {
-        self.idle().retain(|connection| connection.idle() < IDLE);
+    /// Closes the connections that have been idle for too long.
+    pub fn close_idle(&self) {
+        self.idle().retain(|connection| connection.idle() < IDLE_TIMEOUT);
     }
 
-    /// Whether this is asked just like another.
+    /// Whether requests go to the same URL in the same way, so that connections of the one can be used for the other.
     pub fn is_same(&self, other: &Self) -> bool {
         (&self.uri, self.timeout, &self.ca_bundle) == (&other.uri, other.timeout, &other.ca_bundle)
     }
 
-    /// Sends an event once.
+    /// Makes one attempt to deliver an event.
     pub async fn send(&self, message: &Message, namespace: &str, keys: &SigningKeys) -> Outcome {
         let Some(request) = self.request(message, namespace, keys) else {
             return Outcome::Failed(Failure::new("InvalidRequest", "the event makes no valid request"));
@@ -117,7 +116,7 @@ impl Endpoint {
         match tokio::time::timeout(self.timeout, self.exchange(request)).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                let message = format!("no whole answer within {} s", self.timeout.as_secs_f64());
+                let message = format!("no complete response within {} s", self.timeout.as_secs_f64());
                 Outcome::Failed(Failure::new("Timeout", message))
             }
         }
@@ -138,55 +137,55 @@ impl Endpoint {
         *request.headers_mut() = HeaderMap::from_iter([
             (HOST, self.host.clone()),
             (CONTENT_TYPE, JSON),
-            (USER_AGENT, AGENT),
-            (ID, HeaderValue::from_str(&message.id).ok()?),
-            (TIMESTAMP, timestamp.into()),
-            (SIGNATURE, signature.try_into().ok()?),
+            (USER_AGENT, USER_AGENT_VALUE),
+            (WEBHOOK_ID, HeaderValue::from_str(&message.id).ok()?),
+            (WEBHOOK_TIMESTAMP, timestamp.into()),
+            (WEBHOOK_SIGNATURE, signature.try_into().ok()?),
         ]);
         Some(request)
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Outcome {
-        let (mut connection, answer) = match self.ask(request).await {
-            Ok(answered) => answered,
+        let (mut connection, response) = match self.send_request(request).await {
+            Ok(sent) => sent,
             Err(failure) => return Outcome::Failed(failure),
         };
-        let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let outcome = judge(answer.status().as_u16(), retry_after, Timestamp::now());
-        if connection.finish(answer, BODY_BOUND).await {
+        let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let outcome = classify_response(response.status().as_u16(), retry_after, Timestamp::now());
+        if connection.finish(response, MAX_BODY_BYTES).await {
             self.idle().push(connection);
         }
         outcome
     }
 
-    /// Makes the request over an idle connection, or else over a new one.
+    /// Sends the request over an idle connection, or else over a new one.
     ///
-    /// A server may close an idle connection just as a request goes out on it. Such a request is sent once more, over
-    /// a new connection: delivery is at least once, and `webhook-id` stays the same. An invalid response is no reason
-    /// to send it again.
-    async fn ask(&self, request: Request<Full<Bytes>>) -> Result<(Connection, Response<Incoming>), Failure> {
+    /// A server may close an idle connection just as a request goes out on it. If it did so without a byte of a
+    /// response, the request is sent once more, over a new connection: delivery is at least once, and `webhook-id` stays
+    /// the same. A response that is incomplete or invalid is a failure, and the request is not sent again.
+    async fn send_request(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(Connection, Response<Incoming>), Failure> {
         while let Some(mut connection) = self.take_idle() {
             match connection.request(request.clone()).await {
-                Ok(answer) => return Ok((connection, answer)),
-                Err(error) if error.error().is_parse() => return Err(no_answer()),
-                // A request that comes back was not sent, so the next idle connection may do.
-                Err(mut error) => {
-                    if error.take_message().is_none() {
-                        break;
-                    }
-                }
+                Ok(response) => return Ok((connection, response)),
+                // The next idle connection may work.
+                Err(RequestError::NotSent) => {}
+                Err(RequestError::NoResponse) => break,
+                Err(RequestError::InvalidResponse) => return Err(no_response()),
             }
         }
         let stream = self.connector.connect(&self.uri).await.map_err(|error| no_connection(&error))?;
-        let mut connection = Connection::over(stream).await.map_err(|_| no_answer())?;
-        let answer = connection.request(request).await.map_err(|_| no_answer())?;
-        Ok((connection, answer))
+        let mut connection = Connection::over(stream).await.map_err(|_| no_response())?;
+        let response = connection.request(request).await.map_err(|_| no_response())?;
+        Ok((connection, response))
     }
 
     fn take_idle(&self) -> Option<Connection> {
         let mut idle = self.idle();
         std::iter::from_fn(|| idle.pop()).find_map(|mut connection| {
-            (connection.idle() < IDLE && connection.is_open()).then_some(connection)
+            (connection.idle() < IDLE_TIMEOUT && connection.is_open()).then_some(connection)
         })
     }
 
@@ -201,20 +200,21 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// Why there is no connection, without a word of what the other end has said.
+/// The failure for an error before there is a connection.
 fn no_connection(error: &ConnectError) -> Failure {
-    let word = match error {
+    let code = match error {
         ConnectError::Url => "InvalidUrl",
         ConnectError::Resolve(_) => "NameNotResolved",
         ConnectError::Address(_) => "AddressRefused",
         ConnectError::Connect(_) => "ConnectionFailed",
         ConnectError::Tls(_) => "TlsFailed",
     };
-    Failure::new(word, error.to_string())
+    Failure::new(code, error.to_string())
 }
 
-fn no_answer() -> Failure {
-    Failure::new("NoAnswer", "the connection ended without an answer that is HTTP")
+/// Contains nothing of what the server sent, since conditions and Events show it.
+fn no_response() -> Failure {
+    Failure::new("NoAnswer", "the connection ended without a complete HTTP response")
 }
 
 fn tls(ca_bundle: Option<&str>) -> Result<Arc<ClientConfig>, EndpointError> {

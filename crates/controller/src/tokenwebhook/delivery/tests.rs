@@ -1,4 +1,4 @@
-//! Real sockets on loopback: what an endpoint may do to the one who asks it.
+//! Real sockets on loopback: what an endpoint may do to its client.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -38,9 +38,10 @@ fn endpoint(address: SocketAddr, timeout: Duration) -> Endpoint {
         .expect("an endpoint")
 }
 
-/// Listens; for each connection, reads a request's head and hands over the socket. Answers how many there were.
+/// Listens; of each connection, reads a request's head and passes the socket on. Returns the address and a count of the
+/// connections.
 async fn listen<F: Future<Output = ()> + Send>(
-    answer: impl Fn(TcpStream) -> F + Send + Sync + Clone + 'static,
+    respond: impl Fn(TcpStream) -> F + Send + Sync + Clone + 'static,
 ) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -49,46 +50,95 @@ async fn listen<F: Future<Output = ()> + Send>(
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             counted.fetch_add(1, Ordering::SeqCst);
-            let answer = answer.clone();
+            let respond = respond.clone();
             tokio::spawn(async move {
                 let mut head = vec![0; 4096];
                 let _ = stream.read(&mut head).await;
-                answer(stream).await;
+                respond(stream).await;
             });
         }
     });
     (address, count)
 }
 
-async fn send(endpoint: &Endpoint) -> Outcome {
-    endpoint.send(&message(), "demo", &keys()).await
+const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+/// The requests that a server has read: the number of the connection, and `webhook-id`.
+type Requests = Arc<Mutex<Vec<(usize, String)>>>;
+
+/// A server that follows a script: for each connection, the texts that it writes, each after it has read a whole request.
+/// It closes the connection after the last one.
+async fn scripted(script: Vec<Vec<&'static str>>) -> (SocketAddr, Requests) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let requests = Requests::default();
+    let seen = requests.clone();
+    tokio::spawn(async move {
+        for (connection, responses) in script.into_iter().enumerate() {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            for response in responses {
+                let Some(id) = read_request(&mut stream).await else { break };
+                lock(&seen).push((connection, id));
+                let _ = stream.write_all(response.as_bytes()).await;
+            }
+        }
+    });
+    (address, requests)
 }
 
-fn cause(outcome: &Outcome) -> &'static str {
+/// Reads one request to the end of its body. Returns its `webhook-id`, or nothing if the client closes the connection.
+async fn read_request(stream: &mut TcpStream) -> Option<String> {
+    let mut bytes = Vec::new();
+    loop {
+        if let Some(id) = id_of_complete(&String::from_utf8_lossy(&bytes)) {
+            return Some(id);
+        }
+        if !matches!(stream.read_buf(&mut bytes).await, Ok(1..)) {
+            return None;
+        }
+    }
+}
+
+fn id_of_complete(request: &str) -> Option<String> {
+    let (head, body) = request.split_once("\r\n\r\n")?;
+    let header = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    let length: usize = header("content-length").and_then(|length| length.parse().ok()).expect("a length");
+    (body.len() == length).then(|| header("webhook-id").expect("an id").to_owned())
+}
+
+async fn send(endpoint: &Endpoint) -> Outcome {
+    send_id(endpoint, "evt_1").await
+}
+
+async fn send_id(endpoint: &Endpoint, id: &str) -> Outcome {
+    endpoint.send(&Message { id: id.into(), ..message() }, "demo", &keys()).await
+}
+
+fn code(outcome: &Outcome) -> &'static str {
     match outcome {
         Outcome::Accepted => "Accepted",
         Outcome::Gone => "Gone",
-        Outcome::Failed(failure) => failure.cause,
+        Outcome::Failed(failure) => failure.reason.code,
     }
 }
 
 #[tokio::test]
 async fn a_redirect_is_not_followed() {
-    let (inside, asked) = listen(async |mut stream: TcpStream| {
+    let (inside, connections) = listen(async |mut stream: TcpStream| {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
     })
     .await;
     let (address, _) = listen(move |mut stream: TcpStream| async move {
-        let answer = format!("HTTP/1.1 307 x\r\nlocation: http://{inside}/\r\ncontent-length: 0\r\n\r\n");
-        let _ = stream.write_all(answer.as_bytes()).await;
+        let response = format!("HTTP/1.1 307 x\r\nlocation: http://{inside}/\r\ncontent-length: 0\r\n\r\n");
+        let _ = stream.write_all(response.as_bytes()).await;
     })
     .await;
-    assert_eq!(cause(&send(&endpoint(address, Duration::from_secs(5))).await), "Redirect");
-    assert_eq!(asked.load(Ordering::SeqCst), 0);
+    assert_eq!(code(&send(&endpoint(address, Duration::from_secs(5))).await), "Redirect");
+    assert_eq!(connections.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]
-async fn an_answer_byte_by_byte_ends_at_the_timeout() {
+async fn a_response_byte_by_byte_ends_at_the_timeout() {
     let (address, _) = listen(async |mut stream: TcpStream| {
         for byte in b"HTTP/1.1 200 OK\r\nx-slow: ".iter().chain(std::iter::repeat(&b'a')) {
             if stream.write_all(&[*byte]).await.is_err() {
@@ -98,10 +148,10 @@ async fn an_answer_byte_by_byte_ends_at_the_timeout() {
         }
     })
     .await;
-    assert_eq!(cause(&send(&endpoint(address, Duration::from_millis(300))).await), "Timeout");
+    assert_eq!(code(&send(&endpoint(address, Duration::from_millis(300))).await), "Timeout");
 }
 
-/// A gigabyte is on offer; what was taken of it is what sockets buffer.
+/// The server offers a gigabyte; no more of it leaves the server than sockets buffer.
 #[tokio::test]
 async fn a_huge_body_is_not_read() {
     let taken = Arc::new(AtomicUsize::new(0));
@@ -131,13 +181,13 @@ async fn a_huge_head_and_nonsense_are_failures() {
         while stream.write_all(&[b'a'; 4096]).await.is_ok() {}
     })
     .await;
-    assert_eq!(cause(&send(&endpoint(address, Duration::from_secs(20))).await), "NoAnswer");
+    assert_eq!(code(&send(&endpoint(address, Duration::from_secs(20))).await), "NoAnswer");
     let (address, _) = listen(async |mut stream: TcpStream| {
         let _ = stream.write_all(b"SSH-2.0-hunter2\r\n").await;
     })
     .await;
     let outcome = send(&endpoint(address, Duration::from_secs(20))).await;
-    assert_eq!(cause(&outcome), "NoAnswer");
+    assert_eq!(code(&outcome), "NoAnswer");
     assert!(!format!("{outcome:?}").contains("hunter2"));
 }
 
@@ -145,8 +195,8 @@ async fn a_huge_head_and_nonsense_are_failures() {
 async fn one_connection_serves_many_events() {
     let (address, connections) = listen(async |mut stream: TcpStream| {
         let mut request = vec![0; 4096];
-        // The first head has been read; each answer is followed by the next request.
-        while stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.is_ok() {
+        // The first head has been read; each response is followed by the next request.
+        while stream.write_all(OK.as_bytes()).await.is_ok() {
             if !matches!(stream.read(&mut request).await, Ok(1..)) {
                 return;
             }
@@ -160,36 +210,87 @@ async fn one_connection_serves_many_events() {
     assert_eq!(connections.load(Ordering::SeqCst), 1);
 }
 
-/// It promises to keep the connection and closes it all the same: at once, or in a moment, when it is idle here.
+/// The server does not announce that it closes the connection, and does so: at once, or in a moment, when it is idle.
 #[tokio::test]
 async fn a_connection_that_was_closed_costs_no_event() {
     for pause in [Duration::ZERO, Duration::from_millis(30)] {
         let (address, connections) = listen(move |mut stream: TcpStream| async move {
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+            let _ = stream.write_all(OK.as_bytes()).await;
             tokio::time::sleep(pause).await;
         })
         .await;
         let endpoint = endpoint(address, Duration::from_secs(20));
         for _ in 0..10 {
             assert_eq!(send(&endpoint).await, Outcome::Accepted);
-            // Closed by now, and nobody has looked.
+            // Closed by now, but nothing has polled the connection since.
             tokio::time::sleep(Duration::from_millis(60)).await;
         }
         assert_eq!(connections.load(Ordering::SeqCst), 10);
     }
 }
 
-/// The name points to an allowed address first and to a forbidden one from then on. The connection goes where the
-/// judged answer said, and the name is asked for once for each.
+/// The server reads a request on a reused connection, and closes it without a byte of a response, as one does whose idle
+/// timeout ends just then. The event is sent once more, with the same id, over a new connection.
 #[tokio::test]
-async fn a_dns_answer_that_changes_changes_nothing() {
-    let answer = async |mut stream: TcpStream| {
+async fn a_request_without_response_on_a_reused_connection_is_sent_once_more() {
+    let (address, requests) = scripted(vec![vec![OK, ""], vec![OK]]).await;
+    let endpoint = endpoint(address, Duration::from_secs(20));
+    for id in ["evt_1", "evt_2"] {
+        assert_eq!(send_id(&endpoint, id).await, Outcome::Accepted);
+    }
+    let expected = [(0, "evt_1"), (0, "evt_2"), (1, "evt_2")].map(|(n, id)| (n, id.to_owned()));
+    assert_eq!(*lock(&requests), expected);
+}
+
+/// It is sent once more, not until it works.
+#[tokio::test]
+async fn a_request_without_response_on_a_new_connection_is_not_sent_again() {
+    let (address, requests) = scripted(vec![vec![OK, ""], vec![""], vec![OK]]).await;
+    let endpoint = endpoint(address, Duration::from_secs(20));
+    assert_eq!(send_id(&endpoint, "evt_1").await, Outcome::Accepted);
+    assert_eq!(code(&send_id(&endpoint, "evt_2").await), "NoAnswer");
+    let expected = [(0, "evt_1"), (0, "evt_2"), (1, "evt_2")].map(|(n, id)| (n, id.to_owned()));
+    assert_eq!(*lock(&requests), expected);
+}
+
+/// A server that has begun to respond has received the event, so this is a failed attempt.
+#[tokio::test]
+async fn a_request_with_an_incomplete_response_is_not_sent_again() {
+    for part in ["H", "HTTP/1.1 200 OK\r\ncontent-le", "HTTP/1.1 100 Continue\r\n\r\n"] {
+        let (address, requests) = scripted(vec![vec![OK, part], vec![OK]]).await;
+        let endpoint = endpoint(address, Duration::from_secs(20));
+        assert_eq!(send_id(&endpoint, "evt_1").await, Outcome::Accepted);
+        assert_eq!(code(&send_id(&endpoint, "evt_2").await), "NoAnswer", "{part}");
+        assert_eq!(send_id(&endpoint, "evt_3").await, Outcome::Accepted);
+        let expected = [(0, "evt_1"), (0, "evt_2"), (1, "evt_3")].map(|(n, id)| (n, id.to_owned()));
+        assert_eq!(*lock(&requests), expected, "{part}");
+    }
+}
+
+/// Whether or not this side has noticed it by then, the server reads the next event once, on a new connection.
+#[tokio::test]
+async fn a_connection_closed_after_the_response_is_not_used_again() {
+    for pause in [Duration::ZERO, Duration::from_millis(50)] {
+        let (address, requests) = scripted(vec![vec![OK], vec![OK]]).await;
+        let endpoint = endpoint(address, Duration::from_secs(20));
+        assert_eq!(send_id(&endpoint, "evt_1").await, Outcome::Accepted);
+        tokio::time::sleep(pause).await;
+        assert_eq!(send_id(&endpoint, "evt_2").await, Outcome::Accepted);
+        assert_eq!(*lock(&requests), [(0, "evt_1".to_owned()), (1, "evt_2".to_owned())]);
+    }
+}
+
+/// The name resolves to an allowed address first and to a forbidden one from then on. The connection goes to the address
+/// that was checked, and the name is resolved once for each connection.
+#[tokio::test]
+async fn a_name_that_resolves_differently_later_has_no_effect() {
+    let respond = async |mut stream: TcpStream| {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await;
     };
-    let (allowed, reached) = listen(answer).await;
+    let (allowed, reached) = listen(respond).await;
     let inside = TcpListener::bind(("127.0.0.2", allowed.port())).await.expect("the same port on 127.0.0.2");
-    let asked = Arc::new(AtomicUsize::new(0));
-    let counted = asked.clone();
+    let resolved = Arc::new(AtomicUsize::new(0));
+    let counted = resolved.clone();
     let resolve: Resolve = Arc::new(move |_, port| {
         let nth = counted.fetch_add(1, Ordering::SeqCst);
         let address = if nth == 0 { [127, 0, 0, 1] } else { [127, 0, 0, 2] };
@@ -201,9 +302,9 @@ async fn a_dns_answer_that_changes_changes_nothing() {
     let endpoint =
         Endpoint::new(&url, None, Duration::from_secs(5), Arc::new(policy), resolve).expect("an endpoint");
     assert_eq!(send(&endpoint).await, Outcome::Accepted);
-    assert_eq!((asked.load(Ordering::SeqCst), reached.load(Ordering::SeqCst)), (1, 1));
+    assert_eq!((resolved.load(Ordering::SeqCst), reached.load(Ordering::SeqCst)), (1, 1));
     for _ in 0..3 {
-        assert_eq!(cause(&send(&endpoint).await), "AddressRefused");
+        assert_eq!(code(&send(&endpoint).await), "AddressRefused");
     }
     assert_eq!(reached.load(Ordering::SeqCst), 1);
     let knocked = tokio::time::timeout(Duration::from_millis(200), inside.accept()).await;
@@ -211,19 +312,19 @@ async fn a_dns_answer_that_changes_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_name_with_one_forbidden_address_is_refused_as_a_whole() {
+async fn no_address_of_a_name_is_used_if_one_is_forbidden() {
     let resolve: Resolve = Arc::new(|_, port| {
         let addresses = [[127, 0, 0, 1], [169, 254, 169, 254]];
         Box::pin(async move { Ok(addresses.map(|address| SocketAddr::from((address, port))).into()) })
     });
     let endpoint = Endpoint::new("http://both.example/", None, Duration::from_secs(5), loopback(), resolve);
     let outcome = send(&endpoint.expect("an endpoint")).await;
-    assert_eq!(cause(&outcome), "AddressRefused");
+    assert_eq!(code(&outcome), "AddressRefused");
     assert!(format!("{outcome:?}").contains("--webhook-allow-cidrs"));
 }
 
 #[tokio::test]
-async fn addresses_in_urls_are_judged_in_every_notation() {
+async fn addresses_in_urls_are_checked_in_every_notation() {
     let policy = Arc::new(AddressPolicy::default());
     let urls = [
         "http://127.0.0.1/",
@@ -240,12 +341,12 @@ async fn addresses_in_urls_are_judged_in_every_notation() {
     for url in urls {
         let endpoint = Endpoint::new(url, None, Duration::from_secs(5), policy.clone(), system()).expect(url);
         let outcome = send(&endpoint).await;
-        assert!(matches!(cause(&outcome), "AddressRefused" | "NameNotResolved"), "{url}: {outcome:?}");
+        assert!(matches!(code(&outcome), "AddressRefused" | "NameNotResolved"), "{url}: {outcome:?}");
     }
 }
 
 #[test]
-fn what_is_no_url_is_refused_and_not_repeated() {
+fn an_invalid_url_is_rejected_and_not_repeated() {
     for url in [
         "",
         "hunter2",
@@ -266,18 +367,18 @@ fn what_is_no_url_is_refused_and_not_repeated() {
 }
 
 #[tokio::test]
-async fn nobody_there_is_told_soon() {
+async fn a_closed_port_is_reported_before_the_timeout() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     drop(listener);
     let start = Instant::now();
-    assert_eq!(cause(&send(&endpoint(address, Duration::from_secs(60))).await), "ConnectionFailed");
+    assert_eq!(code(&send(&endpoint(address, Duration::from_secs(60))).await), "ConnectionFailed");
     assert!(start.elapsed() < Duration::from_secs(60));
 }
 
-/// An endpoint of a private authority is asked if that authority is named, and by its name only.
+/// With a CA bundle, the certificate is verified against that alone, and against the name in the URL.
 #[tokio::test]
-async fn tls_is_checked_by_the_endpoints_own_authority() {
+async fn the_certificate_is_verified_against_the_ca_bundle() {
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
     let mut authority = CertificateParams::new(vec![]).expect("parameters");
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -313,7 +414,7 @@ async fn tls_is_checked_by_the_endpoints_own_authority() {
     let send = async |host: &str, ca: Option<&str>| {
         let url = format!("https://{host}:{port}/");
         let endpoint = Endpoint::new(&url, ca, Duration::from_secs(10), loopback(), resolve.clone());
-        cause(&endpoint.expect("an endpoint").send(&message(), "demo", &keys()).await)
+        code(&endpoint.expect("an endpoint").send(&message(), "demo", &keys()).await)
     };
     assert_eq!(send("hooks.example", Some(&authority.pem())).await, "Accepted");
     assert_eq!(send("other.example", Some(&authority.pem())).await, "TlsFailed");

@@ -1,7 +1,7 @@
-//! Which event of one endpoint is next, and when.
+//! Which event is sent to an endpoint next, and when.
 //!
 //! Each token has a FIFO queue: its events are sent one after the other, in order, so an event that is not
-//! accepted blocks those behind it, but none of another token. Queues are filled from the watch, which lags; so an
+//! accepted delays those behind it, but none of another token. Queues are filled from the watch, which lags; so an
 //! accepted event is remembered until the watch shows that it was removed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -12,18 +12,18 @@ use jiff::Timestamp;
 
 use super::payload::Message;
 
-/// The key of a queue: the uid of a token, or another text for the outbox of the TokenWebhook.
+/// The key of a queue: the uid of a token, or another text for events in the outbox of the TokenWebhook.
 pub type Key = Arc<str>;
 
-/// An event, and the TokenWebhooks that have not accepted it.
+/// An event, and the names of the TokenWebhooks that have not accepted it.
 pub type PendingEvent = (Arc<Message>, Vec<String>);
 
-/// The events of one token as its status has them, and who waits for them.
+/// The undelivered events of one token, as its status has them.
 #[derive(Clone, Debug)]
-pub struct Waiting {
+pub struct TokenEvents {
     /// The key of the queue.
     pub key: Key,
-    /// The events in their order.
+    /// The oldest event first.
     pub events: Vec<PendingEvent>,
     /// How many events were lost, by TokenWebhook.
     pub lost: BTreeMap<String, i64>,
@@ -36,7 +36,7 @@ pub struct Job {
     pub key: Key,
     /// The event to send.
     pub message: Arc<Message>,
-    /// How often it was tried before.
+    /// How many attempts failed before.
     pub attempts: u32,
 }
 
@@ -51,11 +51,11 @@ pub struct DeliveryQueue {
 
 #[derive(Debug, Default)]
 struct TokenQueue {
-    /// What the token's status has for this endpoint.
+    /// The events that the token's status has for this endpoint.
     events: Vec<Event>,
     /// How many events this endpoint has lost.
     lost: i64,
-    /// How often the first open event was tried.
+    /// How many attempts with the first open event have failed.
     attempts: u32,
     state: State,
 }
@@ -63,7 +63,7 @@ struct TokenQueue {
 #[derive(Debug)]
 struct Event {
     message: Arc<Message>,
-    /// Needs nothing more, although the status still has it.
+    /// Whether it needs no attempt any more, although the status still has it.
     done: bool,
 }
 
@@ -75,31 +75,31 @@ enum State {
     UnderWay,
 }
 
-impl Waiting {
+impl TokenEvents {
     fn events_for(&self, webhook: &str) -> impl Iterator<Item = &Arc<Message>> {
-        let waits = move |(_, webhooks): &&PendingEvent| webhooks.iter().any(|name| name == webhook);
-        self.events.iter().filter(waits).map(|(message, _)| message)
+        let is_pending = move |(_, webhooks): &&PendingEvent| webhooks.iter().any(|name| name == webhook);
+        self.events.iter().filter(is_pending).map(|(message, _)| message)
     }
 }
 
 impl DeliveryQueue {
     /// An empty queue for a TokenWebhook.
-    pub fn of(webhook: &str) -> Self {
+    pub fn new(webhook: &str) -> Self {
         Self { webhook: webhook.to_owned(), queues: HashMap::new(), due: BTreeSet::new(), pending: 0 }
     }
 
     /// Updates the queue of a token from its outbox.
-    pub fn see(&mut self, waiting: &Waiting, now: Instant) {
-        let key = &waiting.key;
+    pub fn update(&mut self, token: &TokenEvents, now: Instant) {
+        let key = &token.key;
         let before = self.queues.remove(key);
         let known = before.iter().flat_map(|queue| &queue.events);
         let is_done = |id: &str| known.clone().any(|known| known.done && *known.message.id == *id);
-        let events = waiting
+        let events = token
             .events_for(&self.webhook)
             .map(|message| Event { message: message.clone(), done: is_done(&message.id) });
         let mut queue = TokenQueue {
             events: events.collect(),
-            lost: waiting.lost.get(&self.webhook).copied().unwrap_or_default(),
+            lost: token.lost.get(&self.webhook).copied().unwrap_or_default(),
             ..TokenQueue::default()
         };
         if before.is_none() && queue.is_empty() {
@@ -119,14 +119,14 @@ impl DeliveryQueue {
     }
 
     /// Removes the queue of a deleted token. Returns its undelivered events.
-    pub fn gone(&mut self, key: &Key) -> Vec<Arc<Message>> {
+    pub fn remove_token(&mut self, key: &Key) -> Vec<Arc<Message>> {
         let Some(queue) = self.queues.get(key) else { return Vec::new() };
         let left = queue.open().cloned().collect();
         self.remove(key);
         left
     }
 
-    /// The next event that is due. Its queue is under way until the result is reported.
+    /// The next event that is due. No other event of its queue is, until the result is reported.
     pub fn next(&mut self, now: Instant) -> Option<Job> {
         let (at, key) = self.due.first()?;
         if *at > now {
@@ -145,7 +145,7 @@ impl DeliveryQueue {
         self.due.first().map(|(at, _)| *at)
     }
 
-    /// The event is done: it was accepted, or is stored elsewhere.
+    /// Reports that an event needs no attempt any more: it was accepted or dead-lettered.
     pub fn done(&mut self, key: &Key, id: &str, now: Instant) {
         let Some(queue) = self.queues.get_mut(key) else { return };
         self.pending -= usize::from(queue.set_done(id, true));
@@ -154,14 +154,14 @@ impl DeliveryQueue {
         self.reschedule(key, now);
     }
 
-    /// The event is not done after all.
+    /// Reverts [`Self::done`], because the dead letter could not be stored.
     pub fn reopen(&mut self, key: &Key, id: &str, now: Instant) {
         let Some(queue) = self.queues.get_mut(key) else { return };
         self.pending += usize::from(queue.set_done(id, false));
         self.reschedule(key, now);
     }
 
-    /// The attempt failed. It is repeated at `again`.
+    /// Reports that an attempt failed. The next one is due at `again`.
     pub fn failed(&mut self, key: &Key, id: &str, again: Instant) {
         let Some(queue) = self.queues.get_mut(key) else { return };
         queue.state = State::Idle;
@@ -170,8 +170,8 @@ impl DeliveryQueue {
         self.reschedule(key, again);
     }
 
-    /// The result of the attempt is unknown. It is repeated at `again`, and not counted.
-    pub fn undecided(&mut self, key: &Key, again: Instant) {
+    /// Reports that an event was not sent, or that its attempt does not count. The next one is due at `again`.
+    pub fn requeue(&mut self, key: &Key, again: Instant) {
         if let Some(queue) = self.queues.get_mut(key) {
             queue.state = State::Idle;
             self.reschedule(key, again);
@@ -188,7 +188,7 @@ impl DeliveryQueue {
         }
     }
 
-    /// How many events wait.
+    /// How many events are not done.
     pub fn pending(&self) -> usize {
         self.pending
     }
@@ -198,12 +198,12 @@ impl DeliveryQueue {
         self.queues.values().map(|queue| queue.lost).sum()
     }
 
-    /// Events that are older than `than`, of queues that are not under way.
-    pub fn older(&self, than: Duration, now: Timestamp) -> Vec<Job> {
+    /// Events of at least this age, of queues that are not under way.
+    pub fn events_of_age(&self, least: Duration, now: Timestamp) -> Vec<Job> {
         let idle = self.idle();
         idle.flat_map(|(key, queue)| {
             let events = queue.open().enumerate();
-            events.filter(|(_, message)| age(message, now) >= than).map(|(at, message)| Job {
+            events.filter(|(_, message)| age(message, now) >= least).map(|(at, message)| Job {
                 key: key.clone(),
                 message: message.clone(),
                 attempts: if at == 0 { queue.attempts } else { 0 },
@@ -213,7 +213,7 @@ impl DeliveryQueue {
     }
 
     /// The age of the oldest event of queues that are not under way.
-    pub fn oldest(&self, now: Timestamp) -> Option<Duration> {
+    pub fn oldest_age(&self, now: Timestamp) -> Option<Duration> {
         let events = self.idle().flat_map(|(_, queue)| queue.open());
         events.map(|message| age(message, now)).max()
     }
@@ -244,7 +244,7 @@ impl DeliveryQueue {
 }
 
 impl TokenQueue {
-    /// Whether the status has nothing for this endpoint.
+    /// Whether the token's status has nothing for this endpoint.
     fn is_empty(&self) -> bool {
         self.events.is_empty() && self.lost == 0
     }
@@ -257,7 +257,7 @@ impl TokenQueue {
         self.open().next()
     }
 
-    /// Returns whether that changed anything.
+    /// Returns whether the event was in the other state before.
     fn set_done(&mut self, id: &str, done: bool) -> bool {
         let event = self.events.iter_mut().find(|event| *event.message.id == *id && event.done != done);
         event.map(|event| event.done = done).is_some()
@@ -272,7 +272,7 @@ impl TokenQueue {
     }
 }
 
-/// The age of an event, never negative.
+/// The age of an event. Zero if the clock is behind the one that recorded it.
 pub fn age(message: &Message, now: Timestamp) -> Duration {
     now.duration_since(message.since).max(jiff::SignedDuration::ZERO).unsigned_abs()
 }

@@ -1,4 +1,4 @@
-//! One event after the other, of each token, whatever comes in between.
+//! The events of each token are sent one after the other, in any interleaving with other tokens.
 
 use proptest::prelude::*;
 
@@ -19,9 +19,9 @@ fn message(id: &str) -> Message {
     }
 }
 
-fn waiting(key: &str, ids: &[String]) -> Waiting {
+fn token_events(key: &str, ids: &[String]) -> TokenEvents {
     let events = ids.iter().map(|id| (message(id).into(), vec!["hook".to_owned()])).collect();
-    Waiting { key: key.into(), events, lost: BTreeMap::new() }
+    TokenEvents { key: key.into(), events, lost: BTreeMap::new() }
 }
 
 fn ids(ids: &[&str]) -> Vec<String> {
@@ -29,10 +29,10 @@ fn ids(ids: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn a_failure_holds_up_its_own_token_only() {
-    let (mut queues, start) = (DeliveryQueue::of("hook"), Instant::now());
-    queues.see(&waiting("a", &ids(&["a1", "a2"])), start);
-    queues.see(&waiting("b", &ids(&["b1"])), start);
+fn a_failure_delays_its_own_token_only() {
+    let (mut queues, start) = (DeliveryQueue::new("hook"), Instant::now());
+    queues.update(&token_events("a", &ids(&["a1", "a2"])), start);
+    queues.update(&token_events("b", &ids(&["b1"])), start);
     let first = queues.next(start).expect("a job");
     assert_eq!((&*first.key, &*first.message.id), ("a", "a1"));
     assert_eq!(&*queues.next(start).expect("a job").message.id, "b1");
@@ -50,43 +50,46 @@ fn a_failure_holds_up_its_own_token_only() {
 }
 
 #[test]
-fn what_waits_for_a_person_has_an_age() {
-    let (mut queues, start) = (DeliveryQueue::of("hook"), Instant::now());
+fn the_age_of_events_under_way_does_not_count() {
+    let (mut queues, start) = (DeliveryQueue::new("hook"), Instant::now());
     let at = |seconds| Timestamp::from_second(seconds).expect("an instant");
-    assert_eq!(queues.oldest(at(60)), None);
-    queues.see(&waiting("a", &ids(&["a1"])), start);
+    assert_eq!(queues.oldest_age(at(60)), None);
+    queues.update(&token_events("a", &ids(&["a1"])), start);
     let younger = Message { since: at(50), ..message("b1") };
     let events = vec![(younger.into(), vec!["hook".to_owned()])];
-    queues.see(&Waiting { key: "b".into(), events, lost: BTreeMap::new() }, start);
-    let older = |queues: &DeliveryQueue, than| {
-        let jobs = queues.older(Duration::from_secs(than), at(60));
+    queues.update(&TokenEvents { key: "b".into(), events, lost: BTreeMap::new() }, start);
+    let of_age = |queues: &DeliveryQueue, seconds| {
+        let jobs = queues.events_of_age(Duration::from_secs(seconds), at(60));
         jobs.iter().map(|job| job.message.id.to_string()).collect::<Vec<_>>()
     };
-    assert_eq!((queues.oldest(at(60)), older(&queues, 60)), (Some(Duration::from_secs(60)), ids(&["a1"])));
-    // What is under way has its own end.
+    assert_eq!(
+        (queues.oldest_age(at(60)), of_age(&queues, 60)),
+        (Some(Duration::from_secs(60)), ids(&["a1"]))
+    );
+    // The result of an attempt under way decides about its event.
     assert_eq!(&*queues.next(start).expect("a job").message.id, "a1");
-    assert_eq!((queues.oldest(at(60)), older(&queues, 11)), (Some(Duration::from_secs(10)), ids(&[])));
+    assert_eq!((queues.oldest_age(at(60)), of_age(&queues, 11)), (Some(Duration::from_secs(10)), ids(&[])));
     queues.done(&"b".into(), "b1", start);
-    assert_eq!(queues.oldest(at(60)), None);
+    assert_eq!(queues.oldest_age(at(60)), None);
 }
 
 #[test]
-fn what_the_watch_still_shows_is_not_sent_twice() {
-    let (mut queues, now) = (DeliveryQueue::of("hook"), Instant::now());
-    queues.see(&waiting("a", &ids(&["a1"])), now);
+fn an_accepted_event_that_the_watch_still_shows_is_not_sent_again() {
+    let (mut queues, now) = (DeliveryQueue::new("hook"), Instant::now());
+    queues.update(&token_events("a", &ids(&["a1"])), now);
     let job = queues.next(now).expect("a job");
     queues.done(&job.key, "a1", now);
-    queues.see(&waiting("a", &ids(&["a1"])), now);
+    queues.update(&token_events("a", &ids(&["a1"])), now);
     assert!(queues.next(now).is_none());
     assert_eq!(queues.pending(), 0);
-    queues.see(&waiting("a", &[]), now);
+    queues.update(&token_events("a", &[]), now);
     assert!(queues.queues.is_empty());
 }
 
 #[test]
-fn what_is_reopened_has_its_turn_again_and_before_what_follows() {
-    let (mut queues, now) = (DeliveryQueue::of("hook"), Instant::now());
-    queues.see(&waiting("a", &ids(&["a1", "a2"])), now);
+fn a_reopened_event_is_sent_again_before_later_ones() {
+    let (mut queues, now) = (DeliveryQueue::new("hook"), Instant::now());
+    queues.update(&token_events("a", &ids(&["a1", "a2"])), now);
     let first = queues.next(now).expect("a job");
     queues.done(&first.key, "a1", now);
     queues.reopen(&first.key, "a1", now);
@@ -95,12 +98,13 @@ fn what_is_reopened_has_its_turn_again_and_before_what_follows() {
 }
 
 #[test]
-fn a_token_that_goes_leaves_what_is_open() {
-    let (mut queues, now) = (DeliveryQueue::of("hook"), Instant::now());
-    queues.see(&waiting("a", &ids(&["a1", "a2"])), now);
+fn removing_a_token_returns_its_open_events() {
+    let (mut queues, now) = (DeliveryQueue::new("hook"), Instant::now());
+    queues.update(&token_events("a", &ids(&["a1", "a2"])), now);
     let job = queues.next(now).expect("a job");
     queues.done(&job.key, "a1", now);
-    let left: Vec<_> = queues.gone(&"a".into()).into_iter().map(|message| message.id.to_string()).collect();
+    let left: Vec<_> =
+        queues.remove_token(&"a".into()).into_iter().map(|message| message.id.to_string()).collect();
     assert_eq!(left, ["a2"]);
     assert_eq!((queues.pending(), queues.next(now).is_none()), (0, true));
 }
@@ -108,22 +112,22 @@ fn a_token_that_goes_leaves_what_is_open() {
 #[derive(Clone, Debug)]
 enum Act {
     Record(u8),
-    Run,
+    Start,
     Finish(bool),
-    /// The watch catches up with what was settled.
-    Settle(u8),
-    Pass(u8),
-    Hurry,
+    /// The watch shows that accepted events were removed.
+    CatchUp(u8),
+    Wait(u8),
+    MakeAllDue,
 }
 
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         3 => (0u8..3).prop_map(Act::Record),
-        4 => Just(Act::Run),
+        4 => Just(Act::Start),
         4 => any::<bool>().prop_map(Act::Finish),
-        2 => (0u8..3).prop_map(Act::Settle),
-        2 => (0u8..20).prop_map(Act::Pass),
-        1 => Just(Act::Hurry),
+        2 => (0u8..3).prop_map(Act::CatchUp),
+        2 => (0u8..20).prop_map(Act::Wait),
+        1 => Just(Act::MakeAllDue),
     ]
 }
 
@@ -131,14 +135,14 @@ proptest! {
     /// Each event is accepted once, in its token's order, one at a time of each token; and once nothing fails
     /// any more, all of them are.
     #[test]
-    fn order_is_kept_and_nothing_is_forgotten(acts in proptest::collection::vec(act(), 0..200)) {
-        let (mut queues, mut now) = (DeliveryQueue::of("hook"), Instant::now());
+    fn all_events_are_accepted_once_and_in_order(acts in proptest::collection::vec(act(), 0..200)) {
+        let (mut queues, mut now) = (DeliveryQueue::new("hook"), Instant::now());
         let mut stored: [Vec<String>; 3] = Default::default();
         let mut recorded: [Vec<String>; 3] = Default::default();
         let mut accepted: [Vec<String>; 3] = Default::default();
         let mut running: Vec<Job> = Vec::new();
         let index = |key: &Key| key.parse::<usize>().expect("a number");
-        let rest = (0..200).flat_map(|_| [Act::Pass(10), Act::Run, Act::Finish(true)]);
+        let rest = (0..200).flat_map(|_| [Act::Wait(10), Act::Start, Act::Finish(true)]);
         for act in acts.into_iter().chain(rest) {
             match act {
                 Act::Record(token) => {
@@ -146,17 +150,17 @@ proptest! {
                     let id = format!("{token}-{}", recorded[token].len());
                     recorded[token].push(id.clone());
                     stored[token].push(id);
-                    queues.see(&waiting(&token.to_string(), &stored[token]), now);
+                    queues.update(&token_events(&token.to_string(), &stored[token]), now);
                 }
-                Act::Run => {
+                Act::Start => {
                     if let Some(job) = queues.next(now) {
                         prop_assert!(running.iter().all(|other| other.key != job.key), "two at once");
                         running.push(job);
                     }
                 }
-                Act::Finish(well) => {
+                Act::Finish(accept) => {
                     if let Some(job) = running.pop() {
-                        if well {
+                        if accept {
                             accepted[index(&job.key)].push(job.message.id.to_string());
                             queues.done(&job.key, &job.message.id, now);
                         } else {
@@ -164,13 +168,13 @@ proptest! {
                         }
                     }
                 }
-                Act::Settle(token) => {
+                Act::CatchUp(token) => {
                     let token = usize::from(token);
                     stored[token].retain(|id| !accepted[token].contains(id));
-                    queues.see(&waiting(&token.to_string(), &stored[token]), now);
+                    queues.update(&token_events(&token.to_string(), &stored[token]), now);
                 }
-                Act::Pass(seconds) => now += Duration::from_secs(seconds.into()),
-                Act::Hurry => queues.make_all_due(now),
+                Act::Wait(seconds) => now += Duration::from_secs(seconds.into()),
+                Act::MakeAllDue => queues.make_all_due(now),
             }
             let open: usize = (0..3).map(|token| recorded[token].len() - accepted[token].len()).sum();
             prop_assert_eq!(queues.pending(), open);
