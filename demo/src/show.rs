@@ -79,7 +79,7 @@ impl Show {
         }
     }
 
-    /// Keeps a figure for the table.
+    /// Adds a figure to the table.
     pub fn figure(&mut self, name: impl Into<String>, value: impl Into<String>) {
         self.figures.push((name.into(), value.into()));
     }

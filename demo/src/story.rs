@@ -50,7 +50,7 @@ struct Story<'a> {
     live: Live,
 }
 
-/// Tells it all.
+/// Runs all steps, in order.
 pub async fn run(show: &mut Show, stage: &Stage) -> anyhow::Result<()> {
     let mut story = Story { show, stage, gate: stage.gate(), live: Live::of(stage.tokens()) };
     let first = story.apply().await?;

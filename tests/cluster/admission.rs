@@ -310,12 +310,12 @@ pub async fn certificates_are_replaced_under_load(site: &Site) {
     // With failurePolicy Fail, a webhook that is down blocks writes until it is back.
     let survivor = 1 - leads;
     replicas[survivor].kill();
-    let denial = tenant.space.try_create("held-up", spec(&["a:b"])).await.expect_err("a denial");
+    let denial = tenant.space.try_create("blocked", spec(&["a:b"])).await.expect_err("a denial");
     assert!(denial.contains("failed calling webhook"), "{denial}");
     // Meanwhile all cached decisions expire.
     tokio::time::sleep(Duration::from_secs(12)).await;
     replicas[survivor] = start(&ports[survivor]);
-    eventually("admission", async || tenant.space.try_create("held-up", spec(&["a:b"])).await).await;
+    eventually("admission", async || tenant.space.try_create("blocked", spec(&["a:b"])).await).await;
     relay.abort();
     api.delete("certificates", &DeleteParams::default()).await.expect("a deletion");
 }

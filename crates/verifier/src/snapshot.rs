@@ -56,7 +56,7 @@ impl Unavailable {
     pub fn message(self) -> &'static str {
         match self {
             Self::NotReady => "the tokens are not known yet",
-            Self::Stale => "nothing was heard from the API server for longer than --max-staleness",
+            Self::Stale => "nothing was received from the API server for longer than --max-staleness",
         }
     }
 }

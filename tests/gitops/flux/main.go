@@ -59,7 +59,7 @@ func main() {
 	flag.StringVar(&o.namespace, "namespace", "default", "target namespace")
 	flag.StringVar(&o.inventory, "inventory", "", "file that remembers what was applied")
 	flag.DurationVar(&o.timeout, "timeout", 30*time.Second, "how long to wait for readiness")
-	flag.BoolVar(&o.drift, "drift", false, "only tell what differs from Git, and change nothing")
+	flag.BoolVar(&o.drift, "drift", false, "only print what differs from Git, and change nothing")
 	flag.Parse()
 	outcomes, err := run(context.Background(), o)
 	if err == nil {

@@ -163,7 +163,7 @@ mod tests {
         Timestamp::from_millisecond(1_800_000_000_000 + millis).expect("an instant")
     }
 
-    fn happened(type_: EventType, version: i64) -> NewEvent {
+    fn event(type_: EventType, version: i64) -> NewEvent {
         NewEvent { type_, version: Some(version), reason: None }
     }
 
@@ -182,8 +182,8 @@ mod tests {
     fn an_event_without_subscribers_is_not_recorded() {
         let mut outbox = None;
         let hooks = [subscription("a", "token.revoked")];
-        record(&mut outbox, owner(), &hooks, &[happened(EventType::Rotated, 2)], at(0));
-        record(&mut outbox, owner(), &[], &[happened(EventType::Revoked, 2)], at(0));
+        record(&mut outbox, owner(), &hooks, &[event(EventType::Rotated, 2)], at(0));
+        record(&mut outbox, owner(), &[], &[event(EventType::Revoked, 2)], at(0));
         assert_eq!(outbox, None);
     }
 
@@ -192,7 +192,7 @@ mod tests {
         let mut outbox = None;
         let hooks =
             [subscription("a", "*"), subscription("b", "token.*"), subscription("c", "token.deleted")];
-        record(&mut outbox, owner(), &hooks, &[happened(EventType::Revoked, 1)], at(0));
+        record(&mut outbox, owner(), &hooks, &[event(EventType::Revoked, 1)], at(0));
         let id = outbox.as_ref().expect("an outbox").events[0].id.clone();
         remove_delivered(&mut outbox, &[receipt(&id, "a"), receipt("evt_other", "b")].into());
         assert_eq!(outbox.as_ref().expect("an outbox").events[0].webhooks, ["b"]);
@@ -204,7 +204,7 @@ mod tests {
     fn a_webhook_that_is_gone_is_not_waited_for() {
         let mut outbox = None;
         let hooks = [subscription("a", "*"), subscription("b", "*")];
-        record(&mut outbox, owner(), &hooks, &[happened(EventType::Revoked, 1)], at(0));
+        record(&mut outbox, owner(), &hooks, &[event(EventType::Revoked, 1)], at(0));
         remove_missing_webhooks(&mut outbox, |name| name == "b");
         assert_eq!(outbox.as_ref().expect("an outbox").events[0].webhooks, ["b"]);
         remove_missing_webhooks(&mut outbox, |_| false);
@@ -217,7 +217,7 @@ mod tests {
         let hooks = [subscription("a", "*"), subscription("b", "token.revoked")];
         for version in 0..MAX_EVENTS as i64 + 3 {
             let dropped =
-                record(&mut outbox, owner(), &hooks, &[happened(EventType::Rotated, version)], at(version));
+                record(&mut outbox, owner(), &hooks, &[event(EventType::Rotated, version)], at(version));
             assert_eq!(dropped.len(), usize::from(version >= MAX_EVENTS as i64));
         }
         let outbox = outbox.expect("an outbox");
@@ -229,7 +229,7 @@ mod tests {
     #[test]
     fn receipts_stay_until_a_written_status_reflects_them() {
         let mut outbox = None;
-        record(&mut outbox, owner(), &[subscription("a", "*")], &[happened(EventType::Revoked, 1)], at(0));
+        record(&mut outbox, owner(), &[subscription("a", "*")], &[event(EventType::Revoked, 1)], at(0));
         let id = outbox.as_ref().expect("an outbox").events[0].id.clone();
         let mut receipts = Receipts::default();
         assert!(receipts.add(receipt(&id, "a")));
@@ -277,7 +277,7 @@ mod tests {
                                 *selected.entry(name).or_default() += 1;
                             }
                         }
-                        record(&mut outbox, owner(), &hooks, &[happened(type_, 1)], at(moment));
+                        record(&mut outbox, owner(), &hooks, &[event(type_, 1)], at(moment));
                         if let Some(event) = outbox.as_ref().and_then(|o| o.events.last()).filter(|e| e.time == at(moment)) {
                             prop_assert!(ids.insert(event.id.clone()), "the same id twice");
                         }

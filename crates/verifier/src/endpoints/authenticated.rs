@@ -2,14 +2,13 @@
 //!
 //! In that order: no body is read for a caller that is not authorized.
 
-use std::borrow::Cow;
 use std::marker::PhantomData;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{Request, StatusCode};
+use http::Request;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Buf};
 use serde::Serialize;
@@ -17,12 +16,13 @@ use utoipa::ToSchema;
 use zeroize::Zeroizing;
 
 use super::json::json;
+use super::request_error::RequestError;
 use super::routes::Route;
-use super::{HttpResponse, RETRY_AFTER_SECONDS, TrustedProxies};
-use crate::caller_auth::{CallerAuthenticator, CallerError};
+use super::{HttpResponse, TrustedProxies};
+use crate::caller_auth::CallerAuthenticator;
 use crate::metrics::{EndpointMetrics, Metrics};
 use crate::outcome::Outcome;
-use crate::snapshot::{Snapshot, Unavailable};
+use crate::snapshot::Snapshot;
 
 /// How long a body may take from its first byte to its last. The largest has a megabyte, which any network that callers
 /// and verifiers share carries in less than a second.
@@ -52,23 +52,6 @@ pub(super) trait Handler {
     ) -> Result<HttpResponse, RequestError>;
 
     fn error_body(error: &RequestError) -> Self::Error;
-}
-
-/// Why an authenticated endpoint returns no decision.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum RequestError {
-    /// The body breaks the protocol; the text says how.
-    Malformed(Cow<'static, str>),
-    /// The method is not POST.
-    Method,
-    /// The body is not of this media type.
-    MediaType(&'static str),
-    /// The body has more than this number of bytes.
-    TooLarge(usize),
-    /// The body ended early, or took longer than [`BODY_TIMEOUT`].
-    Incomplete,
-    Caller(CallerError),
-    Unavailable(Unavailable),
 }
 
 /// An endpoint whose callers authenticate.
@@ -140,87 +123,6 @@ fn error_response<H: Handler>(error: &RequestError) -> HttpResponse {
         response.headers_mut().insert(name, value);
     }
     response
-}
-
-impl RequestError {
-    pub(super) fn status(&self) -> StatusCode {
-        match self {
-            Self::Malformed(_) => StatusCode::BAD_REQUEST,
-            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::MediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Incomplete => StatusCode::REQUEST_TIMEOUT,
-            Self::Caller(CallerError::Unauthenticated(_)) => StatusCode::UNAUTHORIZED,
-            Self::Caller(CallerError::Forbidden(_)) => StatusCode::FORBIDDEN,
-            Self::Caller(CallerError::Unavailable(_)) | Self::Unavailable(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
-        }
-    }
-
-    /// The error code, for programs.
-    pub(super) fn code(&self) -> &'static str {
-        match self {
-            Self::Malformed(_) | Self::Method | Self::MediaType(_) | Self::TooLarge(_) | Self::Incomplete => {
-                "invalid_request"
-            }
-            Self::Caller(CallerError::Unauthenticated(_)) => "unauthenticated",
-            Self::Caller(CallerError::Forbidden(_)) => "forbidden",
-            Self::Caller(CallerError::Unavailable(_)) => "caller_unknown",
-            Self::Unavailable(why) => why.code(),
-        }
-    }
-
-    /// The explanation, for people.
-    pub(super) fn message(&self) -> Cow<'static, str> {
-        match self {
-            Self::Malformed(how) => how.clone(),
-            Self::Method => "only POST is allowed here".into(),
-            Self::MediaType(expected) => format!("the Content-Type must be {expected}").into(),
-            Self::TooLarge(limit) => format!("the body is larger than {limit} bytes").into(),
-            Self::Incomplete => "the body was not complete in time".into(),
-            Self::Caller(
-                CallerError::Unauthenticated(why)
-                | CallerError::Forbidden(why)
-                | CallerError::Unavailable(why),
-            ) => why.clone(),
-            Self::Unavailable(why) => why.message().into(),
-        }
-    }
-
-    fn outcome(&self) -> Outcome {
-        match self {
-            Self::Caller(CallerError::Unavailable(_)) | Self::Unavailable(_) => Outcome::Unavailable,
-            Self::Caller(_) => Outcome::CallerRefused,
-            _ => Outcome::Malformed,
-        }
-    }
-
-    /// The header that belongs to the status (RFC 9110 sections 10.2.1, 10.2.3 and 11.6.1).
-    fn header(&self) -> Option<(HeaderName, HeaderValue)> {
-        match self.status() {
-            StatusCode::METHOD_NOT_ALLOWED => Some((ALLOW, HeaderValue::from_static("POST"))),
-            StatusCode::UNAUTHORIZED => {
-                Some((WWW_AUTHENTICATE, HeaderValue::from_static(r#"Bearer realm="tokenward""#)))
-            }
-            StatusCode::SERVICE_UNAVAILABLE => {
-                Some((RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS)))
-            }
-            _ => None,
-        }
-    }
-}
-
-impl From<CallerError> for RequestError {
-    fn from(error: CallerError) -> Self {
-        Self::Caller(error)
-    }
-}
-
-impl From<Unavailable> for RequestError {
-    fn from(unavailable: Unavailable) -> Self {
-        Self::Unavailable(unavailable)
-    }
 }
 
 /// Whether a request declares its body to be of a media type. Parameters such as a charset are ignored.

@@ -11,8 +11,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::HttpResponse;
-use super::authenticated::{Handler, RequestError};
+use super::authenticated::Handler;
 use super::json::json;
+use super::request_error::RequestError;
 use super::routes::Route;
 use super::schema::{IpAddress, Scopes};
 use crate::outcome::Outcome;

@@ -4,7 +4,7 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::error::Category;
 
-use super::authenticated::RequestError;
+use super::request_error::RequestError;
 use super::{HttpResponse, response};
 
 pub(super) const MEDIA_TYPE: &str = "application/json";

@@ -11,6 +11,7 @@ pub mod gateway;
 mod introspection;
 mod json;
 pub mod openapi;
+mod request_error;
 mod routes;
 mod schema;
 mod token_review;

@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::HttpResponse;
-use super::authenticated::{Handler, RequestError};
+use super::authenticated::Handler;
 use super::json::{self, json, parse};
+use super::request_error::RequestError;
 use super::routes::Route;
 use crate::outcome::Outcome;
 use crate::snapshot::{Snapshot, TokenCheck};

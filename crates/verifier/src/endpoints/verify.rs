@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::HttpResponse;
-use super::authenticated::{Handler, RequestError};
+use super::authenticated::Handler;
 use super::json::{self, json, parse};
+use super::request_error::RequestError;
 use super::routes::Route;
 use super::schema::{CodeSchema, IpAddress, Scope};
 use crate::outcome::Outcome;

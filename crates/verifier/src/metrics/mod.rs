@@ -17,6 +17,7 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 use self::histogram::LatencyHistogram;
 use crate::outcome::Outcome;
 use tokenward_core::check::Code;
+use tokenward_runtime::telemetry::metrics::register;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CheckLabels {
@@ -126,12 +127,6 @@ impl EndpointMetrics {
     pub(super) fn observe_latency(&self, latency: Duration) {
         self.latency.observe(latency);
     }
-}
-
-fn register<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
-    let metric = M::default();
-    registry.register(name, help, metric.clone());
-    metric
 }
 
 fn register_seconds<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {

@@ -2,12 +2,12 @@
 //!
 //! The protocols differ in how a check is decoded and how its result is encoded. The rules are the same, and are here.
 
-mod challenge;
 mod error;
 pub mod ext_authz;
 pub mod forward_auth;
 mod presented_token;
 mod requirements;
+mod response;
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -16,10 +16,10 @@ use std::time::Instant;
 
 use http::HeaderMap;
 
-use self::challenge::{deny_response, error_response};
 use self::error::GatewayError;
 use self::presented_token::presented_token;
 use self::requirements::Requirements;
+use self::response::{deny_response, error_response};
 use crate::endpoints::{HttpResponse, TrustedProxies};
 use crate::metrics::{EndpointMetrics, Metrics};
 use crate::outcome::Outcome;

@@ -12,7 +12,7 @@ use http::{HeaderMap, StatusCode};
 use tonic::Code;
 
 use crate::endpoints::HttpResponse as ClientResponse;
-use crate::endpoints::gateway::challenge::insert_identity;
+use crate::endpoints::gateway::response::insert_identity;
 use tokenward_core::check::Identity;
 
 /// Lets the request pass with the identity headers, and without the client's headers that a service could take for them.

@@ -12,9 +12,9 @@ use http::{Request, Response};
 use http_body_util::Full;
 
 use super::{GatewayCheck, GatewayRequest};
-use crate::endpoints::gateway::challenge::insert_identity;
 use crate::endpoints::gateway::error::GatewayError;
 use crate::endpoints::gateway::requirements::{Requirements, UnknownParameters};
+use crate::endpoints::gateway::response::insert_identity;
 use crate::endpoints::routes::Route;
 use crate::endpoints::{HttpResponse, TrustedProxies};
 use crate::metrics::Metrics;
