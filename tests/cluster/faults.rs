@@ -377,7 +377,7 @@ pub async fn a_forbidden_secret_is_reported(site: &Site) {
     space.create("t", json!({"scopes": ["a:b"]})).await;
     let token = space.reason("t", ConditionType::Delivered, "Forbidden").await;
     let (_, message) = condition(&token, ConditionType::Stalled).expect("Stalled");
-    assert!(message.contains("the API server refused") && message.contains("forbidden"), "{message}");
+    assert!(message.contains("the API server denied") && message.contains("forbidden"), "{message}");
     patch(json!(rules)).await;
     let start = std::time::Instant::now();
     space.condition("t", ConditionType::Active, "True").await;
