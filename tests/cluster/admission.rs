@@ -175,6 +175,33 @@ pub async fn scopes_are_granted_only_with_the_right(shared: &Shared) {
     let denial = alice.try_patch("rich", json!({"spec": {"scopes": ["payments:*"]}})).await;
     assert!(denial.expect_err("a denial").contains("may not grant payments:*"));
     argocd.patch("rich", json!({"spec": {"revoked": true}})).await;
+
+    // To lift a limit is to hand the scopes out anew. `revoked: null` is no revocation, which would skip the review.
+    let limits = json!({
+        "scopes": ["payments:read"], "audiences": ["ledger"], "constraints": {"cidrs": ["10.9.9.0/24"]},
+        "expiresAt": "2099-01-01T00:00:00Z", "suspend": true,
+    });
+    space.create("limited", limits).await;
+    for lifted in [
+        json!({"audiences": null}),
+        json!({"constraints": null}),
+        json!({"expiresAt": null}),
+        json!({"suspend": null}),
+        json!({"scopes": ["payments:read", "payments:write"], "revoked": null}),
+    ] {
+        let denial = argocd.try_patch("limited", json!({"spec": lifted})).await;
+        assert!(denial.expect_err("a denial").contains("argocd may not grant payments:"), "{lifted}");
+    }
+    let unrevoked = json!({"scopes": ["payments:refund"], "revoked": null});
+    let denial = argocd.try_create("unrevoked", unrevoked).await.expect_err("a denial");
+    assert!(denial.contains("argocd may not grant payments:refund"), "{denial}");
+    argocd
+        .patch("limited", json!({"spec": {"audiences": ["ledger"], "expiresAt": "2098-01-01T00:00:00Z"}}))
+        .await;
+    // No request makes thousands of others.
+    let many: Vec<String> = (0..64).map(|n| format!("s{n}:a:b:c:d:e:f:g:h")).collect();
+    let denial = argocd.try_create("many", json!({"scopes": many})).await.expect_err("a denial");
+    assert!(denial.contains("at most 256 are checked"), "{denial}");
 }
 
 /// A rule that was broken before the webhook was installed must not block an edit, least of all a revocation.

@@ -22,6 +22,7 @@ use crate::tokenwebhook::{self, Webhooks};
 use tokenward_core::crd::labels::{MANAGED_BY, MANAGED_BY_VALUE, TOKEN_LABEL};
 use tokenward_runtime::backoff::WatchBackoff;
 use tokenward_runtime::cluster::error::watch_message;
+use tokenward_runtime::cluster::watch::in_pages;
 
 /// How many tokens are reconciled at a time. Each waits for the API server most of the time.
 const MAX_CONCURRENT_RECONCILIATIONS: u16 = 64;
@@ -132,10 +133,14 @@ fn watch_tokens(
             }
         }
     };
-    watcher(api, watcher::Config::default())
+    watcher(api, in_pages())
         .inspect_err(|error| warn!(error = watch_message(error), "ApiTokens can't be watched; trying again"))
         .inspect_ok(remove_deleted)
-        .modify(|token| token.meta_mut().managed_fields = None)
+        .modify(|token| {
+            // Large, and of no use here: a tenant may write 256 KiB of annotations.
+            token.meta_mut().managed_fields = None;
+            token.meta_mut().annotations = None;
+        })
         .backoff(WatchBackoff::default())
         .reflect(writer)
         .inspect_ok(move |event| context.webhooks.on_token_event(event))
@@ -147,8 +152,7 @@ fn watch_secrets(
     api: Api<SecretMeta>,
     writer: reflector::store::Writer<SecretMeta>,
 ) -> impl Stream<Item = watcher::Result<SecretMeta>> {
-    let labelled =
-        watcher::Config::default().labels(&format!("{MANAGED_BY}={MANAGED_BY_VALUE},{TOKEN_LABEL}"));
+    let labelled = in_pages().labels(&format!("{MANAGED_BY}={MANAGED_BY_VALUE},{TOKEN_LABEL}"));
     watcher(api, labelled)
         .inspect_err(|error| warn!(error = watch_message(error), "Secrets can't be watched; trying again"))
         .modify(|secret| secret.metadata.managed_fields = None)

@@ -30,24 +30,13 @@ const MAX_BUFFER: usize = 16 * 1024;
 /// What a server lets its clients use.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at a time.
+    /// Connections at a time. One more closes the oldest, so that nobody is locked out by connections that do nothing.
     pub connections: usize,
-    /// What happens to one more.
-    pub when_full: WhenFull,
     /// For a handshake, for a request's head, and for a whole request with its response. A connection without a request
     /// is closed after it, too.
     pub request: Duration,
     /// For the requests that are in flight at the end.
     pub shutdown: Duration,
-}
-
-/// What makes room for a connection when there are as many as there may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WhenFull {
-    /// Nothing: the new connection is closed, and its client tries another replica.
-    CloseNew,
-    /// The oldest connection is closed, so that nobody is locked out by connections that are open and do nothing.
-    CloseOldest,
 }
 
 /// Serves until `stop`, then finishes what is in flight.
@@ -75,10 +64,7 @@ pub async fn serve<S, F>(
         };
         open.retain(|connection| !connection.is_finished());
         if open.len() >= limits.connections {
-            match limits.when_full {
-                WhenFull::CloseNew => continue,
-                WhenFull::CloseOldest => open.drain(..1).for_each(|oldest| oldest.abort()),
-            }
+            open.drain(..1).for_each(|oldest| oldest.abort());
         }
         let task = tasks.spawn(connection(stream, tls.clone(), service.clone(), limits, stop.clone()));
         open.push_back(task.abort_handle());
@@ -170,8 +156,8 @@ mod tests {
         (address, stop)
     }
 
-    fn limits(connections: usize, when_full: WhenFull) -> Limits {
-        Limits { connections, when_full, request: Duration::from_secs(60), shutdown: Duration::from_secs(1) }
+    fn limits(connections: usize) -> Limits {
+        Limits { connections, request: Duration::from_secs(60), shutdown: Duration::from_secs(1) }
     }
 
     /// Sends `request`, and returns what arrives until the server closes the connection.
@@ -186,19 +172,8 @@ mod tests {
     const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
 
     #[tokio::test]
-    async fn a_full_server_closes_the_new_connection() {
-        let (address, _stop) = start(limits(2, WhenFull::CloseNew)).await;
-        let mut open = Vec::new();
-        for _ in 0..3 {
-            open.push(TcpStream::connect(address).await.expect("a connection"));
-        }
-        assert_eq!(exchange(&mut open[2], GET).await, "");
-        assert!(exchange(&mut open[0], GET).await.starts_with("HTTP/1.1 200"));
-    }
-
-    #[tokio::test]
     async fn a_full_server_closes_the_oldest_connection() {
-        let (address, _stop) = start(limits(2, WhenFull::CloseOldest)).await;
+        let (address, _stop) = start(limits(2)).await;
         let mut open = Vec::new();
         for _ in 0..3 {
             open.push(TcpStream::connect(address).await.expect("a connection"));
@@ -210,12 +185,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_or_long_head_ends_the_connection() {
-        let quick = Limits { request: Duration::from_millis(50), ..limits(2, WhenFull::CloseNew) };
+        let quick = Limits { request: Duration::from_millis(50), ..limits(2) };
         let (address, _stop) = start(quick).await;
         let mut slow = TcpStream::connect(address).await.expect("a connection");
         let response = exchange(&mut slow, b"GET / HTTP/1.1\r\nhost").await;
         assert!(!response.starts_with("HTTP/1.1 200"), "{response}");
-        let (address, _stop) = start(limits(2, WhenFull::CloseNew)).await;
+        let (address, _stop) = start(limits(2)).await;
         let mut long = TcpStream::connect(address).await.expect("a connection");
         let head = format!("GET / HTTP/1.1\r\nx: {}", "x".repeat(2 * MAX_BUFFER));
         let response = exchange(&mut long, head.as_bytes()).await;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures::{StreamExt, TryStreamExt, future, stream};
 use kube::api::ObjectMeta;
 use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{Event, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
@@ -22,6 +22,7 @@ use tokenward_core::check::{Metadata, WireToken};
 use tokenward_core::crd::ApiToken;
 use tokenward_runtime::backoff::WatchBackoff;
 use tokenward_runtime::cluster::error::watch_message;
+use tokenward_runtime::cluster::watch::in_pages;
 use tokenward_runtime::telemetry::probes::Part;
 
 /// The source of one watch.
@@ -45,7 +46,7 @@ pub(super) fn feed(
             None => Api::all(client),
         };
         let mut listing = Listing { namespace, list: 0, listed: false };
-        watcher(api, watcher::Config::default())
+        watcher(api, in_pages())
             .inspect_err(|error| {
                 warn!(error = watch_message(error), "ApiTokens can't be watched; checks go on from memory")
             })

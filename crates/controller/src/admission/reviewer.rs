@@ -1,8 +1,9 @@
 //! Checks with the API server what [`tokenward_core::admission::rules`] can't, and responds to reviews.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, TryStreamExt, future, stream};
 use k8s_openapi::api::authentication::v1::UserInfo;
 use k8s_openapi::api::authorization::v1::SubjectAccessReviewSpec;
 use k8s_openapi::api::core::v1::Secret;
@@ -23,6 +24,9 @@ use tokenward_runtime::cluster::error::message;
 
 /// SubjectAccessReviews in flight for one admission review.
 const MAX_CONCURRENT_GRANT_CHECKS: usize = 8;
+/// Names of grants that are checked for one admission review: 64 scopes of four parts each, with no wildcard in common. By one
+/// request anybody who may edit an ApiToken could otherwise make the API server handle thousands.
+const MAX_GRANT_CHECKS: usize = 256;
 
 /// Responds to admission reviews.
 pub(crate) struct Reviewer {
@@ -39,6 +43,11 @@ pub(crate) struct Reviewer {
 pub(crate) enum Denied {
     #[error(transparent)]
     Violation(#[from] Violation),
+    #[error(
+        "these scopes and the wildcards that cover them have {names} names, and at most {MAX_GRANT_CHECKS} are checked: \
+         use fewer scopes, or fewer parts in each"
+    )]
+    TooManyNames { names: usize },
     /// The API server did not respond to a SubjectAccessReview.
     #[error("whether {user} may grant these scopes can't be checked: {}", message(.source))]
     GrantsUnchecked { user: String, source: kube::Error },
@@ -85,7 +94,7 @@ impl Reviewer {
         let (verdict, code, reason) = match &result {
             Ok(_) => (Verdict::Admitted, 200, ""),
             Err(Denied::Violation(Violation::ScopesNotGranted { .. })) => (Verdict::Denied, 403, "Forbidden"),
-            Err(Denied::Violation(_)) => (Verdict::Denied, 422, "Invalid"),
+            Err(Denied::Violation(_) | Denied::TooManyNames { .. }) => (Verdict::Denied, 422, "Invalid"),
             Err(error @ Denied::GrantsUnchecked { .. }) => {
                 warn!(%error, kind, "an object was denied");
                 (Verdict::Failed, 503, "ServiceUnavailable")
@@ -126,30 +135,28 @@ impl Reviewer {
         if self.is_allowed(user, namespace, None).await.map_err(failed)? {
             return Ok(());
         }
-        let denied: Vec<Option<String>> = stream::iter(scopes.to_vec())
-            .map(|scope| async move {
-                let allowed = self.is_allowed_by_name(user, namespace, &scope).await?;
-                Ok((!allowed).then_some(scope))
+        // Each name once: scopes share the wildcards that cover them.
+        let names: BTreeSet<String> = scopes.iter().flat_map(|scope| grants::names(scope)).collect();
+        if names.len() > MAX_GRANT_CHECKS {
+            return Err(Denied::TooManyNames { names: names.len() });
+        }
+        let granted: BTreeSet<String> = stream::iter(names)
+            .map(|name| async move {
+                let allowed = self.is_allowed(user, namespace, Some(name.clone())).await?;
+                Ok(allowed.then_some(name))
             })
-            .buffered(MAX_CONCURRENT_GRANT_CHECKS)
+            .buffer_unordered(MAX_CONCURRENT_GRANT_CHECKS)
+            .try_filter_map(future::ok)
             .try_collect()
             .await
             .map_err(failed)?;
-        let scopes: Vec<String> = denied.into_iter().flatten().collect();
+        let is_granted = |scope: &String| grants::names(scope).any(|name| granted.contains(&name));
+        let scopes: Vec<String> = scopes.iter().filter(|scope| !is_granted(scope)).cloned().collect();
         if scopes.is_empty() {
             return Ok(());
         }
         let user = user.username.clone().unwrap_or_default();
         Err(Violation::ScopesNotGranted { user, namespace: namespace.to_owned(), scopes }.into())
-    }
-
-    async fn is_allowed_by_name(&self, user: &UserInfo, namespace: &str, scope: &str) -> kube::Result<bool> {
-        for name in grants::names(scope) {
-            if self.is_allowed(user, namespace, Some(name)).await? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     async fn is_allowed(&self, user: &UserInfo, namespace: &str, name: Option<String>) -> kube::Result<bool> {

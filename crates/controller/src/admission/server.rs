@@ -4,29 +4,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use kube::Resource;
 use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview};
 use serde::de::DeserializeOwned;
 use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::reviewer::Reviewer;
 use tokenward_core::crd::{ApiToken, TokenWebhook};
-use tokenward_runtime::serve::{self, Limits, WhenFull, response, text};
+use tokenward_runtime::serve::{self, Limits, response, text};
 
-/// API servers have a few connections each, and nobody else is a client. One that is closed for want of a place makes the
-/// API server try another replica. The API server waits for 30 s at most.
-const LIMITS: Limits = Limits {
-    connections: 256,
-    when_full: WhenFull::CloseNew,
-    request: Duration::from_secs(30),
-    shutdown: Duration::from_secs(5),
-};
+/// API servers have a few connections each, and wait for 30 s at most. Anybody on the pod network can connect, so a new
+/// connection takes the place of the oldest: otherwise silent ones would keep the API servers out.
+const LIMITS: Limits =
+    Limits { connections: 256, request: Duration::from_secs(30), shutdown: Duration::from_secs(5) };
 /// The longest body of a request. A review contains an object twice, and the API server accepts objects of up to 3 MiB.
 const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
+/// What all bodies that are being read or reviewed may have together, so that the chart's limit of memory holds. A review beyond
+/// it gets 503, which is for the webhook's failure policy.
+const MAX_BODIES_BYTES: usize = 32 * 1024 * 1024;
+/// For a body to arrive whole. An API server sends it at once.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves until `stop`, then finishes what is in flight.
 pub(crate) async fn serve(
@@ -35,28 +38,34 @@ pub(crate) async fn serve(
     reviewer: Reviewer,
     stop: CancellationToken,
 ) {
-    let reviewer = Arc::new(reviewer);
+    let shared = Arc::new((reviewer, Semaphore::new(MAX_BODIES_BYTES)));
     let service = move |request| {
-        let reviewer = reviewer.clone();
-        async move { respond_to(&reviewer, request).await }
+        let shared = shared.clone();
+        async move { respond_to(&shared.0, &shared.1, request).await }
     };
     serve::serve(listener, Some(acceptor), service, LIMITS, stop).await;
 }
 
-async fn respond_to(reviewer: &Reviewer, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn respond_to(
+    reviewer: &Reviewer,
+    budget: &Semaphore,
+    request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
     if request.method() != Method::POST {
         return text(StatusCode::METHOD_NOT_ALLOWED, "the API server posts AdmissionReviews here\n");
     }
     let path = request.uri().path().to_owned();
-    let Ok(body) = Limited::new(request.into_body(), MAX_BODY_BYTES).collect().await else {
-        return text(StatusCode::PAYLOAD_TOO_LARGE, "an AdmissionReview has at most 8 MiB\n");
+    let (body, _permits) = match timeout(BODY_TIMEOUT, read(request.into_body(), budget)).await {
+        Ok(Ok(read)) => read,
+        Ok(Err(error)) => return error.response(),
+        Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "the body was not complete in time\n"),
     };
     match &*path {
-        "/validate/apitoken" => match read::<ApiToken>(&body.to_bytes()) {
+        "/validate/apitoken" => match parse::<ApiToken>(&body) {
             Ok(request) => review(reviewer.api_token(&request).await),
             Err(why) => text(StatusCode::BAD_REQUEST, why),
         },
-        "/validate/tokenwebhook" => match read::<TokenWebhook>(&body.to_bytes()) {
+        "/validate/tokenwebhook" => match parse::<TokenWebhook>(&body) {
             Ok(request) => review(reviewer.token_webhook(&request)),
             Err(why) => text(StatusCode::BAD_REQUEST, why),
         },
@@ -64,7 +73,47 @@ async fn respond_to(reviewer: &Reviewer, request: Request<Incoming>) -> Response
     }
 }
 
-fn read<K: Resource + DeserializeOwned>(body: &[u8]) -> Result<AdmissionRequest<K>, String> {
+/// Why a body is not reviewed.
+enum BodyError {
+    /// It has more than [`MAX_BODY_BYTES`].
+    TooLarge,
+    /// Other bodies have used up [`MAX_BODIES_BYTES`].
+    NoBudget,
+    /// The connection ended before it did.
+    Incomplete,
+}
+
+impl BodyError {
+    fn response(&self) -> Response<Full<Bytes>> {
+        match self {
+            Self::TooLarge => text(StatusCode::PAYLOAD_TOO_LARGE, "an AdmissionReview has at most 8 MiB\n"),
+            Self::NoBudget => {
+                text(StatusCode::SERVICE_UNAVAILABLE, "too many AdmissionReviews at once; try again\n")
+            }
+            Self::Incomplete => text(StatusCode::BAD_REQUEST, "the body is incomplete\n"),
+        }
+    }
+}
+
+/// Reads a body, and takes its bytes out of the budget until the permits are dropped.
+async fn read(
+    mut body: Incoming,
+    budget: &Semaphore,
+) -> Result<(Vec<u8>, Vec<SemaphorePermit<'_>>), BodyError> {
+    let (mut read, mut permits) = (Vec::new(), Vec::new());
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| BodyError::Incomplete)?.into_data() else { continue };
+        if data.len() > MAX_BODY_BYTES - read.len() {
+            return Err(BodyError::TooLarge);
+        }
+        let bytes = u32::try_from(data.len()).map_err(|_| BodyError::TooLarge)?;
+        permits.push(budget.try_acquire_many(bytes).map_err(|_| BodyError::NoBudget)?);
+        read.extend_from_slice(&data);
+    }
+    Ok((read, permits))
+}
+
+fn parse<K: Resource + DeserializeOwned>(body: &[u8]) -> Result<AdmissionRequest<K>, String> {
     match serde_json::from_slice::<AdmissionReview<K>>(body) {
         Ok(AdmissionReview { types, request: Some(request), .. }) => {
             Ok(AdmissionRequest { types, ..request })

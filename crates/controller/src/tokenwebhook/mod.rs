@@ -26,7 +26,7 @@ use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{Event, watcher};
 use kube::{Api, Resource, ResourceExt};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -41,6 +41,7 @@ use tokenward_core::outbox::dead_letters;
 use tokenward_core::outbox::subscription::Subscription;
 use tokenward_runtime::backoff::WatchBackoff;
 use tokenward_runtime::cluster::error::watch_message;
+use tokenward_runtime::cluster::watch::in_pages;
 
 pub(crate) use self::registry::Shared;
 
@@ -81,7 +82,7 @@ impl Webhooks {
 
     /// Watches the TokenWebhooks of one namespace, or of all. `tokens` are reconciled when subscriptions change.
     pub(crate) async fn follow(&self, api: Api<Hook>, tokens: Store<Token>) {
-        watcher(api, watcher::Config::default())
+        watcher(api, in_pages())
             .inspect_err(|error| {
                 warn!(error = watch_message(error), "TokenWebhooks can't be watched; trying again");
             })

@@ -3,9 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use http::Uri;
+use ipnet::IpNet;
 use thiserror::Error;
 
-use crate::crd::{ApiToken, TokenWebhook};
+use crate::crd::{ApiToken, ApiTokenSpec, TokenWebhook};
 use crate::lifecycle::{InvalidSpec, Spec};
 use crate::outbox::destination::{AddressError, AddressPolicy};
 use crate::token::scope::any_covers;
@@ -54,7 +55,7 @@ pub enum Violation {
 /// What the caller has to check with the API server before an ApiToken is admitted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClusterChecks {
-    /// Scopes that the ApiToken gains. The user must be allowed to grant them.
+    /// Scopes that the ApiToken gains, or all of them if one of its limits is lifted. The user must be allowed to grant them.
     pub gained_scopes: Vec<String>,
     /// The name of a Secret that must not exist, or be ours.
     pub secret: Option<String>,
@@ -83,11 +84,42 @@ pub fn validate_token(new: &ApiToken, old: Option<&ApiToken>) -> Result<ClusterC
     Ok(ClusterChecks { gained_scopes: gained(new, old), secret, warning: None })
 }
 
-/// The scopes that the old ones do not cover: a wider scope is gained, a narrower one is not.
+/// The scopes that the old ones do not cover: a wider scope is gained, a narrower one is not. Whoever lifts a limit hands out
+/// every scope anew, to audiences, networks or times for which nobody has granted it.
 fn gained(new: &ApiToken, old: Option<&ApiToken>) -> Vec<String> {
-    let before = old.map_or(&[][..], |old| &old.spec.scopes);
+    let before = old.filter(|old| !lifts_a_limit(&new.spec, &old.spec));
+    let before = before.map_or(&[][..], |old| &old.spec.scopes);
     let covered = |scope: &String| any_covers(before.iter().map(String::as_str), scope);
     new.spec.scopes.iter().filter(|scope| !covered(scope)).cloned().collect()
+}
+
+/// Whether a token works for an audience, from a network or at a time for which it did not.
+fn lifts_a_limit(new: &ApiTokenSpec, old: &ApiTokenSpec) -> bool {
+    let is_true = |flag: Option<bool>| flag == Some(true);
+    let expires_later = old.expires_at.is_some_and(|old| new.expires_at.is_none_or(|new| new > old));
+    let resumes = is_true(old.suspend) && !is_true(new.suspend);
+    expires_later || resumes || widens_audiences(new, old) || widens_networks(new, old)
+}
+
+fn widens_audiences(new: &ApiTokenSpec, old: &ApiTokenSpec) -> bool {
+    let (new, old) =
+        (new.audiences.as_deref().unwrap_or_default(), old.audiences.as_deref().unwrap_or_default());
+    // An empty list is no limit.
+    !old.is_empty() && (new.is_empty() || new.iter().any(|audience| !old.contains(audience)))
+}
+
+fn widens_networks(new: &ApiTokenSpec, old: &ApiTokenSpec) -> bool {
+    let (new, old) = (cidrs(new), cidrs(old));
+    let contained = |network: &str| {
+        // Only what can be read on both sides is known to be no wider.
+        let Ok(network) = network.parse::<IpNet>() else { return false };
+        old.iter().filter_map(|old| old.parse::<IpNet>().ok()).any(|old| old.contains(&network))
+    };
+    !old.is_empty() && (new.is_empty() || new.iter().any(|network| !contained(network)))
+}
+
+fn cidrs(spec: &ApiTokenSpec) -> &[String] {
+    spec.constraints.as_ref().and_then(|constraints| constraints.cidrs.as_deref()).unwrap_or_default()
 }
 
 /// Checks the URL of a TokenWebhook, if its host is an IP address. The addresses of a name can change, so the controller
@@ -151,6 +183,44 @@ mod tests {
             let checks = checks.expect("valid");
             assert_eq!(checks.gained_scopes, gained);
             assert_eq!(checks.secret, None);
+        }
+    }
+
+    #[test]
+    fn whoever_lifts_a_limit_must_be_allowed_to_grant_every_scope() {
+        let limits = json!({
+            "scopes": ["a:b"], "audiences": ["ledger", "audit"], "suspend": true,
+            "constraints": {"cidrs": ["10.9.0.0/16"]}, "expiresAt": "2030-01-01T00:00:00Z",
+        });
+        let old = token(limits.clone());
+        let edited = |field: &str, value: Value| {
+            let mut spec = limits.clone();
+            spec[field] = value;
+            validate_token(&token(spec), Some(&old)).expect("valid").gained_scopes
+        };
+        for (field, value) in [
+            ("audiences", json!(null)),
+            ("audiences", json!([])),
+            ("audiences", json!(["ledger", "other"])),
+            ("constraints", json!(null)),
+            ("constraints", json!({"cidrs": []})),
+            ("constraints", json!({"cidrs": ["10.0.0.0/8"]})),
+            ("constraints", json!({"cidrs": ["10.9.1.0/24", "10.10.0.0/24"]})),
+            ("constraints", json!({"cidrs": ["::/0"]})),
+            ("expiresAt", json!(null)),
+            ("expiresAt", json!("2030-01-01T00:00:01Z")),
+            ("suspend", json!(false)),
+            ("suspend", json!(null)),
+        ] {
+            assert_eq!(edited(field, value.clone()), ["a:b"], "{field} {value}");
+        }
+        for (field, value) in [
+            ("audiences", json!(["audit"])),
+            ("constraints", json!({"cidrs": ["10.9.1.0/24", "10.9.0.0/16"]})),
+            ("expiresAt", json!("2029-01-01T00:00:00Z")),
+            ("displayName", json!("other")),
+        ] {
+            assert_eq!(edited(field, value.clone()), Vec::<String>::new(), "{field} {value}");
         }
     }
 

@@ -104,6 +104,8 @@ pub struct ApiTokenSpec {
     /// from Git or from a backup. It is enforced to the millisecond at every check, also while the controller or
     /// the API server is down. It may be changed, before and after it has passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self >= timestamp('1970-01-01T00:00:00Z') && self < timestamp('9999-12-30T00:00:00Z')")
+        .message("expiresAt must be from 1970 to before 9999-12-30; for a token that never expires leave it out"))]
     pub expires_at: Option<Timestamp>,
 
     /// Stops the token from being accepted until this is false again. Reversible, unlike `revoked`.
@@ -198,6 +200,8 @@ pub struct Rotation {
     /// Every secret issued before this instant is dead from then on, without overlap, and a new one is minted.
     /// The answer to a leak: set it to now. It only moves forward.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self >= timestamp('1970-01-01T00:00:00Z') && self < timestamp('9999-12-30T00:00:00Z')")
+        .message("rotation.notBefore must be from 1970 to before 9999-12-30; after a leak set it to now"))]
     pub not_before: Option<Timestamp>,
 }
 

@@ -24,6 +24,8 @@ pub const ISSUED_AT_ANNOTATION: &str = "tokenward.dev/issued-at";
 pub const TOKEN_ID_ANNOTATION: &str = "tokenward.dev/token-id";
 /// Annotation: the uid of the ApiToken, so that a recreated one of the same name is not mistaken for it.
 pub const TOKEN_UID_ANNOTATION: &str = "tokenward.dev/token-uid";
+/// Annotation: the scopes that the version was issued with, separated by spaces.
+pub const SCOPES_ANNOTATION: &str = "tokenward.dev/scopes";
 /// Annotation: a MAC over the annotations above, keyed with the pepper ([`crate::token::seal`]).
 pub const SEAL_ANNOTATION: &str = "tokenward.dev/seal";
 /// Annotation: which labels and annotations came from `secret.template`, as JSON, so that a key removed from the
@@ -67,10 +69,6 @@ pub const SCOPES_EXTRA: &str = "tokenward.dev/scopes";
 /// The key id of the reviewed token.
 pub const KEY_ID_EXTRA: &str = "tokenward.dev/key-id";
 
-/// Velero's label on whatever it restored. Only on such an ApiToken is a seal that names an earlier uid accepted:
-/// without it, an object of the same name is a new token, and the deletion of the old one revoked it.
-pub const VELERO_RESTORE_LABEL: &str = "velero.io/restore-name";
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,6 +81,7 @@ mod tests {
             VERSION_ANNOTATION,
             KEY_ID_ANNOTATION,
             ISSUED_AT_ANNOTATION,
+            SCOPES_ANNOTATION,
             TOKEN_ID_ANNOTATION,
             TOKEN_UID_ANNOTATION,
             SEAL_ANNOTATION,

@@ -147,6 +147,8 @@ pub struct SealedVersion {
     pub hash: Hash,
     /// When the version was issued.
     pub issued_at: Timestamp,
+    /// The scopes that it was issued with.
+    pub scopes: Vec<String>,
 }
 
 /// The API server rejected a write of the Secret, for a reason that only a person can remove.

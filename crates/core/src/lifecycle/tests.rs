@@ -323,6 +323,13 @@ impl World {
         }
     }
 
+    /// Deletes the object and creates it again: another uid, no status, the Secret still there.
+    fn recreate(&mut self) {
+        self.token.status = None;
+        self.token.metadata.uid = Some("11111111-d9cb-469f-a165-70867728950e".to_owned());
+        self.restored = true;
+    }
+
     fn spec(&mut self, change: impl FnOnce(&mut ApiTokenSpec)) {
         let before = self.token.spec.clone();
         change(&mut self.token.spec);
@@ -577,27 +584,50 @@ fn a_lost_status_is_rebuilt_without_a_rotation() {
     assert!(world.transitions.contains(&TransitionKind::Rebuilt));
 }
 
+/// The deletion revoked it, and labels are the tenant's.
 #[test]
-fn the_seal_of_an_earlier_object_is_overwritten_and_accepted_only_when_restored() {
+fn the_seal_of_an_earlier_object_is_overwritten_and_never_revives_its_token() {
+    for label in [None, Some("velero.io/restore-name")] {
+        let mut world = World::new();
+        world.run_to_rest();
+        let old = world.current().expect("a Secret");
+        world.recreate();
+        world.token.metadata.labels = label.map(|label| [(label.to_owned(), "x".to_owned())].into());
+        world.run_to_rest();
+        assert_ne!(world.current().expect("a Secret"), old, "{label:?}");
+        assert_eq!(world.check(&old), Err(Code::NotFound), "{label:?}");
+    }
+}
+
+/// The Secret of a revoked token stays, and so does what it was sealed with.
+#[test]
+fn a_revoked_token_does_not_come_back_with_its_secret() {
     let mut world = World::new();
     world.run_to_rest();
     let old = world.current().expect("a Secret");
-    // Deleted and recreated: another uid, no status, the Secret still there.
-    let recreate = |world: &mut World| {
-        world.token.status = None;
-        world.token.metadata.uid = Some("11111111-d9cb-469f-a165-70867728950e".to_owned());
-    };
-    recreate(&mut world);
+    world.spec(|spec| spec.revoked = Some(true));
+    world.run_to_rest();
+    assert_eq!(world.current().as_ref(), Some(&old), "the Secret is kept");
+    // As no user can do it: the very object, unrevoked, and without a status.
+    world.token.status = None;
+    world.token.spec.revoked = None;
     world.restored = true;
-    let mut restored = World { secret: world.secret.clone(), ..World::new() };
     world.run_to_rest();
     assert_ne!(world.current().expect("a Secret"), old);
     assert_eq!(world.check(&old), Err(Code::NotFound));
-    recreate(&mut restored);
-    restored.token.metadata.labels = Some([("velero.io/restore-name".to_owned(), "r".to_owned())].into());
-    restored.run_to_rest();
-    assert_eq!(restored.current().expect("a Secret"), old);
-    assert_eq!(restored.check(&old), Ok(()));
+}
+
+#[test]
+fn a_rebuilt_version_has_the_scopes_that_it_was_issued_with() {
+    let mut world = World::new();
+    world.rotation(|r| r.on_spec_change = Some(OnSpecChange::Keep));
+    world.run_to_rest();
+    let issued = world.status().versions[0].scopes.clone();
+    world.spec(|spec| spec.scopes.push("added:later".to_owned()));
+    world.run_to_rest();
+    world.happen(&Happening::WipeStatus, &mut None);
+    world.run_to_rest();
+    assert_eq!(world.status().versions[0].scopes, issued);
 }
 
 #[test]

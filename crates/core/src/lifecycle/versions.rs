@@ -91,8 +91,8 @@ pub(super) fn promote(
     Some(number)
 }
 
-/// Rebuilds a lost status from a valid seal: the version that it authenticates is active, as before. Its scopes are the
-/// spec's, since the ones that it was issued with are lost. Returns its number.
+/// Rebuilds a lost status from a valid seal: the version that it authenticates is active, with the scopes that it was issued
+/// with. Returns its number.
 pub(super) fn rebuild(status: &mut ApiTokenStatus, observed: &Observed<'_>, spec: &Spec) -> Option<i64> {
     if !status.versions.is_empty() {
         return None;
@@ -103,7 +103,7 @@ pub(super) fn rebuild(status: &mut ApiTokenStatus, observed: &Observed<'_>, spec
         key_id: sealed.key_id.to_string(),
         hash: sealed.hash.to_string(),
         state: VersionState::Active,
-        scopes: spec.scopes.clone(),
+        scopes: sealed.scopes.clone(),
         issued_at: sealed.issued_at,
         retire_at: None,
         reason: crate::crd::RotationReason::Created,

@@ -88,16 +88,9 @@ fn kind_v4(address: Ipv4Addr) -> Kind {
 }
 
 fn kind_v6(address: Ipv6Addr) -> Kind {
-    const METADATA: [Ipv6Addr; 2] = [
-        // AWS.
-        Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
-        // Google Cloud.
-        Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
-    ];
-    if METADATA.contains(&address) {
-        return Kind::Never;
-    }
     match address.segments() {
+        // What a node offers to its own pods, credentials among it: Amazon's, Google Cloud's.
+        [0xfd00, 0xec2, ..] | [0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254] => Kind::Never,
         [0xfc00..=0xfdff, ..] => Kind::Private,
         // Documentation (RFC 3849, RFC 9637), and what else of 2001::/23 is no host's.
         [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] | [0x2001, 0..=0x1ff, ..] => Kind::Never,
@@ -122,8 +115,6 @@ fn innermost(address: IpAddr) -> IpAddr {
         [0, 0, 0, 0, 0, 0, high, low] if high != 0 => v4(high, low),
         // NAT64 (RFC 6052), also translated (RFC 2765).
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0, 0, 0, 0, 0xffff, 0, high, low] => v4(high, low),
-        // Local NAT64 (RFC 8215) with the /96 form.
-        [0x64, 0xff9b, 1, _, _, _, high, low] => v4(high, low),
         // 6to4 (RFC 3056).
         [0x2002, high, low, ..] => v4(high, low),
         // Teredo (RFC 4380): the client's address, inverted.
@@ -175,7 +166,11 @@ mod tests {
             "fec0::1",
             "ff02::1",
             "fd00:ec2::254",
+            "fd00:ec2::23",
             "fd20:ce::254",
+            // Local NAT64 (RFC 8215): where the IPv4 address stands in it is the translator's choice (RFC 6052, 2.2).
+            "64:ff9b:1::808:808",
+            "64:ff9b:1:a9fe:a9:fe00:808:808",
             "2001:db8::1",
             "100::1",
             // The same, embedded in IPv6 addresses.
@@ -183,7 +178,6 @@ mod tests {
             "::ffff:169.254.169.254",
             "::127.0.0.1",
             "64:ff9b::169.254.169.254",
-            "64:ff9b:1::7f00:1",
             "2002:7f00:1::",
             "2002:a9fe:a9fe::1",
             "2001:0:1:2:3:4:8056:5601",
@@ -240,7 +234,6 @@ mod tests {
             let embedded = [
                 [0, 0, 0, 0, 0, 0xffff, high, low],
                 [0x64, 0xff9b, 0, 0, 0, 0, high, low],
-                [0x64, 0xff9b, 1, middle, 0, 0, high, low],
                 [0, 0, 0, 0, 0xffff, 0, high, low],
                 [0x2002, high, low, middle, 0, 0, 0, 1],
                 [0x2001, 0, middle, 0, 0, 0, !high, !low],

@@ -13,7 +13,7 @@ use subtle::ConstantTimeEq;
 use super::hash::Hash;
 use super::pepper::{PepperId, Peppers};
 
-const SEAL_DOMAIN: &[u8] = b"tokenward/seal/v1";
+const SEAL_DOMAIN: &[u8] = b"tokenward/seal/v2";
 
 /// The facts that a seal authenticates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,10 @@ pub struct Sealed<'a> {
     pub version: i64,
     /// The key id of that version.
     pub key_id: &'a str,
+    /// The scopes that the version was issued with, separated by spaces.
+    pub scopes: &'a str,
+    /// Whether the token is revoked: then the Secret is ours, and what it contains never works again.
+    pub revoked: bool,
     /// The stored hash of its token, under the pepper of the seal.
     pub hash: &'a Hash,
 }
@@ -68,14 +72,25 @@ impl Seal {
 }
 
 fn mac(peppers: &Peppers, pepper: &PepperId, sealed: &Sealed<'_>) -> Option<[u8; 32]> {
-    let Sealed { namespace, name, uid, token_id, issued_at, version, key_id, hash } = sealed;
+    let Sealed { namespace, name, uid, token_id, issued_at, version, key_id, scopes, revoked, hash } = sealed;
     let version = version.to_be_bytes();
-    let [namespace, name, uid, token_id, issued_at, key_id] =
-        [namespace, name, uid, token_id, issued_at, key_id].map(|field| field.as_bytes());
+    let [namespace, name, uid, token_id, issued_at, key_id, scopes] =
+        [namespace, name, uid, token_id, issued_at, key_id, scopes].map(|field| field.as_bytes());
     peppers.mac(
         pepper,
         SEAL_DOMAIN,
-        &[namespace, name, uid, token_id, issued_at, &version, key_id, &hash.mac],
+        &[
+            namespace,
+            name,
+            uid,
+            token_id,
+            issued_at,
+            &version,
+            key_id,
+            scopes,
+            &[u8::from(*revoked)],
+            &hash.mac,
+        ],
     )
 }
 
@@ -106,6 +121,8 @@ mod tests {
             issued_at: "t",
             version: 1,
             key_id: "k",
+            scopes: "a:b c:d",
+            revoked: false,
             hash,
         }
     }
@@ -126,6 +143,8 @@ mod tests {
             Sealed { issued_at: "other", ..sealed },
             Sealed { version: 2, ..sealed },
             Sealed { key_id: "other", ..sealed },
+            Sealed { scopes: "a:b", ..sealed },
+            Sealed { revoked: true, ..sealed },
             Sealed { hash: &other_hash, ..sealed },
             Sealed { namespace: "n", name: "sn", ..sealed },
         ] {

@@ -1,16 +1,25 @@
-//! Watches one object by name.
+//! How objects are listed and watched.
 
 use std::fmt::Debug;
 
 use futures::{Stream, StreamExt, TryStreamExt, future};
 use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::watch_object;
+use kube::runtime::watcher::{self, watch_object};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use tracing::warn;
 
 use super::error::watch_message;
 use crate::backoff::WatchBackoff;
+
+/// Objects in a page of a list. A page is in memory up to three times while it is parsed, and an object may have more than
+/// a megabyte, so kube's default of 500 could fill any limit.
+const PAGE_SIZE: u32 = 50;
+
+/// A watch of many objects, whose first list comes in small pages.
+pub fn in_pages() -> watcher::Config {
+    watcher::Config::default().page_size(PAGE_SIZE)
+}
 
 /// The object, each time that it changes. `None`: it does not exist. `what` names it in log messages.
 pub fn follow<K>(api: Api<K>, name: &str, what: &str) -> impl Stream<Item = Option<K>> + use<K>

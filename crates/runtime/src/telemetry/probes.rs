@@ -17,16 +17,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::listen::listen_on;
-use crate::serve::{self, Limits, WhenFull, text};
+use crate::serve::{self, Limits, text};
 
 /// The kubelet and a few Prometheus servers have a connection or two each. Unless a NetworkPolicy forbids it, every pod
 /// can connect, too: they must neither fill the memory nor lock out the kubelet, which would restart the process.
-const LIMITS: Limits = Limits {
-    connections: 64,
-    when_full: WhenFull::CloseOldest,
-    request: Duration::from_secs(5),
-    shutdown: Duration::from_secs(5),
-};
+const LIMITS: Limits =
+    Limits { connections: 64, request: Duration::from_secs(5), shutdown: Duration::from_secs(5) };
 
 /// The parts of the process, and which of them are ready.
 #[derive(Clone, Debug, Default)]

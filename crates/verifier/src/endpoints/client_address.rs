@@ -13,12 +13,19 @@ pub(super) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarde
 pub struct TrustedProxies(pub Vec<IpNet>);
 
 impl TrustedProxies {
-    /// The client's address: the peer's, or what trusted proxies say in front of it, read from the right.
+    /// The client's address: the peer's, or if that is a trusted proxy, the one that it reports.
     ///
-    /// `None`: a proxy of ours passed on what can't be read. That is nobody's address, and least of all the
+    /// `None`: the proxy reports nobody, itself, or what can't be read. That is nobody's address, and least of all the
     /// proxy's own, which may be in a network that the client is not in.
     pub(super) fn client(&self, headers: &HeaderMap, peer: IpAddr) -> Option<IpAddr> {
-        let mut client = peer;
+        let client = self.client_behind(headers, peer)?;
+        (client != peer || !self.trusts(peer)).then_some(client)
+    }
+
+    /// The address that X-Forwarded-For, read from the right, reports behind this one, as long as the reporting one is a
+    /// trusted proxy's. `None`: it can't be read.
+    pub(super) fn client_behind(&self, headers: &HeaderMap, address: IpAddr) -> Option<IpAddr> {
+        let mut client = address;
         if !self.trusts(client) {
             return Some(client);
         }
@@ -27,7 +34,7 @@ impl TrustedProxies {
         let mut hops = values.flat_map(|value| value.rsplit(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
         while self.trusts(client) {
             match hops.find(|hop| !hop.is_empty()) {
-                Some(hop) => client = address(hop)?,
+                Some(hop) => client = parse(hop)?,
                 None => break,
             }
         }
@@ -41,7 +48,7 @@ impl TrustedProxies {
 }
 
 /// A hop of X-Forwarded-For. Some proxies write the port too, and RFC 3986 brackets around IPv6.
-fn address(hop: &[u8]) -> Option<IpAddr> {
+fn parse(hop: &[u8]) -> Option<IpAddr> {
     let hop = std::str::from_utf8(hop).ok()?;
     let bare = hop.strip_prefix('[').and_then(|hop| hop.strip_suffix(']')).unwrap_or(hop);
     let address = bare.parse().or_else(|_| hop.parse::<SocketAddr>().map(|address| address.ip()));

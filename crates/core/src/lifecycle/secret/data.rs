@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use zeroize::Zeroize;
 
 use super::{Object, SecretMetadata};
-use crate::crd::labels::TOKEN_ID_ANNOTATION;
+use crate::crd::labels::{SCOPES_ANNOTATION, TOKEN_ID_ANNOTATION};
 use crate::crd::{ApiToken, TokenVersion};
 use crate::lifecycle::spec::Spec;
 use crate::token::seal::{Seal, Sealed};
@@ -76,6 +76,8 @@ pub fn compose(
         issued_at: &issued_at,
         version: version.version,
         key_id: &version.key_id,
+        scopes: metadata.annotations.get(SCOPES_ANNOTATION)?,
+        revoked: metadata.revoked,
         hash: &hash,
     };
     metadata.apply_to(&mut secret.metadata, Seal::make(peppers, &sealed)?.to_string());

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Object;
 use crate::crd::labels::{
-    ISSUED_AT_ANNOTATION, KEY_ID_ANNOTATION, MANAGED_BY, MANAGED_BY_VALUE, REVOKED_LABEL, SEAL_ANNOTATION,
-    TEMPLATE_ANNOTATION, TOKEN_ID_ANNOTATION, TOKEN_LABEL, TOKEN_UID_ANNOTATION, VERSION_ANNOTATION,
+    ISSUED_AT_ANNOTATION, KEY_ID_ANNOTATION, MANAGED_BY, MANAGED_BY_VALUE, REVOKED_LABEL, SCOPES_ANNOTATION,
+    SEAL_ANNOTATION, TEMPLATE_ANNOTATION, TOKEN_ID_ANNOTATION, TOKEN_LABEL, TOKEN_UID_ANNOTATION,
+    VERSION_ANNOTATION,
 };
 use crate::crd::{ApiToken, ApiTokenStatus, OnDelete, TokenVersion};
 use crate::lifecycle::observed::Observed;
@@ -29,7 +30,7 @@ struct TemplateKeys {
 pub struct SecretMetadata {
     labels: BTreeMap<String, String>,
     pub(super) annotations: BTreeMap<String, String>,
-    revoked: bool,
+    pub(super) revoked: bool,
     owner: OwnerReference,
     owned: bool,
     uid: String,
@@ -53,6 +54,7 @@ impl SecretMetadata {
                 (VERSION_ANNOTATION, version.version.to_string()),
                 (KEY_ID_ANNOTATION, version.key_id.clone()),
                 (ISSUED_AT_ANNOTATION, version.issued_at.to_string()),
+                (SCOPES_ANNOTATION, version.scopes.join(" ")),
                 (TOKEN_ID_ANNOTATION, token_id.to_owned()),
                 (TOKEN_UID_ANNOTATION, object.uid.to_owned()),
             ]

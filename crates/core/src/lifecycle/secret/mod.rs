@@ -12,15 +12,12 @@ pub(super) use metadata::desired_metadata;
 pub use ownership::{has_labels_of, inspect, is_controlled_by};
 
 use crate::crd::ApiToken;
-use crate::crd::labels::VELERO_RESTORE_LABEL;
 
 /// The identity of an ApiToken.
 struct Object<'a> {
     namespace: &'a str,
     name: &'a str,
     uid: &'a str,
-    /// Whether Velero restored it, so that its uid is new.
-    restored: bool,
 }
 
 impl<'a> Object<'a> {
@@ -30,10 +27,6 @@ impl<'a> Object<'a> {
             namespace: metadata.namespace.as_deref().unwrap_or_default(),
             name: metadata.name.as_deref().unwrap_or_default(),
             uid: metadata.uid.as_deref().unwrap_or_default(),
-            restored: metadata
-                .labels
-                .as_ref()
-                .is_some_and(|labels| labels.contains_key(VELERO_RESTORE_LABEL)),
         }
     }
 }

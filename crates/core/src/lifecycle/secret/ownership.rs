@@ -19,8 +19,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::{Object, annotation};
 use crate::crd::ApiToken;
 use crate::crd::labels::{
-    ISSUED_AT_ANNOTATION, KEY_ID_ANNOTATION, MANAGED_BY, MANAGED_BY_VALUE, SEAL_ANNOTATION,
-    TOKEN_ID_ANNOTATION, TOKEN_LABEL, TOKEN_UID_ANNOTATION, VERSION_ANNOTATION,
+    ISSUED_AT_ANNOTATION, KEY_ID_ANNOTATION, MANAGED_BY, MANAGED_BY_VALUE, SCOPES_ANNOTATION,
+    SEAL_ANNOTATION, TOKEN_ID_ANNOTATION, TOKEN_LABEL, TOKEN_UID_ANNOTATION, VERSION_ANNOTATION,
 };
 use crate::lifecycle::observed::{OwnSecret, SealedVersion, SecretState};
 use crate::lifecycle::spec::Spec;
@@ -83,8 +83,9 @@ pub fn inspect(secret: &Secret, token: &ApiToken, spec: &Spec, peppers: &Peppers
     }))
 }
 
-/// Verifies the seal. `None`: there is no valid one. `Some(None)`: it was made for an earlier object of this name, so
-/// the Secret is ours to overwrite, and its token no longer works.
+/// Verifies the seal. `None`: there is no valid one. `Some(None)`: the token was revoked, or the seal was made for an earlier
+/// object of this name, whose deletion revoked it. The Secret is ours to overwrite, and its token never works again,
+/// whatever labels say: those are the tenant's.
 fn seal(secret: &Secret, object: &Object<'_>, peppers: &Peppers) -> Option<Option<SealedVersion>> {
     let metadata = &secret.metadata;
     let text = annotation(metadata, KEY_ID_ANNOTATION)?;
@@ -100,7 +101,8 @@ fn seal(secret: &Secret, object: &Object<'_>, peppers: &Peppers) -> Option<Optio
     let uid = annotation(metadata, TOKEN_UID_ANNOTATION)?;
     let (version, issued_at) =
         (annotation(metadata, VERSION_ANNOTATION)?, annotation(metadata, ISSUED_AT_ANNOTATION)?);
-    let sealed = Sealed {
+    let scopes = annotation(metadata, SCOPES_ANNOTATION)?;
+    let live = Sealed {
         namespace: object.namespace,
         name: object.name,
         uid,
@@ -108,16 +110,23 @@ fn seal(secret: &Secret, object: &Object<'_>, peppers: &Peppers) -> Option<Optio
         issued_at,
         version: version.parse().ok()?,
         key_id: text,
+        scopes,
+        revoked: false,
         hash: &hash,
     };
-    if !seal.verify(peppers, &sealed) {
-        return None;
+    if !seal.verify(peppers, &live) {
+        return seal.verify(peppers, &Sealed { revoked: true, ..live }).then_some(None);
     }
-    let accepted = uid == object.uid || object.restored;
-    let issued_at = issued_at.parse().ok().filter(|_| accepted);
+    let issued_at = issued_at.parse().ok().filter(|_| uid == object.uid);
     let Some(issued_at) = issued_at else { return Some(None) };
-    let (token_id, version) = (sealed.token_id.to_owned(), sealed.version);
-    Some(Some(SealedVersion { token_id, version, key_id, hash, issued_at }))
+    Some(Some(SealedVersion {
+        token_id: live.token_id.to_owned(),
+        version: live.version,
+        key_id,
+        hash,
+        issued_at,
+        scopes: scopes.split_ascii_whitespace().map(str::to_owned).collect(),
+    }))
 }
 
 #[cfg(test)]

@@ -1,14 +1,15 @@
 //! The gRPC server, on a socket of its own: HTTP/2, with prior knowledge in the clear, or in TLS.
 //!
 //! It also serves `grpc.health.v1.Health` for Envoy's health checks and the kubelet's gRPC probes; the status is the
-//! readiness of the process. The resources that a hostile peer can occupy are bounded for each connection: streams, header
-//! lists and messages by size and number, everything else by time.
+//! readiness of the process. What hostile peers can occupy is bounded, also by all of them together: connections, streams,
+//! header lists and messages by size and number, everything else by time. All together have at most 1.2 MiB for each of
+//! [`MAX_CONNECTIONS`], some 300 MiB: a window, and [`MAX_STREAMS`] header lists and messages.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::{AuthorizationServer, SERVICE_NAME};
 use http::{Request, Response};
@@ -19,33 +20,36 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use super::connections::Connections;
+use super::progress::{Progress, Signal};
 use super::{Timeouts, accept};
 use crate::endpoints::gateway::ext_authz::{ExtAuthz, Peer};
 use crate::metrics::ConnectionMetrics;
 use tokenward_runtime::telemetry::probes::Readiness;
 
-/// Open connections; a further one waits until another closes. An Envoy opens one for each worker thread, so this is enough
-/// for dozens of gateways.
-const MAX_CONNECTIONS: usize = 1_000;
-/// Concurrent calls on a connection. Envoy opens another connection if it needs more.
-const MAX_STREAMS: u32 = 100;
+/// Open connections; a further one displaces the one that has made no call for longest, as over HTTP. An Envoy opens one
+/// for each worker thread, so this is enough for dozens of gateways.
+const MAX_CONNECTIONS: usize = 256;
+/// Concurrent calls on a connection, each of which may make the verifier store a message. A check takes microseconds, so
+/// this is thousands of calls a second; Envoy opens another connection if it needs more.
+const MAX_STREAMS: u32 = 8;
+/// For a call to arrive whole. Gateways are near, and send it at once.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The headers of a call, which are few: the client's headers are in the message.
-const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
+const MAX_HEADER_LIST_BYTES: u32 = 8 * 1024;
 /// Envoy accepts up to 60 KiB of headers from a client by default, and sends the path twice.
 const MAX_MESSAGE_BYTES: usize = 128 * 1024;
 /// How much a client may send ahead on one stream, and on all streams of a connection.
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 128 * 1024;
 /// Streams that were opened and reset before they were handled ("rapid reset", CVE-2023-44487). The default of h2.
 const MAX_PENDING_RESETS: usize = 20;
 /// When a silent peer is sent a ping, and how long its acknowledgement may take.
@@ -81,7 +85,8 @@ impl Server {
         let endpoint = AuthorizationServer::new(endpoint).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let routes =
             Routes::new(endpoint).add_service(health.max_decoding_message_size(MAX_MESSAGE_BYTES)).prepare();
-        let shared = Shared { routes, tls, timeouts, metrics, stop };
+        let connections = Connections::new(MAX_CONNECTIONS, metrics);
+        let shared = Shared { routes, tls, timeouts, connections, stop };
         tokio::select! {
             () = shared.accept(listener) => {}
             () = follow(readiness, reporter) => {}
@@ -113,45 +118,50 @@ struct Shared {
     routes: Routes,
     tls: Option<TlsAcceptor>,
     timeouts: Timeouts,
-    metrics: ConnectionMetrics,
+    connections: Connections,
     stop: CancellationToken,
 }
 
 impl Shared {
     async fn accept(&self, listener: TcpListener) {
-        let (permits, connections) = (Arc::new(Semaphore::new(MAX_CONNECTIONS)), TaskTracker::new());
-        while let Some(Ok(next)) = self.stop.run_until_cancelled(next(&listener, &permits)).await {
-            let (stream, peer, permit) = next;
+        while let Some((stream, peer)) = self.stop.run_until_cancelled(accept(&listener)).await {
+            let (slot, progress) = self.connections.open(Instant::now());
             let shared = self.clone();
-            connections.spawn(async move {
-                shared.metrics.open.inc();
-                shared.connection(stream, peer).await;
-                shared.metrics.open.dec();
-                drop(permit);
+            tokio::spawn(async move {
+                progress.register_task().await;
+                let served = shared.connection(stream, peer, progress.clone());
+                progress.run_until(Signal::Close, served).await;
+                drop(slot);
             });
         }
         drop(listener);
-        connections.close();
-        connections.wait().await;
+        self.connections.finish().await;
     }
 
-    async fn connection(&self, stream: TcpStream, peer: IpAddr) {
-        let Some(acceptor) = &self.tls else { return self.http2(stream, peer).await };
+    async fn connection(&self, stream: TcpStream, peer: IpAddr, progress: Arc<Progress>) {
+        let Some(acceptor) = &self.tls else { return self.http2(stream, peer, progress).await };
         let handshake = tokio::time::timeout(self.timeouts.header_read, acceptor.accept(stream)).await;
         if let Ok(Ok(stream)) = handshake {
-            self.http2(stream, peer).await;
+            self.http2(stream, peer, progress).await;
         }
     }
 
     /// Serves a connection until the client closes it, no call has come for too long, or the process stops. A client that
     /// has made calls gets a GOAWAY in the last two cases, so that it sends no call on a connection that is closing.
-    async fn http2(&self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, peer: IpAddr) {
+    async fn http2(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        peer: IpAddr,
+        progress: Arc<Progress>,
+    ) {
         let (calls, timeouts) = (Arc::new(Calls::default()), self.timeouts);
         let (routes, counted) = (TowerToHyperService::new(self.routes.clone()), Arc::clone(&calls));
         let service = service_fn(move |mut request: Request<Incoming>| {
             counted.begin();
+            progress.begin();
+            progress.end();
             request.extensions_mut().insert(Peer(peer));
-            in_time(routes.call(request), timeouts)
+            in_time(routes.call(request))
         });
         let mut served = std::pin::pin!(protocol().serve_connection(TokioIo::new(stream), service));
         tokio::select! {
@@ -165,16 +175,6 @@ impl Shared {
             let _ = tokio::time::timeout(timeouts.shutdown_grace, served).await;
         }
     }
-}
-
-/// The next connection, once there is a permit for it.
-async fn next(
-    listener: &TcpListener,
-    permits: &Arc<Semaphore>,
-) -> Result<(TcpStream, IpAddr, OwnedSemaphorePermit), AcquireError> {
-    let permit = Arc::clone(permits).acquire_owned().await?;
-    let (stream, peer) = accept(listener).await;
-    Ok((stream, peer, permit))
 }
 
 fn protocol() -> http2::Builder<TokioExecutor> {
@@ -194,9 +194,8 @@ fn protocol() -> http2::Builder<TokioExecutor> {
 /// The response, or `DEADLINE_EXCEEDED` if the message is not complete in time. Once it is, no call takes long.
 async fn in_time(
     response: impl Future<Output = Result<Response<Body>, Infallible>>,
-    timeouts: Timeouts,
 ) -> Result<Response<Body>, Infallible> {
-    tokio::time::timeout(timeouts.header_read, response)
+    tokio::time::timeout(MESSAGE_TIMEOUT, response)
         .await
         .unwrap_or_else(|_| Ok(Status::deadline_exceeded("the request was not complete in time").into_http()))
 }

@@ -290,6 +290,21 @@ async fn a_flood_of_resets_ends_its_connection_and_no_other() {
     assert_eq!(check(&channel, good()).await, Ok(0));
 }
 
+/// Connections that do nothing lock nobody out, whether they have made a call or not.
+#[tokio::test]
+async fn a_new_connection_displaces_the_quietest() {
+    let server = start(LONG, LONG).await;
+    let (mut called, mut silent) = (Vec::new(), Vec::new());
+    for _ in 0..MAX_CONNECTIONS / 2 + 10 {
+        let channel = server.channel().await;
+        assert_eq!(check(&channel, good()).await, Ok(0));
+        called.push(channel);
+        silent.push(server.connect().await);
+        assert!(server.open.get() <= i64::try_from(MAX_CONNECTIONS).unwrap() + 5, "{}", server.open.get());
+    }
+    assert!(server.works().await);
+}
+
 #[tokio::test]
 async fn an_incomplete_message_times_out() {
     let server = start(SHORT, LONG).await;

@@ -103,7 +103,7 @@ impl GatewayRequest for ExtAuthzRequest<'_> {
     /// HTTP.
     fn client(&self, headers: &HeaderMap, trusted: &TrustedProxies) -> Option<IpAddr> {
         if trusted.trusts(self.gateway) {
-            trusted.client(headers, self.source()?)
+            trusted.client_behind(headers, self.source()?)
         } else {
             Some(self.gateway)
         }

@@ -319,10 +319,13 @@ fn the_client_has_the_rightmost_address_that_is_no_trusted_proxy() {
         ("10.0.0.1", &[b"203.0.113.9", b"198.51.100.1"], OUTSIDE, OUTSIDE),
         ("10.0.0.1", &[b"198.51.100.1", b"203.0.113.9", b"10.0.0.2"], INSIDE, OUTSIDE),
         ("10.0.0.1", &[b"203.0.113.9, 198.51.100.1, 10.0.0.2"], OUTSIDE, OUTSIDE),
+        // A proxy that reports nobody, or itself.
+        ("10.0.0.1", &[], OUTSIDE, OUTSIDE),
+        ("10.0.0.1", &[b""], OUTSIDE, OUTSIDE),
+        ("10.0.0.1", &[b" , ,"], OUTSIDE, OUTSIDE),
+        ("10.0.0.1", &[b"10.0.0.1"], OUTSIDE, OUTSIDE),
+        ("10.0.0.1", &[b"10.0.0.1, 10.0.0.2"], OUTSIDE, OUTSIDE),
         // Only proxies: the first of them is the client.
-        ("10.0.0.1", &[], OUTSIDE, INSIDE),
-        ("10.0.0.1", &[b""], OUTSIDE, INSIDE),
-        ("10.0.0.1", &[b" , ,"], OUTSIDE, INSIDE),
         ("10.0.0.1", &[b"10.0.0.3, 10.0.0.2"], OUTSIDE, INSIDE),
         ("10.0.0.1", &[b"203.0.113.9,,10.0.0.2"], INSIDE, OUTSIDE),
         // A client can write anything in front of its own address.
