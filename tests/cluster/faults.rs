@@ -139,6 +139,15 @@ pub async fn a_missing_pepper_stops_the_controller(site: &Site) {
         "none may be generated silently"
     );
 
+    // As in a restore that has not come to the statuses yet.
+    let status = space.get("t").await.status;
+    space.patch_status("t", json!({"status": null})).await;
+    let mut stopped = start();
+    assert_eq!(stopped.ended().await, Some(1));
+    let words = format!("is missing, but Secret {}/t carries a seal that was made with it", space.name);
+    assert!(stopped.log().contains(&words), "{}", stopped.log());
+    space.patch_status("t", json!({"status": status})).await;
+
     pepper.metadata = kube::api::ObjectMeta { name: pepper.metadata.name, ..Default::default() };
     let mut damaged = pepper.clone();
     damaged.data.as_mut().expect("data").insert("p1".to_owned(), k8s_openapi::ByteString(vec![0; 31]));

@@ -5,30 +5,32 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, PostParams};
 use kube::core::DeserializeGuard;
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt};
 use thiserror::Error;
 use tracing::info;
 
 use tokenward_core::crd::ApiToken;
-use tokenward_core::crd::labels::WARNING_ANNOTATION;
+use tokenward_core::crd::labels::{
+    MANAGED_BY, MANAGED_BY_VALUE, SEAL_ANNOTATION, TOKEN_LABEL, WARNING_ANNOTATION,
+};
 use tokenward_core::token::{PepperError, Peppers};
 use tokenward_runtime::cluster::error::{is_already_exists, is_not_found, message};
 use tokenward_runtime::cluster::pepper::{PEPPER_SECRET, read};
 use tokenward_runtime::entropy::{NoEntropy, random_bytes};
 
-/// How many tokens one page of the search for a stored hash lists.
-const PAGE_SIZE: u32 = 500;
+/// Objects in a page of the search for a hash or a seal.
+const PAGE_SIZE: u32 = 50;
 
 /// Why there is no pepper to work with.
 #[derive(Debug, Error)]
 pub(crate) enum Error {
     /// There is no pepper, and a new one would invalidate every token.
     #[error(
-        "Secret {namespace}/{PEPPER_SECRET} is missing, but ApiToken {example} carries a hash that was made with it. \
-         A new pepper would invalidate every token, so none is made. Restore the Secret from a backup. To discard all \
-         tokens instead, delete the ApiTokens and start again"
+        "Secret {namespace}/{PEPPER_SECRET} is missing, but {found} that was made with it. A new pepper would invalidate \
+         every token, so none is made. Restore the Secret from a backup. To discard all tokens instead, delete the \
+         ApiTokens and their Secrets and start again"
     )]
-    Missing { namespace: String, example: String },
+    Missing { namespace: String, found: String },
     #[error("Secret {namespace}/{PEPPER_SECRET} can't be used: {source}. Restore it from a backup")]
     Damaged { namespace: String, source: PepperError },
     #[error("{attempt}: {}", message(.source))]
@@ -37,7 +39,7 @@ pub(crate) enum Error {
     Random(#[from] NoEntropy),
 }
 
-/// Makes sure that there is a pepper. Creates one only as long as no ApiToken has a hash in its status.
+/// Makes sure that there is a pepper. Creates one only as long as no ApiToken has a hash in its status, and no Secret a seal.
 pub(crate) async fn ensure(client: &Client, namespace: &str, tokens: &[Api<ApiToken>]) -> Result<(), Error> {
     let api = Api::<Secret>::namespaced(client.clone(), namespace);
     let attempt = |attempt: &str| {
@@ -53,8 +55,13 @@ pub(crate) async fn ensure(client: &Client, namespace: &str, tokens: &[Api<ApiTo
         Err(error) => return Err(attempt("reading")(error)),
     }
     for api in tokens {
-        if let Some(example) = find_hash(api).await? {
-            return Err(Error::Missing { namespace: namespace.to_owned(), example });
+        // In a restore, Secrets may come before statuses, and the pepper last.
+        let found = match find_hash(api).await? {
+            Some(token) => Some(format!("ApiToken {token} carries a hash")),
+            None => find_seal(api).await?.map(|secret| format!("Secret {secret} carries a seal")),
+        };
+        if let Some(found) = found {
+            return Err(Error::Missing { namespace: namespace.to_owned(), found });
         }
     }
     let pepper = random_bytes()?;
@@ -108,6 +115,30 @@ async fn find_hash(api: &Api<ApiToken>) -> Result<Option<String>, Error> {
             let metadata = kube::Resource::meta(token);
             let (namespace, name) = (metadata.namespace.as_deref(), metadata.name.as_deref());
             return Ok(Some(format!("{}/{}", namespace.unwrap_or_default(), name.unwrap_or_default())));
+        }
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => return Ok(None),
+        }
+    }
+}
+
+/// A Secret with a seal, if there is one among those that are labelled as ours.
+async fn find_seal(tokens: &Api<ApiToken>) -> Result<Option<String>, Error> {
+    let api: Api<Secret> = match tokens.namespace() {
+        Some(namespace) => Api::namespaced(tokens.clone().into_client(), namespace),
+        None => Api::all(tokens.clone().into_client()),
+    };
+    let labels = format!("{MANAGED_BY}={MANAGED_BY_VALUE},{TOKEN_LABEL}");
+    let mut params = ListParams::default().labels(&labels).limit(PAGE_SIZE);
+    loop {
+        let page = api
+            .list_metadata(&params)
+            .await
+            .map_err(|source| Error::Api { attempt: "listing Secrets".to_owned(), source })?;
+        let sealed = page.items.iter().find(|secret| secret.annotations().contains_key(SEAL_ANNOTATION));
+        if let Some(secret) = sealed {
+            return Ok(Some(format!("{}/{}", secret.namespace().unwrap_or_default(), secret.name_any())));
         }
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params = params.continue_token(&token),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 use thiserror::Error;
 
@@ -12,6 +12,9 @@ use thiserror::Error;
 const PEPPER_BYTES: usize = 32;
 /// The key of the pepper Secret that names the current pepper.
 const CURRENT: &str = "current";
+
+/// Separates ids from whatever else is hashed with a pepper.
+const ID_DOMAIN: &[u8] = b"tokenward/pepper-id/v1";
 
 /// The name of a pepper: 1 to 16 lower-case letters and digits. Stored inline, so that it is `Copy`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -84,9 +87,12 @@ impl Peppers {
         Ok(Self { current, keys })
     }
 
-    /// The data of a new pepper Secret, which [`Self::from_data`] parses.
+    /// The data of a new pepper Secret, which [`Self::from_data`] parses. Its id comes from the pepper, so that no two
+    /// peppers have the same, and a hash that was made under a lost one can be recognised.
     pub fn new_data(pepper: &[u8; PEPPER_BYTES]) -> BTreeMap<String, Vec<u8>> {
-        [(CURRENT.to_owned(), b"p1".to_vec()), ("p1".to_owned(), pepper.to_vec())].into()
+        let digest = Sha256::new().chain_update(ID_DOMAIN).chain_update(pepper).finalize();
+        let id = digest[..4].iter().fold("p".to_owned(), |id, byte| format!("{id}{byte:02x}"));
+        [(CURRENT.to_owned(), id.clone().into_bytes()), (id, pepper.to_vec())].into()
     }
 
     /// The pepper under which new hashes are made.
@@ -147,6 +153,14 @@ mod tests {
             other[byte] ^= 1 << bit;
             prop_assert!(!are_equal(&mac, &other));
         }
+    }
+
+    #[test]
+    fn two_peppers_have_two_ids() {
+        let id = |byte| Peppers::from_data(&Peppers::new_data(&[byte; 32])).expect("peppers").current();
+        assert_eq!(id(1), id(1));
+        assert_ne!(id(1), id(2));
+        assert_eq!(id(1).as_str().len(), 9);
     }
 
     #[test]

@@ -108,8 +108,8 @@ mod tests {
         Peppers::from_data(&Peppers::new_data(&[byte; 32])).expect("peppers")
     }
 
-    fn hash(byte: u8) -> Hash {
-        Hash { pepper: PepperId::parse("p1").expect("id"), mac: [byte; 32] }
+    fn hash(peppers: &Peppers, byte: u8) -> Hash {
+        Hash { pepper: peppers.current(), mac: [byte; 32] }
     }
 
     fn sealed(hash: &Hash) -> Sealed<'_> {
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn a_seal_authenticates_every_field() {
         let peppers = peppers(1);
-        let (hash, other_hash) = (hash(1), hash(2));
+        let (hash, other_hash) = (hash(&peppers, 1), hash(&peppers, 2));
         let sealed = sealed(&hash);
         let seal =
             Seal::parse(&Seal::make(&peppers, &sealed).expect("seal").to_string()).expect("stored form");
@@ -154,9 +154,13 @@ mod tests {
 
     #[test]
     fn a_seal_of_another_pepper_does_not_verify() {
-        let hash = hash(1);
-        let seal = Seal::make(&peppers(2), &sealed(&hash)).expect("seal");
-        assert!(!seal.verify(&peppers(1), &sealed(&hash)));
+        let (one, other) = (peppers(1), peppers(2));
+        let hash = hash(&other, 1);
+        let seal = Seal::make(&other, &sealed(&hash)).expect("seal");
+        assert!(!seal.verify(&one, &sealed(&hash)));
+        // Nor does the name of a pepper make it the same.
+        let renamed = Seal { pepper: one.current(), ..seal };
+        assert!(!renamed.verify(&one, &sealed(&hash)));
         assert_eq!(Seal::parse("nonsense"), None);
         assert_eq!(Seal::parse("p1:AAAA"), None);
     }
