@@ -162,7 +162,7 @@ pub struct Rejection {
 }
 
 impl Rejection {
-    /// When the write is retried, [`RETRY`] after it failed.
+    /// When the write is retried, `RETRY` after it failed.
     pub fn retry_at(&self) -> Timestamp {
         self.at.checked_add(RETRY).unwrap_or(Timestamp::MAX)
     }

@@ -3,7 +3,7 @@
 //! It also serves `grpc.health.v1.Health` for Envoy's health checks and the kubelet's gRPC probes; the status is the
 //! readiness of the process. What hostile peers can occupy is bounded, also by all of them together: connections, streams,
 //! header lists and messages by size and number, everything else by time. All together have at most 1.2 MiB for each of
-//! [`MAX_CONNECTIONS`], some 300 MiB: a window, and [`MAX_STREAMS`] header lists and messages.
+//! `MAX_CONNECTIONS`, some 300 MiB: a window, and `MAX_STREAMS` header lists and messages.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
