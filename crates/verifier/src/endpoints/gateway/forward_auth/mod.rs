@@ -44,16 +44,28 @@ struct HttpCheck<'a, B> {
     peer: IpAddr,
 }
 
+/// Whether a path contains an encoded question mark, as nginx makes of the query in `auth_request /_auth?scope=…` where
+/// `proxy_pass` has a path of its own.
+fn contains_encoded_query(path: &str) -> bool {
+    path.as_bytes().windows(3).any(|bytes| bytes.eq_ignore_ascii_case(b"%3F"))
+}
+
 impl<B> GatewayRequest for HttpCheck<'_, B> {
     type Response = HttpResponse;
 
     fn requirements(&self) -> Result<Requirements<'_>, GatewayError> {
         let uri = self.request.uri();
         // Below /auth/ a gateway has appended the client's own path and query, which may have other parameters.
-        let unknown = if uri.path() == Route::ForwardAuth.path() {
-            UnknownParameters::Deny
-        } else {
-            UnknownParameters::Ignore
+        let unknown = match uri.path().strip_prefix(Route::ForwardAuth.path()) {
+            Some("") => UnknownParameters::Deny,
+            Some(below) if contains_encoded_query(below) => {
+                return Err(GatewayError::Malformed(
+                    "the path contains an encoded question mark, %3F: the gateway has made the query a part of the \
+                     path, and what the route requires is lost"
+                        .into(),
+                ));
+            }
+            _ => UnknownParameters::Ignore,
         };
         Requirements::from_query(uri.query().unwrap_or_default(), unknown)
     }

@@ -130,6 +130,21 @@ fn a_token_in_the_query_is_ignored() {
 }
 
 #[test]
+fn a_requirement_is_not_lost_below_the_path() {
+    let fixture = Fixture::new();
+    for (uri, status) in [
+        ("/auth/", 200),
+        ("/auth/?scope=orders:read", 200),
+        ("/auth/%3Fscope=admin:write", 400),
+        ("/auth/x/%3fscope=admin:write", 400),
+        ("/auth/orders?page=2", 200),
+        ("/auth/orders%2F7", 200),
+    ] {
+        assert_eq!(fixture.get(uri, &[("authorization", &bearer(1))]).status, status, "{uri}");
+    }
+}
+
+#[test]
 fn scopes_of_a_route() {
     let fixture = Fixture::new();
     let many = |count: usize| vec!["scope=orders:read"; count].join("&");
