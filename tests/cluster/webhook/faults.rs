@@ -378,6 +378,9 @@ pub async fn configuration_errors_are_reported_until_they_are_fixed(site: &Site)
             site.try_kubectl(&["apply", "-n", &space.name, "-f", &file.path().display().to_string()]);
         assert!(!ok && said.contains(words), "{object}: {said}");
     }
+    // Only in front of the host is an @ the end of a user name.
+    let path = json!({"url": "http://x.example/@team?to=a@b#@", "events": ["*"], "suspend": true});
+    hooks.create("at", path).await;
     let secret = |url: &str, key: &str| {
         let object = json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "theirs"},

@@ -53,7 +53,7 @@ pub struct TokenWebhookSpec {
     /// Where to send the events: an http or https URL. Exactly one of `url` and `urlFrom` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 8, max = 2048))]
-    #[x_kube(validation = Rule::new("isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != '' && !self.contains('@')")
+    #[x_kube(validation = Rule::new("isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != '' && !self.matches('^[^/?#]*//[^/?#]*@')")
         .message("url must be an absolute http or https URL without user name or password"))]
     pub url: Option<String>,
 
