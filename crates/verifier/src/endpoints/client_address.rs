@@ -18,8 +18,10 @@ impl TrustedProxies {
     /// `None`: the proxy reports nobody, itself, or what can't be read. That is nobody's address, and least of all the
     /// proxy's own, which may be in a network that the client is not in.
     pub(super) fn client(&self, headers: &HeaderMap, peer: IpAddr) -> Option<IpAddr> {
-        let client = self.client_behind(headers, peer)?;
-        (client != peer || !self.trusts(peer)).then_some(client)
+        if !self.trusts(peer) {
+            return Some(peer);
+        }
+        self.client_behind(headers, peer).filter(|client| *client != peer)
     }
 
     /// The address that X-Forwarded-For, read from the right, reports behind this one, as long as the reporting one is a

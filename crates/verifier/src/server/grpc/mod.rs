@@ -8,7 +8,6 @@
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::{AuthorizationServer, SERVICE_NAME};
@@ -154,12 +153,11 @@ impl Shared {
         peer: IpAddr,
         progress: Arc<Progress>,
     ) {
-        let (calls, timeouts) = (Arc::new(Calls::default()), self.timeouts);
-        let (routes, counted) = (TowerToHyperService::new(self.routes.clone()), Arc::clone(&calls));
+        let (routes, counted) = (TowerToHyperService::new(self.routes.clone()), Arc::clone(&progress));
         let service = service_fn(move |mut request: Request<Incoming>| {
+            // As several calls may be in progress at once, only their number counts.
             counted.begin();
-            progress.begin();
-            progress.end();
+            counted.end();
             request.extensions_mut().insert(Peer(peer));
             in_time(routes.call(request))
         });
@@ -167,12 +165,12 @@ impl Shared {
         tokio::select! {
             // An error here is the client's: it broke the connection or the protocol.
             _ = served.as_mut() => return,
-            () = calls.stopped(timeouts) => {}
+            () = calls_stopped(&progress, self.timeouts) => {}
             () = self.stop.cancelled() => {}
         }
-        if calls.any() {
+        if progress.steps() > 0 {
             served.as_mut().graceful_shutdown();
-            let _ = tokio::time::timeout(timeouts.shutdown_grace, served).await;
+            let _ = tokio::time::timeout(self.timeouts.shutdown_grace, served).await;
         }
     }
 }
@@ -200,31 +198,17 @@ async fn in_time(
         .unwrap_or_else(|_| Ok(Status::deadline_exceeded("the request was not complete in time").into_http()))
 }
 
-/// The number of calls that a connection has received.
-#[derive(Debug, Default)]
-struct Calls(AtomicUsize);
-
-impl Calls {
-    fn begin(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn any(&self) -> bool {
-        self.0.load(Ordering::Relaxed) > 0
-    }
-
-    /// Returns when no call has come for too long. The first must come within the time for a request head, because a client
-    /// connects to make a call; each further one within the time for which a connection may be idle.
-    async fn stopped(&self, timeouts: Timeouts) {
-        let (mut before, mut wait) = (0, timeouts.header_read);
-        loop {
-            tokio::time::sleep(wait).await;
-            let now = self.0.load(Ordering::Relaxed);
-            if now == before {
-                return;
-            }
-            (before, wait) = (now, timeouts.keep_alive);
+/// Returns when no call has come for too long. The first must come within the time for a request head, because a client
+/// connects to make a call; each further one within the time for which a connection may be idle.
+async fn calls_stopped(progress: &Progress, timeouts: Timeouts) {
+    let (mut before, mut wait) = (0, timeouts.header_read);
+    loop {
+        tokio::time::sleep(wait).await;
+        let now = progress.steps();
+        if now == before {
+            return;
         }
+        (before, wait) = (now, timeouts.keep_alive);
     }
 }
 
