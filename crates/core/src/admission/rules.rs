@@ -102,20 +102,22 @@ fn lifts_a_limit(new: &ApiTokenSpec, old: &ApiTokenSpec) -> bool {
 }
 
 fn widens_audiences(new: &ApiTokenSpec, old: &ApiTokenSpec) -> bool {
-    let (new, old) =
-        (new.audiences.as_deref().unwrap_or_default(), old.audiences.as_deref().unwrap_or_default());
-    // An empty list is no limit.
-    !old.is_empty() && (new.is_empty() || new.iter().any(|audience| !old.contains(audience)))
+    let old = old.audiences.as_deref().unwrap_or_default();
+    widens(new.audiences.as_deref().unwrap_or_default(), old, |audience| old.contains(audience))
 }
 
 fn widens_networks(new: &ApiTokenSpec, old: &ApiTokenSpec) -> bool {
-    let (new, old) = (cidrs(new), cidrs(old));
-    let contained = |network: &str| {
+    let old = cidrs(old);
+    widens(cidrs(new), old, |network| {
         // Only what can be read on both sides is known to be no wider.
         let Ok(network) = network.parse::<IpNet>() else { return false };
         old.iter().filter_map(|old| old.parse::<IpNet>().ok()).any(|old| old.contains(&network))
-    };
-    !old.is_empty() && (new.is_empty() || new.iter().any(|network| !contained(network)))
+    })
+}
+
+/// Whether a list of what is allowed, of which an empty one is no limit, allows more than the old one covers.
+fn widens(new: &[String], old: &[String], covered: impl FnMut(&String) -> bool) -> bool {
+    !old.is_empty() && (new.is_empty() || !new.iter().all(covered))
 }
 
 fn cidrs(spec: &ApiTokenSpec) -> &[String] {
