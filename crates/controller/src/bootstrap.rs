@@ -4,15 +4,14 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, PostParams};
-use kube::core::DeserializeGuard;
-use kube::{Api, Client, ResourceExt};
+use kube::core::ObjectList;
+use kube::{Api, Client, Resource, ResourceExt};
 use thiserror::Error;
 use tracing::info;
 
-use tokenward_core::crd::ApiToken;
-use tokenward_core::crd::labels::{
-    MANAGED_BY, MANAGED_BY_VALUE, SEAL_ANNOTATION, TOKEN_LABEL, WARNING_ANNOTATION,
-};
+use crate::objects::{SecretMeta, Token, token_secrets_selector};
+use crate::watches::api;
+use tokenward_core::crd::labels::{SEAL_ANNOTATION, WARNING_ANNOTATION};
 use tokenward_core::token::{PepperError, Peppers};
 use tokenward_runtime::cluster::error::{is_already_exists, is_not_found, message};
 use tokenward_runtime::cluster::pepper::{PEPPER_SECRET, read};
@@ -40,13 +39,17 @@ pub(crate) enum Error {
 }
 
 /// Makes sure that there is a pepper. Creates one only as long as no ApiToken has a hash in its status, and no Secret a seal.
-pub(crate) async fn ensure(client: &Client, namespace: &str, tokens: &[Api<ApiToken>]) -> Result<(), Error> {
-    let api = Api::<Secret>::namespaced(client.clone(), namespace);
+pub(crate) async fn ensure(
+    client: &Client,
+    namespace: &str,
+    watched: &[Option<String>],
+) -> Result<(), Error> {
+    let peppers = Api::<Secret>::namespaced(client.clone(), namespace);
     let attempt = |attempt: &str| {
         let attempt = format!("{attempt} Secret {namespace}/{PEPPER_SECRET}");
         move |source| Error::Api { attempt, source }
     };
-    match api.get(PEPPER_SECRET).await {
+    match peppers.get(PEPPER_SECRET).await {
         Ok(secret) => {
             read(secret).map_err(|source| Error::Damaged { namespace: namespace.to_owned(), source })?;
             return Ok(());
@@ -54,11 +57,12 @@ pub(crate) async fn ensure(client: &Client, namespace: &str, tokens: &[Api<ApiTo
         Err(error) if is_not_found(&error) => {}
         Err(error) => return Err(attempt("reading")(error)),
     }
-    for api in tokens {
+    for watched in watched {
+        let watched = watched.as_deref();
         // In a restore, Secrets may come before statuses, and the pepper last.
-        let found = match find_hash(api).await? {
+        let found = match find_hash(client, watched).await? {
             Some(token) => Some(format!("ApiToken {token} carries a hash")),
-            None => find_seal(api).await?.map(|secret| format!("Secret {secret} carries a seal")),
+            None => find_seal(client, watched).await?.map(|secret| format!("Secret {secret} carries a seal")),
         };
         if let Some(found) = found {
             return Err(Error::Missing { namespace: namespace.to_owned(), found });
@@ -83,7 +87,7 @@ pub(crate) async fn ensure(client: &Client, namespace: &str, tokens: &[Api<ApiTo
         ),
         ..Default::default()
     };
-    match api.create(&PostParams::default(), &secret).await {
+    match peppers.create(&PostParams::default(), &secret).await {
         Ok(_) => {
             info!(namespace, secret = PEPPER_SECRET, "created the pepper; back it up");
             Ok(())
@@ -95,50 +99,37 @@ pub(crate) async fn ensure(client: &Client, namespace: &str, tokens: &[Api<ApiTo
 }
 
 /// An ApiToken with a hash in its status, if there is one. One that can't be read may have one.
-async fn find_hash(api: &Api<ApiToken>) -> Result<Option<String>, Error> {
-    // Without the guard, one unreadable object would make the whole list fail.
-    let api: Api<DeserializeGuard<ApiToken>> = match api.namespace() {
-        Some(namespace) => Api::namespaced(api.clone().into_client(), namespace),
-        None => Api::all(api.clone().into_client()),
+async fn find_hash(client: &Client, namespace: Option<&str>) -> Result<Option<String>, Error> {
+    // One unreadable object must not make the whole list fail.
+    let tokens: Api<Token> = api(client, namespace);
+    let has_hash = |token: &Token| match &token.0 {
+        Ok(token) => token.status.as_ref().is_some_and(|status| !status.versions.is_empty()),
+        Err(_) => true,
     };
-    let mut params = ListParams::default().limit(PAGE_SIZE);
-    loop {
-        let page = api
-            .list(&params)
-            .await
-            .map_err(|source| Error::Api { attempt: "listing ApiTokens".to_owned(), source })?;
-        let has_hash = |token: &DeserializeGuard<ApiToken>| match &token.0 {
-            Ok(token) => token.status.as_ref().is_some_and(|status| !status.versions.is_empty()),
-            Err(_) => true,
-        };
-        if let Some(token) = page.items.iter().find(|token| has_hash(token)) {
-            let metadata = kube::Resource::meta(token);
-            let (namespace, name) = (metadata.namespace.as_deref(), metadata.name.as_deref());
-            return Ok(Some(format!("{}/{}", namespace.unwrap_or_default(), name.unwrap_or_default())));
-        }
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => params = params.continue_token(&token),
-            None => return Ok(None),
-        }
-    }
+    find("listing ApiTokens", ListParams::default(), async |page| tokens.list(page).await, has_hash).await
 }
 
 /// A Secret with a seal, if there is one among those that are labelled as ours.
-async fn find_seal(tokens: &Api<ApiToken>) -> Result<Option<String>, Error> {
-    let api: Api<Secret> = match tokens.namespace() {
-        Some(namespace) => Api::namespaced(tokens.clone().into_client(), namespace),
-        None => Api::all(tokens.clone().into_client()),
-    };
-    let labels = format!("{MANAGED_BY}={MANAGED_BY_VALUE},{TOKEN_LABEL}");
-    let mut params = ListParams::default().labels(&labels).limit(PAGE_SIZE);
+async fn find_seal(client: &Client, namespace: Option<&str>) -> Result<Option<String>, Error> {
+    let secrets: Api<Secret> = api(client, namespace);
+    let labelled = ListParams::default().labels(&token_secrets_selector());
+    let is_sealed = |secret: &SecretMeta| secret.annotations().contains_key(SEAL_ANNOTATION);
+    find("listing Secrets", labelled, async |page| secrets.list_metadata(page).await, is_sealed).await
+}
+
+/// The first object for which `is_match` holds, as `namespace/name`. `list` gets a page.
+async fn find<K: Resource + Clone>(
+    attempt: &str,
+    params: ListParams,
+    list: impl AsyncFn(&ListParams) -> kube::Result<ObjectList<K>>,
+    is_match: impl Fn(&K) -> bool,
+) -> Result<Option<String>, Error> {
+    let mut params = params.limit(PAGE_SIZE);
     loop {
-        let page = api
-            .list_metadata(&params)
-            .await
-            .map_err(|source| Error::Api { attempt: "listing Secrets".to_owned(), source })?;
-        let sealed = page.items.iter().find(|secret| secret.annotations().contains_key(SEAL_ANNOTATION));
-        if let Some(secret) = sealed {
-            return Ok(Some(format!("{}/{}", secret.namespace().unwrap_or_default(), secret.name_any())));
+        let page =
+            list(&params).await.map_err(|source| Error::Api { attempt: attempt.to_owned(), source })?;
+        if let Some(found) = page.items.iter().find(|object| is_match(object)) {
+            return Ok(Some(format!("{}/{}", found.namespace().unwrap_or_default(), found.name_any())));
         }
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params = params.continue_token(&token),

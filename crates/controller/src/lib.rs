@@ -172,9 +172,8 @@ async fn run_controllers(
 
 /// Makes sure that there is a pepper. Waits for an API server that can't be reached yet.
 async fn ensure_pepper(client: &Client, namespace: &str, watched: &[Option<String>]) -> anyhow::Result<()> {
-    let tokens: Vec<_> = watched.iter().map(|watched| watches::api(client, watched.as_deref())).collect();
     for failures in 1.. {
-        match bootstrap::ensure(client, namespace, &tokens).await {
+        match bootstrap::ensure(client, namespace, watched).await {
             Ok(()) => break,
             Err(error @ bootstrap::Error::Api { .. }) => {
                 warn!(%error, "can't start yet; trying again");

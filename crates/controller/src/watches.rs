@@ -16,10 +16,10 @@ use crate::apitoken::cache::StateCache;
 use crate::apitoken::error::Error;
 use crate::apitoken::reconcile;
 use crate::context::{Common, Context};
-use crate::objects::{SecretMeta, Token};
+use crate::objects::{SecretMeta, Token, token_secrets_selector};
 use crate::requeue::{self, Load};
 use crate::tokenwebhook::{self, Webhooks};
-use tokenward_core::crd::labels::{MANAGED_BY, MANAGED_BY_VALUE, TOKEN_LABEL};
+use tokenward_core::crd::labels::TOKEN_LABEL;
 use tokenward_runtime::backoff::WatchBackoff;
 use tokenward_runtime::cluster::error::watch_message;
 use tokenward_runtime::cluster::watch::in_pages;
@@ -152,8 +152,7 @@ fn watch_secrets(
     api: Api<SecretMeta>,
     writer: reflector::store::Writer<SecretMeta>,
 ) -> impl Stream<Item = watcher::Result<SecretMeta>> {
-    let labelled = in_pages().labels(&format!("{MANAGED_BY}={MANAGED_BY_VALUE},{TOKEN_LABEL}"));
-    watcher(api, labelled)
+    watcher(api, in_pages().labels(&token_secrets_selector()))
         .inspect_err(|error| warn!(error = watch_message(error), "Secrets can't be watched; trying again"))
         .modify(|secret| secret.metadata.managed_fields = None)
         .backoff(WatchBackoff::default())
