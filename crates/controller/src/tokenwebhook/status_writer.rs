@@ -294,8 +294,9 @@ impl Record {
         }
         if self.dead_lettered > 0 {
             let dead_lettered = std::mem::take(&mut self.dead_lettered);
+            let events = if dead_lettered == 1 { "event was" } else { "events were" };
             let message = format!(
-                "{dead_lettered} events were dead-lettered; status.deadLetters has the last of them. To send them again, change the annotation tokenward.dev/replay"
+                "{dead_lettered} {events} dead-lettered; the last are in status.deadLetters. To send them again, change the annotation tokenward.dev/replay"
             );
             self.emit(Reason::new("EventsDeadLettered", message), true);
         }
