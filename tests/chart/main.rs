@@ -50,6 +50,7 @@ fn main() -> ExitCode {
         manifests::the_argo_cd_example_has_the_chart_s_scripts,
         manifests::plain_manifests_are_what_the_chart_renders,
         manifests::the_chart_has_the_crds_that_the_code_prints,
+        manifests::the_role_of_callers_has_the_paths_of_openapi_json,
         monitoring::alert_and_dashboard_queries_are_valid,
         monitoring::alerts_fire_when_they_should,
         values::every_flag_is_understood,

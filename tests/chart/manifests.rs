@@ -1,6 +1,6 @@
 //! The plain manifests in `deploy/`, and whether the API server accepts what the chart renders.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use tokenward::manifests;
 use tokenward_core::crd;
 
-use crate::helm::{objects, render, root};
+use crate::helm::{object, objects, render, root};
 use crate::stage::Stage;
 use crate::values::{ALL_ON, FORMS};
 
@@ -61,6 +61,22 @@ pub fn the_argo_cd_example_has_the_chart_s_scripts() {
         let given = config[format!("resource.customizations.health.tokenward.dev_{kind}")].as_str();
         assert_eq!(given, Some(script.as_str()), "{} is not what the chart has", path.display());
     }
+}
+
+/// A caller with the ClusterRole can use each endpoint that authenticates its callers. A batch needs the right to single
+/// checks.
+pub fn the_role_of_callers_has_the_paths_of_openapi_json() {
+    let document = fs::read_to_string(root().join("openapi.json")).expect("a file");
+    let document: Value = serde_json::from_str(&document).expect("JSON");
+    let paths = document["paths"].as_object().expect("paths");
+    let posts = paths.iter().filter(|(path, operations)| operations["post"].is_object() && !path.contains(':'));
+    let expected: BTreeSet<_> = posts.map(|(path, _)| path.as_str()).collect();
+    let rendered = objects(&render(&[]));
+    let rules = &object(&rendered, "ClusterRole", "tokenward-caller")["rules"];
+    assert_eq!(rules.as_array().map(Vec::len), Some(1), "{rules}");
+    let urls = rules[0]["nonResourceURLs"].as_array().expect("URLs");
+    assert_eq!(urls.iter().filter_map(Value::as_str).collect::<BTreeSet<_>>(), expected);
+    assert_eq!(rules[0]["verbs"], json!(["post"]));
 }
 
 /// The plain manifests of a rendered text: one file for each folder of templates, without what only Helm needs.

@@ -2,13 +2,19 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::Context;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::sleep;
+use tracing::warn;
 
 /// How many connections may wait to be accepted. With the usual 128 a burst overflows the queue, and each client that
 /// is dropped waits a second for its next try. The system's own limit (`net.core.somaxconn`) applies, too.
 const BACKLOG: u32 = 4096;
+/// The pause after a failure to accept a connection, most likely for lack of file descriptors: without it, the loop would
+/// use a whole core until one is free.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// Listens on the address of a command-line flag, which the error names.
 pub fn listen_on(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -24,6 +30,23 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     match bind(address) {
         Err(error) if is_all && !is_final(&error) => bind((Ipv4Addr::UNSPECIFIED, address.port()).into()),
         bound => bound,
+    }
+}
+
+/// The next connection and its peer's address, which is IPv4 for an IPv4 client of a socket for both.
+pub async fn accept(listener: &TcpListener) -> (TcpStream, IpAddr) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                // A response is one small write, which Nagle's algorithm would only delay.
+                let _ = stream.set_nodelay(true);
+                return (stream, peer.ip().to_canonical());
+            }
+            Err(error) => {
+                warn!(%error, "a connection could not be accepted");
+                sleep(ACCEPT_RETRY_DELAY).await;
+            }
+        }
     }
 }
 

@@ -15,14 +15,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::warn;
 
-/// The pause after `accept` failed, which it does again at once while there are no file descriptors.
-const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+use crate::listen::accept;
+
 /// The most bytes that are buffered of a connection, and so the longest head of a request: by default hyper buffers some
 /// 400 KiB. It is the size of a TLS record, so that a body is read in as few pieces as it arrives in.
 const MAX_BUFFER: usize = 16 * 1024;
@@ -53,15 +52,7 @@ pub async fn serve<S, F>(
     // Oldest first.
     let mut open = VecDeque::<AbortHandle>::new();
     let tasks = TaskTracker::new();
-    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                warn!(%error, "a connection could not be accepted");
-                sleep(ACCEPT_RETRY).await;
-                continue;
-            }
-        };
+    while let Some((stream, _)) = stop.run_until_cancelled(accept(&listener)).await {
         open.retain(|connection| !connection.is_finished());
         if open.len() >= limits.connections {
             open.drain(..1).for_each(|oldest| oldest.abort());

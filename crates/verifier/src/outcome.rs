@@ -13,7 +13,7 @@ pub(super) enum Outcome {
     /// The request broke the endpoint's protocol.
     Malformed,
     /// The caller of the endpoint is not authenticated, or not authorized.
-    CallerRefused,
+    CallerDenied,
     /// This replica can't decide now: it lacks the tokens, the pepper, or the API server's word on the caller.
     Unavailable,
 }
@@ -26,7 +26,7 @@ impl Outcome {
             Self::Denied(code) => code.as_str(),
             Self::NoToken => "NO_TOKEN",
             Self::Malformed => "MALFORMED",
-            Self::CallerRefused => "CALLER_REFUSED",
+            Self::CallerDenied => "CALLER_DENIED",
             Self::Unavailable => "UNAVAILABLE",
         }
     }

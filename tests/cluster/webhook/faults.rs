@@ -443,7 +443,7 @@ pub async fn internal_addresses_get_no_request(site: &Site) {
         hooks.create(name, json!({"url": url, "events": ["*"]})).await;
     }
     for name in ["plain", "name", "mapped", "link"] {
-        let advice = hooks.reason(name, ConditionType::Healthy, "AddressRefused").await;
+        let advice = hooks.reason(name, ConditionType::Healthy, "AddressNotAllowed").await;
         assert!(advice.contains("--webhook-allow-cidrs"), "{advice}");
     }
     assert!(receiver.log().is_empty());

@@ -66,7 +66,7 @@ enum Phase {
 }
 
 /// The object and its status.
-pub(crate) struct Record {
+pub(crate) struct StatusWriter {
     shared: Arc<Shared>,
     name: Arc<str>,
     /// The object as last watched, read or written.
@@ -84,7 +84,7 @@ pub(crate) struct Record {
     pub(crate) dead_lettered: u64,
 }
 
-impl Record {
+impl StatusWriter {
     pub(crate) fn new(shared: Arc<Shared>, object: Arc<TokenWebhook>) -> Self {
         Self {
             shared,

@@ -29,7 +29,7 @@ use super::conditions::{Health, View};
 use super::dispatcher::{Dispatcher, MAX_RESULTS, is_probing};
 use super::sender::Sent;
 use super::serving::Serving;
-use super::status_writer::{AfterWrite, ApiResult, NUMBERS_WRITE_DELAY, Record, WRITE_DELAY, WriteError};
+use super::status_writer::{AfterWrite, ApiResult, NUMBERS_WRITE_DELAY, StatusWriter, WRITE_DELAY, WriteError};
 use super::target;
 use super::target::Target;
 
@@ -57,7 +57,7 @@ enum Completed {
 pub(crate) struct Worker {
     shared: Arc<Shared>,
     commands: mpsc::UnboundedReceiver<Command>,
-    record: Record,
+    writer: StatusWriter,
     serving: Serving,
     dispatcher: Dispatcher,
     /// The queue keys of the events that are stored in the TokenWebhook.
@@ -87,7 +87,7 @@ impl Worker {
         let now = Instant::now();
         Self {
             dispatcher: Dispatcher::new(&object.name_any(), shared.load.clone()),
-            record: Record::new(shared.clone(), object),
+            writer: StatusWriter::new(shared.clone(), object),
             shared,
             commands,
             serving: Serving { unserved, ..Serving::default() },
@@ -132,9 +132,9 @@ impl Worker {
     /// Reads the status when this process becomes the leader, and steps down when it no longer is.
     fn follow_leadership(&mut self) {
         if self.shared.claim.borrow().is_valid() {
-            let read = self.record.read();
+            let read = self.writer.read();
             self.beside.extend(read.map(|read| read.map(Completed::Read).boxed()));
-        } else if self.record.is_known() {
+        } else if self.writer.is_known() {
             self.step_down();
         }
     }
@@ -145,13 +145,13 @@ impl Worker {
         self.dispatcher.recall();
         // This closes its idle connections. A new leader reads the Secrets again.
         self.serving.target = None;
-        for (key, message) in self.record.step_down() {
+        for (key, message) in self.writer.step_down() {
             self.dispatcher.queue.reopen(&key, &message.id, Instant::now());
         }
     }
 
     fn start_due(&mut self) {
-        if !self.record.is_known() {
+        if !self.writer.is_known() {
             return;
         }
         let now = Instant::now();
@@ -166,7 +166,7 @@ impl Worker {
         }
         let suspended = self.is_suspended();
         if let Some(target) = self.serving.active(suspended) {
-            self.dispatcher.send_due(target, self.record.object(), self.health.failures, now);
+            self.dispatcher.send_due(target, self.writer.object(), self.health.failures, now);
         } else if let Some(blocked) = self.serving.blocked(suspended) {
             let cause = blocked.cause();
             self.dispatcher.recall();
@@ -177,12 +177,12 @@ impl Worker {
     }
 
     fn is_suspended(&self) -> bool {
-        self.record.object().spec.suspend == Some(true)
+        self.writer.object().spec.suspend == Some(true)
     }
 
     fn wake_at(&self) -> Instant {
         let latest = Instant::now() + RESOLVE_INTERVAL;
-        if !self.record.is_known() {
+        if !self.writer.is_known() {
             return latest;
         }
         let suspended = self.is_suspended();
@@ -201,7 +201,7 @@ impl Worker {
             Command::Webhook(object, unserved) => self.update(object, unserved),
             Command::Token(events) => {
                 self.dispatcher.queue.update(&events, now);
-                self.record.write_within(NUMBERS_WRITE_DELAY);
+                self.writer.write_within(NUMBERS_WRITE_DELAY);
             }
             Command::TokenGone(key) => {
                 self.dispatcher.remove_ready(&key);
@@ -210,64 +210,64 @@ impl Worker {
                 }
             }
             // Without a confirmation, the controller sends the command again.
-            Command::Store(..) if !self.record.is_known() => {}
+            Command::Store(..) if !self.writer.is_known() => {}
             Command::Store(events, stored) => {
                 events.into_iter().for_each(|event| self.store(event));
-                self.record.on_stored(AfterWrite::Confirm(stored));
-                self.record.write_within(Duration::ZERO);
+                self.writer.on_stored(AfterWrite::Confirm(stored));
+                self.writer.write_within(Duration::ZERO);
             }
         }
     }
 
     fn update(&mut self, object: Arc<TokenWebhook>, unserved: Option<Reason>) {
-        let before = self.record.object().metadata.generation;
-        if !self.record.update(object) {
+        let before = self.writer.object().metadata.generation;
+        if !self.writer.update(object) {
             return;
         }
-        if self.record.object().metadata.generation != before || unserved != self.serving.unserved {
+        if self.writer.object().metadata.generation != before || unserved != self.serving.unserved {
             self.serving.unserved = unserved;
             self.resolve_at = Instant::now();
-            self.record.write_within(WRITE_DELAY);
+            self.writer.write_within(WRITE_DELAY);
         }
         self.handle_annotations();
     }
 
     /// Stores a ping or replays dead letters when the annotation for it has changed.
     fn handle_annotations(&mut self) {
-        if !self.record.is_known() {
+        if !self.writer.is_known() {
             return;
         }
-        let (object, now) = (self.record.object().clone(), Timestamp::now());
+        let (object, now) = (self.writer.object().clone(), Timestamp::now());
         let uid = object.uid().unwrap_or_default();
         let annotation = |name: &str| object.annotations().get(name).map(|text| bounded(text));
         let pinged =
-            dead_letters::handle_ping(&mut self.record.status, &uid, annotation(PING_ANNOTATION), now);
+            dead_letters::handle_ping(&mut self.writer.status, &uid, annotation(PING_ANNOTATION), now);
         let replayed =
-            dead_letters::handle_replay(&mut self.record.status, annotation(REPLAY_ANNOTATION), now);
+            dead_letters::handle_replay(&mut self.writer.status, annotation(REPLAY_ANNOTATION), now);
         let is_edited = |generation| object.metadata.generation != Some(generation);
         if self.serving.gone.is_some_and(|generation| pinged || is_edited(generation)) {
             self.serving.gone = None;
         }
         if pinged || replayed {
-            self.record.write_within(Duration::ZERO);
+            self.writer.write_within(Duration::ZERO);
         }
     }
 
     /// Stores an event in the status.
     fn store(&mut self, event: StoredEvent) {
-        if self.record.is_known() {
-            dead_letters::store(&mut self.record.status, event);
-            self.record.write_within(Duration::ZERO);
+        if self.writer.is_known() {
+            dead_letters::store(&mut self.writer.status, event);
+            self.writer.write_within(Duration::ZERO);
         }
     }
 
     /// Queues the events in the outbox of the status, by token. One that is not stored yet is not sent: if this process
     /// died, it would be sent again with another id.
     fn queue_stored(&mut self) {
-        let me = self.record.name();
-        let stored = self.record.stored_ids();
+        let me = self.writer.name();
+        let stored = self.writer.stored_ids();
         let mut by_token: BTreeMap<Key, Vec<PendingEvent>> = BTreeMap::new();
-        for event in self.record.status.outbox.iter().filter(|event| stored.contains(&*event.id)) {
+        for event in self.writer.status.outbox.iter().filter(|event| stored.contains(&*event.id)) {
             let token = event.token.as_ref().map_or("", |token| &token.token_id);
             let events = by_token.entry(format!("{STORED_PREFIX}{token}").into()).or_default();
             events.push((Message::of_stored(event).into(), vec![me.to_owned()]));
@@ -304,7 +304,7 @@ impl Worker {
                 metrics.delivered(now.duration_since(job.message.time).unsigned_abs());
                 let was_probing = is_probing(self.health.failures);
                 if self.health.succeeded(now) {
-                    self.record.write_within(WRITE_DELAY);
+                    self.writer.write_within(WRITE_DELAY);
                 }
                 self.dispatcher.queue.done(&job.key, &job.message.id, clock);
                 if was_probing {
@@ -312,12 +312,12 @@ impl Worker {
                     self.dispatcher.queue.make_all_due(clock);
                 }
                 self.accepted(&job);
-                self.record.write_within(NUMBERS_WRITE_DELAY);
+                self.writer.write_within(NUMBERS_WRITE_DELAY);
             }
             Outcome::Failed(failure) => {
                 metrics.attempted(failure.reason.code, took);
                 debug!(
-                    webhook = self.record.name(),
+                    webhook = self.writer.name(),
                     id = &*job.message.id,
                     cause = failure.reason.code,
                     "not accepted"
@@ -334,11 +334,11 @@ impl Worker {
 
     fn accepted(&mut self, job: &Job) {
         if is_stored_here(&job.key) {
-            dead_letters::accept(&mut self.record.status, &job.message.id);
+            dead_letters::accept(&mut self.writer.status, &job.message.id);
             self.queue_stored();
-            self.record.write_within(WRITE_DELAY);
+            self.writer.write_within(WRITE_DELAY);
         } else {
-            self.record.receipt(&job.key, &job.message);
+            self.writer.receipt(&job.key, &job.message);
         }
     }
 
@@ -354,9 +354,9 @@ impl Worker {
             self.dispatcher.queue.failed(&job.key, &job.message.id, clock + wait.min(left));
         }
         if self.health.failed(failure, now) {
-            self.record.write_within(WRITE_DELAY);
+            self.writer.write_within(WRITE_DELAY);
         }
-        self.record.write_within(NUMBERS_WRITE_DELAY);
+        self.writer.write_within(NUMBERS_WRITE_DELAY);
     }
 
     /// Dead-letters an event. Its token gets the receipt once that is stored.
@@ -370,17 +370,17 @@ impl Worker {
         now: Timestamp,
     ) {
         self.shared.metrics.dead(cause);
-        self.record.dead_lettered += 1;
+        self.writer.dead_lettered += 1;
         let event = StoredEvent { since: message.since, ..dead_letters::to_stored(&message, now) };
         let letter = DeadLetter { event, at: now, attempts: attempts.into(), cause: cause.to_owned() };
-        dead_letters::dead_letter(&mut self.record.status, letter);
+        dead_letters::dead_letter(&mut self.writer.status, letter);
         self.dispatcher.queue.done(key, &message.id, clock);
         if is_stored_here(key) {
             self.queue_stored();
         } else {
-            self.record.on_stored(AfterWrite::Receipt(key.clone(), message));
+            self.writer.on_stored(AfterWrite::Receipt(key.clone(), message));
         }
-        self.record.write_within(WRITE_DELAY);
+        self.writer.write_within(WRITE_DELAY);
     }
 
     /// Dead-letters the events older than `maxAge` while nothing is sent. Returns after how long to search again: when
@@ -402,10 +402,10 @@ impl Worker {
 
     fn disable(&mut self) {
         if self.serving.gone.is_none() {
-            self.serving.gone = Some(self.record.object().metadata.generation.unwrap_or_default());
+            self.serving.gone = Some(self.writer.object().metadata.generation.unwrap_or_default());
             let message = "the endpoint has answered 410 Gone; nothing is sent until the spec or the annotation tokenward.dev/ping changes";
-            self.record.emit(Reason::new("EndpointGone", message), true);
-            self.record.write_within(WRITE_DELAY);
+            self.writer.emit(Reason::new("EndpointGone", message), true);
+            self.writer.write_within(WRITE_DELAY);
         }
     }
 
@@ -414,7 +414,7 @@ impl Worker {
     fn resolve(&mut self) {
         self.resolving = true;
         self.resolve_at = Instant::now() + RESOLVE_INTERVAL;
-        let (shared, object) = (self.shared.clone(), self.record.object().clone());
+        let (shared, object) = (self.shared.clone(), self.writer.object().clone());
         let max_age = target::max_age(&object).map(|max_age| self.max_age = max_age);
         let resolve = async move {
             let target = match max_age {
@@ -438,18 +438,18 @@ impl Worker {
                     self.resolve_within(left);
                 }
                 if let Some(reason) = target.done.take() {
-                    self.record.emit(reason, false);
+                    self.writer.emit(reason, false);
                 }
-                let status = &self.record.status;
+                let status = &self.writer.status;
                 let reported = (Some(&target.secret), target.public_key.as_ref());
                 if self.serving.misconfigured.take().is_some()
                     || (status.signing_secret_ref.as_ref(), status.public_key.as_ref()) != reported
                     || self.serving.target.is_none()
                 {
-                    self.record.write_within(Duration::ZERO);
+                    self.writer.write_within(Duration::ZERO);
                 }
-                self.record.status.signing_secret_ref = Some(target.secret.clone());
-                self.record.status.public_key.clone_from(&target.public_key);
+                self.writer.status.signing_secret_ref = Some(target.secret.clone());
+                self.writer.status.public_key.clone_from(&target.public_key);
                 self.reuse_connections(&mut target);
                 self.dispatcher.retarget();
                 self.serving.target = Some(target);
@@ -457,8 +457,8 @@ impl Worker {
             Err(problem) => {
                 self.resolve_within(RESOLVE_RETRY_INTERVAL);
                 if self.serving.misconfigured.as_ref() != Some(&problem) {
-                    self.record.emit(problem.clone(), true);
-                    self.record.write_within(WRITE_DELAY);
+                    self.writer.emit(problem.clone(), true);
+                    self.writer.write_within(WRITE_DELAY);
                 }
                 self.serving.misconfigured = Some(problem);
             }
@@ -482,27 +482,27 @@ impl Worker {
     // === Status ===
 
     fn on_read(&mut self, result: ApiResult) {
-        if self.record.on_read(result) {
-            let generation = self.record.object().metadata.generation;
-            self.serving.gone = find_condition(&self.record.status.conditions, ConditionType::Disabled)
+        if self.writer.on_read(result) {
+            let generation = self.writer.object().metadata.generation;
+            self.serving.gone = find_condition(&self.writer.status.conditions, ConditionType::Disabled)
                 .filter(|c| c.status == "True" && c.observed_generation == generation)
                 .and(generation);
             self.resolve_at = Instant::now();
             self.queue_stored();
             self.handle_annotations();
-            self.record.write_within(WRITE_DELAY);
+            self.writer.write_within(WRITE_DELAY);
         }
     }
 
     /// When the status is due to be written: not before the first resolution, unless an action waits for the write.
     fn write_at(&self) -> Option<Instant> {
-        let has_content = self.serving.is_resolved() || self.record.has_pending();
-        self.record.write_at().filter(|_| has_content)
+        let has_content = self.serving.is_resolved() || self.writer.has_pending();
+        self.writer.write_at().filter(|_| has_content)
     }
 
     fn write(&mut self) {
         let view = View {
-            generation: self.record.object().metadata.generation,
+            generation: self.writer.object().metadata.generation,
             problem: self.serving.problem(),
             suspended: self.is_suspended(),
             disabled: self.serving.gone.is_some(),
@@ -510,17 +510,17 @@ impl Worker {
             pending: self.dispatcher.queue.pending(),
             lost: self.dispatcher.queue.lost(),
         };
-        let write = self.record.write(&view);
+        let write = self.writer.write(&view);
         let completed = |(result, after_write)| Completed::Written(result, after_write);
         self.beside.extend(write.map(|write| write.map(completed).boxed()));
     }
 
     fn on_written(&mut self, result: ApiResult, after_write: Vec<AfterWrite>) {
-        match self.record.on_written(result, after_write) {
+        match self.writer.on_written(result, after_write) {
             Ok(()) => self.queue_stored(),
             Err(WriteError::NotLeading) => self.step_down(),
             Err(WriteError::Conflict) => {
-                self.beside.push(self.record.reread().map(Completed::Reread).boxed())
+                self.beside.push(self.writer.reread().map(Completed::Reread).boxed())
             }
             Err(WriteError::Retry) => {}
         }

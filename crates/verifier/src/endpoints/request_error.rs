@@ -77,7 +77,7 @@ impl RequestError {
     pub(super) fn outcome(&self) -> Outcome {
         match self {
             Self::Caller(CallerError::Unavailable(_)) | Self::Unavailable(_) => Outcome::Unavailable,
-            Self::Caller(_) => Outcome::CallerRefused,
+            Self::Caller(_) => Outcome::CallerDenied,
             _ => Outcome::Malformed,
         }
     }

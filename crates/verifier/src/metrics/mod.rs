@@ -58,7 +58,7 @@ pub(super) struct EndpointMetrics {
     denied: [Counter; Code::ALL.len()],
     no_token: Counter,
     malformed: Counter,
-    caller_refused: Counter,
+    caller_denied: Counter,
     unavailable: Counter,
     latency: LatencyHistogram,
 }
@@ -104,7 +104,7 @@ impl Metrics {
             denied: Code::ALL.map(|code| counter(Outcome::Denied(code))),
             no_token: counter(Outcome::NoToken),
             malformed: counter(Outcome::Malformed),
-            caller_refused: counter(Outcome::CallerRefused),
+            caller_denied: counter(Outcome::CallerDenied),
             unavailable: counter(Outcome::Unavailable),
             latency: self.latency.get_or_create_owned(&EndpointLabels { endpoint }),
         }
@@ -118,7 +118,7 @@ impl EndpointMetrics {
             Outcome::Denied(code) => &self.denied[code as usize],
             Outcome::NoToken => &self.no_token,
             Outcome::Malformed => &self.malformed,
-            Outcome::CallerRefused => &self.caller_refused,
+            Outcome::CallerDenied => &self.caller_denied,
             Outcome::Unavailable => &self.unavailable,
         };
         counter.inc();
@@ -151,7 +151,7 @@ mod tests {
             Outcome::Allowed,
             Outcome::NoToken,
             Outcome::Malformed,
-            Outcome::CallerRefused,
+            Outcome::CallerDenied,
             Outcome::Unavailable,
         ];
         for outcome in Code::ALL.map(Outcome::Denied).into_iter().chain(others) {

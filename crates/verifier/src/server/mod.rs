@@ -23,7 +23,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use self::connections::Connections;
@@ -31,6 +31,7 @@ use self::progress::{Progress, Signal};
 use self::socket::Socket;
 use crate::endpoints::{Endpoints, HttpResponse};
 use crate::metrics::ConnectionMetrics;
+use tokenward_runtime::listen::accept;
 
 /// The largest request head. A token has 78 characters; cookies of a forwarded request are what needs room.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
@@ -40,9 +41,6 @@ const MAX_BUFFER_BYTES: usize = 64 * 1024;
 /// than a new connection does.
 const MAX_DRAINED_BYTES: u64 = 64 * 1024;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// The pause after a failure to accept a connection, most likely for lack of file descriptors: without it, the loop would
-/// use a whole core until one is free.
-const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 /// The first byte of a TLS connection (RFC 8446, section 5.1: a record of type handshake).
 const TLS_HANDSHAKE: u8 = 22;
 /// The response to plain HTTP where TLS is expected.
@@ -118,23 +116,6 @@ impl Server {
             None => tokio::spawn(http(socket, service)),
             Some(acceptor) => tokio::spawn(https(socket, acceptor.clone(), service)),
         };
-    }
-}
-
-/// The next connection and its peer's address, which is IPv4 for an IPv4 client of a dual-stack socket.
-pub(super) async fn accept(listener: &TcpListener) -> (TcpStream, IpAddr) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                // A response is one small write, which Nagle's algorithm would only delay.
-                let _ = stream.set_nodelay(true);
-                return (stream, peer.ip().to_canonical());
-            }
-            Err(error) => {
-                tracing::warn!(%error, "accepting a connection");
-                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
-            }
-        }
     }
 }
 

@@ -205,7 +205,7 @@ fn no_connection(error: &ConnectError) -> Failure {
     let code = match error {
         ConnectError::Url => "InvalidUrl",
         ConnectError::Resolve(_) => "NameNotResolved",
-        ConnectError::Address(_) => "AddressRefused",
+        ConnectError::Address(_) => "AddressNotAllowed",
         ConnectError::Connect(_) => "ConnectionFailed",
         ConnectError::Tls(_) => "TlsFailed",
     };
@@ -214,7 +214,7 @@ fn no_connection(error: &ConnectError) -> Failure {
 
 /// Contains nothing of what the server sent, since conditions and Events show it.
 fn no_response() -> Failure {
-    Failure::new("NoAnswer", "the connection ended without a complete HTTP response")
+    Failure::new("NoResponse", "the connection ended without a complete HTTP response")
 }
 
 fn tls(ca_bundle: Option<&str>) -> Result<Arc<ClientConfig>, EndpointError> {

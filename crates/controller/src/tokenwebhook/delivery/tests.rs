@@ -181,13 +181,13 @@ async fn a_huge_head_and_nonsense_are_failures() {
         while stream.write_all(&[b'a'; 4096]).await.is_ok() {}
     })
     .await;
-    assert_eq!(code(&send(&endpoint(address, Duration::from_secs(20))).await), "NoAnswer");
+    assert_eq!(code(&send(&endpoint(address, Duration::from_secs(20))).await), "NoResponse");
     let (address, _) = listen(async |mut stream: TcpStream| {
         let _ = stream.write_all(b"SSH-2.0-hunter2\r\n").await;
     })
     .await;
     let outcome = send(&endpoint(address, Duration::from_secs(20))).await;
-    assert_eq!(code(&outcome), "NoAnswer");
+    assert_eq!(code(&outcome), "NoResponse");
     assert!(!format!("{outcome:?}").contains("hunter2"));
 }
 
@@ -248,7 +248,7 @@ async fn a_request_without_response_on_a_new_connection_is_not_sent_again() {
     let (address, requests) = scripted(vec![vec![OK, ""], vec![""], vec![OK]]).await;
     let endpoint = endpoint(address, Duration::from_secs(20));
     assert_eq!(send_id(&endpoint, "evt_1").await, Outcome::Accepted);
-    assert_eq!(code(&send_id(&endpoint, "evt_2").await), "NoAnswer");
+    assert_eq!(code(&send_id(&endpoint, "evt_2").await), "NoResponse");
     let expected = [(0, "evt_1"), (0, "evt_2"), (1, "evt_2")].map(|(n, id)| (n, id.to_owned()));
     assert_eq!(*lock(&requests), expected);
 }
@@ -260,7 +260,7 @@ async fn a_request_with_an_incomplete_response_is_not_sent_again() {
         let (address, requests) = scripted(vec![vec![OK, part], vec![OK]]).await;
         let endpoint = endpoint(address, Duration::from_secs(20));
         assert_eq!(send_id(&endpoint, "evt_1").await, Outcome::Accepted);
-        assert_eq!(code(&send_id(&endpoint, "evt_2").await), "NoAnswer", "{part}");
+        assert_eq!(code(&send_id(&endpoint, "evt_2").await), "NoResponse", "{part}");
         assert_eq!(send_id(&endpoint, "evt_3").await, Outcome::Accepted);
         let expected = [(0, "evt_1"), (0, "evt_2"), (1, "evt_3")].map(|(n, id)| (n, id.to_owned()));
         assert_eq!(*lock(&requests), expected, "{part}");
@@ -304,7 +304,7 @@ async fn a_name_that_resolves_differently_later_has_no_effect() {
     assert_eq!(send(&endpoint).await, Outcome::Accepted);
     assert_eq!((resolved.load(Ordering::SeqCst), reached.load(Ordering::SeqCst)), (1, 1));
     for _ in 0..3 {
-        assert_eq!(code(&send(&endpoint).await), "AddressRefused");
+        assert_eq!(code(&send(&endpoint).await), "AddressNotAllowed");
     }
     assert_eq!(reached.load(Ordering::SeqCst), 1);
     let knocked = tokio::time::timeout(Duration::from_millis(200), inside.accept()).await;
@@ -319,7 +319,7 @@ async fn no_address_of_a_name_is_used_if_one_is_forbidden() {
     });
     let endpoint = Endpoint::new("http://both.example/", None, Duration::from_secs(5), loopback(), resolve);
     let outcome = send(&endpoint.expect("an endpoint")).await;
-    assert_eq!(code(&outcome), "AddressRefused");
+    assert_eq!(code(&outcome), "AddressNotAllowed");
     assert!(format!("{outcome:?}").contains("--webhook-allow-cidrs"));
 }
 
@@ -341,7 +341,7 @@ async fn addresses_in_urls_are_checked_in_every_notation() {
     for url in urls {
         let endpoint = Endpoint::new(url, None, Duration::from_secs(5), policy.clone(), system()).expect(url);
         let outcome = send(&endpoint).await;
-        assert!(matches!(code(&outcome), "AddressRefused" | "NameNotResolved"), "{url}: {outcome:?}");
+        assert!(matches!(code(&outcome), "AddressNotAllowed" | "NameNotResolved"), "{url}: {outcome:?}");
     }
 }
 

@@ -29,9 +29,10 @@ use tonic_health::server::HealthReporter;
 
 use super::connections::Connections;
 use super::progress::{Progress, Signal};
-use super::{Timeouts, accept};
+use super::Timeouts;
 use crate::endpoints::gateway::ext_authz::{ExtAuthz, Peer};
 use crate::metrics::ConnectionMetrics;
+use tokenward_runtime::listen::accept;
 use tokenward_runtime::telemetry::probes::Readiness;
 
 /// Open connections; a further one displaces the one that has made no call for longest, as over HTTP. An Envoy opens one
