@@ -69,7 +69,8 @@ pub fn the_role_of_callers_has_the_paths_of_openapi_json() {
     let document = fs::read_to_string(root().join("openapi.json")).expect("a file");
     let document: Value = serde_json::from_str(&document).expect("JSON");
     let paths = document["paths"].as_object().expect("paths");
-    let posts = paths.iter().filter(|(path, operations)| operations["post"].is_object() && !path.contains(':'));
+    let posts =
+        paths.iter().filter(|(path, operations)| operations["post"].is_object() && !path.contains(':'));
     let expected: BTreeSet<_> = posts.map(|(path, _)| path.as_str()).collect();
     let rendered = objects(&render(&[]));
     let rules = &object(&rendered, "ClusterRole", "tokenward-caller")["rules"];

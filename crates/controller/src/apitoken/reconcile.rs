@@ -67,6 +67,7 @@ async fn make_steps(mut token: ApiToken, key: &TokenKey, context: &Context) -> R
             token: &token,
             spec,
             secret,
+            peppers: &peppers,
             minted,
             rejection,
             propagation: context.propagation,

@@ -29,7 +29,9 @@ use super::conditions::{Health, View};
 use super::dispatcher::{Dispatcher, MAX_RESULTS, is_probing};
 use super::sender::Sent;
 use super::serving::Serving;
-use super::status_writer::{AfterWrite, ApiResult, NUMBERS_WRITE_DELAY, StatusWriter, WRITE_DELAY, WriteError};
+use super::status_writer::{
+    AfterWrite, ApiResult, NUMBERS_WRITE_DELAY, StatusWriter, WRITE_DELAY, WriteError,
+};
 use super::target;
 use super::target::Target;
 

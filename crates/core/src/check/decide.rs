@@ -135,11 +135,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::check::ScopePool;
+    use crate::check::{Indexed, ScopePool};
     use crate::crd::{
         ApiToken, ApiTokenSpec, ApiTokenStatus, Constraints, Rotation, RotationReason, TokenVersion,
         VersionState,
     };
+    use crate::lifecycle::authenticate;
     use crate::token::format;
     use crate::token::format::{KeyId, Prefix};
     use crate::token::{Peppers, Plaintext};
@@ -174,6 +175,7 @@ mod tests {
                 issued_at: at(-1000),
                 retire_at: None,
                 reason: RotationReason::Created,
+                mac: String::new(),
             }],
             ..Default::default()
         });
@@ -182,7 +184,16 @@ mod tests {
 
     /// The versions that checks know of an ApiToken.
     fn versions(token: &ApiToken) -> Vec<Version> {
-        let (_, versions) = Entry::of(&token.into(), 0, &mut ScopePool::default());
+        let mut token = token.clone();
+        if let Some(status) = &mut token.status {
+            authenticate(status, &token.metadata, &peppers());
+        }
+        indexed(&token)
+    }
+
+    /// The same, by the MACs that the status has.
+    fn indexed(token: &ApiToken) -> Vec<Version> {
+        let Indexed { versions, .. } = Entry::of(&token.into(), &peppers(), 0, &mut ScopePool::default());
         versions.into_iter().map(|(_, version)| version).collect()
     }
 
@@ -259,6 +270,37 @@ mod tests {
             .expect("revocation"),
         );
         assert_eq!(check(&versions(&token), &[]), Some(Code::Revoked));
+    }
+
+    #[test]
+    fn a_version_that_somebody_else_has_changed_is_unknown() {
+        let mut signed = token();
+        let metadata = signed.metadata.clone();
+        authenticate(signed.status.as_mut().expect("a status"), &metadata, &peppers());
+        assert_eq!(check(&indexed(&signed), &[]), None);
+        let changed = |change: &dyn Fn(&mut ApiToken, &mut TokenVersion)| {
+            let mut token = signed.clone();
+            let mut version = token.status.as_mut().expect("a status").versions.remove(0);
+            change(&mut token, &mut version);
+            token.status.as_mut().expect("a status").versions.push(version);
+            check(&indexed(&token), &[])
+        };
+        assert_eq!(changed(&|_, _| {}), None);
+        let changes: [&dyn Fn(&mut ApiToken, &mut TokenVersion); 8] = [
+            &|_, version| version.scopes.push("payments:*".to_owned()),
+            &|_, version| version.issued_at = at(-999),
+            &|_, version| version.retire_at = Some(at(1000)),
+            &|_, version| version.state = VersionState::Pending,
+            &|_, version| version.version = 2,
+            &|_, version| version.mac.clear(),
+            &|token, _| token.metadata.uid = Some("another".to_owned()),
+            &|token, _| token.status.as_mut().expect("a status").token_id = Some("tok_another".to_owned()),
+        ];
+        for (index, change) in changes.into_iter().enumerate() {
+            assert_eq!(changed(change), Some(Code::NotFound), "change {index}");
+        }
+        // What is no fact of the secret is shown, and not checked.
+        assert_eq!(changed(&|_, version| version.reason = RotationReason::Trigger), None);
     }
 
     #[test]

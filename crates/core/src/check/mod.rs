@@ -11,4 +11,4 @@ pub use code::Code;
 pub use decide::{Decision, Identity, Request, decide};
 pub use entry::scopes::ScopePool;
 pub use entry::wire::{Metadata, WireToken};
-pub use entry::{Entry, Version};
+pub use entry::{Entry, Indexed, Version};

@@ -95,6 +95,11 @@ pub struct TokenVersion {
     pub retire_at: Option<Timestamp>,
     /// Why it was issued.
     pub reason: RotationReason,
+    /// HMAC-SHA256 under the pepper of `hash`, in base64url: over the ApiToken, and every other field of this version but
+    /// `reason`. A version without a valid one is refused.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 64))]
+    pub mac: String,
 }
 
 /// The state of a secret in its life cycle.
@@ -114,6 +119,17 @@ pub enum VersionState {
 }
 
 impl VersionState {
+    /// The name in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Active => "Active",
+            Self::Retiring => "Retiring",
+            Self::Retired => "Retired",
+            Self::Revoked => "Revoked",
+        }
+    }
+
     /// Whether a secret in this state may work, by its state alone.
     pub fn is_live(self) -> bool {
         match self {
@@ -303,7 +319,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reasons_have_one_spelling() {
+    fn reasons_and_states_have_one_spelling() {
         use RotationReason::*;
         for reason in [Created, SpecChange, Trigger, Schedule, SecretMissing, SecretTampered, NotBefore, Bulk]
         {
@@ -312,6 +328,10 @@ mod tests {
         use RevocationReason::*;
         for reason in [KeyCompromise, Superseded, Decommissioned, OwnerLeft, PolicyViolation, Unspecified] {
             assert_eq!(serde_json::to_value(reason).expect("JSON"), reason.as_str());
+        }
+        use VersionState::*;
+        for state in [Pending, Active, Retiring, Retired, Revoked] {
+            assert_eq!(serde_json::to_value(state).expect("JSON"), state.as_str());
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use jiff::Timestamp;
 
+use super::authentication::missing_pepper;
 use super::observed::{Observed, RejectionKind, SecretState};
 use super::rotate::Due;
 use super::transitions::{Transition, add_condition_changes, add_expiry_notice};
@@ -10,6 +11,7 @@ use super::versions::{active, pending, retiring};
 use crate::crd::{
     ApiTokenStatus, ConditionType, Conditions, OnRevoke, Outcome, Phase, Reason, RotationReason,
 };
+use crate::token::PepperId;
 
 /// Why a token is not simply active: the first of these that applies.
 #[derive(Clone, Debug)]
@@ -18,8 +20,14 @@ enum Cause {
     Invalid(String),
     Foreign,
     Rejected(RejectionKind, String),
+    /// The secret of the active version can't be verified.
+    PepperMissing(PepperId),
     Expired(Timestamp),
-    Throttled { reason: RotationReason, until: Timestamp, stalled: bool },
+    Throttled {
+        reason: RotationReason,
+        until: Timestamp,
+        stalled: bool,
+    },
     Minting,
     Damaged(RotationReason),
     Queued(RotationReason, Timestamp),
@@ -39,6 +47,9 @@ fn cause(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timest
     }
     if let Some(rejection) = &observed.rejection {
         return Cause::Rejected(rejection.kind, rejection.message.clone());
+    }
+    if let Some(pepper) = active(status).and_then(|version| missing_pepper(observed, version)) {
+        return Cause::PepperMissing(pepper);
     }
     match (&observed.secret, due) {
         (SecretState::Foreign, _) => Cause::Foreign,
@@ -123,6 +134,13 @@ fn stalled(cause: &Cause, secret: &str) -> Option<Reason> {
                 "Secret {secret} exists and is not tokenward's, so it is not written; delete it, or create an ApiToken with another secret.name"
             ),
         ),
+        Cause::PepperMissing(pepper) => Reason::new(
+            "PepperMissing",
+            format!(
+                "the current secret was hashed under pepper {}, which Secret tokenward-pepper does not contain, so it is refused; restore that pepper from a backup or, if it is lost, change rotation.trigger to have a new secret minted",
+                pepper.as_str()
+            ),
+        ),
         Cause::Rejected(RejectionKind::Forbidden, message) => Reason::new(
             "Forbidden",
             format!("the API server denied the controller access to Secret {secret}: {message}"),
@@ -177,7 +195,7 @@ fn ready(cause: &Cause, stalled: Option<&Reason>, status: &ApiTokenStatus, secre
             ),
         ),
         Cause::Suspended => Outcome::yes("Suspended", "suspended, as the spec says"),
-        Cause::Invalid(_) | Cause::Foreign | Cause::Rejected(..) | Cause::None => {
+        Cause::Invalid(_) | Cause::Foreign | Cause::Rejected(..) | Cause::PepperMissing(_) | Cause::None => {
             Outcome::yes("Active", format!("Secret {secret} holds version {}", current.unwrap_or_default()))
         }
     }
@@ -188,6 +206,10 @@ fn active_now(cause: &Cause, suspended: bool, status: &ApiTokenStatus, delivered
     match cause {
         Cause::Revoked => Outcome::no("Revoked", "every secret of this token is refused, for good"),
         Cause::Expired(at) => Outcome::no("Expired", format!("refused since {at}")),
+        Cause::PepperMissing(pepper) => Outcome::no(
+            "PepperMissing",
+            format!("refused, since pepper {} is not there to verify it with", pepper.as_str()),
+        ),
         _ if suspended => Outcome::no("Suspended", "refused until suspend is false"),
         _ if current(status).is_none() => Outcome::no("Pending", "no secret has been delivered yet"),
         _ if !delivered.status => delivered.clone(),
@@ -266,6 +288,7 @@ mod tests {
             issued_at: at(0),
             retire_at: (*state == VersionState::Retiring).then(|| at(60)),
             reason: RotationReason::Created,
+            mac: String::new(),
         };
         ApiTokenStatus { versions: states.iter().enumerate().map(version).collect(), ..Default::default() }
     }

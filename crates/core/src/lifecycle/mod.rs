@@ -7,6 +7,7 @@
 //! ([`Step::Record`]). So the Secret never contains a token that the status does not know, and the predecessor's
 //! overlap is counted from the delivery of its successor.
 
+mod authentication;
 mod conditions;
 mod finalizer;
 mod next_step;
@@ -21,6 +22,7 @@ mod tests;
 mod transitions;
 mod versions;
 
+pub use authentication::authenticate;
 pub use next_step::{announce, next_step, previous_version};
 pub use observed::{Observed, OwnSecret, Rejection, RejectionKind, SealedVersion, SecretState};
 pub use secret::{DesiredData, SecretMetadata, compose, has_labels_of, inspect, is_controlled_by, wipe};

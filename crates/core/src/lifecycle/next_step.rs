@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 
+use super::authentication::{authenticate, can_judge, verify};
 use super::conditions::describe;
 use super::finalizer;
 use super::observed::{Observed, RETRY};
@@ -14,9 +15,10 @@ use super::transitions::{
     Transition, TransitionKind, record_in_outbox, remove_delivered, remove_missing_webhooks,
 };
 use super::versions::{
-    active, normalise, pending, promote, prune, rebuild, retire_due, retiring, secret_ref,
+    active, normalise, pending, promote, prune, retire_due, retiring, secret_ref, take_over,
 };
 use crate::crd::{ApiTokenStatus, OnRevoke, RotationReason, TokenVersion, VersionState};
+use crate::token::MacCheck;
 use crate::token::format::token_id;
 
 /// Decides the next step.
@@ -36,6 +38,9 @@ pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
     };
     if let (Due::Now(reason), Ok(spec)) = (due, &observed.spec) {
         return Step::Announce(Box::new(prepare(observed, status, transitions, spec, reason, now)));
+    }
+    if can_judge(observed) {
+        authenticate(&mut status, &observed.token.metadata, observed.peppers);
     }
     describe(&mut status, observed, due, &mut transitions, now);
     record_in_outbox(&mut status, observed, &mut transitions, now);
@@ -62,27 +67,36 @@ fn update(observed: &Observed<'_>, transitions: &mut Vec<Transition>, now: Times
     let mut status = observed.status().cloned().unwrap_or_default();
     status.observed_generation = observed.token.metadata.generation;
     remove_missing_webhooks(&mut status, observed);
-    normalise(&mut status.versions);
     if revoke::latch(&mut status, observed, now) {
         transitions.push(Transition::new(
             TransitionKind::Revoked,
             "every secret of this token is refused from now on, for good",
         ));
     }
+    let can_judge = can_judge(observed);
+    if let Ok(spec) = &observed.spec
+        && status.revocation.is_none()
+        && let Some(version) = take_over(&mut status, observed, spec)
+    {
+        transitions.push(Transition::new(
+            TransitionKind::Rebuilt,
+            format!(
+                "somebody else has changed the status, or it was lost; version {version} was read back from the seal of Secret {}",
+                spec.secret_name
+            ),
+        ));
+    }
+    if can_judge {
+        let mut versions = std::mem::take(&mut status.versions);
+        normalise(&mut versions, |version| verify(observed, &status, version) != MacCheck::Invalid);
+        status.versions = versions;
+    }
     if let Ok(spec) = &observed.spec {
-        if status.revocation.is_none() {
-            if let Some(version) = rebuild(&mut status, observed, spec) {
-                transitions.push(Transition::new(
-                    TransitionKind::Rebuilt,
-                    format!(
-                        "the status was lost; version {version} was read back from the seal of Secret {}",
-                        spec.secret_name
-                    ),
-                ));
-            }
-            if let Some(version) = promote(&mut status, observed, spec, now) {
-                transitions.push(Transition::delivered(&status, spec, version));
-            }
+        if status.revocation.is_none()
+            && can_judge
+            && let Some(version) = promote(&mut status, observed, spec, now)
+        {
+            transitions.push(Transition::delivered(&status, spec, version));
         }
         status.secret_ref = secret_ref(observed, &status, spec).or(status.secret_ref);
     }
@@ -138,9 +152,12 @@ fn prepare(
         }
     }
     let newest = status.versions.iter().map(|version| version.version).max().unwrap_or(0);
-    status
-        .token_id
-        .get_or_insert_with(|| token_id(observed.token.metadata.uid.as_deref().unwrap_or_default()));
+    let is_authentic = |stored: &ApiTokenStatus| {
+        stored.versions.iter().any(|version| verify(observed, stored, version) == MacCheck::Valid)
+    };
+    if !observed.status().is_some_and(is_authentic) {
+        status.token_id = Some(token_id(observed.token.metadata.uid.as_deref().unwrap_or_default()));
+    }
     let rotation = status.rotation.get_or_insert_default();
     rotation.spec_hash = Some(spec.hash.clone());
     if let Some(trigger) = &spec.trigger {
@@ -171,9 +188,11 @@ pub fn announce(
             issued_at: now,
             retire_at: None,
             reason,
+            mac: String::new(),
         },
     );
     prune(&mut status.versions);
+    authenticate(&mut status, &observed.token.metadata, observed.peppers);
     describe(&mut status, observed, Due::Nothing(None), &mut transitions, now);
     record_in_outbox(&mut status, observed, &mut transitions, now);
     remove_delivered(&mut status, observed);

@@ -7,7 +7,7 @@ use super::spec::{InvalidSpec, Spec};
 use crate::crd::{ApiToken, ApiTokenStatus, TokenVersion};
 use crate::outbox::events::Receipts;
 use crate::outbox::subscription::Subscription;
-use crate::token::{Hash, KeyId};
+use crate::token::{Hash, KeyId, Peppers};
 
 /// How long until a Secret that could not be read or written is tried again. The watch selects by label, so it does not
 /// report the deletion of a foreign Secret.
@@ -22,6 +22,8 @@ pub struct Observed<'a> {
     pub spec: Result<Spec, InvalidSpec>,
     /// The Secret that its spec names.
     pub secret: SecretState,
+    /// The keys of hashes, seals and MACs.
+    pub peppers: &'a Peppers,
     /// The key id of the token that this process has in memory: minted and not delivered yet.
     pub minted: Option<KeyId>,
     /// How the API server rejected the last write of the Secret.
@@ -147,8 +149,8 @@ pub struct SealedVersion {
     pub hash: Hash,
     /// When the version was issued.
     pub issued_at: Timestamp,
-    /// The scopes that it was issued with.
-    pub scopes: Vec<String>,
+    /// The scopes that it was issued with. `None`: the seal is of the first form, which does not contain them.
+    pub scopes: Option<Vec<String>>,
 }
 
 /// The API server rejected a write of the Secret, for a reason that only a person can remove.

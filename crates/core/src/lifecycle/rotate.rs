@@ -2,6 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::authentication::missing_pepper;
 use super::observed::{Observed, SecretState};
 use super::spec::{SPEC_HASH_PREFIX, Spec};
 use super::versions::{active, pending, retiring};
@@ -56,6 +57,9 @@ pub(super) fn due(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec,
             None => Due::Now(RotationReason::Trigger),
             Some(_) => wanted(RotationReason::Trigger),
         };
+    }
+    if missing_pepper(observed, active).is_some() {
+        return Due::Nothing(None);
     }
     if let Some(reason) = damage(observed, active.key_id.as_str()) {
         return repair(status, reason, now);

@@ -9,8 +9,8 @@ use k8s_openapi::api::core::v1::Secret;
 use proptest::prelude::*;
 
 use super::*;
-use crate::check::{Code, Decision, Entry, Request, ScopePool, decide};
-use crate::crd::labels::WEBHOOKS_FINALIZER;
+use crate::check::{Code, Decision, Entry, Indexed, Request, ScopePool, decide};
+use crate::crd::labels::{SCOPES_ANNOTATION, SEAL_ANNOTATION, WEBHOOKS_FINALIZER};
 use crate::crd::{
     ApiToken, ApiTokenSpec, ApiTokenStatus, OnDelete, OnRevoke, OnSpecChange, Rotation, SecretSpec,
     TokenWebhook, TokenWebhookSpec, VersionState, find_condition,
@@ -19,8 +19,11 @@ use crate::outbox::events::{Receipt, Receipts};
 use crate::outbox::subscription::Subscription;
 use crate::token::format;
 use crate::token::format::{KeyId, Prefix};
-use crate::token::{Peppers, Plaintext, Token};
+use crate::token::seal::{Seal, Sealed};
+use crate::token::{Hash, Peppers, Plaintext, Token};
 
+/// A scope that no secret is ever issued with.
+const FORGED_SCOPE: &str = "forged:scope";
 const START: i64 = 1_800_000_000_000;
 
 /// The world around the decision.
@@ -44,6 +47,10 @@ struct World {
     sent: Vec<(String, String)>,
     /// Somebody has restored an older Secret, whose version may no longer be in the status.
     restored: bool,
+    /// A status as it was once.
+    earlier: Option<ApiTokenStatus>,
+    /// It was written back, so transitions happen again, whose events have the ids that they had.
+    set_back: bool,
 }
 
 /// What can happen between two steps.
@@ -73,6 +80,10 @@ enum Happening {
     /// An older Secret is restored.
     RestoreSecret,
     WipeStatus,
+    /// Somebody else writes the status: every secret is live for good, with more scopes.
+    ForgeStatus,
+    /// Somebody else writes an earlier status.
+    SetBackStatus,
     /// A TokenWebhook is created or deleted.
     Subscribe(bool),
     /// Every event in the outbox is accepted.
@@ -123,6 +134,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => Just(EditSecret),
         1 => Just(StripSecret),
         1 => Just(RestoreSecret),
+        1 => Just(ForgeStatus),
+        1 => Just(SetBackStatus),
         2 => any::<bool>().prop_map(Subscribe),
         3 => Just(Accept),
         1 => Just(Collect),
@@ -151,6 +164,8 @@ impl World {
             receipts: Receipts::default(),
             sent: Vec::new(),
             restored: false,
+            earlier: None,
+            set_back: false,
         }
     }
 
@@ -164,6 +179,7 @@ impl World {
             token: &self.token,
             spec,
             secret,
+            peppers: &self.peppers,
             minted: self.minted.as_ref().map(|(key_id, _)| *key_id),
             rejection: None,
             propagation: SignedDuration::from_secs(1),
@@ -224,8 +240,15 @@ impl World {
                 }
             }
             Step::DeleteSecret => self.secret = None,
-            Step::AddFinalizer => self.token.metadata.finalizers = Some(vec![WEBHOOKS_FINALIZER.to_owned()]),
-            Step::RemoveFinalizer(_) => self.token.metadata.finalizers = None,
+            // These leave the status as somebody else may have written it.
+            Step::AddFinalizer => {
+                self.token.metadata.finalizers = Some(vec![WEBHOOKS_FINALIZER.to_owned()]);
+                return true;
+            }
+            Step::RemoveFinalizer(_) => {
+                self.token.metadata.finalizers = None;
+                return true;
+            }
         }
         self.check_invariants(before.as_ref());
         true
@@ -245,7 +268,7 @@ impl World {
         let sent: Vec<&str> = sent.filter(|type_| *type_ != "token.deleted").collect();
         let wanted: Vec<&str> =
             transitions.iter().filter_map(|transition| wire_name(transition.kind)).collect();
-        if !self.subscriptions.is_empty() {
+        if !self.subscriptions.is_empty() && !self.set_back {
             assert_eq!(sent, wanted, "the outbox and the transitions differ");
         }
         self.receipts.retain(status.outbox.as_ref());
@@ -263,12 +286,17 @@ impl World {
     }
 
     fn check(&self, text: &str) -> Result<(), Code> {
-        let (_, versions) = Entry::of(&(&self.token).into(), 0, &mut ScopePool::default());
+        self.check_for(text, &[])
+    }
+
+    fn check_for(&self, text: &str, scopes: &[&str]) -> Result<(), Code> {
+        let Indexed { versions, .. } =
+            Entry::of(&(&self.token).into(), &self.peppers, 0, &mut ScopePool::default());
         let token = Token::parse(text).ok_or(Code::NotFound)?;
         match decide(
             versions.iter().map(|(_, version)| version),
             &self.peppers,
-            &Request { token, scopes: &[], audience: None, client: None },
+            &Request { token, scopes, audience: None, client: None },
             self.now,
         ) {
             Decision::Allow(_) => Ok(()),
@@ -328,6 +356,29 @@ impl World {
         self.token.status = None;
         self.token.metadata.uid = Some("11111111-d9cb-469f-a165-70867728950e".to_owned());
         self.restored = true;
+    }
+
+    /// Gives the Secret the seal that earlier controllers made.
+    fn seal_in_the_first_form(&mut self) {
+        let version = self.status().versions.remove(0);
+        let issued_at = version.issued_at.to_string();
+        let sealed = Sealed {
+            namespace: "ns",
+            name: "name",
+            uid: self.token.metadata.uid.as_deref().expect("a uid"),
+            token_id: &self.status().token_id.expect("a token id"),
+            issued_at: &issued_at,
+            version: version.version,
+            key_id: &version.key_id,
+            scopes: "",
+            revoked: false,
+            hash: &Hash::parse(&version.hash).expect("a hash"),
+        };
+        let seal = Seal::make_v1(&self.peppers, &sealed).expect("a seal").to_string();
+        let secret = self.secret.as_mut().expect("a Secret");
+        let annotations = secret.metadata.annotations.as_mut().expect("annotations");
+        annotations.remove(SCOPES_ANNOTATION);
+        annotations.insert(SEAL_ANNOTATION.to_owned(), seal);
     }
 
     fn spec(&mut self, change: impl FnOnce(&mut ApiTokenSpec)) {
@@ -411,6 +462,18 @@ impl World {
                 self.restored = true;
             }
             Happening::WipeStatus => self.token.status = None,
+            Happening::ForgeStatus => {
+                let versions = self.token.status.iter_mut().flat_map(|status| &mut status.versions);
+                for version in versions {
+                    version.state = VersionState::Active;
+                    version.retire_at = None;
+                    version.scopes.push(FORGED_SCOPE.to_owned());
+                }
+            }
+            Happening::SetBackStatus => {
+                std::mem::swap(&mut self.token.status, &mut self.earlier);
+                (self.restored, self.set_back) = (true, true);
+            }
             Happening::Subscribe(wanted) => {
                 self.subscriptions = if *wanted { vec![webhook(&["*"])] } else { Vec::new() };
             }
@@ -419,6 +482,9 @@ impl World {
         }
         if older.is_none() {
             older.clone_from(&self.secret);
+        }
+        if self.earlier.is_none() {
+            self.earlier.clone_from(&self.token.status);
         }
     }
 
@@ -466,7 +532,7 @@ proptest! {
         let mut repaired = false;
         for happening in &happenings {
             world.happen(happening, &mut older);
-            repaired |= matches!(happening, Happening::DeleteSecret | Happening::EditSecret | Happening::RestoreSecret | Happening::StripSecret);
+            repaired |= matches!(happening, Happening::DeleteSecret | Happening::EditSecret | Happening::RestoreSecret | Happening::StripSecret | Happening::ForgeStatus | Happening::SetBackStatus);
             // A replaced secret works until the promised end, unless the token as a whole does not, a cut has
             // passed it, or a broken Secret needed its place.
             let cut = world.token.spec.rotation.as_ref().and_then(|r| r.not_before).is_some();
@@ -478,6 +544,9 @@ proptest! {
                         prop_assert!(ended || world.check(&world.delivered[key_id]).is_ok(), "{key_id} was lost before {until}");
                     }
                 }
+            }
+            for text in world.delivered.values() {
+                prop_assert!(world.check_for(text, &[FORGED_SCOPE]).is_err(), "a forged scope works");
             }
             if world.token.spec.revoked == Some(true) {
                 for text in world.delivered.values() {
@@ -628,6 +697,123 @@ fn a_rebuilt_version_has_the_scopes_that_it_was_issued_with() {
     world.happen(&Happening::WipeStatus, &mut None);
     world.run_to_rest();
     assert_eq!(world.status().versions[0].scopes, issued);
+}
+
+/// A world whose token was rotated without an overlap, and the replaced secret.
+fn rotated() -> (World, String) {
+    let mut world = World::new();
+    world.rotation(|r| r.overlap = Some("0s".into()));
+    world.run_to_rest();
+    let old = world.current().expect("a Secret");
+    world.earlier = world.token.status.clone();
+    world.rotation(|r| r.trigger = Some("now".to_owned()));
+    world.run_to_rest();
+    assert_eq!(world.check(&old), Err(Code::Retired));
+    (world, old)
+}
+
+#[test]
+fn a_status_that_is_set_back_revives_nothing_for_longer_than_a_step() {
+    let (mut world, old) = rotated();
+    let current = world.current().expect("a Secret");
+    world.happen(&Happening::SetBackStatus, &mut None);
+    world.run_to_rest();
+    assert_eq!(world.current().as_ref(), Some(&current), "no new secret");
+    assert_eq!(world.check(&current), Ok(()));
+    assert_eq!(world.check(&old), Err(Code::Retired));
+    assert!(world.transitions.contains(&TransitionKind::Rebuilt));
+}
+
+#[test]
+fn a_forged_status_gives_nothing_and_is_put_right() {
+    let (mut world, old) = rotated();
+    let (current, before) = (world.current().expect("a Secret"), world.status());
+    world.happen(&Happening::ForgeStatus, &mut None);
+    for text in [&current, &old] {
+        assert_eq!(world.check(text), Err(Code::NotFound), "until the controller has seen it");
+    }
+    world.run_to_rest();
+    assert_eq!(world.current().as_ref(), Some(&current), "no new secret");
+    assert_eq!(world.check(&current), Ok(()));
+    assert_eq!(world.check(&old), Err(Code::Retired));
+    assert_eq!(world.status().versions[0], before.versions[0]);
+}
+
+/// By a controller from before versions had a MAC, whose Secret has either form of the seal.
+#[test]
+fn a_status_without_macs_is_taken_over_without_a_rotation() {
+    for first_form in [false, true] {
+        let mut world = World::new();
+        world.run_to_rest();
+        let (current, before) = (world.current().expect("a Secret"), world.status());
+        if first_form {
+            world.seal_in_the_first_form();
+        }
+        for version in &mut world.token.status.as_mut().expect("a status").versions {
+            version.mac.clear();
+        }
+        world.transitions.clear();
+        world.run_to_rest();
+        assert_eq!(world.current().as_ref(), Some(&current), "first form: {first_form}");
+        assert_eq!(world.check(&current), Ok(()));
+        assert_eq!(world.status(), before);
+        assert_eq!(world.transitions, [], "nobody is told");
+    }
+}
+
+/// Without a seal, nothing says what the secret was issued with.
+#[test]
+fn a_status_that_nothing_authenticates_gets_a_new_secret() {
+    let mut world = World::new();
+    world.run_to_rest();
+    let old = world.current().expect("a Secret");
+    world.happen(&Happening::StripSecret, &mut None);
+    world.happen(&Happening::ForgeStatus, &mut None);
+    world.run_to_rest();
+    assert_eq!(world.check(&old), Err(Code::Retired));
+    assert_eq!(world.check(&world.current().expect("a Secret")), Ok(()));
+}
+
+#[test]
+fn a_missing_pepper_ends_no_token() {
+    let mut world = World::new();
+    world.run_to_rest();
+    let (current, here) = (world.current().expect("a Secret"), world.peppers.clone());
+    world.peppers = Peppers::from_data(&Peppers::new_data(&[2; 32])).expect("peppers");
+    world.run_to_rest();
+    let stalled = |world: &World| {
+        let status = world.status();
+        find_condition(&status.conditions, crate::crd::ConditionType::Stalled).map(|c| c.reason.clone())
+    };
+    assert_eq!(stalled(&world).as_deref(), Some("PepperMissing"));
+    assert!(world.check(&current).is_err());
+    world.peppers = here;
+    world.run_to_rest();
+    assert_eq!((stalled(&world), world.check(&current)), (None, Ok(())));
+    // If it is lost, a trigger has a new secret minted.
+    world.peppers = Peppers::from_data(&Peppers::new_data(&[2; 32])).expect("peppers");
+    world.rotation(|r| r.trigger = Some("lost".to_owned()));
+    world.run_to_rest();
+    let new = world.current().expect("a Secret");
+    assert_ne!(new, current);
+    assert_eq!((stalled(&world), world.check(&new)), (None, Ok(())));
+}
+
+/// What can't be judged now is neither confirmed nor ended.
+#[test]
+fn a_version_stays_as_it_is_while_the_secret_can_t_be_read() {
+    let mut world = World::new();
+    world.run_to_rest();
+    let current = world.current().expect("a Secret");
+    world.happen(&Happening::ForgeStatus, &mut None);
+    let forged = world.status().versions;
+    let secret = SecretState::Unreadable("forbidden".to_owned());
+    let Step::Record(status, _) = next_step(&Observed { secret, ..world.observed() }, world.now) else {
+        panic!("the conditions say it");
+    };
+    assert_eq!(status.versions, forged);
+    world.run_to_rest();
+    assert_eq!(world.check(&current), Ok(()));
 }
 
 #[test]

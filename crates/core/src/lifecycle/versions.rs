@@ -2,10 +2,12 @@
 
 use jiff::Timestamp;
 
+use super::authentication::{authenticate, verify};
 use super::observed::Observed;
 use super::spec::Spec;
-use crate::crd::{ApiTokenStatus, SecretRef, TokenVersion, VersionState};
-use crate::token::{Hash, KeyId};
+use crate::crd::{ApiTokenStatus, RotationReason, SecretRef, TokenVersion, VersionState};
+use crate::token::scope::granted_by_both;
+use crate::token::{Hash, KeyId, MacCheck};
 
 /// How many versions that no longer work stay in the status, so that people can see what happened.
 const MAX_DEAD_VERSIONS: usize = 3;
@@ -31,8 +33,8 @@ fn in_state(status: &ApiTokenStatus, state: VersionState) -> Option<&TokenVersio
 
 /// Brings a list that anybody may have written into the shape that the controller writes: newest first, at most
 /// one version each pending, active and retiring, in that order, and all of them readable. Whatever does not fit
-/// is retired: a status can take access away, never give it.
-pub(super) fn normalise(versions: &mut Vec<TokenVersion>) {
+/// is retired, and so is a version that `is_ours` does not recognise: a status can take access away, never give it.
+pub(super) fn normalise(versions: &mut Vec<TokenVersion>, is_ours: impl Fn(&TokenVersion) -> bool) {
     versions.sort_by_key(|version| std::cmp::Reverse(version.version));
     versions.dedup_by_key(|version| version.version);
     let mut seen = 0;
@@ -45,7 +47,7 @@ pub(super) fn normalise(versions: &mut Vec<TokenVersion>) {
             VersionState::Retiring => 0,
             VersionState::Retired | VersionState::Revoked => continue,
         };
-        if readable && rank > seen && version.version > 0 {
+        if readable && rank > seen && version.version > 0 && is_ours(version) {
             seen = rank;
             // Only a replaced version has an end of its own.
             version.retire_at = version.retire_at.filter(|_| version.state == VersionState::Retiring);
@@ -91,28 +93,59 @@ pub(super) fn promote(
     Some(number)
 }
 
-/// Rebuilds a lost status from a valid seal: the version that it authenticates is active, with the scopes that it was issued
-/// with. Returns its number.
-pub(super) fn rebuild(status: &mut ApiTokenStatus, observed: &Observed<'_>, spec: &Spec) -> Option<i64> {
-    if !status.versions.is_empty() {
-        return None;
-    }
+/// Takes a version over from a valid seal, if the status lacks it, or has it with facts that its MAC does not
+/// authenticate. It becomes active, as it was issued. Returns its number, if somebody else has changed the status.
+///
+/// The status is always written before the Secret, so one that is older than the Secret was lost or set back: what is live
+/// in it has been replaced since.
+pub(super) fn take_over(status: &mut ApiTokenStatus, observed: &Observed<'_>, spec: &Spec) -> Option<i64> {
     let sealed = observed.secret.ours()?.sealed.as_ref()?;
-    status.versions.push(TokenVersion {
-        version: sealed.version,
-        key_id: sealed.key_id.to_string(),
-        hash: sealed.hash.to_string(),
-        state: VersionState::Active,
-        scopes: sealed.scopes.clone(),
-        issued_at: sealed.issued_at,
-        retire_at: None,
-        reason: crate::crd::RotationReason::Created,
-    });
+    let key_id = sealed.key_id.to_string();
+    let before = status.versions.iter().position(|v| v.version == sealed.version && v.key_id == key_id);
+    let before = match before {
+        Some(at) if verify(observed, status, &status.versions[at]) == MacCheck::Valid => return None,
+        None if status.versions.iter().any(|version| version.version >= sealed.version) => return None,
+        at => at.map(|at| status.versions[at].clone()),
+    };
+    let scopes = match (&sealed.scopes, &before) {
+        (Some(scopes), _) => scopes.clone(),
+        // Such a seal is from before versions had a MAC, so nothing else says with what scopes it was issued.
+        (None, Some(before)) => {
+            granted_by_both(&before.scopes, &spec.scopes).into_iter().map(str::to_owned).collect()
+        }
+        (None, None) => return None,
+    };
+    let is_replaced = |version: &TokenVersion| before.is_none() && version.state.is_live();
+    for version in status.versions.iter_mut().filter(|version| is_replaced(version)) {
+        version.state = VersionState::Retired;
+    }
+    if before.is_none() {
+        let rotation = status.rotation.get_or_insert_default();
+        rotation.spec_hash = Some(spec.hash.clone());
+        rotation.handled_trigger.clone_from(&spec.trigger);
+    }
     status.token_id = Some(sealed.token_id.clone());
-    let rotation = status.rotation.get_or_insert_default();
-    rotation.spec_hash = Some(spec.hash.clone());
-    rotation.handled_trigger.clone_from(&spec.trigger);
-    Some(sealed.version)
+    status.versions.retain(|version| version.version != sealed.version);
+    let mut taken_over = ApiTokenStatus {
+        token_id: status.token_id.clone(),
+        versions: vec![TokenVersion {
+            version: sealed.version,
+            key_id,
+            hash: sealed.hash.to_string(),
+            state: VersionState::Active,
+            scopes,
+            issued_at: sealed.issued_at,
+            retire_at: None,
+            reason: before.as_ref().map_or(RotationReason::Created, |before| before.reason),
+            mac: String::new(),
+        }],
+        ..Default::default()
+    };
+    // It alone: the others are judged by the MACs that they have.
+    authenticate(&mut taken_over, &observed.token.metadata, observed.peppers);
+    status.versions.append(&mut taken_over.versions);
+    // Without a MAC, the status is from before versions had one.
+    before.is_none_or(|before| !before.mac.is_empty()).then_some(sealed.version)
 }
 
 /// Removes all but the live versions and the newest dead ones.

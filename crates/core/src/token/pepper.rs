@@ -95,6 +95,11 @@ impl Peppers {
         [(CURRENT.to_owned(), id.clone().into_bytes()), (id, pepper.to_vec())].into()
     }
 
+    /// Whether there is a pepper of this id.
+    pub fn contains(&self, id: &PepperId) -> bool {
+        self.keys.contains_key(id)
+    }
+
     /// The pepper under which new hashes are made.
     pub(super) fn current(&self) -> PepperId {
         self.current

@@ -56,6 +56,18 @@ pub fn any_covers<'a>(granted: impl IntoIterator<Item = &'a str>, required: &str
     granted.into_iter().any(|scope| covers(scope, required))
 }
 
+/// The scopes that two lists both grant: of each list those that the other covers.
+///
+/// It covers what both cover. Where two scopes cover a third, one of them covers the other, since both are it or a
+/// beginning of it; and that other one is in the list.
+pub fn granted_by_both<'a>(one: &'a [String], other: &'a [String]) -> Vec<&'a str> {
+    let covered = |scope: &&str, by: &[String]| any_covers(by.iter().map(String::as_str), scope);
+    let of_one = one.iter().map(String::as_str).filter(|scope| covered(scope, other));
+    // A scope that is in both lists is returned once.
+    let of_other = other.iter().filter(|scope| !one.contains(scope));
+    of_one.chain(of_other.map(String::as_str).filter(|scope| covered(scope, one))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -107,6 +119,19 @@ mod tests {
             if covers(&a, &b) && covers(&b, &c) {
                 prop_assert!(covers(&a, &c));
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn granted_by_both_is_granted_by_each(
+            one in proptest::collection::vec("(a|b)(:(a|b)){0,2}:(a|b|[*])", 0..4),
+            other in proptest::collection::vec("(a|b)(:(a|b)){0,2}:(a|b|[*])", 0..4),
+            required in "(a|b)(:(a|b)){0,3}:(a|b|[*])",
+        ) {
+            let covers = |list: &[String]| any_covers(list.iter().map(String::as_str), &required);
+            let both = granted_by_both(&one, &other);
+            prop_assert_eq!(any_covers(both.iter().copied(), &required), covers(&one) && covers(&other));
         }
     }
 }

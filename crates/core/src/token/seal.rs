@@ -14,6 +14,8 @@ use super::hash::Hash;
 use super::pepper::{PepperId, Peppers};
 
 const SEAL_DOMAIN: &[u8] = b"tokenward/seal/v2";
+/// The domain of seals before they had scopes and the revocation. They are verified, and no longer made.
+const SEAL_DOMAIN_V1: &[u8] = b"tokenward/seal/v1";
 
 /// The facts that a seal authenticates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +71,27 @@ impl Seal {
     pub fn verify(&self, peppers: &Peppers, sealed: &Sealed<'_>) -> bool {
         mac(peppers, &self.pepper, sealed).is_some_and(|made| made.ct_eq(&self.mac).into())
     }
+
+    /// Makes a seal of the first form, as earlier controllers did.
+    #[cfg(test)]
+    pub(crate) fn make_v1(peppers: &Peppers, sealed: &Sealed<'_>) -> Option<Self> {
+        let pepper = sealed.hash.pepper;
+        Some(Self { pepper, mac: mac_v1(peppers, &pepper, sealed)? })
+    }
+
+    /// Whether it is of the first form, and authenticates these facts but for `scopes` and `revoked`.
+    pub fn verify_v1(&self, peppers: &Peppers, sealed: &Sealed<'_>) -> bool {
+        mac_v1(peppers, &self.pepper, sealed).is_some_and(|made| made.ct_eq(&self.mac).into())
+    }
+}
+
+fn mac_v1(peppers: &Peppers, pepper: &PepperId, sealed: &Sealed<'_>) -> Option<[u8; 32]> {
+    let Sealed { namespace, name, uid, token_id, issued_at, version, key_id, hash, .. } = sealed;
+    let version = version.to_be_bytes();
+    let [namespace, name, uid, token_id, issued_at, key_id] =
+        [namespace, name, uid, token_id, issued_at, key_id].map(|field| field.as_bytes());
+    let fields = [namespace, name, uid, token_id, issued_at, &version, key_id, &hash.mac];
+    peppers.mac(pepper, SEAL_DOMAIN_V1, &fields)
 }
 
 fn mac(peppers: &Peppers, pepper: &PepperId, sealed: &Sealed<'_>) -> Option<[u8; 32]> {

@@ -118,10 +118,7 @@ fn callers_are_authenticated_and_authorized() {
         }
     }
     let counted = fixture.metrics();
-    assert!(
-        counted.contains(r#"checks_total{endpoint="tokenreview",code="CALLER_DENIED"} 12"#),
-        "{counted}"
-    );
+    assert!(counted.contains(r#"checks_total{endpoint="tokenreview",code="CALLER_DENIED"} 12"#), "{counted}");
 }
 
 #[test]

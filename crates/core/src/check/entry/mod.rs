@@ -12,9 +12,10 @@ use triomphe::ThinArc;
 pub mod scopes;
 pub mod wire;
 
-use self::scopes::{ScopePool, Scopes, granted_by_both};
+use self::scopes::{ScopePool, Scopes};
 use self::wire::{State, WireToken, WireVersion};
-use crate::token::{Hash, KeyId};
+use crate::token::scope::granted_by_both;
+use crate::token::{Hash, KeyId, MacCheck, Owner, Peppers, VersionFacts};
 
 /// The record of a version in the bytes of its token: the key id, and the second of its issue.
 const KEY_ID: usize = 12;
@@ -66,10 +67,19 @@ pub struct Version {
     pub(super) scopes: Scopes,
 }
 
+/// An ApiToken as the index has it.
+#[derive(Debug)]
+pub struct Indexed {
+    pub entry: Entry,
+    /// Its versions by key id. One that can't be parsed, or whose MAC is not valid, is left out, which denies it.
+    pub versions: Vec<(KeyId, Version)>,
+    /// Whether one was left out because its pepper is not known: with that pepper, it may be valid.
+    pub lacks_pepper: bool,
+}
+
 impl Entry {
-    /// Builds the entry of an ApiToken, and its versions by key id. A version that can't be parsed is left out, which
-    /// denies it. `seen_in` numbers the list of objects in which the feed saw the token.
-    pub fn of(token: &WireToken, seen_in: u32, pool: &mut ScopePool) -> (Self, Vec<(KeyId, Version)>) {
+    /// Builds the entry of an ApiToken. `seen_in` numbers the list of objects in which the feed saw the token.
+    pub fn of(token: &WireToken, peppers: &Peppers, seen_in: u32, pool: &mut ScopePool) -> Indexed {
         let status = token.status.as_ref();
         let versions = status.map_or(&[][..], |status| &status.versions);
         let read = versions.iter().filter_map(|version| {
@@ -97,17 +107,43 @@ impl Entry {
         let entry = Self(ThinArc::from_header_and_slice(head, &bytes));
         let not_before = token.spec.rotation.as_ref().and_then(|rotation| rotation.not_before);
         let not_before = not_before.map_or(i64::MIN, next_millisecond);
+        let owner = Owner {
+            namespace: &token.metadata.namespace,
+            name: &token.metadata.name,
+            uid: &token.metadata.uid,
+            token_id,
+        };
+        let mut lacks_pepper = false;
         let versions = read.into_iter().filter_map(|(key_id, issued_at, version)| {
+            let hash = Hash::parse(&version.hash)?;
+            let facts = VersionFacts {
+                owner,
+                version: version.version,
+                key_id: &version.key_id,
+                hash: &hash,
+                state: version.state.as_str()?,
+                scopes: &version.scopes,
+                issued_at,
+                retire_at: version.retire_at,
+            };
+            match facts.verify(peppers, &version.mac) {
+                MacCheck::Valid => {}
+                MacCheck::Invalid => return None,
+                MacCheck::UnknownPepper => {
+                    lacks_pepper = true;
+                    return None;
+                }
+            }
             let version = Version {
                 entry: entry.clone(),
-                hash: Hash::parse(&version.hash)?.mac,
+                hash: hash.mac,
                 ends_at: ends_at(version, issued_at, not_before)?,
                 scopes: pool.share(&granted_by_both(&version.scopes, &token.spec.scopes)),
             };
             Some((key_id, version))
         });
         let versions = versions.collect();
-        (entry, versions)
+        Indexed { entry, versions, lacks_pepper }
     }
 
     /// `<namespace>/<name>` of the ApiToken.

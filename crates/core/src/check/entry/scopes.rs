@@ -3,8 +3,6 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::token::scope::any_covers;
-
 /// A list of scopes, separated by spaces. A clone shares it.
 // The second box makes the handle one word: an Arc<str> is two.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -50,36 +48,9 @@ impl ScopePool {
     }
 }
 
-/// The scopes that two lists both grant: of each list those that the other covers.
-///
-/// It covers what both cover. Where two scopes cover a third, one of them covers the other, since both are it or a
-/// beginning of it; and that other one is in the list.
-pub(in crate::check) fn granted_by_both<'a>(one: &'a [String], other: &'a [String]) -> Vec<&'a str> {
-    let covered = |scope: &&str, by: &[String]| any_covers(by.iter().map(String::as_str), scope);
-    let of_one = one.iter().map(String::as_str).filter(|scope| covered(scope, other));
-    // A scope that is in both lists is returned once.
-    let of_other = other.iter().filter(|scope| !one.contains(scope));
-    of_one.chain(of_other.map(String::as_str).filter(|scope| covered(scope, one))).collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-
-    proptest! {
-        #[test]
-        fn granted_by_both_is_granted_by_each(
-            one in proptest::collection::vec("(a|b)(:(a|b)){0,2}:(a|b|[*])", 0..4),
-            other in proptest::collection::vec("(a|b)(:(a|b)){0,2}:(a|b|[*])", 0..4),
-            required in "(a|b)(:(a|b)){0,3}:(a|b|[*])",
-        ) {
-            let covers = |list: &[String]| any_covers(list.iter().map(String::as_str), &required);
-            let both = granted_by_both(&one, &other);
-            prop_assert_eq!(any_covers(both.iter().copied(), &required), covers(&one) && covers(&other));
-        }
-    }
 
     fn shared(pool: &mut ScopePool, number: usize) -> Scopes {
         pool.share(&[&format!("orders-{number}:read"), "audit:read"])

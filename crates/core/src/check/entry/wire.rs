@@ -7,6 +7,8 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use crate::crd::VersionState;
+
 /// An ApiToken, as far as checks need it.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct WireToken {
@@ -25,6 +27,8 @@ pub struct Metadata {
     pub namespace: String,
     /// The name of the object.
     pub name: String,
+    #[serde(default)]
+    pub(in crate::check) uid: String,
     /// The resourceVersion, from which a watch can continue.
     pub resource_version: Option<String>,
     pub(in crate::check) deletion_timestamp: Option<IgnoredAny>,
@@ -67,12 +71,14 @@ pub(in crate::check) struct Status {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(in crate::check) struct WireVersion {
+    pub(in crate::check) version: i64,
     pub(in crate::check) key_id: String,
     pub(in crate::check) hash: String,
     pub(in crate::check) state: State,
     pub(in crate::check) scopes: Vec<String>,
     pub(in crate::check) issued_at: String,
     pub(in crate::check) retire_at: Option<Timestamp>,
+    pub(in crate::check) mac: String,
 }
 
 /// The state of a version.
@@ -87,6 +93,21 @@ pub(in crate::check) enum State {
     #[default]
     #[serde(other)]
     Unknown,
+}
+
+impl State {
+    /// The name in the API. `None`: it is not known.
+    pub(in crate::check) fn as_str(self) -> Option<&'static str> {
+        let state = match self {
+            Self::Pending => VersionState::Pending,
+            Self::Active => VersionState::Active,
+            Self::Retiring => VersionState::Retiring,
+            Self::Retired => VersionState::Retired,
+            Self::Revoked => VersionState::Revoked,
+            Self::Unknown => return None,
+        };
+        Some(state.as_str())
+    }
 }
 
 /// Tests have whole objects. They take the same route as objects of the API server: through JSON.

@@ -101,7 +101,7 @@ fn seal(secret: &Secret, object: &Object<'_>, peppers: &Peppers) -> Option<Optio
     let uid = annotation(metadata, TOKEN_UID_ANNOTATION)?;
     let (version, issued_at) =
         (annotation(metadata, VERSION_ANNOTATION)?, annotation(metadata, ISSUED_AT_ANNOTATION)?);
-    let scopes = annotation(metadata, SCOPES_ANNOTATION)?;
+    let scopes = annotation(metadata, SCOPES_ANNOTATION);
     let live = Sealed {
         namespace: object.namespace,
         name: object.name,
@@ -110,11 +110,15 @@ fn seal(secret: &Secret, object: &Object<'_>, peppers: &Peppers) -> Option<Optio
         issued_at,
         version: version.parse().ok()?,
         key_id: text,
-        scopes,
+        scopes: scopes.unwrap_or_default(),
         revoked: false,
         hash: &hash,
     };
-    if !seal.verify(peppers, &live) {
+    let is_valid = match scopes {
+        Some(_) => seal.verify(peppers, &live),
+        None => seal.verify_v1(peppers, &live),
+    };
+    if !is_valid {
         return seal.verify(peppers, &Sealed { revoked: true, ..live }).then_some(None);
     }
     let issued_at = issued_at.parse().ok().filter(|_| uid == object.uid);
@@ -125,7 +129,7 @@ fn seal(secret: &Secret, object: &Object<'_>, peppers: &Peppers) -> Option<Optio
         key_id,
         hash,
         issued_at,
-        scopes: scopes.split_ascii_whitespace().map(str::to_owned).collect(),
+        scopes: scopes.map(|scopes| scopes.split_ascii_whitespace().map(str::to_owned).collect()),
     }))
 }
 

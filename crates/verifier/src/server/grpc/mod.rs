@@ -27,9 +27,9 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use super::Timeouts;
 use super::connections::Connections;
 use super::progress::{Progress, Signal};
-use super::Timeouts;
 use crate::endpoints::gateway::ext_authz::{ExtAuthz, Peer};
 use crate::metrics::ConnectionMetrics;
 use tokenward_runtime::listen::accept;
