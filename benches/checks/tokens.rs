@@ -3,7 +3,7 @@
 //! Good ones start with `tw_`, bad ones with `no_`, by which the bare server chooses its response. Bad ones are of three
 //! kinds: another secret under a known key id, an unknown key id, and a wrong checksum.
 
-use tokenward_core::token::{KeyId, Peppers, Plaintext, Prefix, Token, format};
+use tokenward_core::token::{KeyId, Owner, Peppers, Plaintext, Prefix, Token, VersionFacts, format};
 
 /// Of a load, one request in so many is bad.
 pub const BAD_EVERY: u64 = 10;
@@ -63,12 +63,28 @@ pub fn name(n: u64) -> String {
 pub fn object(n: u64, peppers: &Peppers) -> String {
     let text = make("tw", n, 2 * n);
     let (namespace, name) = (namespace(n), name(n));
-    let hash = peppers.hash(&namespace, &name, &text).map(|hash| hash.to_string()).unwrap_or_default();
+    let Some(hash) = peppers.hash(&namespace, &name, &text) else { return String::new() };
     let key_id = Token::parse(text.expose()).map(|token| token.key_id().to_string()).unwrap_or_default();
     let uid = format!("{:08x}-0000-4000-8000-{n:012x}", mix(n) >> 32);
     let token_id = format::token_id(&uid);
     let service = n % 20;
     let scopes = format!(r#""orders-{service}:read","orders-{service}:write","audit:read""#);
+    let issued_at = "2026-11-01T08:00:01.123Z";
+    let facts = VersionFacts {
+        owner: Owner { namespace: &namespace, name: &name, uid: &uid, token_id: &token_id },
+        version: 1,
+        key_id: &key_id,
+        hash: &hash,
+        state: "Active",
+        scopes: &[
+            format!("orders-{service}:read"),
+            format!("orders-{service}:write"),
+            "audit:read".to_owned(),
+        ],
+        issued_at: issued_at.parse().unwrap_or_default(),
+        retire_at: None,
+    };
+    let mac = facts.mac(peppers).unwrap_or_default();
     let condition = |type_: &str, reason: &str| {
         format!(
             r#"{{"lastTransitionTime":"2026-11-01T08:00:02Z","message":"the secret of version 1 is delivered","observedGeneration":1,"reason":"{reason}","status":"True","type":"{type_}"}}"#
@@ -77,7 +93,7 @@ pub fn object(n: u64, peppers: &Peppers) -> String {
     let conditions = [("Ready", "Active"), ("Active", "Active"), ("Delivered", "Delivered")];
     let conditions = conditions.map(|(type_, reason)| condition(type_, reason)).join(",");
     format!(
-        r#"{{"apiVersion":"tokenward.dev/v1alpha1","kind":"ApiToken","metadata":{{"annotations":{{"kubectl.kubernetes.io/last-applied-configuration":"{{}}\n"}},"creationTimestamp":"2026-11-01T08:00:00Z","generation":1,"managedFields":[{{"apiVersion":"tokenward.dev/v1alpha1","fieldsType":"FieldsV1","fieldsV1":{{"f:metadata":{{"f:annotations":{{".":{{}},"f:kubectl.kubernetes.io/last-applied-configuration":{{}}}}}},"f:spec":{{".":{{}},"f:expiresAt":{{}},"f:owner":{{".":{{}},"f:team":{{}}}},"f:scopes":{{".":{{}},"v:\"audit:read\"":{{}}}}}}}},"manager":"kubectl-client-side-apply","operation":"Update","time":"2026-11-01T08:00:00Z"}},{{"apiVersion":"tokenward.dev/v1alpha1","fieldsType":"FieldsV1","fieldsV1":{{"f:status":{{".":{{}},"f:conditions":{{}},"f:phase":{{}},"f:tokenId":{{}},"f:versions":{{}}}}}},"manager":"tokenward","operation":"Update","subresource":"status","time":"2026-11-01T08:00:02Z"}}],"name":"{name}","namespace":"{namespace}","resourceVersion":"{version}","uid":"{uid}"}},"spec":{{"expiresAt":"2099-01-01T00:00:00Z","owner":{{"team":"{namespace}"}},"scopes":[{scopes}]}},"status":{{"conditions":[{conditions}],"observedGeneration":1,"phase":"Active","rotation":{{"specHash":"h1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}},"secretRef":{{"name":"{name}","version":1}},"tokenId":"{token_id}","versions":[{{"hash":"{hash}","issuedAt":"2026-11-01T08:00:01.123Z","keyId":"{key_id}","reason":"Created","scopes":[{scopes}],"state":"Active","version":1}}]}}}}"#,
+        r#"{{"apiVersion":"tokenward.dev/v1alpha1","kind":"ApiToken","metadata":{{"annotations":{{"kubectl.kubernetes.io/last-applied-configuration":"{{}}\n"}},"creationTimestamp":"2026-11-01T08:00:00Z","generation":1,"managedFields":[{{"apiVersion":"tokenward.dev/v1alpha1","fieldsType":"FieldsV1","fieldsV1":{{"f:metadata":{{"f:annotations":{{".":{{}},"f:kubectl.kubernetes.io/last-applied-configuration":{{}}}}}},"f:spec":{{".":{{}},"f:expiresAt":{{}},"f:owner":{{".":{{}},"f:team":{{}}}},"f:scopes":{{".":{{}},"v:\"audit:read\"":{{}}}}}}}},"manager":"kubectl-client-side-apply","operation":"Update","time":"2026-11-01T08:00:00Z"}},{{"apiVersion":"tokenward.dev/v1alpha1","fieldsType":"FieldsV1","fieldsV1":{{"f:status":{{".":{{}},"f:conditions":{{}},"f:phase":{{}},"f:tokenId":{{}},"f:versions":{{}}}}}},"manager":"tokenward","operation":"Update","subresource":"status","time":"2026-11-01T08:00:02Z"}}],"name":"{name}","namespace":"{namespace}","resourceVersion":"{version}","uid":"{uid}"}},"spec":{{"expiresAt":"2099-01-01T00:00:00Z","owner":{{"team":"{namespace}"}},"scopes":[{scopes}]}},"status":{{"conditions":[{conditions}],"observedGeneration":1,"phase":"Active","rotation":{{"specHash":"h1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}},"secretRef":{{"name":"{name}","version":1}},"tokenId":"{token_id}","versions":[{{"hash":"{hash}","issuedAt":"{issued_at}","keyId":"{key_id}","mac":"{mac}","reason":"Created","scopes":[{scopes}],"state":"Active","version":1}}]}}}}"#,
         version = n + 1,
     )
 }

@@ -14,6 +14,7 @@ use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokenward_core::check::WireToken;
 use tokenward_core::crd::{ApiToken, ApiTokenSpec};
+use tokenward_core::lifecycle::authenticate;
 use tokenward_core::token::format;
 use tokenward_core::token::format::{KeyId, Prefix};
 use tokenward_core::token::{Peppers, Plaintext};
@@ -98,7 +99,7 @@ fn endpoints() -> Endpoints {
         // As the API server sends it.
         let wire: WireToken =
             serde_json::to_value(token).and_then(serde_json::from_value).expect("an ApiToken");
-        snapshot.index.apply(&wire, 0);
+        snapshot.index.apply(&wire, &peppers, 0);
     }
     snapshot.peppers.store(Some(Arc::new(peppers)));
     snapshot.set_listed();
@@ -126,6 +127,8 @@ fn api_token(
     });
     let mut token = ApiToken::new(name, ApiTokenSpec { scopes, ..Default::default() });
     token.metadata.namespace = Some(namespace.to_owned());
-    token.status = serde_json::from_value(status).expect("a status");
+    let mut status = serde_json::from_value(status).expect("a status");
+    authenticate(&mut status, &token.metadata, peppers);
+    token.status = Some(status);
     token
 }

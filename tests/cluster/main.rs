@@ -187,6 +187,7 @@ fn main() -> ExitCode {
         secret::a_secret_that_the_api_server_rejects_is_reported,
         secret::a_retained_secret_outlives_its_token,
         secret::a_wiped_status_is_rebuilt,
+        secret::a_changed_status_revives_no_secret_and_adds_no_scope,
         secret::a_forged_status_grants_nothing,
         endpoints::the_challenge_follows_the_rfc,
         endpoints::public_responses_do_not_distinguish_revoked_from_unknown,

@@ -250,6 +250,43 @@ pub async fn a_wiped_status_is_rebuilt(shared: &Shared) {
     shared.verifier.answers(&token, "scope=a:b", 200).await;
 }
 
+pub async fn a_changed_status_revives_no_secret_and_adds_no_scope(shared: &Shared) {
+    let space = shared.site.namespace("changed").await;
+    let old = space.active("t", json!({"scopes": ["a:*"], "rotation": {"overlap": "1h"}})).await;
+    shared.verifier.answers(&old, "scope=a:b", 200).await;
+    space.patch("t", json!({"spec": {"rotation": {"notBefore": jiff::Timestamp::now()}}})).await;
+    shared.verifier.answers(&old, "", 401).await;
+    let new = space.version("t", 2).await;
+    shared.verifier.answers(&new, "scope=a:b", 200).await;
+    // All that whoever may write a status can say of the two.
+    let mut status = serde_json::to_value(space.get("t").await.status.expect("a status")).expect("JSON");
+    for version in status["versions"].as_array_mut().expect("versions") {
+        let is_current = version["version"] == 2;
+        version["state"] = json!(if is_current { "Active" } else { "Retiring" });
+        version["issuedAt"] = json!("2030-01-01T00:00:00Z");
+        version["scopes"] = json!(["a:*", "payments:refund"]);
+        if !is_current {
+            version["retireAt"] = json!("2099-01-01T00:00:00Z");
+        }
+    }
+    space
+        .patch(
+            "t",
+            json!({"spec": {"scopes": ["a:*", "payments:refund"], "rotation": {"onSpecChange": "Keep"}}}),
+        )
+        .await;
+    space.patch_status("t", json!({ "status": status })).await;
+    // From now on until the controller has put the status right, and after.
+    for _ in 0..100 {
+        assert_eq!(shared.verifier.check(&old, "").await, 401);
+        assert_ne!(shared.verifier.check(&new, "scope=payments:refund").await, 200);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    shared.verifier.answers(&new, "scope=a:b", 200).await;
+    assert_eq!(shared.verifier.check(&new, "scope=payments:refund").await, 403);
+    assert_eq!(space.secret_of("t").await, new, "no rotation");
+}
+
 pub async fn a_forged_status_grants_nothing(shared: &Shared) {
     let space = shared.site.namespace("nonsense").await;
     space.active("t", json!({"scopes": ["a:b"]})).await;

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt, future, stream};
 use kube::api::ObjectMeta;
 use kube::runtime::WatchStreamExt;
@@ -14,14 +15,17 @@ use kube::{Api, Client, Resource};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
 use tokenward_core::check::{Metadata, WireToken};
 use tokenward_core::crd::ApiToken;
+use tokenward_core::token::Peppers;
 use tokenward_runtime::backoff::WatchBackoff;
 use tokenward_runtime::cluster::error::watch_message;
+use tokenward_runtime::cluster::pepper::PepperState;
 use tokenward_runtime::cluster::watch::in_pages;
 use tokenward_runtime::telemetry::probes::Part;
 
@@ -32,43 +36,68 @@ pub(super) struct Source {
     pub client: Client,
 }
 
-/// Feeds the snapshot for as long as it is polled. Sets `ready` after the first full list of every source.
-pub(super) fn feed(
+/// Feeds the snapshot for as long as it is polled, once there is a pepper: without one, no version is authentic. Sets
+/// `ready` after the first full list of every source.
+pub(super) async fn feed(
     sources: Vec<Source>,
     snapshot: Arc<Snapshot>,
+    mut pepper_state: watch::Receiver<PepperState>,
     ready: Part,
     metrics: Metrics,
-) -> impl Future<Output = ()> {
-    let mut unlisted = sources.len();
-    let events = stream::select_all(sources.into_iter().map(|Source { namespace, client }| {
-        let api: Api<Object> = match &namespace {
-            Some(namespace) => Api::namespaced(client, namespace),
-            None => Api::all(client),
-        };
-        let mut listing = Listing { namespace, list: 0, listed: false };
-        watcher(api, in_pages())
-            .inspect_err(|error| {
-                warn!(error = watch_message(error), "ApiTokens can't be watched; checks go on from memory")
-            })
-            .backoff(WatchBackoff::default())
-            .filter_map(|result| future::ready(result.ok()))
-            .map({
-                let snapshot = snapshot.clone();
-                move |event| listing.take(event, &snapshot)
-            })
-            .boxed()
-    }));
-    events.for_each(move |first_list| {
-        if first_list {
-            unlisted -= 1;
+) {
+    let mut listings: Vec<_> = sources.iter().map(|source| Listing::new(source.namespace.clone())).collect();
+    let Some(mut peppers) = next_peppers(&mut pepper_state).await else { return };
+    loop {
+        let mut events =
+            stream::select_all(sources.iter().enumerate().map(|(at, source)| events(source, at)));
+        let mut lacks_pepper = false;
+        loop {
+            tokio::select! {
+                event = events.next() => {
+                    let Some((at, event)) = event else { return };
+                    lacks_pepper |= listings[at].take(event, &snapshot, &peppers);
+                    if !snapshot.is_listed() && listings.iter().all(|listing| listing.listed) {
+                        snapshot.set_listed();
+                        ready.set(true);
+                    }
+                    metrics.tokens.set(i64::try_from(snapshot.index.len()).unwrap_or(i64::MAX));
+                }
+                next = next_peppers(&mut pepper_state) => {
+                    let Some(next) = next else { return };
+                    peppers = next;
+                    if lacks_pepper {
+                        info!("there is another pepper, which some tokens may need; listing ApiTokens again");
+                        break;
+                    }
+                }
+            }
         }
-        if first_list && unlisted == 0 {
-            snapshot.set_listed();
-            ready.set(true);
+    }
+}
+
+/// The next usable peppers. `None`: nobody follows them any more.
+async fn next_peppers(state: &mut watch::Receiver<PepperState>) -> Option<Arc<Peppers>> {
+    loop {
+        state.changed().await.ok()?;
+        if let PepperState::Present(peppers) = &*state.borrow_and_update() {
+            return Some(peppers.clone());
         }
-        metrics.tokens.set(i64::try_from(snapshot.index.len()).unwrap_or(i64::MAX));
-        future::ready(())
-    })
+    }
+}
+
+/// The events of a source, each with the source's position.
+fn events(Source { namespace, client }: &Source, at: usize) -> BoxStream<'static, (usize, Event<Object>)> {
+    let api: Api<Object> = match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    };
+    watcher(api, in_pages())
+        .inspect_err(|error| {
+            warn!(error = watch_message(error), "ApiTokens can't be watched; checks go on from memory")
+        })
+        .backoff(WatchBackoff::default())
+        .filter_map(move |result| future::ready(result.ok().map(|event| (at, event))))
+        .boxed()
 }
 
 /// The lists of one watch.
@@ -82,29 +111,34 @@ struct Listing {
 }
 
 impl Listing {
-    /// Applies an event to the index; returns whether it completes the first full list.
-    fn take(&mut self, event: Event<Object>, snapshot: &Snapshot) -> bool {
+    fn new(namespace: Option<String>) -> Self {
+        Self { namespace, list: 0, listed: false }
+    }
+
+    /// Applies an event to the index. Returns whether a version was left out because its pepper is not among these.
+    fn take(&mut self, event: Event<Object>, snapshot: &Snapshot, peppers: &Peppers) -> bool {
         match event {
             Event::Init => self.list = self.list.wrapping_add(1),
-            Event::InitApply(object) | Event::Apply(object) => self.apply(&object, snapshot),
+            Event::InitApply(object) | Event::Apply(object) => return self.apply(&object, snapshot, peppers),
             Event::Delete(object) => snapshot.index.delete(object.namespace(), object.name()),
             Event::InitDone => {
                 let within = |namespace: &str| self.namespace.as_deref().is_none_or(|own| own == namespace);
                 snapshot.index.retain(|entry| !within(entry.namespace()) || entry.seen_in() == self.list);
                 info!(tokens = snapshot.index.len(), "listed ApiTokens");
-                return !std::mem::replace(&mut self.listed, true);
+                self.listed = true;
             }
         }
         false
     }
 
-    fn apply(&self, object: &Object, snapshot: &Snapshot) {
+    fn apply(&self, object: &Object, snapshot: &Snapshot, peppers: &Peppers) -> bool {
         match &object.token {
-            Ok(token) => snapshot.index.apply(token, self.list),
+            Ok(token) => snapshot.index.apply(token, peppers, self.list),
             Err(error) => {
                 let token = format!("{}/{}", object.namespace(), object.name());
                 warn!(token, error, "an ApiToken can't be read, so its token is denied");
                 snapshot.index.delete(object.namespace(), object.name());
+                false
             }
         }
     }
@@ -212,23 +246,25 @@ mod tests {
     #[test]
     fn a_list_replaces_the_previous_one() {
         let snapshot = Snapshot::default();
+        let peppers = Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers");
         let object = |text: &str| serde_json::from_str::<Object>(text).expect("an object");
-        let mut all = Listing { namespace: None, list: 0, listed: false };
+        let mut all = Listing::new(None);
         let list = |listing: &mut Listing, objects: &[&str]| {
-            listing.take(Event::Init, &snapshot);
+            listing.take(Event::Init, &snapshot, &peppers);
             for text in objects {
-                listing.take(Event::InitApply(object(text)), &snapshot);
+                listing.take(Event::InitApply(object(text)), &snapshot, &peppers);
             }
-            listing.take(Event::InitDone, &snapshot)
+            listing.take(Event::InitDone, &snapshot, &peppers);
         };
-        assert!(list(&mut all, &[GOOD, &GOOD.replace("good", "other")]), "the first full list");
+        list(&mut all, &[GOOD, &GOOD.replace("good", "other")]);
+        assert!(all.listed);
         assert_eq!(snapshot.index.len(), 2);
-        let mut elsewhere = Listing { namespace: Some("elsewhere".to_owned()), list: 6, listed: false };
+        let mut elsewhere = Listing { list: 6, ..Listing::new(Some("elsewhere".to_owned())) };
         list(&mut elsewhere, &[]);
         assert_eq!(snapshot.index.len(), 2);
-        assert!(!list(&mut all, &[GOOD]), "not the first list");
+        list(&mut all, &[GOOD]);
         assert_eq!(snapshot.index.len(), 1);
-        all.take(Event::Apply(object(&BAD.replace("bad", "good"))), &snapshot);
+        all.take(Event::Apply(object(&BAD.replace("bad", "good"))), &snapshot, &peppers);
         assert!(snapshot.index.is_empty());
     }
 }

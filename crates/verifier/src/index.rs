@@ -9,8 +9,8 @@ use std::sync::Mutex;
 use hashbrown::HashTable;
 use papaya::{Guard, HashMap as ConcurrentMap};
 
-use tokenward_core::check::{Entry, ScopePool, Version, WireToken};
-use tokenward_core::token::KeyId;
+use tokenward_core::check::{Entry, Indexed, ScopePool, Version, WireToken};
+use tokenward_core::token::{KeyId, Peppers};
 use tokenward_runtime::sync::lock;
 
 /// The versions of all tokens, by key id.
@@ -61,10 +61,12 @@ impl Index {
     }
 
     /// Applies the current state of an object. New versions are inserted before obsolete ones are removed, so that no
-    /// valid token is missing in between. `seen_in` is stored for [`Entry::seen_in`].
-    pub fn apply(&self, token: &WireToken, seen_in: u32) {
+    /// valid token is missing in between. `seen_in` is stored for [`Entry::seen_in`]. Returns whether a version is missing
+    /// because its pepper is not among these.
+    pub fn apply(&self, token: &WireToken, peppers: &Peppers, seen_in: u32) -> bool {
         let mut objects = lock(&self.objects);
-        let (entry, versions) = Entry::of(token, seen_in, &mut objects.scopes);
+        let Indexed { entry, versions, lacks_pepper } =
+            Entry::of(token, peppers, seen_in, &mut objects.scopes);
         let before = objects.replace(entry.clone());
         for key_id in distinct(entry.key_ids()) {
             let claims = versions.iter().filter(|(id, _)| *id == key_id).map(|(_, version)| version);
@@ -73,6 +75,7 @@ impl Index {
         if let Some(before) = before {
             self.remove_claims(&before, |key_id| entry.key_ids().all(|current| current != key_id));
         }
+        lacks_pepper
     }
 
     /// Removes an object that was deleted, or that can't be parsed.
@@ -178,7 +181,14 @@ mod tests {
             ApiToken::new(name, ApiTokenSpec { scopes: vec!["a:b".to_owned()], ..Default::default() });
         token.status = serde_json::from_value(serde_json::json!({ "versions": versions })).expect("status");
         token.metadata.namespace = Some("ns".to_owned());
-        crate::endpoints::fixture::wire(&token)
+        crate::endpoints::fixture::signed(token, &peppers())
+    }
+
+    fn peppers() -> Peppers {
+        Peppers::from_data(
+            &[("current", b"p1".to_vec()), ("p1", vec![1; 32])].map(|(k, v)| (k.to_owned(), v)).into(),
+        )
+        .expect("peppers")
     }
 
     fn names(index: &Index, key: u8) -> Vec<String> {
@@ -214,7 +224,7 @@ mod tests {
                 match event {
                     Event::Apply(name, mut keys) => {
                         keys.dedup();
-                        index.apply(&token(&name.to_string(), &keys), 0);
+                        index.apply(&token(&name.to_string(), &keys), &peppers(), 0);
                         model.insert(name, keys);
                     }
                     Event::Delete(name) => {

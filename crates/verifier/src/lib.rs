@@ -76,7 +76,7 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     let ext_authz = ExtAuthz::new(snapshot.clone(), trusted_proxies.clone(), &metrics);
     let endpoints = Endpoints::new(snapshot.clone(), trusted_proxies, callers, &metrics);
     let (sources, heartbeats) = sources(&cluster, args.common.namespaces())?;
-    let feed = feed::feed(sources, snapshot.clone(), list_ready, metrics.clone());
+    let feed = feed::feed(sources, snapshot.clone(), peppers.clone(), list_ready, metrics.clone());
     let limit = Limit { max_staleness: args.max_staleness.unsigned_abs(), policy: args.stale_policy };
     let staleness = staleness::watch(heartbeats, limit, snapshot.clone(), fresh, metrics);
     let timeouts = Timeouts::default();

@@ -168,7 +168,9 @@ impl StepContext<'_> {
     async fn read_existing(&self, spec: &Spec) -> Result<Existing, Error> {
         let own = match &self.observed.secret {
             SecretState::Absent => return Ok(Existing::Absent),
-            SecretState::Foreign | SecretState::Unreadable(_) => return Ok(Existing::Changed),
+            SecretState::Foreign | SecretState::UnknownPepper(_) | SecretState::Unreadable(_) => {
+                return Ok(Existing::Changed);
+            }
             SecretState::Ours(own) => own,
         };
         match self.api::<Secret>().get(&spec.secret_name).await {

@@ -278,7 +278,8 @@ mod tests {
         let metadata = signed.metadata.clone();
         authenticate(signed.status.as_mut().expect("a status"), &metadata, &peppers());
         assert_eq!(check(&indexed(&signed), &[]), None);
-        let changed = |change: &dyn Fn(&mut ApiToken, &mut TokenVersion)| {
+        type Change<'a> = &'a dyn Fn(&mut ApiToken, &mut TokenVersion);
+        let changed = |change: Change<'_>| {
             let mut token = signed.clone();
             let mut version = token.status.as_mut().expect("a status").versions.remove(0);
             change(&mut token, &mut version);
@@ -286,7 +287,7 @@ mod tests {
             check(&indexed(&token), &[])
         };
         assert_eq!(changed(&|_, _| {}), None);
-        let changes: [&dyn Fn(&mut ApiToken, &mut TokenVersion); 8] = [
+        let changes: [Change<'_>; 8] = [
             &|_, version| version.scopes.push("payments:*".to_owned()),
             &|_, version| version.issued_at = at(-999),
             &|_, version| version.retire_at = Some(at(1000)),

@@ -29,7 +29,8 @@ pub(super) fn verify(observed: &Observed<'_>, status: &ApiTokenStatus, version: 
 /// Whether enough is known to judge the versions of the status: each live one is authentic, or the Secret, whose seal
 /// could authenticate it, was read. Otherwise they stay as they are.
 pub(super) fn can_judge(observed: &Observed<'_>) -> bool {
-    let secret_was_read = observed.spec.is_ok() && !matches!(observed.secret, SecretState::Unreadable(_));
+    let is_unknown = matches!(observed.secret, SecretState::Unreadable(_) | SecretState::UnknownPepper(_));
+    let secret_was_read = observed.spec.is_ok() && !is_unknown;
     let is_invalid = |status: &ApiTokenStatus, version: &TokenVersion| {
         version.state.is_live() && verify(observed, status, version) == MacCheck::Invalid
     };

@@ -20,7 +20,7 @@ enum Cause {
     Invalid(String),
     Foreign,
     Rejected(RejectionKind, String),
-    /// The secret of the active version can't be verified.
+    /// The active version, or the Secret, can't be verified without this pepper.
     PepperMissing(PepperId),
     Expired(Timestamp),
     Throttled {
@@ -53,6 +53,7 @@ fn cause(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timest
     }
     match (&observed.secret, due) {
         (SecretState::Foreign, _) => Cause::Foreign,
+        (SecretState::UnknownPepper(pepper), _) => Cause::PepperMissing(*pepper),
         (SecretState::Unreadable(message), _) => Cause::Rejected(RejectionKind::Forbidden, message.clone()),
         (_, Due::Throttled { reason, until, stalled }) => Cause::Throttled { reason, until, stalled },
         _ if pending(status).is_some() || active(status).is_none() => Cause::Minting,
@@ -137,7 +138,7 @@ fn stalled(cause: &Cause, secret: &str) -> Option<Reason> {
         Cause::PepperMissing(pepper) => Reason::new(
             "PepperMissing",
             format!(
-                "the current secret was hashed under pepper {}, which Secret tokenward-pepper does not contain, so it is refused; restore that pepper from a backup or, if it is lost, change rotation.trigger to have a new secret minted",
+                "Secret {secret} needs pepper {}, which Secret tokenward-pepper does not contain; restore that pepper from a backup or, if it is lost for good, delete Secret {secret} and change rotation.trigger, which mints a new secret",
                 pepper.as_str()
             ),
         ),
@@ -208,7 +209,7 @@ fn active_now(cause: &Cause, suspended: bool, status: &ApiTokenStatus, delivered
         Cause::Expired(at) => Outcome::no("Expired", format!("refused since {at}")),
         Cause::PepperMissing(pepper) => Outcome::no(
             "PepperMissing",
-            format!("refused, since pepper {} is not there to verify it with", pepper.as_str()),
+            format!("refused, as pepper {} is not there to verify it", pepper.as_str()),
         ),
         _ if suspended => Outcome::no("Suspended", "refused until suspend is false"),
         _ if current(status).is_none() => Outcome::no("Pending", "no secret has been delivered yet"),

@@ -7,7 +7,7 @@ use super::spec::{InvalidSpec, Spec};
 use crate::crd::{ApiToken, ApiTokenStatus, TokenVersion};
 use crate::outbox::events::Receipts;
 use crate::outbox::subscription::Subscription;
-use crate::token::{Hash, KeyId, Peppers};
+use crate::token::{Hash, KeyId, PepperId, Peppers};
 
 /// How long until a Secret that could not be read or written is tried again. The watch selects by label, so it does not
 /// report the deletion of a foreign Secret.
@@ -90,6 +90,9 @@ pub enum SecretState {
     Absent,
     /// There is a Secret that is not ours. It is never written.
     Foreign,
+    /// There is a Secret with our seal, made under a pepper that is not known here, so nobody can tell whether it is ours. It
+    /// may contain the only copy of a token.
+    UnknownPepper(PepperId),
     /// The API server denied the read, with this message. It is never treated as absent.
     Unreadable(String),
     /// There is a Secret of ours, whoever has changed it since.
@@ -100,7 +103,7 @@ impl SecretState {
     /// Whether it can neither be used nor written: it is not ours, or could not be read.
     pub fn is_inaccessible(&self) -> bool {
         match self {
-            Self::Foreign | Self::Unreadable(_) => true,
+            Self::Foreign | Self::UnknownPepper(_) | Self::Unreadable(_) => true,
             Self::Absent | Self::Ours(_) => false,
         }
     }
@@ -109,7 +112,7 @@ impl SecretState {
     pub fn ours(&self) -> Option<&OwnSecret> {
         match self {
             Self::Ours(own) => Some(own),
-            Self::Absent | Self::Foreign | Self::Unreadable(_) => None,
+            Self::Absent | Self::Foreign | Self::UnknownPepper(_) | Self::Unreadable(_) => None,
         }
     }
 

@@ -81,7 +81,10 @@ fn damage(observed: &Observed<'_>, active: &str) -> Option<RotationReason> {
         SecretState::Ours(_) if observed.secret.key_id().is_none_or(|key_id| key_id.as_str() != active) => {
             Some(RotationReason::SecretTampered)
         }
-        SecretState::Ours(_) | SecretState::Foreign | SecretState::Unreadable(_) => None,
+        SecretState::Ours(_)
+        | SecretState::Foreign
+        | SecretState::UnknownPepper(_)
+        | SecretState::Unreadable(_) => None,
     }
 }
 

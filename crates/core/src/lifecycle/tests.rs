@@ -799,6 +799,27 @@ fn a_missing_pepper_ends_no_token() {
     assert_eq!((stalled(&world), world.check(&new)), (None, Ok(())));
 }
 
+/// As after a restore from Git, which has no statuses: the Secret is there before the pepper.
+#[test]
+fn a_secret_whose_pepper_is_not_restored_yet_is_waited_for() {
+    let mut world = World::new();
+    world.run_to_rest();
+    let (current, here) = (world.current(), world.peppers.clone());
+    (world.token.status, world.restored) = (None, true);
+    world.peppers = Peppers::from_data(&Peppers::new_data(&[2; 32])).expect("peppers");
+    let secret = world.secret.as_mut().expect("a Secret");
+    secret.metadata.owner_references = None;
+    world.run_to_rest();
+    assert_eq!(world.current(), current, "not overwritten");
+    let status = world.status();
+    let stalled = find_condition(&status.conditions, crate::crd::ConditionType::Stalled).expect("Stalled");
+    assert_eq!(stalled.reason, "PepperMissing");
+    world.peppers = here;
+    world.run_to_rest();
+    assert_eq!(world.current(), current);
+    assert_eq!(world.check(&current.expect("a Secret")), Ok(()));
+}
+
 /// What can't be judged now is neither confirmed nor ended.
 #[test]
 fn a_version_stays_as_it_is_while_the_secret_can_t_be_read() {

@@ -15,6 +15,7 @@ use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
 use tokenward_core::check::WireToken;
 use tokenward_core::crd::{ApiToken, ApiTokenSpec};
+use tokenward_core::lifecycle::authenticate;
 use tokenward_core::token::format;
 use tokenward_core::token::format::{KeyId, Prefix};
 use tokenward_core::token::{Peppers, Plaintext};
@@ -26,9 +27,12 @@ pub(crate) const PEER: &str = "192.0.2.1";
 /// Names and values, in the order in which they are sent.
 pub(crate) type Headers<'a> = &'a [(&'a str, &'a [u8])];
 
-/// An object as the API server sends it.
-pub(crate) fn wire(token: &ApiToken) -> WireToken {
-    let text = serde_json::to_string(token).expect("JSON");
+/// An object as the API server sends it, with the MACs of the controller.
+pub(crate) fn signed(mut token: ApiToken, peppers: &Peppers) -> WireToken {
+    if let Some(status) = &mut token.status {
+        authenticate(status, &token.metadata, peppers);
+    }
+    let text = serde_json::to_string(&token).expect("JSON");
     serde_json::from_str(&text).expect("an ApiToken")
 }
 
@@ -129,7 +133,7 @@ impl Fixture {
             }],
         });
         token.status = serde_json::from_value(status).expect("a status");
-        self.snapshot.index.apply(&wire(&token), 0);
+        self.snapshot.index.apply(&signed(token, &self.peppers), &self.peppers, 0);
     }
 
     pub(crate) fn get(&self, uri: &str, headers: Headers<'_>) -> Received {

@@ -25,7 +25,7 @@ use crate::crd::labels::{
 use crate::lifecycle::observed::{OwnSecret, SealedVersion, SecretState};
 use crate::lifecycle::spec::Spec;
 use crate::token::seal::{Seal, Sealed};
-use crate::token::{Hash, KeyId, Peppers, Token};
+use crate::token::{Hash, KeyId, PepperId, Peppers, Token};
 
 /// Whether the object with this uid is the controlling owner.
 pub fn is_controlled_by(metadata: &ObjectMeta, uid: &str) -> bool {
@@ -72,7 +72,8 @@ pub fn inspect(secret: &Secret, token: &ApiToken, spec: &Spec, peppers: &Peppers
         || (recorded_uid.is_some() && recorded_uid == secret.metadata.uid.as_deref())
         || is_controlled_by(&secret.metadata, object.uid);
     if !is_ours {
-        return SecretState::Foreign;
+        return unknown_pepper(&secret.metadata, &object, peppers)
+            .map_or(SecretState::Foreign, SecretState::UnknownPepper);
     }
     SecretState::Ours(Box::new(OwnSecret {
         metadata: ObjectMeta { managed_fields: None, ..secret.metadata.clone() },
@@ -81,6 +82,12 @@ pub fn inspect(secret: &Secret, token: &ApiToken, spec: &Spec, peppers: &Peppers
         previous,
         sealed: sealed.flatten(),
     }))
+}
+
+/// The pepper of the seal of a Secret of this ApiToken, if that pepper is not known.
+fn unknown_pepper(metadata: &ObjectMeta, object: &Object<'_>, peppers: &Peppers) -> Option<PepperId> {
+    let seal = Seal::parse(annotation(metadata, SEAL_ANNOTATION)?)?;
+    (has_labels_of(metadata, object.name) && !peppers.contains(seal.pepper())).then_some(*seal.pepper())
 }
 
 /// Verifies the seal. `None`: there is no valid one. `Some(None)`: the token was revoked, or the seal was made for an earlier
