@@ -58,7 +58,7 @@ mod tests {
         assert_eq!(verifier.common.telemetry_listen.to_string(), "[::]:9090");
         assert_eq!(verifier.grpc_listen, None);
         assert_eq!(verifier.common.namespaces(), None);
-        assert_eq!(verifier.max_connections, 10_000);
+        assert_eq!(verifier.max_connections, None);
     }
 
     #[test]

@@ -30,9 +30,9 @@ pub struct VerifierArgs {
     /// What to do once the API server has been silent for longer than --max-staleness: serve from memory without learning of revocations, or deny every check with 503
     #[arg(long, env = "TOKENWARD_STALE_POLICY", default_value = "serve")]
     pub stale_policy: StalePolicy,
-    /// Maximum number of open connections. At the maximum, a new connection replaces the one that was idle longest; the limit of open files may lower it. An idle connection takes about 12 KiB (23 with TLS), one with a large request head up to 40
-    #[arg(long, env = "TOKENWARD_MAX_CONNECTIONS", default_value_t = 10_000)]
-    pub max_connections: usize,
+    /// Maximum number of open connections. At the maximum, a new connection replaces the one that was idle longest; the limit of open files may lower it. An idle connection takes about 12 KiB (23 with TLS), one with a large request head up to 64 [default: as many as fit into a third of the container's memory limit, at most 10000]
+    #[arg(long, env = "TOKENWARD_MAX_CONNECTIONS")]
+    pub max_connections: Option<usize>,
     /// TLS files, or plain HTTP.
     #[command(flatten)]
     pub transport: TransportArgs,

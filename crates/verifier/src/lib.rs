@@ -29,7 +29,7 @@ use crate::endpoints::gateway::ext_authz::ExtAuthz;
 use crate::endpoints::{Endpoints, TrustedProxies};
 use crate::feed::Source;
 use crate::metrics::Metrics;
-use crate::server::{Server, Timeouts, open_files};
+use crate::server::{Server, Timeouts, capacity};
 use crate::snapshot::Snapshot;
 use crate::staleness::Limit;
 use tokenward_runtime::cluster::client::{Cluster, WatchHeartbeat};
@@ -57,7 +57,7 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
         .context("--tls-cert and --tls-key")?;
     let acceptor = |protocol| certificates.as_ref().map(|own| own.acceptor(&[protocol])).transpose();
     let (http_tls, grpc_tls) = (acceptor(b"http/1.1")?, acceptor(b"h2")?);
-    let max_connections = open_files::limit(args.max_connections);
+    let max_connections = capacity::connections(args.max_connections);
     let readiness = Readiness::default();
     let (pepper_ready, list_ready) = (readiness.part("pepper"), readiness.part("first list of ApiTokens"));
     let fresh = readiness.part("news from the API server");

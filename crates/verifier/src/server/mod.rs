@@ -3,9 +3,9 @@
 //! One task for each connection, and nothing but hyper in between: a request costs a few relaxed writes to memory of its own
 //! connection. Which connections stay open is decided in `connections.rs`.
 
+pub(super) mod capacity;
 mod connections;
 pub mod grpc;
-pub(super) mod open_files;
 mod progress;
 mod socket;
 

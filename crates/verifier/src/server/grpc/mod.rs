@@ -47,6 +47,9 @@ const MESSAGE_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_HEADER_LIST_BYTES: u32 = 8 * 1024;
 /// Envoy accepts up to 60 KiB of headers from a client by default, and sends the path twice.
 const MAX_MESSAGE_BYTES: usize = 128 * 1024;
+/// What all connections together may make the verifier store.
+#[cfg(test)]
+pub(super) const MAX_BYTES: usize = MAX_CONNECTIONS * MAX_STREAMS as usize * MAX_MESSAGE_BYTES;
 /// How much a client may send ahead on one stream, and on all streams of a connection.
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 128 * 1024;
