@@ -111,6 +111,7 @@ impl Admission {
                     names,
                     configuration,
                     lifetime,
+                    enforces_grants: enforce_scope_grants,
                     claim,
                     presented,
                     metrics,

@@ -28,6 +28,8 @@ use tokenward_runtime::tls::ServingCertificate;
 
 /// The wait after a write that failed.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// The webhook for ApiTokens in the configuration.
+const APITOKENS_WEBHOOK: &str = "apitokens.tokenward.dev";
 /// The longest wait between two steps, since the clock may be set meanwhile.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
@@ -40,6 +42,8 @@ pub(crate) struct CertificateRotator {
     /// The ValidatingWebhookConfiguration whose `caBundle`s to fill in.
     pub(crate) configuration: String,
     pub(crate) lifetime: SignedDuration,
+    /// Whether the API server must call the webhook for ApiTokens, since nothing else checks who grants scopes.
+    pub(crate) enforces_grants: bool,
     pub(crate) claim: watch::Receiver<Claim>,
     pub(crate) presented: ServingCertificate,
     pub(crate) metrics: Metrics,
@@ -82,12 +86,30 @@ impl CertificateRotator {
                     None => return,
                 },
                 event = configuration_events.next() => match event {
-                    Some(found) => configuration = found,
+                    Some(found) => {
+                        self.check_failure_policy(found.as_ref());
+                        configuration = found;
+                    }
                     None => return,
                 },
                 changed = self.claim.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(wait) => {}
             }
+        }
+    }
+
+    /// Says so if scopes may be granted by anybody while no controller responds.
+    fn check_failure_policy(&self, found: Option<&ValidatingWebhookConfiguration>) {
+        let webhooks = found.and_then(|found| found.webhooks.as_deref()).unwrap_or_default();
+        let fails = |webhook: &ValidatingWebhook| {
+            webhook.name == APITOKENS_WEBHOOK && webhook.failure_policy.as_deref() == Some("Fail")
+        };
+        if self.enforces_grants && !webhooks.iter().any(fails) {
+            error!(
+                "ValidatingWebhookConfiguration {} has no webhook {APITOKENS_WEBHOOK} with failurePolicy Fail, so anybody \
+                 may grant any scope while no controller responds; set it, or remove --enforce-scope-grants",
+                self.configuration
+            );
         }
     }
 
