@@ -51,6 +51,7 @@ fn main() -> ExitCode {
         manifests::plain_manifests_are_what_the_chart_renders,
         manifests::the_chart_has_the_crds_that_the_code_prints,
         manifests::the_role_of_callers_has_the_paths_of_openapi_json,
+        rights::editors_write_tokens_where_grants_are_enforced,
         monitoring::alert_and_dashboard_queries_are_valid,
         monitoring::alerts_fire_when_they_should,
         values::every_flag_is_understood,
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         monitoring::every_queried_metric_exists,
         rights::each_account_has_the_rights_it_needs_and_no_others,
         rights::nobody_else_writes_a_status,
+        rights::scopes_of_tokenward_itself_take_a_grant,
         rights::the_verifier_can_read_no_token,
         rights::view_edit_and_admin_include_tokens_but_no_status,
     );

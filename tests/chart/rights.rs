@@ -1,7 +1,11 @@
 //! The chart's RBAC, as the API server evaluates it.
 
+use k8s_openapi::api::rbac::v1::Role;
+use kube::Api;
+use kube::api::PostParams;
 use serde_json::json;
 
+use crate::helm::{object, objects, render};
 use crate::stage::Stage;
 use testkit::{client_of, eventually};
 
@@ -122,8 +126,9 @@ pub async fn view_edit_and_admin_include_tokens_but_no_status(stage: &Stage) {
         .await;
         let writes = role != "view";
         assert!(may(&["list", "tokenwebhooks.tokenward.dev"]));
-        assert_eq!(may(&["create", "apitokens.tokenward.dev"]), writes, "{role}");
-        assert_eq!(may(&["delete", "tokenwebhooks.tokenward.dev"]), writes, "{role}");
+        // Not before grants are enforced: scopes know no namespace.
+        assert!(!may(&["create", "apitokens.tokenward.dev"]), "{role}");
+        assert!(!may(&["delete", "tokenwebhooks.tokenward.dev"]), "{role}");
         assert!(!may(&["update", "apitokens.tokenward.dev", "--subresource=status"]), "{role}");
         assert!(!may(&["grant", "scopes.tokenward.dev"]), "{role}");
         // By Kubernetes' own roles: ours must not add Secrets to view.
@@ -133,4 +138,83 @@ pub async fn view_edit_and_admin_include_tokens_but_no_status(stage: &Stage) {
     let secrets: kube::Api<k8s_openapi::api::core::v1::Secret> = kube::Api::namespaced(viewer, namespace);
     let denied = secrets.get("t").await.expect_err("a denial").to_string();
     assert!(denied.contains("forbidden"), "{denied}");
+}
+
+pub fn editors_write_tokens_where_grants_are_enforced() {
+    let labels = |values: &[&str]| {
+        let rendered = objects(&render(values));
+        let labels = object(&rendered, "ClusterRole", "tokenward-edit")["metadata"]["labels"].clone();
+        ["edit", "admin"]
+            .map(|role| labels[format!("rbac.authorization.k8s.io/aggregate-to-{role}")] == "true")
+    };
+    assert_eq!(labels(&[]), [false, false]);
+    assert_eq!(labels(&["--set=admission.enforceScopeGrants=true"]), [true, true]);
+    assert_eq!(labels(&["--set=admission.enforceScopeGrants=true,admission.enabled=false"]), [false, false]);
+    assert_eq!(labels(&["--set=admission.enforceScopeGrants=true,rbac.aggregate=false"]), [false, false]);
+}
+
+pub async fn scopes_of_tokenward_itself_take_a_grant(stage: &Stage) {
+    let space = stage.site.namespace("reserved").await;
+    let (site, namespace) = (&stage.site, space.name.as_str());
+    let user = site.cluster.kubeconfig_for_user("token-editor", None).expect("a user");
+    let bind = ["create", "rolebinding", "token-editor", "-n", namespace];
+    site.kubectl(&[&bind[..], &["--clusterrole=tokenward-edit", "--user=token-editor"]].concat());
+    let apply = |name: &str, scopes: &[&str]| {
+        let token = json!({
+            "apiVersion": "tokenward.dev/v1alpha1", "kind": "ApiToken",
+            "metadata": {"name": name, "namespace": namespace}, "spec": {"scopes": scopes},
+        });
+        let file = std::env::temp_dir().join(format!("tokenward-{namespace}-{name}.json"));
+        std::fs::write(&file, token.to_string()).expect("a file");
+        let mut command = site.cluster.kubectl_as(&user);
+        let output = command.args(["apply", "--server-side", "-f"]).arg(&file).output().expect("kubectl");
+        std::fs::remove_file(&file).expect("a file");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    eventually("the editor may write tokens", async || match apply("own", &["orders:read"]) {
+        (true, _) => Ok(()),
+        (false, why) => Err(why),
+    })
+    .await;
+    eventually("the policy is in force", async || match apply("caller", &["orders:read", "tokens:verify"]) {
+        (false, why) if why.contains("token-editor may not grant tokens:verify") => Ok(()),
+        (_, other) => Err(other),
+    })
+    .await;
+    for (name, scopes) in [("caller", &["tokens:*"][..]), ("own", &["orders:read", "tokens:verify"])] {
+        let (ok, why) = apply(name, scopes);
+        assert!(!ok && why.contains(r#"the verb "grant" on scopes.tokenward.dev"#), "{name}: {why}");
+    }
+    // kubectl create role takes no resource that the API server does not serve.
+    let grant = json!({
+        "metadata": {"name": "grant", "namespace": namespace},
+        "rules": [{
+            "apiGroups": ["tokenward.dev"], "resources": ["scopes"], "resourceNames": ["tokens:*"], "verbs": ["grant"],
+        }],
+    });
+    let roles = Api::<Role>::namespaced(site.client.clone(), namespace);
+    let grant = serde_json::from_value(grant).expect("a Role");
+    roles.create(&PostParams::default(), &grant).await.expect("a Role");
+    site.kubectl(&["create", "rolebinding", "grant", "-n", namespace, "--role=grant", "--user=token-editor"]);
+    eventually("whoever may grant it creates it", async || match apply("caller", &["tokens:verify"]) {
+        (true, _) => Ok(()),
+        (false, why) => Err(why),
+    })
+    .await;
+    // What has it keeps it, whoever edits the rest.
+    site.kubectl(&["delete", "rolebinding", "grant", "-n", namespace]);
+    // A new one each time: what was admitted gains nothing by the next try.
+    let mut names = (0..).map(|number| format!("probe-{number}"));
+    eventually("the right is gone", async || {
+        match apply(&names.next().expect("a name"), &["tokens:verify"]) {
+            (false, _) => Ok(()),
+            (true, _) => Err("admitted".to_owned()),
+        }
+    })
+    .await;
+    let (ok, why) = apply("caller", &["tokens:verify", "orders:read"]);
+    assert!(ok, "{why}");
+    let policy = site.kubectl(&["get", "validatingadmissionpolicy", "tokenward-scopes", "-o", "json"]);
+    let policy: serde_json::Value = serde_json::from_str(&policy).expect("JSON");
+    assert!(policy["status"]["typeChecking"]["expressionWarnings"].is_null(), "{policy}");
 }
