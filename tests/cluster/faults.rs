@@ -1,5 +1,6 @@
 //! Faults around the controller: another replica, the pepper, the API server, the namespace, the rights.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use k8s_openapi::ByteString;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::client::Body;
@@ -18,6 +20,7 @@ use kube::config::Kubeconfig;
 use kube::{Api, Client};
 use serde_json::json;
 use tokenward_core::crd::{ConditionType, VersionState};
+use tokenward_core::token::Peppers;
 
 use testkit::{Process, Site, TIMEOUT, Tenant, client_of, condition, eventually};
 
@@ -150,7 +153,7 @@ pub async fn a_missing_pepper_stops_the_controller(site: &Site) {
 
     pepper.metadata = kube::api::ObjectMeta { name: pepper.metadata.name, ..Default::default() };
     let mut damaged = pepper.clone();
-    damaged.data.as_mut().expect("data").insert("p1".to_owned(), k8s_openapi::ByteString(vec![0; 31]));
+    damaged.data.as_mut().expect("data").insert("p1".to_owned(), ByteString(vec![0; 31]));
     peppers.create(&PostParams::default(), &damaged).await.expect("a Secret");
     let mut stopped = start();
     assert_eq!(stopped.ended().await, Some(1));
@@ -163,6 +166,47 @@ pub async fn a_missing_pepper_stops_the_controller(site: &Site) {
     let new = space.version("t", 2).await;
     verifier.answers(&new, "", 200).await;
     verifier.answers(&token, "", 200).await;
+}
+
+/// As after a restore of an older backup of the Secret.
+pub async fn a_pepper_that_is_gone_for_a_while_ends_no_token(site: &Site) {
+    let tenant = Tenant::new(site, "pepper-gone").await;
+    let space = &tenant.space;
+    let _controller = tenant.controller(&[]).ready().await;
+    let verifier = tenant.verifier().ready().await;
+    let token = space.active("t", json!({"scopes": ["a:b"]})).await;
+    verifier.answers(&token, "", 200).await;
+
+    let peppers = tenant.peppers();
+    let replace = async |data: BTreeMap<String, ByteString>| {
+        let mut secret = peppers.get("tokenward-pepper").await.expect("the pepper");
+        secret.data = Some(data);
+        peppers.replace("tokenward-pepper", &PostParams::default(), &secret).await.expect("a Secret");
+    };
+    let before = peppers.get("tokenward-pepper").await.expect("the pepper").data.expect("data");
+    let other: BTreeMap<_, _> =
+        Peppers::new_data(&[7; 32]).into_iter().map(|(key, value)| (key, ByteString(value))).collect();
+    replace(other.clone()).await;
+    verifier.answers(&token, "", 401).await;
+    space.patch("t", json!({"metadata": {"labels": {"look": "again"}}})).await;
+    let stalled = space.reason("t", ConditionType::Stalled, "PepperMissing").await;
+    let (_, message) = condition(&stalled, ConditionType::Stalled).expect("Stalled");
+    assert!(message.contains("restore that pepper from a backup"), "{message}");
+    assert!(!testkit::has(&stalled, ConditionType::Active, "True"));
+    // Others are minted under the pepper that there is, and a verifier that starts now knows only those.
+    let other_token = space.active("u", json!({"scopes": ["a:b"]})).await;
+    let late = tenant.verifier().ready().await;
+    late.answers(&other_token, "", 200).await;
+    assert_eq!(late.check(&token, "").await, 401);
+
+    // With the former pepper beside it, everything works, and nothing was minted anew.
+    replace(other.into_iter().chain(before).collect()).await;
+    for verifier in [&verifier, &late] {
+        verifier.answers(&token, "scope=a:b", 200).await;
+        verifier.answers(&other_token, "scope=a:b", 200).await;
+    }
+    space.condition("t", ConditionType::Ready, "True").await;
+    assert_eq!(space.secret_of("t").await, token);
 }
 
 pub async fn a_failing_api_server_is_tolerated(site: &Site) {

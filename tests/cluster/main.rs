@@ -135,6 +135,7 @@ fn main() -> ExitCode {
         faults::wrong_clocks_do_no_harm,
         faults::a_namespace_is_deleted_with_its_tokens,
         faults::a_missing_pepper_stops_the_controller,
+        faults::a_pepper_that_is_gone_for_a_while_ends_no_token,
         sockets::a_verifier_reports_what_its_tls_flags_lack,
         webhook::events_arrive_signed_and_in_order,
         webhook::filters_choose_tokens_and_events,

@@ -194,7 +194,7 @@ impl StepContext<'_> {
         self.with_state(|state| {
             state.rejection = None;
             state.recheck_secret = false;
-            state.inspected = Inspected::of(&secret, token, spec);
+            state.inspected = Inspected::of(&secret, token, spec, self.peppers);
         });
         Applied::Secret(secret)
     }

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use tokenward_core::crd::ApiToken;
 use tokenward_core::lifecycle::{OwnSecret, Rejection, SecretState, Spec};
 use tokenward_core::outbox::events::Receipts;
-use tokenward_core::token::{KeyId, Plaintext};
+use tokenward_core::token::{KeyId, Peppers, Plaintext};
 use tokenward_runtime::sync::lock;
 
 /// The states of all tokens, by uid.
@@ -64,11 +64,11 @@ impl StateCache {
 
 impl Inspected {
     /// The result of an inspection, if the Secret is ours. Its metadata is in the watch's cache already.
-    pub(crate) fn of(state: &SecretState, token: &ApiToken, spec: &Spec) -> Option<Self> {
+    pub(crate) fn of(state: &SecretState, token: &ApiToken, spec: &Spec, peppers: &Peppers) -> Option<Self> {
         let own = state.ours()?;
         Some(Self {
             resource_version: own.metadata.resource_version.clone(),
-            expected: fingerprint(token, spec),
+            expected: fingerprint(token, spec, peppers),
             secret: OwnSecret { metadata: Default::default(), ..own.clone() },
         })
     }
@@ -79,16 +79,18 @@ impl Inspected {
         resource_version: Option<&str>,
         token: &ApiToken,
         spec: &Spec,
+        peppers: &Peppers,
     ) -> Option<OwnSecret> {
-        let same =
-            self.resource_version.as_deref() == resource_version && self.expected == fingerprint(token, spec);
+        let same = self.resource_version.as_deref() == resource_version
+            && self.expected == fingerprint(token, spec, peppers);
         (same && resource_version.is_some()).then(|| self.secret.clone())
     }
 }
 
-/// A hash of all parts of the token that a Secret is compared with.
-fn fingerprint(token: &ApiToken, spec: &Spec) -> u64 {
+/// A hash of all that a Secret is compared with: parts of the token, and which peppers there are.
+fn fingerprint(token: &ApiToken, spec: &Spec, peppers: &Peppers) -> u64 {
     let mut hasher = DefaultHasher::new();
+    peppers.ids().for_each(|id| id.hash(&mut hasher));
     (&spec.token_key, &spec.previous_key).hash(&mut hasher);
     for version in token.status.iter().flat_map(|status| &status.versions) {
         (&version.key_id, &version.hash).hash(&mut hasher);

@@ -143,7 +143,12 @@ async fn secret_state(
     let cached = context.secrets.get(&ObjectRef::new(&spec.secret_name).within(namespace));
     if let Some(cached) = &cached {
         let inspected = context.cache.with(uid, |state| {
-            state.inspected.as_ref()?.if_current(cached.metadata.resource_version.as_deref(), token, spec)
+            state.inspected.as_ref()?.if_current(
+                cached.metadata.resource_version.as_deref(),
+                token,
+                spec,
+                peppers,
+            )
         });
         if let Some(own) = inspected {
             return Ok(SecretState::Ours(Box::new(OwnSecret { metadata: cached.metadata.clone(), ..own })));
@@ -158,7 +163,7 @@ async fn secret_state(
         Ok(mut secret) => {
             let found = inspect(&secret, token, spec, peppers);
             wipe(&mut secret);
-            context.cache.with(uid, |state| state.inspected = Inspected::of(&found, token, spec));
+            context.cache.with(uid, |state| state.inspected = Inspected::of(&found, token, spec, peppers));
             Ok(found)
         }
         Err(error) if is_not_found(&error) => {

@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::authentication::missing_pepper;
-use super::observed::{Observed, SecretState};
+use super::observed::{Observed, RETRY, SecretState};
 use super::spec::{SPEC_HASH_PREFIX, Spec};
 use super::versions::{active, pending, retiring};
 use crate::crd::{ApiTokenStatus, OnSpecChange, RotationReason};
@@ -59,7 +59,8 @@ pub(super) fn due(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec,
         };
     }
     if missing_pepper(observed, active).is_some() {
-        return Due::Nothing(None);
+        // Nothing tells of a pepper that comes back.
+        return Due::Nothing(now.checked_add(RETRY).ok());
     }
     if let Some(reason) = damage(observed, active.key_id.as_str()) {
         return repair(status, reason, now);

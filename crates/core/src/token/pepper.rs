@@ -95,6 +95,11 @@ impl Peppers {
         [(CURRENT.to_owned(), id.clone().into_bytes()), (id, pepper.to_vec())].into()
     }
 
+    /// The ids of all peppers.
+    pub fn ids(&self) -> impl Iterator<Item = PepperId> {
+        self.keys.keys().copied()
+    }
+
     /// Whether there is a pepper of this id.
     pub fn contains(&self, id: &PepperId) -> bool {
         self.keys.contains_key(id)
