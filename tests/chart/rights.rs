@@ -1,5 +1,7 @@
 //! The chart's RBAC, as the API server evaluates it.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::rbac::v1::Role;
 use kube::Api;
 use kube::api::PostParams;
@@ -8,6 +10,7 @@ use serde_json::json;
 use crate::helm::{object, objects, render};
 use crate::stage::Stage;
 use testkit::{client_of, eventually};
+use tokenward_core::crd::ApiToken;
 
 /// An account, a right, where, and whether it has it.
 type Right = (&'static str, &'static [&'static str], bool);
@@ -215,6 +218,39 @@ pub async fn scopes_of_tokenward_itself_take_a_grant(stage: &Stage) {
     let (ok, why) = apply("caller", &["tokens:verify", "orders:read"]);
     assert!(ok, "{why}");
     let policy = site.kubectl(&["get", "validatingadmissionpolicy", "tokenward-scopes", "-o", "json"]);
+    let policy: serde_json::Value = serde_json::from_str(&policy).expect("JSON");
+    assert!(policy["status"]["typeChecking"]["expressionWarnings"].is_null(), "{policy}");
+}
+
+pub async fn the_metadata_of_an_object_is_bounded(stage: &Stage) {
+    let space = stage.site.namespace("sizes").await;
+    let tokens = Api::<ApiToken>::namespaced(stage.site.client.clone(), &space.name);
+    let create = async |name: &str, annotation: usize, labels: usize| {
+        let labels: BTreeMap<_, _> =
+            (0..labels).map(|at| (format!("label-{at:050}"), "x".repeat(60))).collect();
+        let token = json!({
+            "metadata": {"name": name, "annotations": {"a": "x".repeat(annotation)}, "labels": labels},
+            "spec": {"scopes": ["a:b"]},
+        });
+        let token: ApiToken = serde_json::from_value(token).expect("an ApiToken");
+        tokens.create(&PostParams::default(), &token).await.map_err(|error| error.to_string())
+    };
+    create("largest", 65_535, 140).await.expect("an ApiToken within the bounds");
+    eventually("the policy is in force", async || match create("large", 65_536, 0).await {
+        Err(why) if why.contains("the annotations have more than 64 KiB in all") => Ok(()),
+        Err(why) => Err(why),
+        Ok(_) => {
+            space.delete("large").await;
+            Err("admitted".to_owned())
+        }
+    })
+    .await;
+    let denied = create("labelled", 0, 150).await.expect_err("a denial");
+    assert!(denied.contains("the labels have more than 16 KiB in all"), "{denied}");
+    let grown = json!({"metadata": {"annotations": {"a": "x".repeat(65_536)}}});
+    assert!(space.try_patch("largest", grown).await.is_err());
+    space.patch("largest", json!({"spec": {"revoked": true}})).await;
+    let policy = stage.site.kubectl(&["get", "validatingadmissionpolicy", "tokenward-sizes", "-o", "json"]);
     let policy: serde_json::Value = serde_json::from_str(&policy).expect("JSON");
     assert!(policy["status"]["typeChecking"]["expressionWarnings"].is_null(), "{policy}");
 }
