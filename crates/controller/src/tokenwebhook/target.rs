@@ -55,6 +55,7 @@ pub(crate) async fn resolve(shared: &Shared, webhook: &TokenWebhook) -> Result<T
         };
         Reason::new(code, error.to_string())
     })?;
+    let endpoint = if webhook.spec.url_from.is_some() { endpoint.with_secret_url() } else { endpoint };
     let Signing { keys, secret, until, done } =
         signing_key::provide(&shared.client, webhook, Timestamp::now()).await?;
     Ok(Target {

@@ -53,6 +53,22 @@ pub enum ConnectError {
     Tls(io::Error),
 }
 
+impl ConnectError {
+    /// The error without what it tells of the host: its addresses, and the names in its certificate.
+    pub fn redacted(&self) -> &'static str {
+        match self {
+            Self::Url => "the URL names no host that can be asked",
+            Self::Resolve(_) => "the host's name can't be resolved",
+            Self::Address(_) => {
+                "the host has an address to which webhooks are not sent; see --webhook-allow-private and \
+                 --webhook-allow-cidrs"
+            }
+            Self::Connect(_) => "the connection failed",
+            Self::Tls(_) => "TLS failed; most often the certificate is the reason",
+        }
+    }
+}
+
 impl Connector {
     pub fn new(policy: Arc<AddressPolicy>, tls: Arc<ClientConfig>, resolve: Resolve) -> Self {
         Self { policy, tls, resolve }

@@ -53,6 +53,8 @@ pub struct Endpoint {
     host: HeaderValue,
     timeout: Duration,
     ca_bundle: Option<String>,
+    /// Whether the URL is from a Secret. Then no failure tells anything of the host.
+    is_secret: bool,
 }
 
 /// Why an endpoint cannot be used. Contains nothing of the URL, which may be a secret.
@@ -95,7 +97,13 @@ impl Endpoint {
             uri,
             timeout,
             ca_bundle: ca_bundle.map(str::to_owned),
+            is_secret: false,
         })
+    }
+
+    /// Keeps all that is known of the host out of failures, which conditions and Events show.
+    pub fn with_secret_url(self) -> Self {
+        Self { is_secret: true, ..self }
     }
 
     /// Closes the connections that have been idle for too long.
@@ -105,7 +113,8 @@ impl Endpoint {
 
     /// Whether requests go to the same URL in the same way, so that connections of the one can be used for the other.
     pub fn is_same(&self, other: &Self) -> bool {
-        (&self.uri, self.timeout, &self.ca_bundle) == (&other.uri, other.timeout, &other.ca_bundle)
+        (&self.uri, self.timeout, &self.ca_bundle, self.is_secret)
+            == (&other.uri, other.timeout, &other.ca_bundle, other.is_secret)
     }
 
     /// Makes one attempt to deliver an event.
@@ -176,10 +185,23 @@ impl Endpoint {
                 Err(RequestError::InvalidResponse) => return Err(no_response()),
             }
         }
-        let stream = self.connector.connect(&self.uri).await.map_err(|error| no_connection(&error))?;
+        let stream = self.connector.connect(&self.uri).await.map_err(|error| self.no_connection(&error))?;
         let mut connection = Connection::over(stream).await.map_err(|_| no_response())?;
         let response = connection.request(request).await.map_err(|_| no_response())?;
         Ok((connection, response))
+    }
+
+    /// The failure for an error before there is a connection.
+    fn no_connection(&self, error: &ConnectError) -> Failure {
+        let code = match error {
+            ConnectError::Url => "InvalidUrl",
+            ConnectError::Resolve(_) => "NameNotResolved",
+            ConnectError::Address(_) => "AddressNotAllowed",
+            ConnectError::Connect(_) => "ConnectionFailed",
+            ConnectError::Tls(_) => "TlsFailed",
+        };
+        let message = if self.is_secret { error.redacted().to_owned() } else { error.to_string() };
+        Failure::new(code, message)
     }
 
     fn take_idle(&self) -> Option<Connection> {
@@ -198,18 +220,6 @@ impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Endpoint(redacted, {:?})", self.timeout)
     }
-}
-
-/// The failure for an error before there is a connection.
-fn no_connection(error: &ConnectError) -> Failure {
-    let code = match error {
-        ConnectError::Url => "InvalidUrl",
-        ConnectError::Resolve(_) => "NameNotResolved",
-        ConnectError::Address(_) => "AddressNotAllowed",
-        ConnectError::Connect(_) => "ConnectionFailed",
-        ConnectError::Tls(_) => "TlsFailed",
-    };
-    Failure::new(code, error.to_string())
 }
 
 /// Contains nothing of what the server sent, since conditions and Events show it.

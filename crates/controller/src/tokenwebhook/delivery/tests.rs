@@ -1,6 +1,6 @@
 //! Real sockets on loopback: what an endpoint may do to its client.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -342,6 +342,35 @@ async fn addresses_in_urls_are_checked_in_every_notation() {
         let endpoint = Endpoint::new(url, None, Duration::from_secs(5), policy.clone(), system()).expect(url);
         let outcome = send(&endpoint).await;
         assert!(matches!(code(&outcome), "AddressNotAllowed" | "NameNotResolved"), "{url}: {outcome:?}");
+    }
+}
+
+/// Conditions and Events are for more people than the Secret with the URL.
+#[tokio::test]
+async fn a_failure_tells_nothing_of_a_secret_url() {
+    let (plain, _) = listen(|mut stream| async move { _ = stream.write_all(b"not TLS").await }).await;
+    let resolve: Resolve = Arc::new(|host, port| {
+        Box::pin(async move {
+            match host.strip_prefix("ip-").map(str::parse::<IpAddr>) {
+                Some(Ok(address)) => Ok(vec![SocketAddr::from((address, port))]),
+                _ => Err(std::io::Error::other(format!("{host} is unknown"))),
+            }
+        })
+    });
+    for (url, expected) in [
+        ("https://secret-host/".to_owned(), "NameNotResolved"),
+        ("https://10.20.30.40/".to_owned(), "AddressNotAllowed"),
+        ("https://ip-169.254.169.254/".to_owned(), "AddressNotAllowed"),
+        (format!("https://127.0.0.1:{}/", plain.port()), "TlsFailed"),
+        ("http://127.0.0.1:1/".to_owned(), "ConnectionFailed"),
+    ] {
+        let made = Endpoint::new(&url, None, Duration::from_secs(5), loopback(), resolve.clone());
+        let outcome = send(&made.expect("an endpoint").with_secret_url()).await;
+        assert_eq!(code(&outcome), expected, "{url}");
+        let text = format!("{outcome:?}");
+        for part in ["secret-host", "10.20.30.40", "169.254", "127.0.0.1", "private", "link-local"] {
+            assert!(!text.replace("allow-private", "").contains(part), "{url}: {text}");
+        }
     }
 }
 
