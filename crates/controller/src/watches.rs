@@ -1,5 +1,6 @@
 //! The watches of one namespace, or of all, and the controller that they feed.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -125,12 +126,14 @@ fn watch_tokens(
 ) -> impl Stream<Item = watcher::Result<Token>> {
     let remove_deleted = {
         let context = context.clone();
-        move |event: &Event<Token>| {
-            if let Event::Delete(token) = event
-                && let Some(uid) = &token.meta().uid
-            {
-                context.cache.remove(uid);
-            }
+        let mut listed = HashSet::new();
+        move |event: &Event<Token>| match event {
+            Event::Init => listed.clear(),
+            Event::InitApply(token) => listed.extend(token.meta().uid.clone()),
+            // No event tells of what was deleted while nobody watched.
+            Event::InitDone => context.cache.retain(&std::mem::take(&mut listed)),
+            Event::Delete(token) => token.meta().uid.iter().for_each(|uid| context.cache.remove(uid)),
+            Event::Apply(_) => {}
         }
     };
     watcher(api, in_pages())

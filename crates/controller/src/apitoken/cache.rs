@@ -1,7 +1,7 @@
 //! The state of each token in memory between two reconciliations. Losing it costs a read or a new token, never one that
 //! was delivered.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Mutex;
 
@@ -42,7 +42,8 @@ pub(crate) struct Inspected {
 }
 
 impl StateCache {
-    /// Reads or changes the state of a token, which is new if there is none.
+    /// Changes the state of a token, which is new if there is none. A look alone must not make one: nothing would remove it
+    /// if the token was deleted meanwhile.
     pub(crate) fn with<T>(&self, uid: &str, f: impl FnOnce(&mut TokenState) -> T) -> T {
         let mut states = lock(&self.0);
         match states.get_mut(uid) {
@@ -59,6 +60,11 @@ impl StateCache {
     /// Removes the state of a deleted token.
     pub(crate) fn remove(&self, uid: &str) {
         lock(&self.0).remove(uid);
+    }
+
+    /// Removes the states of all tokens but these: those that a complete list lacks were deleted.
+    pub(crate) fn retain(&self, present: &HashSet<String>) {
+        lock(&self.0).retain(|uid, _| present.contains(uid));
     }
 }
 
@@ -96,4 +102,22 @@ fn fingerprint(token: &ApiToken, spec: &Spec, peppers: &Peppers) -> u64 {
         (&version.key_id, &version.hash).hash(&mut hasher);
     }
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_remembered_of_tokens_that_are_gone() {
+        let cache = StateCache::default();
+        assert_eq!(cache.with_existing("looked-at", |state| state.failures), None);
+        for uid in ["deleted", "listed", "gone"] {
+            cache.with(uid, |state| state.failures = 1);
+        }
+        cache.remove("deleted");
+        cache.retain(&HashSet::from(["listed".to_owned(), "new".to_owned()]));
+        let known = |uid: &str| cache.with_existing(uid, |_| ()).is_some();
+        assert_eq!(["deleted", "listed", "gone", "new"].map(known), [false, true, false, false]);
+    }
 }

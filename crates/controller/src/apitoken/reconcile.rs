@@ -41,7 +41,7 @@ pub(crate) async fn reconcile(token: Arc<Token>, context: Arc<Context>) -> Resul
         return Ok(Action::requeue(Duration::from_secs(5)));
     }
     let action = make_steps(token, &key, &context).await?;
-    context.cache.with(&key.uid, |state| state.failures = 0);
+    context.cache.with_existing(&key.uid, |state| state.failures = 0);
     Ok(action)
 }
 
@@ -55,13 +55,14 @@ async fn make_steps(mut token: ApiToken, key: &TokenKey, context: &Context) -> R
             (None, Ok(spec)) => secret_state(&token, key, spec, &peppers, context).await?,
             (None, Err(_)) => SecretState::Absent,
         };
-        let (minted, rejection, receipts) = context.cache.with(&key.uid, |state| {
+        let memory = context.cache.with_existing(&key.uid, |state| {
             (
                 state.minted.as_ref().map(|(key_id, _)| *key_id),
                 state.rejection.clone(),
                 state.receipts.clone(),
             )
         });
+        let (minted, rejection, receipts) = memory.unwrap_or_default();
         let subscriptions = context.webhooks.subscriptions(&key.namespace);
         let observed = Observed {
             token: &token,
@@ -80,7 +81,7 @@ async fn make_steps(mut token: ApiToken, key: &TokenKey, context: &Context) -> R
         if let Step::Wait(until) = step {
             if observed.rejection.as_ref().is_some_and(|rejection| now >= rejection.retry_at()) {
                 // The write that was rejected is no longer needed.
-                context.cache.with(&key.uid, |state| state.rejection = None);
+                context.cache.with_existing(&key.uid, |state| state.rejection = None);
                 continue;
             }
             return Ok(wait(until, now));
@@ -119,7 +120,7 @@ fn wait(until: Option<Timestamp>, now: Timestamp) -> Action {
 /// Whether the cache still shows an object as it was before the last write of this process.
 fn is_stale(token: &ApiToken, key: &TokenKey, context: &Context) -> bool {
     let version = token.resource_version().and_then(|version| version.parse::<u64>().ok());
-    let written = context.cache.with(&key.uid, |state| state.written);
+    let written = context.cache.with_existing(&key.uid, |state| state.written).flatten();
     matches!((version, written), (Some(version), Some(written)) if version < written)
 }
 
@@ -142,7 +143,7 @@ async fn secret_state(
     let TokenKey { namespace, uid, .. } = key;
     let cached = context.secrets.get(&ObjectRef::new(&spec.secret_name).within(namespace));
     if let Some(cached) = &cached {
-        let inspected = context.cache.with(uid, |state| {
+        let inspected = context.cache.with_existing(uid, |state| {
             state.inspected.as_ref()?.if_current(
                 cached.metadata.resource_version.as_deref(),
                 token,
@@ -150,10 +151,10 @@ async fn secret_state(
                 peppers,
             )
         });
-        if let Some(own) = inspected {
+        if let Some(own) = inspected.flatten() {
             return Ok(SecretState::Ours(Box::new(OwnSecret { metadata: cached.metadata.clone(), ..own })));
         }
-    } else if is_new(token) && !context.cache.with(uid, |state| state.recheck_secret) {
+    } else if is_new(token) && context.cache.with_existing(uid, |state| state.recheck_secret) != Some(true) {
         // If it exists after all, creating it fails, and then it is read.
         return Ok(SecretState::Absent);
     }
@@ -167,7 +168,7 @@ async fn secret_state(
             Ok(found)
         }
         Err(error) if is_not_found(&error) => {
-            context.cache.with(uid, |state| state.recheck_secret = false);
+            context.cache.with_existing(uid, |state| state.recheck_secret = false);
             Ok(SecretState::Absent)
         }
         Err(error) if classify(&error) == ErrorClass::Forbidden => {
