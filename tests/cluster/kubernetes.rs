@@ -1,13 +1,15 @@
 //! Kubernetes as a client: kube-apiserver accepts ApiTokens as users, and authorizes the callers of the endpoints.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use devcluster::Options;
 use kube::config::Kubeconfig;
 use serde_json::{Value, json};
 
-use crate::sockets::Pki;
+use crate::sockets::{Pki, raise_open_files};
 use testkit::{Process, Site, eventually};
 
 /// The file that users copy; the tests replace the verifier's address and the caller's token.
@@ -206,4 +208,60 @@ pub async fn a_service_account_may_call_once_it_is_bound(cluster: &TokenReviewCl
         (status, why) => Err(format!("{status} {why}")),
     })
     .await;
+}
+
+/// Each forged token is another one, so no verdict on one answers for the next.
+pub async fn a_flood_of_forged_callers_holds_up_no_known_one(site: &Site) {
+    // More than the API server reviews in the time for which a caller waits.
+    const FLOOD: usize = 6000;
+    raise_open_files();
+    let _controller = site.controller(&[]).ready().await;
+    let verifier = site.verifier(&[]).ready().await;
+    let space = site.namespace("forged").await;
+    let token = space.active("t", json!({"scopes": ["orders:*"]})).await;
+    site.kubectl(&["create", "serviceaccount", "shop", "-n", &space.name]);
+    let account = format!("--serviceaccount={}:shop", space.name);
+    site.kubectl(&["create", "clusterrolebinding", &space.name, "--clusterrole=tokenward-caller", &account]);
+    let caller = site
+        .kubectl(&["create", "token", "shop", "-n", &space.name, "--audience", "tokenward"])
+        .trim()
+        .to_owned();
+    let url = format!("http://{}/v1/verify", verifier.listen);
+    let client = reqwest::Client::builder().pool_max_idle_per_host(FLOOD).build().expect("a client");
+    let body = json!({"token": token}).to_string();
+    let ask = async |caller: &str| {
+        let request = client.post(&url).bearer_auth(caller).header("content-type", "application/json");
+        request.body(body.clone()).send().await.expect("an answer").status().as_u16()
+    };
+    eventually("a known caller", async || match ask(&caller).await {
+        200 => Ok(()),
+        status => Err(status.to_string()),
+    })
+    .await;
+    let (head, _) = caller.rsplit_once('.').expect("a JWT");
+    let end = Instant::now() + Duration::from_secs(45);
+    let forge = async |from: usize| {
+        let mut answers = BTreeMap::<u16, u32>::new();
+        for number in (from..).step_by(FLOOD) {
+            if Instant::now() > end {
+                break;
+            }
+            *answers.entry(ask(&format!("{head}.{number:0342}")).await).or_default() += 1;
+        }
+        answers
+    };
+    // For longer than a verdict is kept, so that the known caller is asked about again.
+    let known = async {
+        let mut longest = Duration::ZERO;
+        while Instant::now() < end {
+            let start = Instant::now();
+            assert_eq!(ask(&caller).await, 200, "after {longest:?} at most");
+            longest = longest.max(start.elapsed());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let (flood, ()) = futures::future::join(futures::future::join_all((0..FLOOD).map(forge)), known).await;
+    let statuses: BTreeSet<u16> = flood.iter().flat_map(BTreeMap::keys).copied().collect();
+    assert!(statuses.contains(&503), "the flood fills its own places: {statuses:?}");
+    assert!(!statuses.contains(&200), "{statuses:?}");
 }

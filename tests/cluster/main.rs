@@ -91,6 +91,7 @@ fn main() -> ExitCode {
     let breakable = Arc::<OnceLock<Site>>::default();
     let alone = Arc::<OnceLock<Site>>::default();
     let away = Arc::<OnceLock<Site>>::default();
+    let flooded = Arc::<OnceLock<Site>>::default();
     let trusting = Arc::<OnceLock<TokenReviewCluster>>::default();
     let oldest = Arc::<OnceLock<Shared>>::default();
     let mut suite = Vec::new();
@@ -207,6 +208,13 @@ fn main() -> ExitCode {
         Site::start(),
         webhook::faults::an_api_server_outage_of_a_minute_loses_nothing,
     );
+    tests!(
+        slow,
+        runtime,
+        flooded,
+        Site::start(),
+        kubernetes::a_flood_of_forged_callers_holds_up_no_known_one
+    );
     let slow = slow.into_iter().map(|trial| trial.with_ignored_flag(true));
     let suite = suite.into_iter().chain(slow).collect();
     let conclusion = libtest_mimic::run(&arguments, suite);
@@ -217,6 +225,7 @@ fn main() -> ExitCode {
         Arc::into_inner(breakable),
         Arc::into_inner(alone),
         Arc::into_inner(away),
+        Arc::into_inner(flooded),
         Arc::into_inner(trusting),
         Arc::into_inner(oldest),
     ));

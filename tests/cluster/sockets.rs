@@ -489,7 +489,7 @@ async fn metric(process: &Process, name: &str) -> i64 {
 }
 
 /// The test's own side of the connections needs as many files as the verifier's.
-fn raise_open_files() {
+pub fn raise_open_files() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("more open files");
     let room = maximum.is_none_or(|maximum| maximum > HOSTILE_CONNECTIONS as u64 + 1000);

@@ -48,9 +48,12 @@ const DENY_TTL: Duration = Duration::from_secs(5);
 /// Bounds the memory of the cache. A result has some 300 bytes, so it is about 3 MB when a flood of made-up tokens has
 /// filled it. Real callers are some dozens of ServiceAccounts, with three URLs each.
 const MAX_CACHED_RESULTS: u64 = 10_000;
-/// Bounds the reviews in flight, so that a flood of made-up tokens can't reach the API server: this is about 1% of the 600
-/// requests that it handles at once by default. With 10 ms for a review, it still lets hundreds of new callers a second in.
+/// Bounds the reviews in flight, so that a flood of made-up tokens takes little of the API server: this is about 1% of the
+/// 600 requests that it handles at once by default. With 10 ms for a review, it still lets hundreds of new callers a second
+/// in. Callers that were allowed before have as many permits of their own, so that no flood holds them up.
 const MAX_CONCURRENT_REVIEWS: usize = 8;
+/// For how long a caller that was allowed counts as known. A kubelet replaces a token after at most 80 % of its hour.
+const KNOWN_TTL: Duration = Duration::from_secs(3600);
 /// How long a caller waits for its review, including the wait for a permit. Half of the 10 s that Kubernetes gives its own
 /// delegated authentication: the caller serves a request itself, whose client is waiting.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
@@ -141,43 +144,66 @@ struct Reviewer {
     client: Client,
     /// By a digest of non-resource URL and token: the tokens themselves would be worth stealing from memory.
     results: Cache<[u8; 32], ReviewResult>,
+    /// The digests of what was allowed within [`KNOWN_TTL`]. It says who need not queue with strangers, and allows nothing.
+    known: Cache<[u8; 32], ()>,
     permits: Semaphore,
+    permits_of_known: Semaphore,
     last_warning: Mutex<Option<Instant>>,
 }
 
 impl Reviewer {
     fn new(client: Client) -> Self {
         let results = Cache::builder().max_capacity(MAX_CACHED_RESULTS).expire_after(ResultTtl).build();
+        let known = Cache::builder().max_capacity(MAX_CACHED_RESULTS).time_to_live(KNOWN_TTL).build();
         Self {
             client,
             results,
+            known,
             permits: Semaphore::new(MAX_CONCURRENT_REVIEWS),
+            permits_of_known: Semaphore::new(MAX_CONCURRENT_REVIEWS),
             last_warning: Mutex::default(),
         }
     }
 
     async fn review(&self, token: &str, non_resource_url: &'static str) -> ReviewResult {
-        let key =
-            Sha256::new().chain_update(non_resource_url).chain_update([0]).chain_update(token).finalize();
+        let key: [u8; 32] = Sha256::new()
+            .chain_update(non_resource_url)
+            .chain_update([0])
+            .chain_update(token)
+            .finalize()
+            .into();
         // Concurrent requests with the same key share one review. An error inside is not cached.
-        let result = self.results.try_get_with(key.into(), async {
-            match tokio::time::timeout(REVIEW_TIMEOUT, self.review_uncached(token, non_resource_url)).await {
+        let result = self.results.try_get_with(key, async {
+            let permits = if self.known.contains_key(&key) { &self.permits_of_known } else { &self.permits };
+            let review = self.review_uncached(token, non_resource_url, permits);
+            match tokio::time::timeout(REVIEW_TIMEOUT, review).await {
                 Ok(Err(CallerError::Unavailable(why))) => Err(why),
-                Ok(result) => Ok(result),
+                Ok(result) => {
+                    match &result {
+                        Ok(()) => self.known.insert(key, ()).await,
+                        Err(_) => self.known.invalidate(&key).await,
+                    }
+                    Ok(result)
+                }
                 Err(_) => Err("the API server did not authenticate the caller in time".into()),
             }
         });
         result.await.unwrap_or_else(|why| Err(CallerError::Unavailable(Cow::clone(&why))))
     }
 
-    async fn review_uncached(&self, token: &str, non_resource_url: &'static str) -> ReviewResult {
+    async fn review_uncached(
+        &self,
+        token: &str,
+        non_resource_url: &'static str,
+        permits: &Semaphore,
+    ) -> ReviewResult {
         let unavailable = |error| {
             self.warn(&error);
             CallerError::Unavailable(
                 "the API server can't authenticate the caller now; the verifier's log says why".into(),
             )
         };
-        let _permit = self.permits.acquire().await;
+        let _permit = permits.acquire().await;
         let user = self.authenticate(token).await.map_err(unavailable)?;
         let user =
             user.ok_or(CallerError::Unauthenticated("the ServiceAccount token is not valid".into()))?;
