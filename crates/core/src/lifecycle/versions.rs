@@ -104,7 +104,14 @@ pub(super) fn take_over(status: &mut ApiTokenStatus, observed: &Observed<'_>, sp
     let before = status.versions.iter().position(|v| v.version == sealed.version && v.key_id == key_id);
     let before = match before {
         Some(at) if verify(observed, status, &status.versions[at]) == MacCheck::Valid => return None,
-        None if status.versions.iter().any(|version| version.version >= sealed.version) => return None,
+        // One that is pending was announced before anybody had seen the Secret, and was not delivered.
+        None if status
+            .versions
+            .iter()
+            .any(|v| v.version >= sealed.version && v.state != VersionState::Pending) =>
+        {
+            return None;
+        }
         at => at.map(|at| status.versions[at].clone()),
     };
     let scopes = match (&sealed.scopes, &before) {
