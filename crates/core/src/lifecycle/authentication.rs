@@ -8,18 +8,33 @@ use crate::token::{Hash, MacCheck, Owner, PepperId, Peppers, VersionFacts};
 
 /// Writes the MAC of every version of an ApiToken. One whose pepper is not known keeps what it has.
 pub fn authenticate(status: &mut ApiTokenStatus, metadata: &ObjectMeta, peppers: &Peppers) {
-    let owner = owner(metadata, status.token_id.as_deref().unwrap_or_default());
+    let owner = owner(metadata, status.token_id.as_deref());
     for version in &mut status.versions {
-        let hash = Hash::parse(&version.hash);
-        if let Some(mac) = hash.and_then(|hash| facts(owner, version, &hash).mac(peppers)) {
-            version.mac = mac;
-        }
+        write_mac(version, owner, peppers);
     }
 }
 
-/// Verifies the MAC of a version of this status.
-pub(super) fn verify(observed: &Observed<'_>, status: &ApiTokenStatus, version: &TokenVersion) -> MacCheck {
-    let owner = owner(&observed.token.metadata, status.token_id.as_deref().unwrap_or_default());
+/// Writes the MAC of a version, if its pepper is known.
+fn write_mac(version: &mut TokenVersion, owner: Owner<'_>, peppers: &Peppers) {
+    let hash = Hash::parse(&version.hash);
+    if let Some(mac) = hash.and_then(|hash| facts(owner, version, &hash).mac(peppers)) {
+        version.mac = mac;
+    }
+}
+
+/// A version with its MAC, of a token with this id.
+pub(super) fn authenticated(
+    mut version: TokenVersion,
+    observed: &Observed<'_>,
+    token_id: &str,
+) -> TokenVersion {
+    write_mac(&mut version, owner(&observed.token.metadata, Some(token_id)), observed.peppers);
+    version
+}
+
+/// Verifies the MAC of a version, of a status with this token id.
+pub(super) fn verify(observed: &Observed<'_>, token_id: Option<&str>, version: &TokenVersion) -> MacCheck {
+    let owner = owner(&observed.token.metadata, token_id);
     match Hash::parse(&version.hash) {
         Some(hash) => facts(owner, version, &hash).verify(observed.peppers, &version.mac),
         None => MacCheck::Invalid,
@@ -32,7 +47,7 @@ pub(super) fn can_judge(observed: &Observed<'_>) -> bool {
     let is_unknown = matches!(observed.secret, SecretState::Unreadable(_) | SecretState::UnknownPepper(_));
     let secret_was_read = observed.spec.is_ok() && !is_unknown;
     let is_invalid = |status: &ApiTokenStatus, version: &TokenVersion| {
-        version.state.is_live() && verify(observed, status, version) == MacCheck::Invalid
+        version.state.is_live() && verify(observed, status.token_id.as_deref(), version) == MacCheck::Invalid
     };
     secret_was_read
         || observed.status().is_none_or(|status| !status.versions.iter().any(|v| is_invalid(status, v)))
@@ -44,12 +59,12 @@ pub(super) fn missing_pepper(observed: &Observed<'_>, version: &TokenVersion) ->
     (!observed.peppers.contains(&pepper)).then_some(pepper)
 }
 
-fn owner<'a>(metadata: &'a ObjectMeta, token_id: &'a str) -> Owner<'a> {
+fn owner<'a>(metadata: &'a ObjectMeta, token_id: Option<&'a str>) -> Owner<'a> {
     Owner {
         namespace: metadata.namespace.as_deref().unwrap_or_default(),
         name: metadata.name.as_deref().unwrap_or_default(),
         uid: metadata.uid.as_deref().unwrap_or_default(),
-        token_id,
+        token_id: token_id.unwrap_or_default(),
     }
 }
 

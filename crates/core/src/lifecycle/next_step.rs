@@ -31,7 +31,8 @@ pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
         return step;
     }
     let mut transitions = Vec::new();
-    let mut status = update(observed, &mut transitions, now);
+    let can_judge = can_judge(observed);
+    let mut status = update(observed, can_judge, &mut transitions, now);
     let due = match &observed.spec {
         Ok(spec) => due(observed, &status, spec, now),
         Err(_) => Due::Nothing(None),
@@ -39,7 +40,7 @@ pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
     if let (Due::Now(reason), Ok(spec)) = (due, &observed.spec) {
         return Step::Announce(Box::new(prepare(observed, status, transitions, spec, reason, now)));
     }
-    if can_judge(observed) {
+    if can_judge {
         authenticate(&mut status, &observed.token.metadata, observed.peppers);
     }
     describe(&mut status, observed, due, &mut transitions, now);
@@ -63,7 +64,12 @@ pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
 }
 
 /// Brings the status up to date with the time, the Secret and the spec, before any new version.
-fn update(observed: &Observed<'_>, transitions: &mut Vec<Transition>, now: Timestamp) -> ApiTokenStatus {
+fn update(
+    observed: &Observed<'_>,
+    can_judge: bool,
+    transitions: &mut Vec<Transition>,
+    now: Timestamp,
+) -> ApiTokenStatus {
     let mut status = observed.status().cloned().unwrap_or_default();
     status.observed_generation = observed.token.metadata.generation;
     remove_missing_webhooks(&mut status, observed);
@@ -73,7 +79,6 @@ fn update(observed: &Observed<'_>, transitions: &mut Vec<Transition>, now: Times
             "every secret of this token is refused from now on, for good",
         ));
     }
-    let can_judge = can_judge(observed);
     if let Ok(spec) = &observed.spec
         && status.revocation.is_none()
         && let Some(version) = take_over(&mut status, observed, spec)
@@ -87,9 +92,8 @@ fn update(observed: &Observed<'_>, transitions: &mut Vec<Transition>, now: Times
         ));
     }
     if can_judge {
-        let mut versions = std::mem::take(&mut status.versions);
-        normalise(&mut versions, |version| verify(observed, &status, version) != MacCheck::Invalid);
-        status.versions = versions;
+        let token_id = status.token_id.as_deref();
+        normalise(&mut status.versions, |version| verify(observed, token_id, version) != MacCheck::Invalid);
     }
     if let Ok(spec) = &observed.spec {
         if status.revocation.is_none()
@@ -153,7 +157,8 @@ fn prepare(
     }
     let newest = status.versions.iter().map(|version| version.version).max().unwrap_or(0);
     let is_authentic = |stored: &ApiTokenStatus| {
-        stored.versions.iter().any(|version| verify(observed, stored, version) == MacCheck::Valid)
+        let token_id = stored.token_id.as_deref();
+        stored.versions.iter().any(|version| verify(observed, token_id, version) == MacCheck::Valid)
     };
     if !observed.status().is_some_and(is_authentic) {
         status.token_id = Some(token_id(observed.token.metadata.uid.as_deref().unwrap_or_default()));

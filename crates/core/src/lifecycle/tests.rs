@@ -371,11 +371,11 @@ impl World {
             issued_at: &issued_at,
             version: version.version,
             key_id: &version.key_id,
-            scopes: "",
+            scopes: None,
             revoked: false,
             hash: &Hash::parse(&version.hash).expect("a hash"),
         };
-        let seal = Seal::make_v1(&self.peppers, &sealed).expect("a seal").to_string();
+        let seal = Seal::make(&self.peppers, &sealed).expect("a seal").to_string();
         let secret = self.secret.as_mut().expect("a Secret");
         let annotations = secret.metadata.annotations.as_mut().expect("annotations");
         annotations.remove(SCOPES_ANNOTATION);

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::authentication::{authenticate, verify};
+use super::authentication::{authenticated, verify};
 use super::observed::Observed;
 use super::spec::Spec;
 use crate::crd::{ApiTokenStatus, RotationReason, SecretRef, TokenVersion, VersionState};
@@ -103,7 +103,9 @@ pub(super) fn take_over(status: &mut ApiTokenStatus, observed: &Observed<'_>, sp
     let key_id = sealed.key_id.to_string();
     let before = status.versions.iter().position(|v| v.version == sealed.version && v.key_id == key_id);
     let before = match before {
-        Some(at) if verify(observed, status, &status.versions[at]) == MacCheck::Valid => return None,
+        Some(at) if verify(observed, status.token_id.as_deref(), &status.versions[at]) == MacCheck::Valid => {
+            return None;
+        }
         // One that is pending was announced before anybody had seen the Secret, and was not delivered.
         None if status
             .versions
@@ -122,35 +124,29 @@ pub(super) fn take_over(status: &mut ApiTokenStatus, observed: &Observed<'_>, sp
         }
         (None, None) => return None,
     };
-    let is_replaced = |version: &TokenVersion| before.is_none() && version.state.is_live();
-    for version in status.versions.iter_mut().filter(|version| is_replaced(version)) {
-        version.state = VersionState::Retired;
-    }
     if before.is_none() {
+        for version in status.versions.iter_mut().filter(|version| version.state.is_live()) {
+            version.state = VersionState::Retired;
+        }
         let rotation = status.rotation.get_or_insert_default();
         rotation.spec_hash = Some(spec.hash.clone());
         rotation.handled_trigger.clone_from(&spec.trigger);
     }
     status.token_id = Some(sealed.token_id.clone());
     status.versions.retain(|version| version.version != sealed.version);
-    let mut taken_over = ApiTokenStatus {
-        token_id: status.token_id.clone(),
-        versions: vec![TokenVersion {
-            version: sealed.version,
-            key_id,
-            hash: sealed.hash.to_string(),
-            state: VersionState::Active,
-            scopes,
-            issued_at: sealed.issued_at,
-            retire_at: None,
-            reason: before.as_ref().map_or(RotationReason::Created, |before| before.reason),
-            mac: String::new(),
-        }],
-        ..Default::default()
+    let version = TokenVersion {
+        version: sealed.version,
+        key_id,
+        hash: sealed.hash.to_string(),
+        state: VersionState::Active,
+        scopes,
+        issued_at: sealed.issued_at,
+        retire_at: None,
+        reason: before.as_ref().map_or(RotationReason::Created, |before| before.reason),
+        mac: String::new(),
     };
     // It alone: the others are judged by the MACs that they have.
-    authenticate(&mut taken_over, &observed.token.metadata, observed.peppers);
-    status.versions.append(&mut taken_over.versions);
+    status.versions.push(authenticated(version, observed, &sealed.token_id));
     // Without a MAC, the status is from before versions had one.
     before.is_none_or(|before| !before.mac.is_empty()).then_some(sealed.version)
 }

@@ -32,8 +32,9 @@ pub struct Sealed<'a> {
     pub version: i64,
     /// The key id of that version.
     pub key_id: &'a str,
-    /// The scopes that the version was issued with, separated by spaces.
-    pub scopes: &'a str,
+    /// The scopes that the version was issued with, separated by spaces. `None`: the seal is of the first form, which covers
+    /// neither these nor `revoked`.
+    pub scopes: Option<&'a str>,
     /// Whether the token is revoked: then the Secret is ours, and what it contains never works again.
     pub revoked: bool,
     /// The stored hash of its token, under the pepper of the seal.
@@ -71,50 +72,19 @@ impl Seal {
     pub fn verify(&self, peppers: &Peppers, sealed: &Sealed<'_>) -> bool {
         mac(peppers, &self.pepper, sealed).is_some_and(|made| made.ct_eq(&self.mac).into())
     }
-
-    /// Makes a seal of the first form, as earlier controllers did.
-    #[cfg(test)]
-    pub(crate) fn make_v1(peppers: &Peppers, sealed: &Sealed<'_>) -> Option<Self> {
-        let pepper = sealed.hash.pepper;
-        Some(Self { pepper, mac: mac_v1(peppers, &pepper, sealed)? })
-    }
-
-    /// Whether it is of the first form, and authenticates these facts but for `scopes` and `revoked`.
-    pub fn verify_v1(&self, peppers: &Peppers, sealed: &Sealed<'_>) -> bool {
-        mac_v1(peppers, &self.pepper, sealed).is_some_and(|made| made.ct_eq(&self.mac).into())
-    }
-}
-
-fn mac_v1(peppers: &Peppers, pepper: &PepperId, sealed: &Sealed<'_>) -> Option<[u8; 32]> {
-    let Sealed { namespace, name, uid, token_id, issued_at, version, key_id, hash, .. } = sealed;
-    let version = version.to_be_bytes();
-    let [namespace, name, uid, token_id, issued_at, key_id] =
-        [namespace, name, uid, token_id, issued_at, key_id].map(|field| field.as_bytes());
-    let fields = [namespace, name, uid, token_id, issued_at, &version, key_id, &hash.mac];
-    peppers.mac(pepper, SEAL_DOMAIN_V1, &fields)
 }
 
 fn mac(peppers: &Peppers, pepper: &PepperId, sealed: &Sealed<'_>) -> Option<[u8; 32]> {
     let Sealed { namespace, name, uid, token_id, issued_at, version, key_id, scopes, revoked, hash } = sealed;
-    let version = version.to_be_bytes();
-    let [namespace, name, uid, token_id, issued_at, key_id, scopes] =
-        [namespace, name, uid, token_id, issued_at, key_id, scopes].map(|field| field.as_bytes());
-    peppers.mac(
-        pepper,
-        SEAL_DOMAIN,
-        &[
-            namespace,
-            name,
-            uid,
-            token_id,
-            issued_at,
-            &version,
-            key_id,
-            scopes,
-            &[u8::from(*revoked)],
-            &hash.mac,
-        ],
-    )
+    let (version, revoked) = (version.to_be_bytes(), [u8::from(*revoked)]);
+    let [namespace, name, uid, token_id, issued_at, key_id] =
+        [namespace, name, uid, token_id, issued_at, key_id].map(|field| field.as_bytes());
+    let mut fields = vec![namespace, name, uid, token_id, issued_at, &version, key_id];
+    if let Some(scopes) = scopes {
+        fields.extend([scopes.as_bytes(), &revoked]);
+    }
+    fields.push(&hash.mac);
+    peppers.mac(pepper, if scopes.is_some() { SEAL_DOMAIN } else { SEAL_DOMAIN_V1 }, &fields)
 }
 
 impl fmt::Display for Seal {
@@ -144,7 +114,7 @@ mod tests {
             issued_at: "t",
             version: 1,
             key_id: "k",
-            scopes: "a:b c:d",
+            scopes: Some("a:b c:d"),
             revoked: false,
             hash,
         }
@@ -166,7 +136,8 @@ mod tests {
             Sealed { issued_at: "other", ..sealed },
             Sealed { version: 2, ..sealed },
             Sealed { key_id: "other", ..sealed },
-            Sealed { scopes: "a:b", ..sealed },
+            Sealed { scopes: Some("a:b"), ..sealed },
+            Sealed { scopes: None, ..sealed },
             Sealed { revoked: true, ..sealed },
             Sealed { hash: &other_hash, ..sealed },
             Sealed { namespace: "n", name: "sn", ..sealed },

@@ -13,7 +13,8 @@ pub mod scopes;
 pub mod wire;
 
 use self::scopes::{ScopePool, Scopes};
-use self::wire::{State, WireToken, WireVersion};
+use self::wire::WireToken;
+use crate::crd::VersionState;
 use crate::token::scope::granted_by_both;
 use crate::token::{Hash, KeyId, MacCheck, Owner, Peppers, VersionFacts};
 
@@ -115,13 +116,13 @@ impl Entry {
         };
         let mut lacks_pepper = false;
         let versions = read.into_iter().filter_map(|(key_id, issued_at, version)| {
-            let hash = Hash::parse(&version.hash)?;
+            let (hash, state) = (Hash::parse(&version.hash)?, version.state.known()?);
             let facts = VersionFacts {
                 owner,
                 version: version.version,
                 key_id: &version.key_id,
                 hash: &hash,
-                state: version.state.as_str()?,
+                state: state.as_str(),
                 scopes: &version.scopes,
                 issued_at,
                 retire_at: version.retire_at,
@@ -137,7 +138,7 @@ impl Entry {
             let version = Version {
                 entry: entry.clone(),
                 hash: hash.mac,
-                ends_at: ends_at(version, issued_at, not_before)?,
+                ends_at: ends_at(state, version.retire_at, issued_at, not_before),
                 scopes: pool.share(&granted_by_both(&version.scopes, &token.spec.scopes)),
             };
             Some((key_id, version))
@@ -265,17 +266,16 @@ impl Limits {
 }
 
 /// When a version stops working: at `retireAt`, or at a `rotation.notBefore` after its issue, whichever is first.
-fn ends_at(version: &WireVersion, issued_at: Timestamp, not_before: i64) -> Option<i64> {
-    let retires_at = match version.state {
-        State::Pending | State::Active => millisecond(version.retire_at).unwrap_or(i64::MAX),
+fn ends_at(state: VersionState, retire_at: Option<Timestamp>, issued_at: Timestamp, not_before: i64) -> i64 {
+    let retires_at = match state {
+        VersionState::Pending | VersionState::Active => millisecond(retire_at).unwrap_or(i64::MAX),
         // Without `retireAt` the overlap is over.
-        State::Retiring => millisecond(version.retire_at).unwrap_or(i64::MIN),
+        VersionState::Retiring => millisecond(retire_at).unwrap_or(i64::MIN),
         // In the index, so that a check can deny with `RETIRED`.
-        State::Retired | State::Revoked => i64::MIN,
-        State::Unknown => return None,
+        VersionState::Retired | VersionState::Revoked => i64::MIN,
     };
     let cut = issued_at.as_millisecond() < not_before;
-    Some(if cut { retires_at.min(not_before) } else { retires_at })
+    if cut { retires_at.min(not_before) } else { retires_at }
 }
 
 /// The first whole millisecond that is not before an instant: rounded down, a cut would miss what was issued in it.

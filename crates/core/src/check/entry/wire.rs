@@ -96,17 +96,16 @@ pub(in crate::check) enum State {
 }
 
 impl State {
-    /// The name in the API. `None`: it is not known.
-    pub(in crate::check) fn as_str(self) -> Option<&'static str> {
-        let state = match self {
-            Self::Pending => VersionState::Pending,
-            Self::Active => VersionState::Active,
-            Self::Retiring => VersionState::Retiring,
-            Self::Retired => VersionState::Retired,
-            Self::Revoked => VersionState::Revoked,
-            Self::Unknown => return None,
-        };
-        Some(state.as_str())
+    /// `None`: it is not known, so the version does not work.
+    pub(in crate::check) fn known(self) -> Option<VersionState> {
+        match self {
+            Self::Pending => Some(VersionState::Pending),
+            Self::Active => Some(VersionState::Active),
+            Self::Retiring => Some(VersionState::Retiring),
+            Self::Retired => Some(VersionState::Retired),
+            Self::Revoked => Some(VersionState::Revoked),
+            Self::Unknown => None,
+        }
     }
 }
 

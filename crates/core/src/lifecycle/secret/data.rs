@@ -76,7 +76,7 @@ pub fn compose(
         issued_at: &issued_at,
         version: version.version,
         key_id: &version.key_id,
-        scopes: metadata.annotations.get(SCOPES_ANNOTATION)?,
+        scopes: Some(metadata.annotations.get(SCOPES_ANNOTATION)?),
         revoked: metadata.revoked,
         hash: &hash,
     };

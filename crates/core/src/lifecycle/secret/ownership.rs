@@ -117,15 +117,11 @@ fn seal(secret: &Secret, object: &Object<'_>, peppers: &Peppers) -> Option<Optio
         issued_at,
         version: version.parse().ok()?,
         key_id: text,
-        scopes: scopes.unwrap_or_default(),
+        scopes,
         revoked: false,
         hash: &hash,
     };
-    let is_valid = match scopes {
-        Some(_) => seal.verify(peppers, &live),
-        None => seal.verify_v1(peppers, &live),
-    };
-    if !is_valid {
+    if !seal.verify(peppers, &live) {
         return seal.verify(peppers, &Sealed { revoked: true, ..live }).then_some(None);
     }
     let issued_at = issued_at.parse().ok().filter(|_| uid == object.uid);
