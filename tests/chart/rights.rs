@@ -84,6 +84,13 @@ pub async fn the_verifier_can_read_no_token(stage: &Stage) {
     }
 }
 
+/// The API server has found no fault in the types of a policy's expressions.
+fn has_no_type_warnings(stage: &Stage, policy: &str) {
+    let policy = stage.site.kubectl(&["get", "validatingadmissionpolicy", policy, "-o", "json"]);
+    let policy: serde_json::Value = serde_json::from_str(&policy).expect("JSON");
+    assert!(policy["status"]["typeChecking"]["expressionWarnings"].is_null(), "{policy}");
+}
+
 pub async fn nobody_else_writes_a_status(stage: &Stage) {
     let space = stage.site.namespace("status").await;
     space.active("t", json!({"scopes": ["a:b"]})).await;
@@ -99,9 +106,7 @@ pub async fn nobody_else_writes_a_status(stage: &Stage) {
     // The controller still may: it has written the status above with the policy in place.
     space.patch("t", json!({"spec": {"revoked": true}})).await;
     space.reason("t", tokenward_core::crd::ConditionType::Ready, "Revoked").await;
-    let checked = stage.site.kubectl(&["get", "validatingadmissionpolicy", "tokenward-status", "-o", "json"]);
-    let checked: serde_json::Value = serde_json::from_str(&checked).expect("JSON");
-    assert!(checked["status"]["typeChecking"]["expressionWarnings"].is_null(), "{checked}");
+    has_no_type_warnings(stage, "tokenward-status");
 }
 
 pub async fn view_edit_and_admin_include_tokens_but_no_status(stage: &Stage) {
@@ -217,9 +222,7 @@ pub async fn scopes_of_tokenward_itself_take_a_grant(stage: &Stage) {
     .await;
     let (ok, why) = apply("caller", &["tokens:verify", "orders:read"]);
     assert!(ok, "{why}");
-    let policy = site.kubectl(&["get", "validatingadmissionpolicy", "tokenward-scopes", "-o", "json"]);
-    let policy: serde_json::Value = serde_json::from_str(&policy).expect("JSON");
-    assert!(policy["status"]["typeChecking"]["expressionWarnings"].is_null(), "{policy}");
+    has_no_type_warnings(stage, "tokenward-scopes");
 }
 
 pub async fn the_metadata_of_an_object_is_bounded(stage: &Stage) {
@@ -250,7 +253,5 @@ pub async fn the_metadata_of_an_object_is_bounded(stage: &Stage) {
     let grown = json!({"metadata": {"annotations": {"a": "x".repeat(65_536)}}});
     assert!(space.try_patch("largest", grown).await.is_err());
     space.patch("largest", json!({"spec": {"revoked": true}})).await;
-    let policy = stage.site.kubectl(&["get", "validatingadmissionpolicy", "tokenward-sizes", "-o", "json"]);
-    let policy: serde_json::Value = serde_json::from_str(&policy).expect("JSON");
-    assert!(policy["status"]["typeChecking"]["expressionWarnings"].is_null(), "{policy}");
+    has_no_type_warnings(stage, "tokenward-sizes");
 }

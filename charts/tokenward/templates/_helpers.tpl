@@ -168,3 +168,16 @@ readinessProbe:
     - {port: {{ . | int }}, protocol: TCP}
     {{- end }}
 {{- end -}}
+
+{{/* The binding of a ValidatingAdmissionPolicy, by which it denies. Arguments: the policy's name, and the root. */}}
+{{- define "tokenward.policyBinding" -}}
+{{- $name := first . -}}
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata:
+  name: {{ $name }}
+  labels: {{- include "tokenward.labels" (list "admission" (last .)) | nindent 4 }}
+spec:
+  policyName: {{ $name }}
+  validationActions: [Deny]
+{{- end -}}
