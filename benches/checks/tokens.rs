@@ -68,7 +68,9 @@ pub fn object(n: u64, peppers: &Peppers) -> String {
     let uid = format!("{:08x}-0000-4000-8000-{n:012x}", mix(n) >> 32);
     let token_id = format::token_id(&uid);
     let service = n % 20;
-    let scopes = format!(r#""orders-{service}:read","orders-{service}:write","audit:read""#);
+    let issued =
+        [format!("orders-{service}:read"), format!("orders-{service}:write"), "audit:read".to_owned()];
+    let scopes = issued.each_ref().map(|scope| format!(r#""{scope}""#)).join(",");
     let issued_at = "2026-11-01T08:00:01.123Z";
     let facts = VersionFacts {
         owner: Owner { namespace: &namespace, name: &name, uid: &uid, token_id: &token_id },
@@ -76,11 +78,7 @@ pub fn object(n: u64, peppers: &Peppers) -> String {
         key_id: &key_id,
         hash: &hash,
         state: "Active",
-        scopes: &[
-            format!("orders-{service}:read"),
-            format!("orders-{service}:write"),
-            "audit:read".to_owned(),
-        ],
+        scopes: &issued,
         issued_at: issued_at.parse().unwrap_or_default(),
         retire_at: None,
     };
