@@ -15,6 +15,7 @@ use crate::objects::SecretMeta;
 use crate::recorder::EventRecorder;
 use crate::requeue::Load;
 use crate::tokenwebhook::Webhooks;
+use crate::tokenwebhook::resolve::Resolve;
 use tokenward_core::outbox::destination::AddressPolicy;
 use tokenward_core::outbox::retry::Schedule;
 use tokenward_runtime::cluster::lease::Claim;
@@ -30,6 +31,7 @@ pub(crate) struct Common {
     pub(crate) metrics: Metrics,
     /// To which addresses webhooks may be sent.
     pub(crate) addresses: Arc<AddressPolicy>,
+    pub(crate) resolve: Resolve,
     /// When failed deliveries are repeated.
     pub(crate) schedule: Schedule,
     pub(crate) propagation: SignedDuration,

@@ -14,6 +14,7 @@ mod recorder;
 mod requeue;
 mod tokenwebhook;
 mod watches;
+mod workqueue;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +31,7 @@ use crate::admission::Admission;
 use crate::config::ControllerArgs;
 use crate::context::Common;
 use crate::metrics::Metrics;
+use crate::tokenwebhook::resolve;
 use tokenward_core::outbox::destination::AddressPolicy;
 use tokenward_core::outbox::retry::Schedule;
 use tokenward_runtime::backoff::Backoff;
@@ -119,6 +121,7 @@ impl Process {
             events,
             metrics,
             addresses: addresses.clone(),
+            resolve: resolve::system(),
             schedule: Schedule::faster(args.webhooks.webhook_time_scale),
             propagation: args.propagation,
             expiry_notice: args.expiry_notice,

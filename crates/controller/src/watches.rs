@@ -1,4 +1,4 @@
-//! The watches of one namespace, or of all, and the controller that they feed.
+//! The watches of one namespace, or of all, and the work queue that they feed.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -7,26 +7,22 @@ use std::time::Instant;
 
 use futures::{Stream, StreamExt, TryStreamExt, future, stream};
 use kube::runtime::WatchStreamExt;
-use kube::runtime::controller::{self, Controller};
 use kube::runtime::reflector::{self, ObjectRef, Store};
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use tracing::warn;
 
 use crate::apitoken::cache::StateCache;
-use crate::apitoken::error::Error;
 use crate::apitoken::reconcile;
 use crate::context::{Common, Context};
 use crate::objects::{SecretMeta, Token, token_secrets_selector};
-use crate::requeue::{self, Load};
+use crate::requeue::{self, Load, RequeueSender};
 use crate::tokenwebhook::{self, Webhooks};
+use crate::workqueue::{self, Next};
 use tokenward_core::crd::labels::TOKEN_LABEL;
 use tokenward_runtime::backoff::WatchBackoff;
 use tokenward_runtime::cluster::error::watch_message;
 use tokenward_runtime::cluster::watch::in_pages;
-
-/// How many tokens are reconciled at a time. Each waits for the API server most of the time.
-const MAX_CONCURRENT_RECONCILIATIONS: u16 = 64;
 
 /// The caches of what is watched.
 pub(crate) struct Stores {
@@ -65,7 +61,8 @@ pub(crate) fn watch_and_reconcile(
         cache: cache.clone(),
         schedule: common.schedule,
         policy: common.addresses,
-        requeue,
+        resolve: common.resolve,
+        requeue: requeue.clone(),
         load: load.clone(),
         registry: Default::default(),
     };
@@ -74,7 +71,7 @@ pub(crate) fn watch_and_reconcile(
         claim: common.claim,
         skipped: AtomicBool::new(false),
         peppers: common.peppers,
-        secrets: secrets_store,
+        secrets: secrets_store.clone(),
         cache,
         events: common.events,
         metrics: common.metrics,
@@ -84,24 +81,22 @@ pub(crate) fn watch_and_reconcile(
         load,
     });
 
-    let tokens = watch_tokens(api(&client, namespace), tokens_writer, context.clone());
-    let secrets = watch_secrets(api(&client, namespace), secrets_writer);
-    let controller = Controller::for_stream(tokens, tokens_store.clone())
-        .watches_stream(secrets, |secret: SecretMeta| {
-            let (token, namespace) =
-                (secret.labels().get(TOKEN_LABEL)?, secret.metadata.namespace.as_deref()?);
-            Some(ObjectRef::new(token).within(namespace))
-        })
-        .reconcile_on(requeued)
-        .reconcile_all_on(becomes_leader(context.clone()))
-        .with_config(controller::Config::default().concurrency(MAX_CONCURRENT_RECONCILIATIONS))
-        .graceful_shutdown_on(stop.clone().cancelled_owned())
-        .run(
-            reconcile_timed,
-            |token, error, context| reconcile::after_failure(&token, error, &context),
-            context.clone(),
-        )
-        .for_each(|_| future::ready(()));
+    let changes = stream::select_all([
+        watch_tokens(api(&client, namespace), tokens_writer, context.clone()).boxed(),
+        watch_secrets(api(&client, namespace), secrets_store, secrets_writer, requeue).boxed(),
+        requeued,
+        all_when_leading(context.clone(), tokens_store.clone()).boxed(),
+    ]);
+    let listed = {
+        let tokens_store = tokens_store.clone();
+        // An error means that the watch has ended, with the process.
+        async move { _ = tokens_store.wait_until_ready().await }
+    };
+    let reconcile = {
+        let (context, tokens_store) = (context.clone(), tokens_store.clone());
+        move |token| reconcile_timed(tokens_store.get(&token), context.clone())
+    };
+    let controller = workqueue::run(changes, listed, reconcile, stop.clone());
     let hooks = api(&client, namespace);
     let run = async move {
         // The first decision on a token needs to know which TokenWebhooks subscribe to its events.
@@ -119,11 +114,12 @@ pub(crate) fn watch_and_reconcile(
     (run, stores)
 }
 
+/// The tokens that change.
 fn watch_tokens(
     api: Api<Token>,
     writer: reflector::store::Writer<Token>,
     context: Arc<Context>,
-) -> impl Stream<Item = watcher::Result<Token>> {
+) -> impl Stream<Item = ObjectRef<Token>> {
     let remove_deleted = {
         let context = context.clone();
         let mut listed = HashSet::new();
@@ -148,32 +144,66 @@ fn watch_tokens(
         .reflect(writer)
         .inspect_ok(move |event| context.webhooks.on_token_event(event))
         .applied_objects()
-        .filter(is_ok)
+        // The watch has logged an error already, and backs off.
+        .filter_map(|token| future::ready(token.ok().map(|token| ObjectRef::from_obj(&token))))
 }
 
+/// Requeues the tokens whose Secrets change. Yields nothing itself.
+///
+/// Whoever may edit a Secret may make its label name another token. So a change concerns both: the token that it names now,
+/// and the one that it named before.
 fn watch_secrets(
     api: Api<SecretMeta>,
+    store: Store<SecretMeta>,
     writer: reflector::store::Writer<SecretMeta>,
-) -> impl Stream<Item = watcher::Result<SecretMeta>> {
+    requeue: RequeueSender,
+) -> impl Stream<Item = ObjectRef<Token>> {
+    let mut listed = HashSet::new();
+    let requeue_tokens = move |event: &Event<SecretMeta>| {
+        // The store has what was known before this event.
+        let known = |secret: &SecretMeta| store.get(&ObjectRef::from_obj(secret));
+        match event {
+            Event::Init => listed.clear(),
+            Event::InitApply(secret) | Event::Apply(secret) | Event::Delete(secret) => {
+                listed.extend(secret.metadata.uid.clone());
+                let before = known(secret).and_then(|before| token_of(&before));
+                let now = token_of(secret);
+                before
+                    .filter(|before| Some(before) != now.as_ref())
+                    .into_iter()
+                    .chain(now)
+                    .for_each(|token| requeue.now(token));
+            }
+            // No event tells of what was deleted while nobody watched.
+            Event::InitDone => {
+                let is_listed = |secret: &SecretMeta| {
+                    secret.metadata.uid.as_ref().is_some_and(|uid| listed.contains(uid))
+                };
+                let gone = store.state().into_iter().filter(|secret| !is_listed(secret));
+                gone.filter_map(|secret| token_of(&secret)).for_each(|token| requeue.now(token));
+                listed.clear();
+            }
+        }
+    };
     watcher(api, in_pages().labels(&token_secrets_selector()))
         .inspect_err(|error| warn!(error = watch_message(error), "Secrets can't be watched; trying again"))
         .modify(|secret| secret.metadata.managed_fields = None)
         .backoff(WatchBackoff::default())
+        .inspect_ok(requeue_tokens)
         .reflect(writer)
-        .touched_objects()
-        .filter(is_ok)
+        .filter_map(|_| future::ready(None))
 }
 
-/// Hides errors from the controller, which would delay all its watches for each of them. The watch itself logs them
-/// and backs off.
-fn is_ok<T>(item: &watcher::Result<T>) -> future::Ready<bool> {
-    future::ready(item.is_ok())
+/// The token that a Secret's label names.
+fn token_of(secret: &SecretMeta) -> Option<ObjectRef<Token>> {
+    let (token, namespace) = (secret.labels().get(TOKEN_LABEL)?, secret.metadata.namespace.as_deref()?);
+    Some(ObjectRef::new(token).within(namespace))
 }
 
-/// An item whenever this replica gets the lease and has skipped a write for want of it.
-fn becomes_leader(context: Arc<Context>) -> impl Stream<Item = ()> {
+/// All tokens, whenever this replica gets the lease and has skipped a write for want of it.
+fn all_when_leading(context: Arc<Context>, tokens: Store<Token>) -> impl Stream<Item = ObjectRef<Token>> {
     let claim = context.claim.clone();
-    stream::unfold((claim, context), async |(mut claim, context)| {
+    let leads = stream::unfold((claim, context), async |(mut claim, context)| {
         loop {
             claim.changed().await.ok()?;
             let is_leader = claim.borrow().is_valid();
@@ -182,14 +212,17 @@ fn becomes_leader(context: Arc<Context>) -> impl Stream<Item = ()> {
                 return Some(((), (claim, context)));
             }
         }
-    })
+    });
+    leads.flat_map(move |()| stream::iter(tokens.state()).map(|token| ObjectRef::from_obj(&*token)))
 }
 
-async fn reconcile_timed(token: Arc<Token>, context: Arc<Context>) -> Result<controller::Action, Error> {
+/// Reconciles a token, unless it is gone.
+async fn reconcile_timed(token: Option<Arc<Token>>, context: Arc<Context>) -> Next {
+    let Some(token) = token else { return Next::OnChange };
     let (start, _work) = (Instant::now(), context.load.begin());
-    let result = reconcile::reconcile(token, context.clone()).await;
+    let result = reconcile::reconcile(&token, &context).await;
     context.metrics.reconciled(start.elapsed());
-    result
+    result.unwrap_or_else(|error| reconcile::after_failure(&token, &error, &context))
 }
 
 /// The API of a kind in a namespace, or in all.

@@ -7,11 +7,11 @@ use tokenward_runtime::entropy::NoEntropy;
 /// Why the reconciliation of an ApiToken ended early.
 #[derive(Debug, Error)]
 pub(crate) enum Error {
-    /// The object does not parse: the CRD that is installed is of another version.
-    #[error(
-        "the ApiToken can't be read, so nothing is done for it: {0}; install the CRDs of this version of tokenward"
-    )]
-    Unreadable(String),
+    /// Its metadata lacks what every API server sets.
+    #[error("the ApiToken has no namespace, name or uid")]
+    Unidentified,
+    #[error("the ApiToken could not be read: {0}")]
+    ReadToken(kube::Error),
     /// A Secret that can't be read is never treated as absent.
     #[error("Secret {name} could not be read: {source}")]
     ReadSecret { name: String, source: kube::Error },
@@ -34,7 +34,8 @@ impl Error {
     /// The value of the metric label `reason`.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
-            Self::Unreadable(_) => "unreadable",
+            Self::Unidentified => "unidentified",
+            Self::ReadToken(_) => "read_token",
             Self::ReadSecret { .. } => "read_secret",
             Self::WriteSecret { .. } => "write_secret",
             Self::WriteStatus(_) => "write_status",
@@ -47,7 +48,7 @@ impl Error {
 
     pub(crate) fn classify(&self) -> ErrorClass {
         match self {
-            Self::Unreadable(_) => ErrorClass::Invalid,
+            Self::Unidentified => ErrorClass::Invalid,
             _ => self.source().map_or(ErrorClass::Retry, classify),
         }
     }
@@ -61,9 +62,10 @@ impl Error {
         match self {
             Self::ReadSecret { source, .. }
             | Self::WriteSecret { source, .. }
+            | Self::ReadToken(source)
             | Self::WriteStatus(source)
             | Self::WriteFinalizer(source) => Some(source),
-            Self::Unreadable(_) | Self::StoreEvents(_) | Self::Random(_) | Self::Pepper => None,
+            Self::Unidentified | Self::StoreEvents(_) | Self::Random(_) | Self::Pepper => None,
         }
     }
 }

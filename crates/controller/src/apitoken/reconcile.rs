@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
-use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use tracing::{debug, warn};
@@ -13,8 +12,10 @@ use tracing::{debug, warn};
 use super::apply::{Applied, StepContext};
 use super::cache::Inspected;
 use super::error::Error;
+use super::unreadable;
 use crate::context::Context;
 use crate::objects::{Token, TokenKey};
+use crate::workqueue::Next;
 use tokenward_core::crd::ApiToken;
 use tokenward_core::lifecycle::{Observed, OwnSecret, SecretState, Spec, Step, inspect, next_step, wipe};
 use tokenward_core::token::Peppers;
@@ -29,23 +30,22 @@ const MAX_STEPS: usize = 16;
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
 
 /// Makes steps until there is nothing to do but wait.
-pub(crate) async fn reconcile(token: Arc<Token>, context: Arc<Context>) -> Result<Action, Error> {
-    let key =
-        TokenKey::of(&*token).ok_or_else(|| Error::Unreadable("its metadata is incomplete".to_owned()))?;
+pub(crate) async fn reconcile(token: &Token, context: &Context) -> Result<Next, Error> {
+    let key = TokenKey::of(token).ok_or(Error::Unidentified)?;
     let token = match &token.0 {
         Ok(token) => token.clone(),
-        Err(invalid) => return Err(Error::Unreadable(invalid.error.clone())),
+        Err(invalid) => return unreadable::report(&key, &invalid.error, context).await,
     };
-    if is_stale(&token, &key, &context) {
+    if is_stale(&token, &key, context) {
         // The watch will deliver the newer version. This is in case that it does not.
-        return Ok(Action::requeue(Duration::from_secs(5)));
+        return Ok(Next::After(Duration::from_secs(5)));
     }
-    let action = make_steps(token, &key, &context).await?;
+    let next = make_steps(token, &key, context).await?;
     context.cache.with_existing(&key.uid, |state| state.failures = 0);
-    Ok(action)
+    Ok(next)
 }
 
-async fn make_steps(mut token: ApiToken, key: &TokenKey, context: &Context) -> Result<Action, Error> {
+async fn make_steps(mut token: ApiToken, key: &TokenKey, context: &Context) -> Result<Next, Error> {
     let mut written = None;
     for _ in 0..MAX_STEPS {
         let peppers = peppers(context)?;
@@ -87,14 +87,14 @@ async fn make_steps(mut token: ApiToken, key: &TokenKey, context: &Context) -> R
             return Ok(wait(until, now));
         }
         if !context.may_write() {
-            return Ok(Action::await_change());
+            return Ok(Next::OnChange);
         }
         let step_context = StepContext { key, observed: &observed, peppers: &peppers, context, now };
         match step_context.apply(step).await? {
             Applied::Status(after) => token = *after,
             Applied::Secret(after) => written = Some(after),
             Applied::Reobserve => {}
-            Applied::Gone => return Ok(Action::await_change()),
+            Applied::Gone => return Ok(Next::OnChange),
         }
     }
     debug!(
@@ -102,18 +102,18 @@ async fn make_steps(mut token: ApiToken, key: &TokenKey, context: &Context) -> R
         name = key.name,
         "still not at rest after many steps; reconciling again soon"
     );
-    Ok(Action::requeue(Duration::from_secs(1)))
+    Ok(Next::After(Duration::from_secs(1)))
 }
 
-fn wait(until: Option<Timestamp>, now: Timestamp) -> Action {
+fn wait(until: Option<Timestamp>, now: Timestamp) -> Next {
     match until {
         // A millisecond on top: the instants are compared to the millisecond, and a timer may be early by less.
         Some(until) => {
             let left = until.duration_since(now).max(SignedDuration::ZERO) + SignedDuration::from_millis(1);
             // A long sleep is cut, so that a clock that is set forward is noticed.
-            Action::requeue(left.unsigned_abs().min(Duration::from_secs(300)))
+            Next::After(left.unsigned_abs().min(Duration::from_secs(300)))
         }
-        None => Action::await_change(),
+        None => Next::OnChange,
     }
 }
 
@@ -184,20 +184,20 @@ fn is_new(token: &ApiToken) -> bool {
 }
 
 /// When to try again after a failure.
-pub(crate) fn after_failure(token: &Arc<Token>, error: &Error, context: &Context) -> Action {
+pub(crate) fn after_failure(token: &Token, error: &Error, context: &Context) -> Next {
     // An object without them does not come from an API server, so none will change it.
-    let Some(TokenKey { namespace, name, uid }) = TokenKey::of(&**token) else {
-        return Action::await_change();
+    let Some(TokenKey { namespace, name, uid }) = TokenKey::of(token) else {
+        return Next::OnChange;
     };
     match error.classify() {
         ErrorClass::Conflict => {
             context.metrics.conflicts.inc();
-            return Action::requeue(Duration::from_millis(50));
+            return Next::After(Duration::from_millis(50));
         }
         ErrorClass::Drop => {
             debug!(namespace, name, "deleted, or being deleted with its namespace");
             context.cache.remove(&uid);
-            return Action::await_change();
+            return Next::OnChange;
         }
         ErrorClass::Forbidden | ErrorClass::Invalid | ErrorClass::Retry => {}
     }
@@ -215,5 +215,5 @@ pub(crate) fn after_failure(token: &Arc<Token>, error: &Error, context: &Context
         retry_in_ms = delay.as_millis(),
         "failed; trying again"
     );
-    Action::requeue(delay)
+    Next::After(delay)
 }

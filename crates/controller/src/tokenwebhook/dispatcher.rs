@@ -9,10 +9,11 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 
 use super::sender::{ReadyQueue, Sender, Sent};
+use super::sender_permits::SenderPermits;
 use super::target::Target;
 use crate::requeue::Load;
 
-/// How many requests of one endpoint are under way at once. While it is probed, one.
+/// How many requests of one endpoint are under way at once, if there are permits for them. While it is probed, one.
 const MAX_SENDERS: usize = 16;
 /// How many events are ready for each sender. The queue is refilled when it is half empty, so that senders do not run
 /// out.
@@ -29,6 +30,9 @@ pub(crate) struct Dispatcher {
     /// Those that are due. Senders take them from the front.
     ready: Arc<ReadyQueue>,
     senders: JoinSet<()>,
+    permits: SenderPermits,
+    /// Whether there was no permit for another sender. One that ends makes it possible to try again.
+    lacks_permits: bool,
     /// A clone for each sender.
     report: mpsc::UnboundedSender<Vec<Sent>>,
     results: mpsc::UnboundedReceiver<Vec<Sent>>,
@@ -36,12 +40,14 @@ pub(crate) struct Dispatcher {
 }
 
 impl Dispatcher {
-    pub(crate) fn new(webhook: &str, load: Load) -> Self {
+    pub(crate) fn new(webhook: &str, permits: SenderPermits, load: Load) -> Self {
         let (report, results) = mpsc::unbounded_channel();
         Self {
             queue: DeliveryQueue::new(webhook),
             ready: Arc::default(),
             senders: JoinSet::new(),
+            permits,
+            lacks_permits: false,
             report,
             results,
             load,
@@ -76,8 +82,16 @@ impl Dispatcher {
             let queue = &mut self.queue;
             self.ready.extend(std::iter::from_fn(|| queue.next(now)).take(room));
         }
+        self.lacks_permits = false;
         for _ in 0..self.ready.len().min(senders.saturating_sub(self.senders.len())) {
+            // The first sender needs none.
+            let permit = if self.senders.is_empty() { None } else { self.permits.take() };
+            if permit.is_none() && !self.senders.is_empty() {
+                self.lacks_permits = true;
+                break;
+            }
             let sender = Sender {
+                _permit: permit,
                 ready: self.ready.clone(),
                 report: self.report.clone(),
                 load: self.load.clone(),
@@ -91,7 +105,8 @@ impl Dispatcher {
 
     /// When the next event is due, if a sender can take it then.
     pub(crate) fn next_at(&self, failures: u32) -> Option<Instant> {
-        self.queue.next_at().filter(|_| self.senders.len() < max_senders(failures))
+        let has_place = self.senders.len() < max_senders(failures) && !self.lacks_permits;
+        self.queue.next_at().filter(|_| has_place)
     }
 
     /// Puts events that are ready and not under way back into the queue.

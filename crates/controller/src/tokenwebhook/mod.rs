@@ -2,7 +2,8 @@
 //!
 //! This file has what the rest of the controller uses, and the watch. `registry` has all TokenWebhooks, and all ApiTokens
 //! with undelivered events, and sends each worker the commands that concern it. `worker` is the task of one TokenWebhook:
-//! `serving` says whether anything is sent, `dispatcher` and `sender` send it, `delivery` makes one request, `target` and
+//! `serving` says whether anything is sent, `dispatcher` and `sender` send it within
+//! `sender_permits`, `delivery` makes one request, `target` and
 //! `signing_key` resolve where to and with what keys, and `status_writer` writes the status with the `conditions`. A
 //! TokenWebhook receives events from the moment at which it is registered, which its condition Ready reports.
 
@@ -12,6 +13,7 @@ mod delivery;
 mod dispatcher;
 mod registry;
 mod sender;
+mod sender_permits;
 mod serving;
 mod signing_key;
 mod status_writer;
@@ -43,6 +45,7 @@ use tokenward_runtime::backoff::WatchBackoff;
 use tokenward_runtime::cluster::error::watch_message;
 use tokenward_runtime::cluster::watch::in_pages;
 
+pub(crate) use self::delivery::resolve;
 pub(crate) use self::registry::Shared;
 
 /// How long a deleted token waits for its undelivered events to be stored elsewhere, before it tries again.
@@ -123,8 +126,9 @@ impl Webhooks {
         let object = Arc::new(object);
         let applied = self.shared.registry().apply(&object, &self.stop);
         if let Some(new) = applied.new {
-            let worker = Worker::new(self.shared.clone(), new.commands, object.clone(), new.unserved);
-            tokio::spawn(worker.run(new.stop));
+            let stop = new.stop.clone();
+            let worker = Worker::new(self.shared.clone(), new, object.clone());
+            tokio::spawn(worker.run(stop));
         }
         if applied.resubscribed {
             self.requeue_tokens(&object.namespace().unwrap_or_default(), tokens);

@@ -10,6 +10,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::command::Command;
+use super::delivery::resolve::Resolve;
+use super::sender_permits::{ProcessPermits, SenderPermits};
 use crate::apitoken::cache::StateCache;
 use crate::metrics::WebhookMetrics;
 use crate::recorder::EventRecorder;
@@ -34,6 +36,7 @@ pub(crate) struct Shared {
     pub(crate) cache: Arc<StateCache>,
     pub(crate) schedule: Schedule,
     pub(crate) policy: Arc<AddressPolicy>,
+    pub(crate) resolve: Resolve,
     pub(crate) requeue: RequeueSender,
     pub(crate) load: Load,
     pub(crate) registry: Mutex<Registry>,
@@ -43,6 +46,7 @@ pub(crate) struct Shared {
 #[derive(Default)]
 pub(crate) struct Registry {
     namespaces: HashMap<String, Namespace>,
+    permits: ProcessPermits,
     /// The undelivered events of each token, with its namespace.
     tokens: HashMap<Key, (String, Arc<TokenEvents>)>,
     /// The tokens of a new list of the watch, until it is complete.
@@ -51,10 +55,10 @@ pub(crate) struct Registry {
     listed_webhooks: Option<HashSet<(String, String)>>,
 }
 
-#[derive(Default)]
 struct Namespace {
     webhooks: BTreeMap<String, Entry>,
     subscriptions: Arc<[Subscription]>,
+    permits: SenderPermits,
 }
 
 struct Entry {
@@ -77,6 +81,7 @@ pub(super) struct Applied {
 pub(super) struct NewWorker {
     pub(super) commands: mpsc::UnboundedReceiver<Command>,
     pub(super) unserved: Option<Reason>,
+    pub(super) permits: SenderPermits,
     pub(super) stop: CancellationToken,
 }
 
@@ -132,7 +137,10 @@ impl Registry {
         if let Some(listed) = &mut self.listed_webhooks {
             listed.insert((namespace.clone(), name.clone()));
         }
-        let found = self.namespaces.entry(namespace.clone()).or_default();
+        let found = self
+            .namespaces
+            .entry(namespace.clone())
+            .or_insert_with(|| Namespace::new(self.permits.of_namespace()));
         // An object that was deleted and created again between two watches has another uid, and gets a new worker.
         let before = found.webhooks.remove(&name).filter(|entry| entry.object.uid() == object.uid());
         let (commands, stop, received) = match before {
@@ -156,7 +164,8 @@ impl Registry {
             // The receiver is returned below.
             let _ = commands.send(Command::Token(events.clone()));
         }
-        Applied { resubscribed, new: Some(NewWorker { commands: received, unserved, stop }) }
+        let permits = found.permits.clone();
+        Applied { resubscribed, new: Some(NewWorker { commands: received, unserved, permits, stop }) }
     }
 
     /// Removes a TokenWebhook, and stops its worker. Returns whether there was one.
@@ -224,6 +233,10 @@ impl Registry {
 }
 
 impl Namespace {
+    fn new(permits: SenderPermits) -> Self {
+        Self { webhooks: BTreeMap::new(), subscriptions: Arc::default(), permits }
+    }
+
     /// Computes the subscriptions. The oldest TokenWebhooks are served. Returns whether anything has changed.
     fn subscribe(&mut self) -> bool {
         let mut oldest_first: Vec<_> = self.webhooks.values_mut().collect();

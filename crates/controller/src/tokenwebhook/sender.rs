@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::delivery::Endpoint;
+use super::sender_permits::SenderPermit;
 use crate::requeue::Load;
 use tokenward_core::crd::TokenWebhook;
 use tokenward_core::outbox::queue::{Job, Key};
@@ -28,6 +29,8 @@ pub(crate) struct ReadyQueue(Mutex<VecDeque<Job>>);
 
 /// What a sender needs.
 pub(crate) struct Sender {
+    /// For each sender of an endpoint but the first.
+    pub(crate) _permit: Option<SenderPermit>,
     pub(crate) ready: Arc<ReadyQueue>,
     pub(crate) report: mpsc::UnboundedSender<Vec<Sent>>,
     pub(crate) load: Load,

@@ -8,7 +8,6 @@ use zeroize::Zeroizing;
 
 use super::Shared;
 use super::delivery;
-use super::delivery::connect;
 use super::signing_key;
 use super::signing_key::Signing;
 use tokenward_core::crd::{DurationString, Reason, SecretKeyRef, TokenWebhook};
@@ -47,7 +46,7 @@ pub(crate) async fn resolve(shared: &Shared, webhook: &TokenWebhook) -> Result<T
     };
     let ca_bundle = delivery.and_then(|delivery| delivery.ca_bundle.as_deref());
     let endpoint =
-        delivery::Endpoint::new(&url, ca_bundle, timeout, shared.policy.clone(), connect::system());
+        delivery::Endpoint::new(&url, ca_bundle, timeout, shared.policy.clone(), shared.resolve.clone());
     let endpoint = endpoint.map_err(|error| {
         let code = match error {
             delivery::EndpointError::Url => "InvalidUrl",

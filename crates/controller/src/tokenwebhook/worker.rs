@@ -27,6 +27,7 @@ use super::Shared;
 use super::command::Command;
 use super::conditions::{Health, View};
 use super::dispatcher::{Dispatcher, MAX_RESULTS, is_probing};
+use super::registry::NewWorker;
 use super::sender::Sent;
 use super::serving::Serving;
 use super::status_writer::{
@@ -80,15 +81,11 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        commands: mpsc::UnboundedReceiver<Command>,
-        object: Arc<TokenWebhook>,
-        unserved: Option<Reason>,
-    ) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, new: NewWorker, object: Arc<TokenWebhook>) -> Self {
+        let NewWorker { commands, unserved, permits, stop: _ } = new;
         let now = Instant::now();
         Self {
-            dispatcher: Dispatcher::new(&object.name_any(), shared.load.clone()),
+            dispatcher: Dispatcher::new(&object.name_any(), permits, shared.load.clone()),
             writer: StatusWriter::new(shared.clone(), object),
             shared,
             commands,

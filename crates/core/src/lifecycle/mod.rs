@@ -20,6 +20,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 mod transitions;
+mod unreadable;
 mod versions;
 
 pub use authentication::authenticate;
@@ -29,3 +30,4 @@ pub use secret::{DesiredData, SecretMetadata, compose, has_labels_of, inspect, i
 pub use spec::{InvalidSpec, Spec};
 pub use step::{Announcement, Content, Handover, Material, Step};
 pub use transitions::{Transition, TransitionKind};
+pub use unreadable::describe_unreadable;

@@ -10,7 +10,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use futures::future::BoxFuture;
 use http::Uri;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -20,15 +19,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::resolve::Resolve;
 use tokenward_core::outbox::destination::{AddressError, AddressPolicy};
-
-/// Resolves a host name and a port to socket addresses.
-pub type Resolve = Arc<dyn Fn(String, u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
-
-/// The system's resolver.
-pub fn system() -> Resolve {
-    Arc::new(|host, port| Box::pin(async move { Ok(tokio::net::lookup_host((host, port)).await?.collect()) }))
-}
 
 pub struct Connector {
     policy: Arc<AddressPolicy>,

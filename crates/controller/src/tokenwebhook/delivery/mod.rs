@@ -6,6 +6,7 @@
 
 pub mod connect;
 mod connection;
+pub mod resolve;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -22,8 +23,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use thiserror::Error as ThisError;
 
-use self::connect::{ConnectError, Connector, Resolve};
+use self::connect::{ConnectError, Connector};
 use self::connection::{Connection, RequestError};
+use self::resolve::Resolve;
 use tokenward_core::outbox::destination::AddressPolicy;
 use tokenward_core::outbox::payload::Message;
 use tokenward_core::outbox::retry::{Failure, Outcome, classify_response};
