@@ -11,7 +11,7 @@ use tracing::info;
 
 use crate::objects::{SecretMeta, Token, token_secrets_selector};
 use crate::watches::api;
-use tokenward_core::crd::labels::{SEAL_ANNOTATION, WARNING_ANNOTATION};
+use tokenward_core::crd::labels::{PART_OF, PART_OF_VALUE, SEAL_ANNOTATION, WARNING_ANNOTATION};
 use tokenward_core::token::{PepperError, Peppers};
 use tokenward_runtime::cluster::error::{is_already_exists, is_not_found, message};
 use tokenward_runtime::cluster::pepper::{PEPPER_SECRET, read};
@@ -72,7 +72,7 @@ pub(crate) async fn ensure(
     let secret = Secret {
         metadata: ObjectMeta {
             name: Some(PEPPER_SECRET.to_owned()),
-            labels: Some([("app.kubernetes.io/part-of".to_owned(), "tokenward".to_owned())].into()),
+            labels: Some([(PART_OF.to_owned(), PART_OF_VALUE.to_owned())].into()),
             annotations: Some(
                 [(
                     WARNING_ANNOTATION.to_owned(),

@@ -27,7 +27,7 @@ pub enum Violation {
     },
     /// The Secret exists and was not created by tokenward.
     #[error(
-        "Secret {secret} exists and is not tokenward's, so it would never be written; delete it, or choose another \
+        "Secret {secret} exists and is not tokenward's, so it would never be written; choose another \
          spec.secret.name"
     )]
     ForeignSecret {

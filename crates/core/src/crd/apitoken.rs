@@ -76,14 +76,14 @@ pub struct ApiTokenSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,
 
-    /// What the token may do, as `resource:action`: `tokens:read`, `audit:read`. A last part of `*` covers
+    /// What the token may do, as `resource:action`: `orders:read`, `audit:read`. A last part of `*` covers
     /// everything below it: `orders:*` covers `orders:read` and `orders:items:read`. 1 to 64 scopes.
     ///
     /// Removing a scope takes effect at once, for the current and the previous secret. Adding one rotates the
     /// secret, and only the new secret has it: an old copy that leaked does not gain scopes.
     #[schemars(length(min = 1, max = 64), inner(length(min = 3, max = 128)), extend("x-kubernetes-list-type" = "atomic"))]
     #[x_kube(validation = Rule::new("self.all(s, s.matches('^[A-Za-z0-9][A-Za-z0-9._/-]*(:[A-Za-z0-9._/-]+)*:([A-Za-z0-9._/-]+|[*])$'))")
-        .message("each scope must be resource:action, such as tokens:read or orders:*, of letters, digits and . _ / -"))]
+        .message("each scope must be resource:action, such as orders:read or orders:*, of letters, digits and . _ / -"))]
     // Not a set, whose items would be owned by whoever added them: GitOps has to remove items that were added by hand.
     #[x_kube(validation = Rule::new("self.all(s, self.exists_one(t, t == s))").message("name each scope once"))]
     pub scopes: Vec<String>,

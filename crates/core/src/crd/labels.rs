@@ -8,6 +8,11 @@ pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// The value of [`MANAGED_BY`] on every Secret that the controller writes.
 pub const MANAGED_BY_VALUE: &str = "tokenward";
 
+/// The label of the Secrets that are tokenward's own: the pepper, and the certificate of the admission webhook.
+pub const PART_OF: &str = "app.kubernetes.io/part-of";
+/// The value of [`PART_OF`].
+pub const PART_OF_VALUE: &str = "tokenward";
+
 // On the Secret of an ApiToken.
 
 /// Label: the name of the ApiToken whose token the Secret contains.

@@ -18,7 +18,8 @@ use crate::token::PepperId;
 enum Cause {
     Revoked,
     Invalid(String),
-    Foreign,
+    /// The Secret is not ours, and belongs to this.
+    Foreign(Option<String>),
     Rejected(RejectionKind, String),
     /// The active version, or the Secret, can't be verified without this pepper.
     PepperMissing(PepperId),
@@ -52,7 +53,7 @@ fn cause(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timest
         return Cause::PepperMissing(pepper);
     }
     match (&observed.secret, due) {
-        (SecretState::Foreign, _) => Cause::Foreign,
+        (SecretState::Foreign(owner), _) => Cause::Foreign(owner.clone()),
         (SecretState::UnknownPepper(pepper), _) => Cause::PepperMissing(*pepper),
         (SecretState::Unreadable(message), _) => Cause::Rejected(RejectionKind::Forbidden, message.clone()),
         (_, Due::Throttled { reason, until, stalled }) => Cause::Throttled { reason, until, stalled },
@@ -129,10 +130,16 @@ fn overlap(status: &ApiTokenStatus) -> Option<(i64, Timestamp)> {
 fn stalled(cause: &Cause, secret: &str) -> Option<Reason> {
     let reason = match cause {
         Cause::Invalid(message) => Reason::new("InvalidSpec", message.clone()),
-        Cause::Foreign => Reason::new(
+        Cause::Foreign(Some(owner)) => Reason::new(
             "SecretConflict",
             format!(
-                "Secret {secret} exists and is not tokenward's, so it is not written; delete it, or create an ApiToken with another secret.name"
+                "Secret {secret} belongs to {owner}, so it is not written; create an ApiToken with another secret.name"
+            ),
+        ),
+        Cause::Foreign(None) => Reason::new(
+            "SecretConflict",
+            format!(
+                "Secret {secret} exists and is not tokenward's, so it is not written; create an ApiToken with another secret.name or, if nothing uses the Secret, delete it"
             ),
         ),
         Cause::PepperMissing(pepper) => Reason::new(
@@ -196,7 +203,11 @@ fn ready(cause: &Cause, stalled: Option<&Reason>, status: &ApiTokenStatus, secre
             ),
         ),
         Cause::Suspended => Outcome::yes("Suspended", "suspended, as the spec says"),
-        Cause::Invalid(_) | Cause::Foreign | Cause::Rejected(..) | Cause::PepperMissing(_) | Cause::None => {
+        Cause::Invalid(_)
+        | Cause::Foreign(_)
+        | Cause::Rejected(..)
+        | Cause::PepperMissing(_)
+        | Cause::None => {
             Outcome::yes("Active", format!("Secret {secret} holds version {}", current.unwrap_or_default()))
         }
     }
@@ -241,7 +252,9 @@ fn delivered(observed: &Observed<'_>, status: &ApiTokenStatus, secret: &str, cau
         (_, Some(version)) => {
             Outcome::yes("Delivered", format!("Secret {secret} holds version {}", version.version))
         }
-        (Cause::Foreign, _) => Outcome::no("SecretConflict", format!("Secret {secret} is not tokenward's")),
+        (Cause::Foreign(_), _) => {
+            Outcome::no("SecretConflict", format!("Secret {secret} is not tokenward's"))
+        }
         (Cause::Rejected(RejectionKind::Forbidden, _), _) => {
             Outcome::no("Forbidden", format!("Secret {secret} may not be read or written"))
         }
@@ -319,7 +332,7 @@ mod tests {
     fn causes_that_stall() {
         for (cause, expected) in [
             (Cause::Invalid("why".to_owned()), Some("InvalidSpec")),
-            (Cause::Foreign, Some("SecretConflict")),
+            (Cause::Foreign(None), Some("SecretConflict")),
             (rejected(RejectionKind::Forbidden), Some("Forbidden")),
             (rejected(RejectionKind::Invalid), Some("SecretInvalid")),
             (throttled(true), Some("SecretTampered")),
@@ -352,7 +365,7 @@ mod tests {
             (Cause::Damaged(RotationReason::SecretMissing), active(), (false, "SecretMissing")),
             (throttled(false), active(), (false, "SecretTampered")),
             (throttled(true), active(), (false, "SecretTampered")),
-            (Cause::Foreign, active(), (false, "SecretConflict")),
+            (Cause::Foreign(None), active(), (false, "SecretConflict")),
             (rejected(RejectionKind::Invalid), active(), (false, "SecretInvalid")),
         ] {
             let ready = ready(&cause, stalled(&cause, "s").as_ref(), &status, "s");
@@ -367,9 +380,9 @@ mod tests {
         let active = || status(&[VersionState::Active]);
         for (cause, suspended, status, delivered, expected) in [
             (Cause::None, false, active(), &delivered, (true, "Active")),
-            (Cause::Foreign, false, active(), &delivered, (true, "Active")),
+            (Cause::Foreign(None), false, active(), &delivered, (true, "Active")),
             (Cause::Suspended, true, active(), &delivered, (false, "Suspended")),
-            (Cause::Foreign, true, active(), &missing, (false, "Suspended")),
+            (Cause::Foreign(None), true, active(), &missing, (false, "Suspended")),
             (Cause::Revoked, true, active(), &delivered, (false, "Revoked")),
             (Cause::Expired(at(1)), true, active(), &delivered, (false, "Expired")),
             (Cause::Minting, false, status(&[VersionState::Pending]), &missing, (false, "Pending")),
@@ -386,7 +399,7 @@ mod tests {
         for (cause, suspended, status, expected) in [
             (Cause::Revoked, true, active(), Phase::Revoked),
             (Cause::Expired(at(1)), true, active(), Phase::Expired),
-            (Cause::Foreign, true, active(), Phase::Failed),
+            (Cause::Foreign(None), true, active(), Phase::Failed),
             (Cause::Suspended, true, active(), Phase::Suspended),
             (Cause::Minting, false, status(&[VersionState::Pending]), Phase::Pending),
             (Cause::Minting, false, status(&[VersionState::Pending, VersionState::Active]), Phase::Rotating),

@@ -88,8 +88,8 @@ impl<'a> Observed<'a> {
 pub enum SecretState {
     /// There is no Secret of that name.
     Absent,
-    /// There is a Secret that is not ours. It is never written.
-    Foreign,
+    /// There is a Secret that is not ours. It is never written. What it belongs to, as far as it says.
+    Foreign(Option<String>),
     /// There is a Secret with our seal, made under a pepper that is not known here, so nobody can tell whether it is ours. It
     /// may contain the only copy of a token.
     UnknownPepper(PepperId),
@@ -103,7 +103,7 @@ impl SecretState {
     /// Whether it can neither be used nor written: it is not ours, or could not be read.
     pub fn is_inaccessible(&self) -> bool {
         match self {
-            Self::Foreign | Self::UnknownPepper(_) | Self::Unreadable(_) => true,
+            Self::Foreign(_) | Self::UnknownPepper(_) | Self::Unreadable(_) => true,
             Self::Absent | Self::Ours(_) => false,
         }
     }
@@ -112,7 +112,7 @@ impl SecretState {
     pub fn ours(&self) -> Option<&OwnSecret> {
         match self {
             Self::Ours(own) => Some(own),
-            Self::Absent | Self::Foreign | Self::UnknownPepper(_) | Self::Unreadable(_) => None,
+            Self::Absent | Self::Foreign(_) | Self::UnknownPepper(_) | Self::Unreadable(_) => None,
         }
     }
 

@@ -83,7 +83,7 @@ fn damage(observed: &Observed<'_>, active: &str) -> Option<RotationReason> {
             Some(RotationReason::SecretTampered)
         }
         SecretState::Ours(_)
-        | SecretState::Foreign
+        | SecretState::Foreign(_)
         | SecretState::UnknownPepper(_)
         | SecretState::Unreadable(_) => None,
     }

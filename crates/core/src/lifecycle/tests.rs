@@ -507,7 +507,7 @@ impl World {
             }
             let status = self.status();
             let pending = status.versions.iter().any(|v| v.state == VersionState::Pending);
-            let foreign = matches!(self.observed().secret, SecretState::Foreign);
+            let foreign = matches!(self.observed().secret, SecretState::Foreign(_));
             if !pending || foreign || status.revocation.is_some() || self.observed().expired(self.now) {
                 return;
             }
@@ -573,7 +573,7 @@ proptest! {
             || world.secret.is_none();
         if world.wanted() && !stalled && !throttled {
             let current = world.current().expect("a Secret");
-            let foreign = matches!(world.observed().secret, SecretState::Foreign);
+            let foreign = matches!(world.observed().secret, SecretState::Foreign(_));
             let contains_active = world.observed().secret.key_id().is_some_and(|key_id| world.status().versions.iter().any(|v| v.key_id == key_id.as_str() && v.state == VersionState::Active));
             prop_assert!(foreign || !contains_active || world.check(&current).is_ok(), "{:#?}", world.status());
         }
@@ -630,7 +630,7 @@ fn an_inaccessible_secret_is_neither_replaced_nor_minted_for() {
     let mut world = World::new();
     let mut older = None;
     for happening in [Happening::Steps(9), Happening::Trigger(1)] {
-        for secret in [SecretState::Foreign, SecretState::Unreadable("forbidden".to_owned())] {
+        for secret in [SecretState::Foreign(None), SecretState::Unreadable("forbidden".to_owned())] {
             let step = next_step(&Observed { secret, ..world.observed() }, world.now);
             assert!(matches!(step, Step::Record(..) | Step::Wait(Some(_))), "{step:?}");
         }

@@ -20,6 +20,7 @@ use super::generate::generate;
 use super::state::{CertificateState, Names, SECRET, Step};
 use crate::admission::metrics::Metrics;
 use crate::objects::FIELD_MANAGER;
+use tokenward_core::crd::labels::{PART_OF, PART_OF_VALUE};
 use tokenward_runtime::cluster::error::{ErrorClass, classify, message};
 use tokenward_runtime::cluster::lease::Claim;
 use tokenward_runtime::cluster::watch::follow;
@@ -186,7 +187,7 @@ impl CertificateRotator {
         let secret = Secret {
             metadata: ObjectMeta {
                 name: Some(SECRET.to_owned()),
-                labels: Some([("app.kubernetes.io/part-of".to_owned(), "tokenward".to_owned())].into()),
+                labels: Some([(PART_OF.to_owned(), PART_OF_VALUE.to_owned())].into()),
                 resource_version: seen.resource_version.clone(),
                 ..Default::default()
             },

@@ -15,12 +15,14 @@
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube_core::Resource;
 
 use super::{Object, annotation};
 use crate::crd::ApiToken;
 use crate::crd::labels::{
-    ISSUED_AT_ANNOTATION, KEY_ID_ANNOTATION, MANAGED_BY, MANAGED_BY_VALUE, SCOPES_ANNOTATION,
-    SEAL_ANNOTATION, TOKEN_ID_ANNOTATION, TOKEN_LABEL, TOKEN_UID_ANNOTATION, VERSION_ANNOTATION,
+    ISSUED_AT_ANNOTATION, KEY_ID_ANNOTATION, MANAGED_BY, MANAGED_BY_VALUE, PART_OF, PART_OF_VALUE,
+    SCOPES_ANNOTATION, SEAL_ANNOTATION, TOKEN_ID_ANNOTATION, TOKEN_LABEL, TOKEN_UID_ANNOTATION,
+    VERSION_ANNOTATION,
 };
 use crate::lifecycle::observed::{OwnSecret, SealedVersion, SecretState};
 use crate::lifecycle::spec::Spec;
@@ -72,8 +74,10 @@ pub fn inspect(secret: &Secret, token: &ApiToken, spec: &Spec, peppers: &Peppers
         || (recorded_uid.is_some() && recorded_uid == secret.metadata.uid.as_deref())
         || is_controlled_by(&secret.metadata, object.uid);
     if !is_ours {
-        return unknown_pepper(&secret.metadata, &object, peppers)
-            .map_or(SecretState::Foreign, SecretState::UnknownPepper);
+        return unknown_pepper(&secret.metadata, &object, peppers).map_or_else(
+            || SecretState::Foreign(owner(&secret.metadata, &object)),
+            SecretState::UnknownPepper,
+        );
     }
     SecretState::Ours(Box::new(OwnSecret {
         metadata: ObjectMeta { managed_fields: None, ..secret.metadata.clone() },
@@ -82,6 +86,21 @@ pub fn inspect(secret: &Secret, token: &ApiToken, spec: &Spec, peppers: &Peppers
         previous,
         sealed: sealed.flatten(),
     }))
+}
+
+/// What a Secret says that it belongs to, for advice only: the object that controls it, the ApiToken in its label, or
+/// tokenward itself, as the pepper does.
+fn owner(metadata: &ObjectMeta, object: &Object<'_>) -> Option<String> {
+    let label = |key| metadata.labels.as_ref().and_then(|labels| labels.get(key));
+    let controlling = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    let is_ours = label(MANAGED_BY).is_some_and(|by| by == MANAGED_BY_VALUE);
+    let token = || label(TOKEN_LABEL).filter(|token| is_ours && **token != object.name);
+    controlling
+        .map(|owner| format!("{} {}", owner.kind, owner.name))
+        .or_else(|| token().map(|token| format!("{} {token}", ApiToken::kind(&()))))
+        .or_else(|| {
+            label(PART_OF).filter(|whole| *whole == PART_OF_VALUE).map(|_| "tokenward itself".to_owned())
+        })
 }
 
 /// The pepper of the seal of a Secret of this ApiToken, if that pepper is not known.
