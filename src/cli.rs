@@ -18,7 +18,7 @@ pub struct Cli {
 /// The roles, one a process.
 #[derive(Debug, Subcommand)]
 pub enum Role {
-    /// Mints, delivers, rotates and revokes: reconciles ApiTokens. The only role that reads or writes Secrets
+    /// Mints, delivers, rotates and revokes: reconciles ApiTokens. The only role that reads or writes the Secrets of tokens
     Controller(ControllerArgs),
     /// Checks presented tokens, from memory. Any number of replicas
     Verifier(VerifierArgs),

@@ -56,6 +56,9 @@ pub struct AdmissionArgs {
     /// Private key of --admission-tls-cert (PEM)
     #[arg(long, env = "TOKENWARD_ADMISSION_TLS_KEY", value_name = "FILE", requires = "admission_tls_cert")]
     admission_tls_key: Option<PathBuf>,
+    /// Accept only clients with a certificate that these authorities (PEM) have signed. The API server presents one if its AdmissionConfiguration names it. Read at the start [default: accept every client]
+    #[arg(long, env = "TOKENWARD_ADMISSION_CLIENT_CA", value_name = "FILE", requires = "admission_listen")]
+    pub admission_client_ca: Option<PathBuf>,
     /// Deny ApiTokens with scopes that the user who applies them may not grant: that needs the verb `grant` on `scopes.tokenward.dev` with the scope as resource name
     #[arg(long, env = "TOKENWARD_ENFORCE_SCOPE_GRANTS", requires = "admission_listen")]
     pub enforce_scope_grants: bool,

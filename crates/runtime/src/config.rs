@@ -11,7 +11,7 @@ use crate::telemetry::log;
 /// The flags of every server.
 #[derive(Clone, Debug, Args)]
 pub struct CommonArgs {
-    /// The operator's own namespace, with the pepper and the lease [default: that of the kubeconfig or the service account]
+    /// The operator's own namespace, with the pepper and the controller's lease [default: that of the kubeconfig or the service account]
     #[arg(long, env = "TOKENWARD_NAMESPACE")]
     pub namespace: Option<String>,
     /// Address of /livez, /readyz and /metrics

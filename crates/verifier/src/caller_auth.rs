@@ -1,7 +1,8 @@
 //! Delegated authentication and authorization of callers, at the endpoints that give the reason of a denial.
 //!
 //! A caller presents either a tokenward token with the scope `tokens:verify`, which is checked in memory, or a
-//! ServiceAccount token of the audience `tokenward`. Kubernetes decides on the latter: a TokenReview authenticates it, and
+//! ServiceAccount token of the audience `tokenward`. Kubernetes decides on the latter, unless its signature is forged
+//! ([`crate::issuer_keys`]): a TokenReview authenticates it, and
 //! a SubjectAccessReview authorizes its user to `post` to the endpoint's path, as for every delegated server
 //! (<https://kubernetes.io/docs/reference/access-authn-authz/webhook/>). Both results are cached for a short time.
 
@@ -27,6 +28,7 @@ use tracing::warn;
 use zeroize::Zeroizing;
 
 use crate::authorization::{Authorization, AuthorizationError, Scheme};
+use crate::issuer_keys::{IssuerKeys, Signature};
 use crate::snapshot::{Snapshot, TokenCheck};
 use tokenward_core::check::{Code, Decision};
 use tokenward_core::token::Token;
@@ -142,6 +144,7 @@ type ReviewResult = Result<(), CallerError>;
 /// Lets the API server decide on ServiceAccount tokens.
 struct Reviewer {
     client: Client,
+    issuer_keys: IssuerKeys,
     /// By a digest of non-resource URL and token: the tokens themselves would be worth stealing from memory.
     results: Cache<[u8; 32], ReviewResult>,
     /// The digests of what was allowed within [`KNOWN_TTL`]. It says who need not queue with strangers, and allows nothing.
@@ -156,6 +159,7 @@ impl Reviewer {
         let results = Cache::builder().max_capacity(MAX_CACHED_RESULTS).expire_after(ResultTtl).build();
         let known = Cache::builder().max_capacity(MAX_CACHED_RESULTS).time_to_live(KNOWN_TTL).build();
         Self {
+            issuer_keys: IssuerKeys::new(client.clone()),
             client,
             results,
             known,
@@ -172,23 +176,30 @@ impl Reviewer {
             .chain_update(token)
             .finalize()
             .into();
-        // Concurrent requests with the same key share one review. An error inside is not cached.
+        // Concurrent requests with the same key share one review. An error inside is not cached, so that neither outages nor
+        // forged tokens take the place of what the API server has said.
         let result = self.results.try_get_with(key, async {
             let permits = if self.known.contains_key(&key) { &self.permits_of_known } else { &self.permits };
-            let review = self.review_uncached(token, non_resource_url, permits);
-            match tokio::time::timeout(REVIEW_TIMEOUT, review).await {
-                Ok(Err(CallerError::Unavailable(why))) => Err(why),
-                Ok(result) => {
+            let review = async {
+                if self.issuer_keys.verify(token).await == Signature::Invalid {
+                    return Err(invalid_token());
+                }
+                Ok(self.review_uncached(token, non_resource_url, permits).await)
+            };
+            let late =
+                || CallerError::Unavailable("the API server did not authenticate the caller in time".into());
+            match tokio::time::timeout(REVIEW_TIMEOUT, review).await.map_err(|_| late())?? {
+                Err(error @ CallerError::Unavailable(_)) => Err(error),
+                result => {
                     match &result {
                         Ok(()) => self.known.insert(key, ()).await,
                         Err(_) => self.known.invalidate(&key).await,
                     }
                     Ok(result)
                 }
-                Err(_) => Err("the API server did not authenticate the caller in time".into()),
             }
         });
-        result.await.unwrap_or_else(|why| Err(CallerError::Unavailable(Cow::clone(&why))))
+        result.await.unwrap_or_else(|error| Err(CallerError::clone(&error)))
     }
 
     async fn review_uncached(
@@ -205,8 +216,7 @@ impl Reviewer {
         };
         let _permit = permits.acquire().await;
         let user = self.authenticate(token).await.map_err(unavailable)?;
-        let user =
-            user.ok_or(CallerError::Unauthenticated("the ServiceAccount token is not valid".into()))?;
+        let user = user.ok_or_else(invalid_token)?;
         let name = user.username.clone().unwrap_or_default();
         if self.is_authorized(user, non_resource_url).await.map_err(unavailable)? {
             return Ok(());
@@ -252,6 +262,10 @@ impl Reviewer {
             SubjectAccessReviewSpec { non_resource_attributes: Some(attributes), ..access::about(user) };
         access::is_allowed(&self.client, review).await
     }
+}
+
+fn invalid_token() -> CallerError {
+    CallerError::Unauthenticated("the ServiceAccount token is not valid".into())
 }
 
 /// Expires results of the cache.

@@ -24,6 +24,7 @@ use tokenward_core::check::{Metadata, WireToken};
 use tokenward_core::crd::ApiToken;
 use tokenward_core::token::Peppers;
 use tokenward_runtime::backoff::WatchBackoff;
+use tokenward_runtime::cluster::client::WatchHeartbeat;
 use tokenward_runtime::cluster::error::watch_message;
 use tokenward_runtime::cluster::pepper::PepperState;
 use tokenward_runtime::cluster::watch::in_pages;
@@ -34,6 +35,8 @@ pub(super) struct Source {
     /// `None`: all namespaces.
     pub namespace: Option<String>,
     pub client: Client,
+    /// That of the client, to which the end of a list is news.
+    pub heartbeat: WatchHeartbeat,
 }
 
 /// Feeds the snapshot for as long as it is polled, once there is a pepper: without one, no version is authentic. Sets
@@ -55,6 +58,9 @@ pub(super) async fn feed(
             tokio::select! {
                 event = events.next() => {
                     let Some((at, event)) = event else { return };
+                    if matches!(event, Event::InitDone) {
+                        sources[at].heartbeat.beat();
+                    }
                     lacks_pepper |= listings[at].take(event, &snapshot, &peppers);
                     if !snapshot.is_listed() && listings.iter().all(|listing| listing.listed) {
                         snapshot.set_listed();
@@ -86,7 +92,10 @@ async fn next_peppers(state: &mut watch::Receiver<PepperState>) -> Option<Arc<Pe
 }
 
 /// The events of a source, each with the source's position.
-fn events(Source { namespace, client }: &Source, at: usize) -> BoxStream<'static, (usize, Event<Object>)> {
+fn events(
+    Source { namespace, client, .. }: &Source,
+    at: usize,
+) -> BoxStream<'static, (usize, Event<Object>)> {
     let api: Api<Object> = match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),

@@ -9,6 +9,7 @@ pub mod config;
 pub mod endpoints;
 mod feed;
 pub mod index;
+mod issuer_keys;
 pub mod metrics;
 mod outcome;
 pub mod server;
@@ -40,6 +41,7 @@ use tokenward_runtime::shutdown;
 use tokenward_runtime::sync::optional;
 use tokenward_runtime::telemetry::probes;
 use tokenward_runtime::telemetry::probes::{Part, Readiness};
+use tokenward_runtime::tls::Clients;
 use tokenward_runtime::tls::files::Certificates;
 
 /// Runs the verifier until SIGTERM or SIGINT.
@@ -55,7 +57,9 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
         .map(|files| Certificates::load(files, metrics.certificate_expiry.clone()).map(Arc::new))
         .transpose()
         .context("--tls-cert and --tls-key")?;
-    let acceptor = |protocol| certificates.as_ref().map(|own| own.acceptor(&[protocol])).transpose();
+    let clients = Clients::anybody();
+    let acceptor =
+        |protocol| certificates.as_ref().map(|own| own.acceptor(&[protocol], &clients)).transpose();
     let (http_tls, grpc_tls) = (acceptor(b"http/1.1")?, acceptor(b"h2")?);
     let max_connections = capacity::connections(args.max_connections);
     let readiness = Readiness::default();
@@ -105,7 +109,7 @@ fn sources(
     let namespaces = namespaces.map_or(vec![None], |named| named.into_iter().map(Some).collect());
     let source = |namespace| {
         let (client, heartbeat) = cluster.watch_client()?;
-        Ok((Source { namespace, client }, heartbeat))
+        Ok((Source { namespace, client, heartbeat: heartbeat.clone() }, heartbeat))
     };
     namespaces.into_iter().map(source).collect()
 }

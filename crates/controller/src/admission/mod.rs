@@ -33,13 +33,14 @@ use tokenward_core::outbox::destination::AddressPolicy;
 use tokenward_runtime::cluster::lease::Claim;
 use tokenward_runtime::listen::listen_on;
 use tokenward_runtime::telemetry::probes::{Part, Readiness};
-use tokenward_runtime::tls::ServingCertificate;
 use tokenward_runtime::tls::files::Certificates;
+use tokenward_runtime::tls::{Clients, ServingCertificate};
 
 /// The admission webhook, bound to its port and not serving yet.
 pub struct Admission {
     listener: tokio::net::TcpListener,
     certificate: Certificate,
+    clients: Clients,
     enforce_scope_grants: bool,
     metrics: Metrics,
     ready: Part,
@@ -75,10 +76,11 @@ impl Admission {
                 lifetime: args.admission_certificate_lifetime,
             },
         };
+        let clients = clients(args)?;
         let listener = listen_on("--admission-listen", listen)?;
         let ready = readiness.part("certificate of the admission webhook");
         let enforce_scope_grants = args.enforce_scope_grants;
-        Ok(Some(Self { listener, certificate, enforce_scope_grants, metrics, ready }))
+        Ok(Some(Self { listener, certificate, clients, enforce_scope_grants, metrics, ready }))
     }
 
     /// Serves until `stop`. Every replica serves; only the leader writes certificates.
@@ -90,12 +92,12 @@ impl Admission {
         addresses: Arc<AddressPolicy>,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
-        let Self { listener, certificate, enforce_scope_grants, metrics, ready } = self;
+        let Self { listener, certificate, clients, enforce_scope_grants, metrics, ready } = self;
         let reviewer =
             Reviewer::new(client.clone(), tokens, addresses, enforce_scope_grants, metrics.clone());
         match certificate {
             Certificate::Files(files) => {
-                let acceptor = files.acceptor(&[b"http/1.1"])?;
+                let acceptor = files.acceptor(&[b"http/1.1"], &clients)?;
                 ready.set(true);
                 tokio::select! {
                     () = server::serve(listener, acceptor, reviewer, stop) => Ok(()),
@@ -104,7 +106,7 @@ impl Admission {
             }
             Certificate::Own { namespace, names, configuration, lifetime } => {
                 let presented = ServingCertificate::default();
-                let acceptor = presented.acceptor(&[b"http/1.1"])?;
+                let acceptor = presented.acceptor(&[b"http/1.1"], &clients)?;
                 let rotator = CertificateRotator {
                     client,
                     namespace,
@@ -124,4 +126,12 @@ impl Admission {
             }
         }
     }
+}
+
+/// Who may ask: the API server alone, if its certificate can be verified.
+fn clients(args: &AdmissionArgs) -> anyhow::Result<Clients> {
+    let Some(path) = &args.admission_client_ca else { return Ok(Clients::anybody()) };
+    let context = || format!("--admission-client-ca: {} can't be used", path.display());
+    let authorities = std::fs::read(path).with_context(context)?;
+    Clients::signed_by(&authorities).with_context(context)
 }

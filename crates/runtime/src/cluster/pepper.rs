@@ -42,7 +42,8 @@ pub fn follow(
         let state = secret.map_or(PepperState::Missing, |secret| read(secret).into());
         match &state {
             PepperState::Missing => info!(
-                "waiting for Secret {namespace}/{PEPPER_SECRET}: the controller creates it on its first start"
+                "waiting for Secret {namespace}/{PEPPER_SECRET}: the controller creates it on its very first start; if it was \
+                     deleted, restore it from a backup"
             ),
             PepperState::Damaged(damage) => {
                 error!("Secret {namespace}/{PEPPER_SECRET} can't be used: {damage}; restore it from a backup")

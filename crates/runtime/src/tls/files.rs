@@ -17,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use super::{PairError, ServingCertificate};
+use super::{Clients, PairError, ServingCertificate};
 use crate::sync::lock;
 
 /// How often the files are read. The kubelet itself takes a minute or two to update them.
@@ -77,8 +77,8 @@ impl Certificates {
     }
 
     /// See [`ServingCertificate::acceptor`].
-    pub fn acceptor(&self, protocols: &[&[u8]]) -> Result<TlsAcceptor, CertificateError> {
-        self.presented.acceptor(protocols).map_err(CertificateError::Setup)
+    pub fn acceptor(&self, protocols: &[&[u8]], clients: &Clients) -> Result<TlsAcceptor, CertificateError> {
+        self.presented.acceptor(protocols, clients).map_err(CertificateError::Setup)
     }
 
     /// Reloads the files when they change, for as long as it is polled.

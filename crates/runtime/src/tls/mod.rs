@@ -12,10 +12,13 @@ use jiff::Timestamp;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{
+    ClientHello, NoClientAuth, ResolvesServerCert, VerifierBuilderError, WebPkiClientVerifier,
+};
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
-use rustls::{InconsistentKeys, ServerConfig};
+use rustls::{InconsistentKeys, RootCertStore, ServerConfig};
 use thiserror::Error;
 use tokio_rustls::TlsAcceptor;
 
@@ -41,6 +44,45 @@ pub enum PairError {
     /// rustls does not accept them.
     #[error(transparent)]
     Unusable(rustls::Error),
+}
+
+/// Which clients a listener accepts.
+#[derive(Clone, Debug)]
+pub struct Clients(Arc<dyn ClientCertVerifier>);
+
+/// Why the certificates of clients can't be verified.
+#[derive(Debug, Error)]
+pub enum AuthorityError {
+    #[error("no certificate in PEM")]
+    NoCertificate,
+    /// rustls does not accept it as an authority.
+    #[error("a certificate can't be used: {0}")]
+    Certificate(rustls::Error),
+    /// rustls does not accept the authorities together.
+    #[error(transparent)]
+    Unusable(VerifierBuilderError),
+}
+
+impl Clients {
+    /// All, with or without a certificate.
+    pub fn anybody() -> Self {
+        Self(Arc::new(NoClientAuth))
+    }
+
+    /// Those with a certificate that one of these authorities, in PEM, has signed (RFC 8446 section 4.4.2.4).
+    pub fn signed_by(authorities: &[u8]) -> Result<Self, AuthorityError> {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(authorities) {
+            let certificate = certificate.map_err(|_| AuthorityError::NoCertificate)?;
+            roots.add(certificate).map_err(AuthorityError::Certificate)?;
+        }
+        if roots.is_empty() {
+            return Err(AuthorityError::NoCertificate);
+        }
+        let provider = Arc::new(ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+        verifier.map(Self).map_err(AuthorityError::Unusable)
+    }
 }
 
 impl Default for ServingCertificate {
@@ -74,12 +116,12 @@ impl ServingCertificate {
         self.in_use.0.load().as_ref()?.cert.first().and_then(|leaf| not_after(leaf))
     }
 
-    /// An acceptor for a listener that speaks these protocols (ALPN, RFC 7301), the preferred one first. Each handshake
-    /// presents the certificate that is in use at the time.
-    pub fn acceptor(&self, protocols: &[&[u8]]) -> Result<TlsAcceptor, rustls::Error> {
+    /// An acceptor for a listener that speaks these protocols (ALPN, RFC 7301), the preferred one first, to these clients.
+    /// Each handshake presents the certificate that is in use at the time.
+    pub fn acceptor(&self, protocols: &[&[u8]], clients: &Clients) -> Result<TlsAcceptor, rustls::Error> {
         let mut config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&TLS13, &TLS12])?
-            .with_no_client_auth()
+            .with_client_cert_verifier(clients.0.clone())
             .with_cert_resolver(self.in_use.clone());
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         Ok(TlsAcceptor::from(Arc::new(config)))

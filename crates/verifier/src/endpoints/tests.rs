@@ -319,9 +319,10 @@ fn introspection_returns_all_metadata_or_none() {
 #[test]
 fn a_token_review_returns_the_user() {
     let fixture = fixture();
-    let bound = ApiTokenSpec { audiences: Some(vec!["billing".to_owned()]), ..spec() };
-    fixture.with(2, bound);
-    let mut reply = review(&fixture, 1, &["https://kubernetes.default.svc", "other"]);
+    let user = ApiTokenSpec { scopes: vec!["tokens:login".to_owned(), "audit:read".to_owned()], ..spec() };
+    fixture.with(3, user.clone());
+    fixture.with(2, ApiTokenSpec { audiences: Some(vec!["billing".to_owned()]), ..user });
+    let mut reply = review(&fixture, 3, &["https://kubernetes.default.svc", "other"]);
     assert!(reply["user"]["extra"]["tokenward.dev/key-id"].take().is_array());
     assert_eq!(
         reply,
@@ -329,14 +330,15 @@ fn a_token_review_returns_the_user() {
             "authenticated": true,
             "audiences": ["https://kubernetes.default.svc", "other"],
             "user": {
-                "username": "tokenward:team:token-1", "uid": "tok_1",
+                "username": "tokenward:team:token-3", "uid": "tok_3",
                 "groups": ["tokenward:apitokens", "tokenward:apitokens:team"],
-                "extra": {"tokenward.dev/scopes": ["orders:*", "audit:read"], "tokenward.dev/key-id": null},
+                "extra": {"tokenward.dev/scopes": ["tokens:login", "audit:read"], "tokenward.dev/key-id": null},
             },
         })
     );
     let unauthenticated = json!({"authenticated": false});
-    assert_eq!(review(&fixture, 1, &[])["authenticated"], true);
+    assert_eq!(review(&fixture, 3, &[])["authenticated"], true);
+    assert_eq!(review(&fixture, 1, &[]), unauthenticated, "it lacks the scope");
     assert_eq!(review(&fixture, 2, &["billing", "other"])["audiences"], json!(["billing"]));
     assert_eq!(review(&fixture, 2, &["other"]), unauthenticated);
     assert_eq!(review(&fixture, 2, &[]), unauthenticated);

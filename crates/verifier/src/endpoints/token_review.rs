@@ -2,8 +2,9 @@
 //!
 //! <https://kubernetes.io/docs/reference/access-authn-authz/authentication/#webhook-token-authentication>. A token
 //! authenticates the user `tokenward:<namespace>:<name>` of the groups `tokenward:apitokens` and
-//! `tokenward:apitokens:<namespace>`, named like those of ServiceAccounts. RBAC decides what that user may do. A
-//! TokenReview does not contain the client's address, so a token with `constraints.cidrs` is not accepted.
+//! `tokenward:apitokens:<namespace>`, named like those of ServiceAccounts. RBAC decides what that user may do. Every such user
+//! is also of the group `system:authenticated`, so a token needs the scope `tokens:login`. A TokenReview does not contain the
+//! client's address, so a token with `constraints.cidrs` is not accepted.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -23,6 +24,8 @@ use tokenward_core::crd::labels::{KEY_ID_EXTRA, SCOPES_EXTRA};
 
 const API_VERSION: &str = "authentication.k8s.io/v1";
 const KIND: &str = "TokenReview";
+/// The scope without which a token is no user of kube-apiserver. Like all that begin with `tokens:` it takes a grant.
+const SCOPE: &str = "tokens:login";
 
 pub(super) struct TokenReviews;
 
@@ -137,7 +140,8 @@ impl Handler for TokenReviews {
         let review: TokenReviewRequest<'_> = parse(body)?;
         validate(&review)?;
         let TokenReviewSpec { token, audiences } = review.spec;
-        let check = TokenCheck { presented: token.as_bytes(), scopes: &[], audience: None, client: None };
+        let check =
+            TokenCheck { presented: token.as_bytes(), scopes: &[SCOPE], audience: None, client: None };
         let status = snapshot.decide(&check, |decision| {
             let reviewed = match decision {
                 Decision::Allow(identity) => authenticated(identity, &audiences),

@@ -27,6 +27,7 @@ use crate::endpoints::TrustedProxies;
 use crate::endpoints::fixture::{Fixture, bearer};
 use crate::metrics::Metrics;
 use tokenward_runtime::telemetry::probes::Part;
+use tokenward_runtime::tls::Clients;
 use tokenward_runtime::tls::files::{Certificates, Files};
 
 /// The preface of a client's connection (RFC 9113 section 3.4), with empty settings.
@@ -228,7 +229,9 @@ async fn with_a_certificate_only_tls_is_served() {
     std::fs::write(&files.certificate, certificate.self_signed(&key).unwrap().pem()).unwrap();
     std::fs::write(&files.key, key.serialize_pem()).unwrap();
     let certificates = Certificates::load(files.clone(), Gauge::default()).unwrap();
-    let server = start_with(Some(certificates.acceptor(&[b"h2"]).unwrap()), SHORT * 10, LONG).await;
+    let server =
+        start_with(Some(certificates.acceptor(&[b"h2"], &Clients::anybody()).unwrap()), SHORT * 10, LONG)
+            .await;
 
     let port = server.address.port();
     let mut curl = std::process::Command::new("curl");
