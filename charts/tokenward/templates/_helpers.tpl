@@ -75,6 +75,9 @@ Fail
 - {name: TOKENWARD_ADMISSION_CONFIGURATION, value: {{ $fullname }}}
 - {name: TOKENWARD_ADMISSION_CERTIFICATE_LIFETIME, value: {{ .certificate.lifetime }}}
 {{- end }}
+{{- if .clientCA.configMapName }}
+- {name: TOKENWARD_ADMISSION_CLIENT_CA, value: /run/configmaps/admission-client-ca/ca.crt}
+{{- end }}
 {{- if .enforceScopeGrants }}
 - {name: TOKENWARD_ENFORCE_SCOPE_GRANTS, value: "true"}
 {{- end }}
