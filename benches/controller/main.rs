@@ -1,13 +1,16 @@
-//! What webhooks cost: a mass revocation with and without them, and deliveries compared with a bare client.
+//! What the controller does under load: deliveries compared with a bare client, a new token beside a namespace that rotates
+//! without end, and a mass revocation with and without webhooks.
 //!
-//! `cargo bench --bench webhooks` starts a control plane and one controller, and runs for some minutes;
+//! `cargo bench --bench controller` starts a control plane and one controller, and runs for some minutes;
 //! `-- --write` stores the tables in `benches/RESULTS.md`, where it replaces its own section only. The machine must be
 //! idle otherwise: API server, controller and receiver share its cores, in every row.
 //!
-//! Map: [`world`] is the cluster, the controller and its tokens, [`receiver`] the endpoints, [`post`] the bare client.
+//! Map: [`world`] is the cluster, the controller and its tokens, [`receiver`] the endpoints, [`post`] the bare client,
+//! [`neighbour`] the part about namespaces.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a report is printed")]
 
+mod neighbour;
 mod post;
 #[path = "../support/process.rs"]
 mod process;
@@ -28,7 +31,7 @@ use self::receiver::{Behaviour, Receiver};
 use self::report::Report;
 use self::world::{Revocation, World};
 
-/// Measures webhooks.
+/// Measures the controller.
 #[derive(Parser)]
 #[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 struct Args {
@@ -37,6 +40,9 @@ struct Args {
     /// How many tokens are revoked at once
     #[arg(long, default_value_t = 10_000)]
     tokens: usize,
+    /// How many tokens rotate beside a new one
+    #[arg(long, default_value_t = 1_500)]
+    rotating: usize,
     /// Run these only [default: all]
     #[arg(value_enum)]
     parts: Vec<Part>,
@@ -56,6 +62,8 @@ struct Args {
 enum Part {
     /// Deliveries, and the baseline: a bare client
     Deliveries,
+    /// A new token beside a namespace whose tokens rotate without end
+    Neighbour,
     /// A mass revocation with and without webhooks
     Revocations,
 }
@@ -85,11 +93,15 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn measure(args: &Args) -> anyhow::Result<()> {
-    let how = "`cargo bench --bench webhooks`. API server, controller, receivers and load share the machine.";
-    let mut report = Report::new("Webhooks", how);
+    let how =
+        "`cargo bench --bench controller`. API server, controller, receivers and load share the machine.";
+    let mut report = Report::new("Controller", how);
     let world = World::start().await?;
     if args.wants(Part::Deliveries) {
         deliveries(&world, args, &mut report).await?;
+    }
+    if args.wants(Part::Neighbour) {
+        neighbour::measure(&world, args.rotating, &mut report).await?;
     }
     if args.wants(Part::Revocations) {
         revocations(&world, args, &mut report).await?;
@@ -221,7 +233,7 @@ async fn deliveries(world: &World, args: &Args, report: &mut Report) -> anyhow::
     world.create(namespace, tokens).await?;
     let events = tokens * WEBHOOKS;
     let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / events as f64;
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("webhooks-bench");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("controller-bench");
     std::fs::create_dir_all(&folder)?;
     let bodies = folder.join("bodies");
     let (mut ours, mut bare) = (Vec::new(), Vec::new());

@@ -10,10 +10,11 @@ use anyhow::{Context, bail, ensure};
 use devcluster::process::Guarded;
 use devcluster::{Cluster, Options};
 use futures::{StreamExt, TryStreamExt, stream};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{self, Store};
+use kube::runtime::wait::await_condition;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
 use serde_json::{Value, json};
@@ -24,7 +25,7 @@ use super::{TIMEOUT, process};
 /// How many requests are in flight while tokens are created and revoked.
 const CONCURRENT_REQUESTS: usize = 32;
 
-const LOG: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/webhooks-bench.log");
+const LOG: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/controller-bench.log");
 
 /// Counts and CPU times (user and system) so far.
 #[derive(Clone, Copy)]
@@ -156,26 +157,51 @@ impl World {
         .await
     }
 
+    /// Creates a token, and waits until it is active. Returns how long that took.
+    pub async fn create_one(&self, namespace: &str, name: &str) -> anyhow::Result<Duration> {
+        let start = Instant::now();
+        let object = ApiToken::new(name, serde_json::from_value(json!({"scopes": ["a:b"]}))?);
+        let tokens: Api<ApiToken> = Api::namespaced(self.client.clone(), namespace);
+        let active =
+            await_condition(tokens.clone(), name, |token: Option<&ApiToken>| token.is_some_and(is_active));
+        tokens.create(&PostParams::default(), &object).await?;
+        tokio::time::timeout(TIMEOUT, active).await.context("it did not become active")??;
+        Ok(start.elapsed())
+    }
+
+    /// Creates tokens that rotate as often as the CRD allows, and waits until all are active.
+    pub async fn create_rotating(&self, namespace: &str, count: usize) -> anyhow::Result<()> {
+        let rotation = json!({"interval": "10s", "overlap": "0s"});
+        self.create_with(namespace, count, &json!({"scopes": ["a:b"], "rotation": rotation})).await
+    }
+
+    pub async fn delete_tokens(&self, namespace: &str) -> anyhow::Result<()> {
+        let tokens: Api<ApiToken> = Api::namespaced(self.client.clone(), namespace);
+        tokens.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
+        self.all(namespace, 0, "deleted", |_| true).await
+    }
+
     /// Creates tokens, and waits until all are active.
     pub async fn create(&self, namespace: &str, count: usize) -> anyhow::Result<()> {
+        self.create_with(namespace, count, &json!({"scopes": ["a:b"]})).await
+    }
+
+    async fn create_with(&self, namespace: &str, count: usize, spec: &Value) -> anyhow::Result<()> {
         let path = format!("/apis/tokenward.dev/v1alpha1/namespaces/{namespace}/apitokens");
         let path = &path;
         stream::iter(0..count)
             .map(|n| async move {
                 let object = json!({
                     "apiVersion": "tokenward.dev/v1alpha1", "kind": "ApiToken",
-                    "metadata": {"name": format!("t{n}")}, "spec": {"scopes": ["a:b"]},
+                    "metadata": {"name": format!("t{n}")}, "spec": spec,
                 });
                 self.create_object(path, &object).await
             })
             .buffer_unordered(CONCURRENT_REQUESTS)
             .try_collect::<()>()
             .await?;
-        self.all(namespace, count, "active", |token| {
-            let conditions = token.status.as_ref().map(|status| &status.conditions);
-            conditions.is_some_and(|list| list.iter().any(|c| c.type_ == "Active" && c.status == "True"))
-        })
-        .await
+        // Those that rotate without end are active most of the time, and seldom all at once.
+        self.all(namespace, count, "delivered", is_delivered).await
     }
 
     /// Revokes all tokens, and waits until all statuses are revoked.
@@ -301,6 +327,15 @@ impl World {
     fn hooks(&self, namespace: &str) -> Api<TokenWebhook> {
         Api::namespaced(self.client.clone(), namespace)
     }
+}
+
+fn is_delivered(token: &ApiToken) -> bool {
+    token.status.as_ref().is_some_and(|status| status.secret_ref.is_some())
+}
+
+fn is_active(token: &ApiToken) -> bool {
+    let conditions = token.status.as_ref().map(|status| &status.conditions);
+    conditions.is_some_and(|list| list.iter().any(|c| c.type_ == "Active" && c.status == "True"))
 }
 
 fn kubectl(cluster: &Cluster, args: &[&str]) -> anyhow::Result<()> {
