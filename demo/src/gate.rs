@@ -62,7 +62,7 @@ impl Gate {
         Ok(Self { client: client.context("the HTTP client can't be made")?, url })
     }
 
-    /// Asks once. `query` is what the route needs, such as `scope=tokens:read`.
+    /// Asks once. `query` is what the route needs, such as `scope=orders:read`.
     pub async fn ask(&self, token: &Presented, query: &str) -> anyhow::Result<Answer> {
         let start = Instant::now();
         let request = self.client.get(format!("{}/auth?{query}", self.url)).bearer_auth(&token.0);

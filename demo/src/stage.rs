@@ -89,7 +89,7 @@ pub async fn set(
     let program = program()?;
     let start = Instant::now();
     stage.install().await?;
-    show.ok("crds/ and deploy/ applied, the CRDs are Established", "", Some(start.elapsed()));
+    show.ok("CRDs, RBAC and policies of crds/ and deploy/ applied", "", Some(start.elapsed()));
 
     stage.make_namespace().await?;
 
@@ -154,6 +154,7 @@ impl Stage {
         self.kubectl(&["apply", "--server-side", "-f", "crds"]).await?;
         self.kubectl(&["apply", "-f", "deploy/namespace.yaml"]).await?;
         self.kubectl(&["apply", "-f", "deploy/rbac.yaml"]).await?;
+        self.kubectl(&["apply", "-f", "deploy/policies.yaml"]).await?;
         let crds = ["crd/apitokens.tokenward.dev", "crd/tokenwebhooks.tokenward.dev"];
         let wait = ["wait", "--for=condition=Established", "--timeout=30s", crds[0], crds[1]];
         self.kubectl(&wait).await.map(drop)
@@ -224,7 +225,7 @@ impl Stage {
             "    TOKEN=\"$(kubectl get secret ci-staging -n {NAMESPACE} -o jsonpath='{{.data.token}}' | base64 -d)\""
         );
         println!(
-            "    curl -i -H \"Authorization: Bearer $TOKEN\" 'http://{}/auth?scope=tokens:read'",
+            "    curl -i -H \"Authorization: Bearer $TOKEN\" 'http://{}/auth?scope=orders:read'",
             self.verifier
         );
         println!("The processes log to {}.", self.cluster.dir().join("logs").display());

@@ -35,7 +35,7 @@ const PIPELINE_AUDIENCE: &str = "audience=https://webhooks.example.com";
 const WEBHOOK: &str = "audit";
 
 /// A scope that backend-prod keeps, one that it gets, and one that it loses.
-const UNCHANGED_SCOPE: &str = "scope=tokens:read";
+const UNCHANGED_SCOPE: &str = "scope=orders:read";
 const ADDED: &str = "scope=billing:read";
 const LOST: &str = "scope=audit:read";
 
@@ -146,7 +146,7 @@ impl Story<'_> {
         let before = self.gate.ask(first, UNCHANGED_SCOPE).await?;
         let traffic = Traffic::start(self.gate, self.stage.secrets(), first);
         traffic.flows().await;
-        let scopes = json!(["tokens:read", "tokens:rotate", "audit:read", "billing:read"]);
+        let scopes = json!(["orders:read", "orders:write", "audit:read", "billing:read"]);
         let answered = self.patch(BACKEND, json!({"spec": {"scopes": scopes}})).await?;
         let (token, at) = self.live.until(BACKEND, "version 2", |t| live::delivered(t, 2)).await?;
         let second = self.stage.token_in(BACKEND, "token").await?;
@@ -189,7 +189,7 @@ impl Story<'_> {
     /// A scope taken away is gone for every secret.
     async fn narrow(&mut self, first: &Presented, second: &Presented) -> anyhow::Result<()> {
         self.show.step("A scope taken away stops at once, for both secrets: audit:read");
-        let scopes = json!(["tokens:read", "tokens:rotate", "billing:read"]);
+        let scopes = json!(["orders:read", "orders:write", "billing:read"]);
         let patch = async { self.patch(BACKEND, json!({"spec": {"scopes": scopes}})).await.map(drop) };
         let lags = self.gate.measure(&[second, first], LOST, 403, patch).await?;
         self.lags("narrowing: patch answered -> first 403", 403, &lags);

@@ -7,6 +7,7 @@
 #
 # Neither token is an argument, which other users of the machine could see.
 set -euo pipefail
+: "${TOKENWARD_URL:?the address of a verifier}" "${TOKENWARD_CALLER_FILE:?the file with the token of your service}"
 
 curl --silent --show-error --fail-with-body \
     --header @<(printf 'Authorization: Bearer %s\n' "$(<"$TOKENWARD_CALLER_FILE")") \

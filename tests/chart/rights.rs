@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::rbac::v1::Role;
 use kube::Api;
-use kube::api::PostParams;
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use crate::helm::{object, objects, render};
 use crate::stage::Stage;
-use testkit::{client_of, eventually};
+use testkit::{client_of, eventually, message};
 use tokenward_core::crd::ApiToken;
+use tokenward_core::crd::labels::TOKEN_LABEL;
 
 /// An account, a right, where, and whether it has it.
 type Right = (&'static str, &'static [&'static str], bool);
@@ -107,6 +109,69 @@ pub async fn nobody_else_writes_a_status(stage: &Stage) {
     space.patch("t", json!({"spec": {"revoked": true}})).await;
     space.reason("t", tokenward_core::crd::ConditionType::Ready, "Revoked").await;
     has_no_type_warnings(stage, "tokenward-status");
+}
+
+/// What the controller could do by RBAC alone if somebody made it act for them.
+pub async fn the_controller_writes_no_secret_of_others(stage: &Stage) {
+    let space = stage.site.namespace("others-secrets").await;
+    space.active("t", json!({"scopes": ["a:b"]})).await;
+    let controller = client_of(&stage.site.rights_of(CONTROLLER)).await;
+    let as_controller = Api::<Secret>::namespaced(controller, &space.name);
+    let ours = BTreeMap::from([("app.kubernetes.io/managed-by".to_owned(), "tokenward".to_owned())]);
+    let secret = |name: &str, labels: Option<&BTreeMap<String, String>>, type_: &str| Secret {
+        metadata: ObjectMeta { name: Some(name.to_owned()), labels: labels.cloned(), ..Default::default() },
+        type_: Some(type_.to_owned()),
+        ..Default::default()
+    };
+    let foreign = secret("database", None, "Opaque");
+    let foreign = space.secrets().create(&PostParams::default(), &foreign).await.expect("a Secret");
+    let denied = |result: kube::Result<Secret>| match result {
+        Ok(secret) => Err(format!("admitted: {:?}", secret.metadata.labels)),
+        Err(error) => Ok(message(&error)),
+    };
+    let mut names = (0..).map(|number| format!("probe-{number}"));
+    eventually("the policy is in force", async || {
+        let unlabelled = secret(&names.next().expect("a name"), None, "Opaque");
+        denied(as_controller.create(&PostParams::default(), &unlabelled).await)
+    })
+    .await;
+    let labelled = Secret {
+        metadata: ObjectMeta { labels: Some(ours.clone()), ..foreign.metadata.clone() },
+        ..foreign.clone()
+    };
+    for (what, result) in [
+        ("an edit", as_controller.replace("database", &PostParams::default(), &foreign).await),
+        (
+            "an edit that adds our label",
+            as_controller.replace("database", &PostParams::default(), &labelled).await,
+        ),
+        ("a deletion", as_controller.delete("database", &Default::default()).await.map(|_| foreign.clone())),
+    ] {
+        let why = denied(result).expect(what);
+        assert!(
+            why.contains("tokenward's controller changes no Secret that has neither the label"),
+            "{what}: {why}"
+        );
+    }
+    for type_ in ["bootstrap.kubernetes.io/token", "kubernetes.io/service-account-token"] {
+        let why =
+            denied(as_controller.create(&PostParams::default(), &secret("login", Some(&ours), type_)).await);
+        let why = why.expect(type_);
+        assert!(why.contains("a type by which Kubernetes authenticates"), "{why}");
+    }
+    // Its own, also if somebody has taken the labels off.
+    let unlabel = json!({"metadata": {"labels": null, "annotations": {"tokenward.dev/token-uid": null}}});
+    let unlabelled = space.secrets().patch("t", &PatchParams::default(), &Patch::Merge(&unlabel)).await;
+    let before = unlabelled.expect("a patch").metadata.resource_version;
+    eventually("the controller repairs it", async || {
+        let secret = space.secrets().get("t").await.expect("a Secret");
+        if secret.metadata.labels.iter().flatten().any(|(key, _)| key == TOKEN_LABEL) {
+            return Ok(());
+        }
+        Err(format!("{:?} after {before:?}", secret.metadata))
+    })
+    .await;
+    has_no_type_warnings(stage, "tokenward-secrets");
 }
 
 pub async fn view_edit_and_admin_include_tokens_but_no_status(stage: &Stage) {

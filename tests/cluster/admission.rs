@@ -71,7 +71,7 @@ pub async fn configure_shared_webhooks(site: &Site, port: SocketAddr) {
     configure_webhooks(&site.client, "tokenward", "tokenward", port.port(), REVIEW_LABEL).await;
 }
 
-async fn label(space: &Space, label: &str) {
+pub async fn label(space: &Space, label: &str) {
     let patch = Patch::Merge(json!({"metadata": {"labels": {label: "asked"}}}));
     let api = Api::<Namespace>::all(space.client.clone());
     api.patch(&space.name, &PatchParams::default(), &patch).await.expect("a label");
@@ -86,7 +86,7 @@ async fn reviewed_namespace(shared: &Shared, name: &str) -> Space {
 }
 
 /// Waits until the webhook is in force: a token whose Secret is foreign is denied.
-async fn until_reviewed(space: &Space) {
+pub async fn until_reviewed(space: &Space) {
     let foreign = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "theirs"}});
     create(&space.client, &format!("/api/v1/namespaces/{}/secrets", space.name), foreign).await;
     eventually("a denial", async || match space.try_create("theirs", json!({"scopes": ["a:b"]})).await {
@@ -345,6 +345,39 @@ pub async fn certificates_are_replaced_under_load(site: &Site) {
     eventually("admission", async || tenant.space.try_create("blocked", spec(&["a:b"])).await).await;
     relay.abort();
     api.delete("certificates", &DeleteParams::default()).await.expect("a deletion");
+}
+
+/// Scope grants that the API server skips while no controller responds.
+pub async fn grants_that_an_outage_would_end_are_an_error(site: &Site) {
+    let tenant = Tenant::new(site, "skipped-grants").await;
+    let port = free_port();
+    configure_webhooks(
+        &site.client,
+        tenant.namespace(),
+        "skipped-grants",
+        port.port(),
+        "tokenward.test/none",
+    )
+    .await;
+    let ignore = r#"[{"op": "replace", "path": "/webhooks/0/failurePolicy", "value": "Ignore"}]"#;
+    site.kubectl(&["patch", "validatingwebhookconfiguration", "skipped-grants", "--type=json", "-p", ignore]);
+    let listen = port.to_string();
+    let flags = [
+        "--admission-listen",
+        &listen,
+        "--admission-configuration",
+        "skipped-grants",
+        "--enforce-scope-grants",
+    ];
+    let controller = tenant.controller(&flags).ready().await;
+    eventually("the log says it", async || {
+        let log = controller.log();
+        let error = "skipped-grants has no webhook apitokens.tokenward.dev with failurePolicy Fail";
+        if log.contains(error) { Ok(()) } else { Err(log) }
+    })
+    .await;
+    let api = Api::<ValidatingWebhookConfiguration>::all(site.client.clone());
+    api.delete("skipped-grants", &DeleteParams::default()).await.expect("a deletion");
 }
 
 async fn served(tenant: &Tenant<'_>) -> Vec<u8> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use futures::{StreamExt, stream};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -22,7 +23,7 @@ use serde_json::json;
 use tokenward_core::crd::{ConditionType, VersionState};
 use tokenward_core::token::Peppers;
 
-use testkit::{Process, Site, TIMEOUT, Tenant, client_of, condition, eventually};
+use testkit::{Process, Site, TIMEOUT, Tenant, client_of, condition, eventually, message};
 
 async fn leads(process: &Process) -> bool {
     process.metrics().await.lines().any(|line| line == "tokenward_leader 1")
@@ -449,4 +450,71 @@ pub async fn a_forbidden_secret_is_reported(site: &Site) {
     space.condition("t", ConditionType::Active, "True").await;
     assert_eq!(space.secret_of("t").await, secret);
     assert_eq!(space.get("t").await.status.expect("a status").versions.len(), 1);
+}
+
+/// As with a controller that is older than what is stored. It is told where users look, and ends with the mistake.
+pub async fn an_unreadable_token_is_reported(site: &Site) {
+    let _controller = site.controller(&[]).ready().await;
+    let space = site.namespace("unreadable").await;
+    space.active("t", json!({"scopes": ["a:b"], "displayName": "Orders"})).await;
+    let anything = r#"[{"op": "replace", "path": "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/displayName",
+        "value": {"x-kubernetes-preserve-unknown-fields": true}}]"#;
+    site.kubectl(&["patch", "crd", "apitokens.tokenward.dev", "--type=json", "-p", anything]);
+    let name = |value: &str| {
+        let patch = format!(r#"{{"spec": {{"displayName": {value}}}}}"#);
+        site.try_kubectl(&["patch", "apitoken", "t", "-n", &space.name, "--type=merge", "-p", &patch])
+    };
+    eventually("the API server takes a number", async || match name("7") {
+        (true, _) => Ok(()),
+        (false, why) => Err(why),
+    })
+    .await;
+    let conditions = eventually("the conditions say it", async || {
+        let stored = site.kubectl(&["get", "apitoken", "t", "-n", &space.name, "-o", "json"]);
+        let stored: serde_json::Value = serde_json::from_str(&stored).expect("JSON");
+        let conditions = stored["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        if stored["status"]["phase"] == "Failed" { Ok(conditions) } else { Err(stored["status"].to_string()) }
+    })
+    .await;
+    for (type_, status) in [("Ready", "False"), ("Active", "False"), ("Stalled", "True")] {
+        let condition = conditions.iter().find(|condition| condition["type"] == type_).expect(type_);
+        assert_eq!((&condition["status"], &condition["reason"]), (&json!(status), &json!("Unreadable")));
+    }
+    let stalled = conditions.last().expect("a condition")["message"].as_str().expect("a message");
+    assert!(stalled.contains("install the controller and the CRDs of one version"), "{stalled}");
+    assert!(name(r#""Orders""#).0);
+    space.condition("t", ConditionType::Active, "True").await;
+    space.condition("t", ConditionType::Ready, "True").await;
+}
+
+/// As many of the largest ApiTokens as a tenant could once end the controller with, and every verifier that started.
+pub async fn the_largest_tokens_fit_into_the_charts_memory(site: &Site) {
+    const COUNT: usize = 500;
+    let tenant = Tenant::new(site, "largest").await;
+    // What the policies let through: 64 KiB of annotations, 16 KiB of labels.
+    let labels: BTreeMap<_, _> = (0..140).map(|at| (format!("label-{at:050}"), "x".repeat(60))).collect();
+    let scopes: Vec<_> = (0..64).map(|at| format!("{at:0>120}:read")).collect();
+    let object = |n: usize| {
+        serde_json::from_value(json!({
+            "metadata": {"name": format!("t{n}"), "annotations": {"a": "x".repeat(65_535)}, "labels": labels},
+            "spec": {"scopes": scopes},
+        }))
+    };
+    let tokens = tenant.space.tokens();
+    let created = (0..COUNT).map(async |n| {
+        let token = object(n).expect("an ApiToken");
+        tokens.create(&PostParams::default(), &token).await.map(drop).map_err(|error| message(&error))
+    });
+    let created: Vec<_> = stream::iter(created).buffer_unordered(16).collect().await;
+    assert!(created.iter().all(Result::is_ok), "{created:?}");
+    let controller = tenant.controller(&[]).ready().await;
+    tenant.space.condition(&format!("t{}", COUNT - 1), ConditionType::Active, "True").await;
+    let verifier = tenant.verifier().ready().await;
+    for (role, process) in [("controller", &controller), ("verifier", &verifier)] {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("a status");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        let peak: u64 = peak.expect("a peak").parse().expect("a number");
+        assert!(peak < 512 * 1024, "the {role} needed {peak} KiB");
+        eprintln!("the {role} needed {} MiB for {COUNT} of the largest ApiTokens", peak / 1024);
+    }
 }

@@ -1,32 +1,62 @@
 //! Kubernetes as a client: kube-apiserver accepts ApiTokens as users, and authorizes the callers of the endpoints.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use devcluster::Options;
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::Api;
+use kube::api::PostParams;
 use kube::config::Kubeconfig;
 use serde_json::{Value, json};
 
+use crate::admission::{configure_webhooks, label, until_reviewed};
 use crate::sockets::{Pki, raise_open_files};
-use testkit::{Process, Site, eventually};
+use testkit::{Process, Site, eventually, free_port};
 
 /// The file that users copy; the tests replace the verifier's address and the caller's token.
 const WEBHOOK: &str = include_str!("../../examples/kube-apiserver/webhook.yaml");
 
-/// A cluster whose API server sends TokenReviews to a verifier.
+/// The files by which the API server authenticates at admission; the tests replace the folder, and add the port, which is 443
+/// behind a Service.
+const ADMISSION: [(&str, &str); 2] = [
+    ("admission.yaml", include_str!("../../examples/kube-apiserver/admission.yaml")),
+    ("admission-kubeconfig.yaml", include_str!("../../examples/kube-apiserver/admission-kubeconfig.yaml")),
+];
+/// The label of namespaces whose objects the controller reviews.
+const REVIEW_LABEL: &str = "tokenward.test/authenticated-admission";
+
+/// A cluster whose API server sends TokenReviews to a verifier, and its certificate to the controller.
 pub struct TokenReviewCluster {
     site: Site,
     verifier: Process,
     _controller: Process,
+    admission: SocketAddr,
     pki: Pki,
 }
 
 impl TokenReviewCluster {
     pub async fn start() -> Self {
-        let pki = Pki::new();
+        let (pki, admission) = (Pki::new(), free_port());
+        pki.issue("api-server");
         pki.issue("verifier");
+        for (name, example) in ADMISSION {
+            let file = example
+                .replace(
+                    "/etc/kubernetes/tokenward/api-server.",
+                    &pki.path("..api-server/tls.").display().to_string(),
+                )
+                .replace("/etc/kubernetes/tokenward", &pki.path("").display().to_string())
+                .replace(
+                    "tokenward-admission.tokenward.svc",
+                    &format!("tokenward-admission.tokenward.svc:{}", admission.port()),
+                );
+            std::fs::write(pki.path(name), file).expect("a file");
+        }
         let config = pki.path("webhook.yaml");
         let write = |address: &str, token: &str| {
             let webhook = WEBHOOK.replace("127.0.0.1:8443", address).replace("tw_REPLACE", token);
@@ -40,15 +70,20 @@ impl TokenReviewCluster {
             format!("--authentication-token-webhook-config-file={}", config.display()),
             "--authentication-token-webhook-version=v1".to_owned(),
             "--authentication-token-webhook-cache-ttl=0s".to_owned(),
+            format!("--admission-control-config-file={}", pki.path("admission.yaml").display()),
         ];
         let site = Site::start_with(Options { extra_apiserver_args, ..Options::default() }).await;
-        let controller = site.controller(&[]).ready().await;
+        let authority = pki.path("ca.crt").display().to_string();
+        let listen = admission.to_string();
+        let flags = ["--admission-listen", &listen, "--admission-client-ca", &authority];
+        let controller = site.controller(&flags).ready().await;
+        configure_webhooks(&site.client, "tokenward", "tokenward", admission.port(), REVIEW_LABEL).await;
         let verifier = site.verifier_with_tls(&pki.certificate(), &pki.key()).ready().await;
         let space = site.namespace("kube-apiserver").await;
         let token = space.active("kube-apiserver", json!({"scopes": ["tokens:verify"]})).await;
         write(&verifier.listen.to_string(), &token);
         tokio::task::block_in_place(|| site.cluster.restart_apiserver().expect("a restart"));
-        Self { site, verifier, _controller: controller, pki }
+        Self { site, verifier, _controller: controller, admission, pki }
     }
 
     /// Sends a body to an endpoint with curl; returns the status and the response's body.
@@ -112,8 +147,12 @@ impl TokenReviewCluster {
 pub async fn kube_apiserver_accepts_a_token_until_it_is_revoked(cluster: &TokenReviewCluster) {
     let space = cluster.site.namespace("reads").await;
     let (namespace, site) = (space.name.as_str(), &cluster.site);
-    let token = space.active("reader", json!({"scopes": ["anything:at-all"]})).await;
+    let stranger = space.active("stranger", json!({"scopes": ["anything:at-all"]})).await;
+    let token = space.active("reader", json!({"scopes": ["tokens:login"]})).await;
+    cluster.until_code(&stranger, None).await;
     cluster.until_code(&token, None).await;
+    let (ok, refused) = cluster.kubectl(&stranger, &["auth", "whoami"]);
+    assert!(!ok && refused.contains("Unauthorized"), "{refused}");
     let user = format!("tokenward:{namespace}:reader");
 
     let (ok, who) = cluster.kubectl(&token, &["auth", "whoami", "-o", "json"]);
@@ -154,6 +193,33 @@ pub async fn kube_apiserver_accepts_a_token_until_it_is_revoked(cluster: &TokenR
     }
     let counted = cluster.verifier.metrics().await;
     assert!(counted.contains(r#"checks_total{endpoint="tokenreview",code="REVOKED"}"#), "{counted}");
+}
+
+/// Nobody else can even ask: an answer would tell which Secrets there are.
+pub async fn admission_answers_the_api_server_alone(cluster: &TokenReviewCluster) {
+    let space = cluster.site.namespace("authenticated").await;
+    label(&space, REVIEW_LABEL).await;
+    until_reviewed(&space).await;
+    let other = Pki::new();
+    other.issue("stranger");
+    let url = format!("https://localhost:{}/validate/apitoken", cluster.admission.port());
+    let ask = |folder: Option<PathBuf>| {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", "--max-time", "20", "--insecure", "--json", "{}", &url]);
+        if let Some(folder) = folder {
+            curl.arg("--cert").arg(folder.join("tls.crt")).arg("--key").arg(folder.join("tls.key"));
+        }
+        curl.output().expect("curl")
+    };
+    for (who, folder) in [("nobody", None), ("a stranger", Some(other.path("..stranger")))] {
+        let output = ask(folder);
+        assert!(!output.status.success() && output.stdout.is_empty(), "{who}: {output:?}");
+    }
+    let output = ask(Some(cluster.pki.path("..api-server")));
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains("no AdmissionReview of this kind"),
+        "{output:?}"
+    );
 }
 
 pub async fn a_service_account_may_call_once_it_is_bound(cluster: &TokenReviewCluster) {
@@ -198,7 +264,7 @@ pub async fn a_service_account_may_call_once_it_is_bound(cluster: &TokenReviewCl
     })
     .await;
 
-    // Not signed by the API server, which is asked because form and audience are right, and rejects it.
+    // Not signed by the API server.
     let (head, _) = caller.rsplit_once('.').expect("a JWT");
     assert_eq!(ask(&format!("{head}.{}", "A".repeat(342))).0, 401);
     // After the account is deleted, its token is accepted only as long as results are cached.
@@ -211,7 +277,7 @@ pub async fn a_service_account_may_call_once_it_is_bound(cluster: &TokenReviewCl
 }
 
 /// Each forged token is another one, so no verdict on one answers for the next.
-pub async fn a_flood_of_forged_callers_holds_up_no_known_one(site: &Site) {
+pub async fn a_flood_of_forged_callers_holds_up_no_other(site: &Site) {
     // More than the API server reviews in the time for which a caller waits.
     const FLOOD: usize = 6000;
     raise_open_files();
@@ -222,10 +288,16 @@ pub async fn a_flood_of_forged_callers_holds_up_no_known_one(site: &Site) {
     site.kubectl(&["create", "serviceaccount", "shop", "-n", &space.name]);
     let account = format!("--serviceaccount={}:shop", space.name);
     site.kubectl(&["create", "clusterrolebinding", &space.name, "--clusterrole=tokenward-caller", &account]);
-    let caller = site
-        .kubectl(&["create", "token", "shop", "-n", &space.name, "--audience", "tokenward"])
-        .trim()
-        .to_owned();
+    let new_caller = async || {
+        let requested = TokenRequest {
+            spec: TokenRequestSpec { audiences: vec!["tokenward".to_owned()], ..Default::default() },
+            ..Default::default()
+        };
+        let accounts = Api::<ServiceAccount>::namespaced(site.client.clone(), &space.name);
+        let created = accounts.create_token_request("shop", &PostParams::default(), &requested).await;
+        created.expect("a token").status.expect("a status").token
+    };
+    let caller = new_caller().await;
     let url = format!("http://{}/v1/verify", verifier.listen);
     let client = reqwest::Client::builder().pool_max_idle_per_host(FLOOD).build().expect("a client");
     let body = json!({"token": token}).to_string();
@@ -250,18 +322,15 @@ pub async fn a_flood_of_forged_callers_holds_up_no_known_one(site: &Site) {
         }
         answers
     };
-    // For longer than a verdict is kept, so that the known caller is asked about again.
-    let known = async {
-        let mut longest = Duration::ZERO;
+    // For longer than a verdict is kept, so that the known caller is asked about again; and callers that are new.
+    let others = async {
         while Instant::now() < end {
-            let start = Instant::now();
-            assert_eq!(ask(&caller).await, 200, "after {longest:?} at most");
-            longest = longest.max(start.elapsed());
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert_eq!(ask(&caller).await, 200, "a known caller");
+            assert_eq!(ask(&new_caller().await).await, 200, "a new caller");
+            tokio::time::sleep(Duration::from_millis(500)).await;
         }
     };
-    let (flood, ()) = futures::future::join(futures::future::join_all((0..FLOOD).map(forge)), known).await;
+    let (flood, ()) = futures::future::join(futures::future::join_all((0..FLOOD).map(forge)), others).await;
     let statuses: BTreeSet<u16> = flood.iter().flat_map(BTreeMap::keys).copied().collect();
-    assert!(statuses.contains(&503), "the flood fills its own places: {statuses:?}");
-    assert!(!statuses.contains(&200), "{statuses:?}");
+    assert_eq!(statuses, BTreeSet::from([401]));
 }

@@ -3,8 +3,8 @@
 //!
 //! One control plane, one controller and one verifier serve all tests that do not break them, each in a namespace
 //! of its own. Tests that break processes share a second control plane and start their own; the one that breaks the
-//! API server has a third, in a fourth the API server sends TokenReviews to a verifier, and a fifth is of the oldest
-//! Kubernetes. A name filters, as with any test: `cargo test --test cluster -- rotation`.
+//! API server has a third, in a fourth the API server sends TokenReviews to a verifier, a fifth has a CRD that lets anything
+//! through, and a sixth is of the oldest Kubernetes. A name filters, as with any test: `cargo test --test cluster -- rotation`.
 
 #![allow(
     clippy::expect_used,
@@ -91,6 +91,7 @@ fn main() -> ExitCode {
     let breakable = Arc::<OnceLock<Site>>::default();
     let alone = Arc::<OnceLock<Site>>::default();
     let away = Arc::<OnceLock<Site>>::default();
+    let loosened = Arc::<OnceLock<Site>>::default();
     let flooded = Arc::<OnceLock<Site>>::default();
     let trusting = Arc::<OnceLock<TokenReviewCluster>>::default();
     let oldest = Arc::<OnceLock<Shared>>::default();
@@ -104,9 +105,18 @@ fn main() -> ExitCode {
     tests!(
         suite,
         runtime,
+        loosened,
+        Site::start(),
+        faults::an_unreadable_token_is_reported,
+        faults::the_largest_tokens_fit_into_the_charts_memory,
+    );
+    tests!(
+        suite,
+        runtime,
         trusting,
         TokenReviewCluster::start(),
         kubernetes::a_service_account_may_call_once_it_is_bound,
+        kubernetes::admission_answers_the_api_server_alone,
         kubernetes::kube_apiserver_accepts_a_token_until_it_is_revoked,
     );
     tests!(
@@ -131,6 +141,7 @@ fn main() -> ExitCode {
         Site::start(),
         admission::certificates_are_replaced_under_load,
         admission::a_provided_certificate_is_served,
+        admission::grants_that_an_outage_would_end_are_an_error,
         faults::a_forbidden_secret_is_reported,
         faults::two_controllers_take_turns,
         faults::wrong_clocks_do_no_harm,
@@ -181,7 +192,9 @@ fn main() -> ExitCode {
         revocation::a_token_expires_on_time,
         revocation::a_token_created_expired_is_not_minted,
         revocation::a_token_created_revoked_is_not_minted,
+        secret::a_conflict_says_whose_the_secret_is,
         secret::a_deleted_secret_is_minted_again,
+        secret::a_label_that_names_another_token_hides_nothing,
         secret::an_edited_secret_is_minted_again,
         secret::other_keys_and_labels_are_preserved,
         secret::the_template_is_applied_and_removed,
@@ -208,13 +221,7 @@ fn main() -> ExitCode {
         Site::start(),
         webhook::faults::an_api_server_outage_of_a_minute_loses_nothing,
     );
-    tests!(
-        slow,
-        runtime,
-        flooded,
-        Site::start(),
-        kubernetes::a_flood_of_forged_callers_holds_up_no_known_one
-    );
+    tests!(slow, runtime, flooded, Site::start(), kubernetes::a_flood_of_forged_callers_holds_up_no_other);
     let slow = slow.into_iter().map(|trial| trial.with_ignored_flag(true));
     let suite = suite.into_iter().chain(slow).collect();
     let conclusion = libtest_mimic::run(&arguments, suite);
@@ -225,6 +232,7 @@ fn main() -> ExitCode {
         Arc::into_inner(breakable),
         Arc::into_inner(alone),
         Arc::into_inner(away),
+        Arc::into_inner(loosened),
         Arc::into_inner(flooded),
         Arc::into_inner(trusting),
         Arc::into_inner(oldest),

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
+use tokenward_core::crd::labels::TOKEN_LABEL;
 use tokenward_core::crd::{ConditionType, Phase, RotationReason};
 
 use crate::Shared;
@@ -38,7 +39,10 @@ pub async fn a_foreign_secret_is_not_touched(shared: &Shared) {
         assert_eq!(token.status.as_ref().and_then(|s| s.phase), Some(Phase::Failed));
         let (reason, message) = condition(&token, ConditionType::Stalled).expect("Stalled");
         assert_eq!(reason, "SecretConflict");
-        assert!(message.contains("delete it, or create an ApiToken with another secret.name"), "{message}");
+        assert!(
+            message.contains("another secret.name or, if nothing uses the Secret, delete it"),
+            "{message}"
+        );
         space.has_events(name, &["Stalled"]).await;
         let after = space.secrets().get(name).await.expect("a Secret");
         assert_eq!(
@@ -52,6 +56,43 @@ pub async fn a_foreign_secret_is_not_touched(shared: &Shared) {
         let token = space.condition(name, ConditionType::Active, "True").await;
         assert!(condition(&token, ConditionType::Stalled).is_none());
     }
+}
+
+/// Advice to delete a Secret that something uses would be an outage; of the pepper, that of everything.
+pub async fn a_conflict_says_whose_the_secret_is(shared: &Shared) {
+    let space = shared.site.namespace("whose").await;
+    let own = Space { name: "tokenward".to_owned(), ..space.clone() };
+    space.active("first", json!({"scopes": ["a:b"], "secret": {"name": "same"}})).await;
+    for (space, name, secret, owner) in [
+        (&space, "second", "same", "ApiToken first"),
+        (&own, "greedy", "tokenward-pepper", "tokenward itself"),
+    ] {
+        space.create(name, json!({"scopes": ["a:b"], "secret": {"name": secret}})).await;
+        let token = space.reason(name, ConditionType::Stalled, "SecretConflict").await;
+        let (_, message) = condition(&token, ConditionType::Stalled).expect("Stalled");
+        let expected =
+            format!("Secret {secret} belongs to {owner}, so it is not written; create an ApiToken");
+        assert!(message.starts_with(&expected) && !message.contains("delete"), "{message}");
+    }
+    own.delete("greedy").await;
+}
+
+/// The label by which the controller watches names the token, and whoever may edit the Secret can change it.
+pub async fn a_label_that_names_another_token_hides_nothing(shared: &Shared) {
+    let space = shared.site.namespace("relabelled").await;
+    space.active("t", json!({"scopes": ["a:b"]})).await;
+    let relabel = json!({"metadata": {"labels": {TOKEN_LABEL: "another"}}});
+    patch_secret(&space, "t", relabel.clone()).await;
+    eventually("the label is restored", async || {
+        let secret = space.secrets().get("t").await.expect("a Secret");
+        let label = secret.labels().get(TOKEN_LABEL).cloned();
+        if label.as_deref() == Some("t") { Ok(()) } else { Err(format!("{label:?}")) }
+    })
+    .await;
+    patch_secret(&space, "t", relabel).await;
+    space.secrets().delete("t", &Default::default()).await.expect("a deletion");
+    let token = space.version("t", 2).await;
+    shared.verifier.answers(&token, "", 200).await;
 }
 
 pub async fn a_deleted_secret_is_minted_again(shared: &Shared) {
