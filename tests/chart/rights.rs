@@ -154,8 +154,10 @@ pub async fn the_controller_writes_no_secret_of_others(stage: &Stage) {
         );
     }
     for type_ in ["bootstrap.kubernetes.io/token", "kubernetes.io/service-account-token"] {
-        let why =
-            denied(as_controller.create(&PostParams::default(), &secret("login", Some(&ours), type_)).await);
+        let mut login = secret("login", Some(&ours), type_);
+        let account = ("kubernetes.io/service-account.name".to_owned(), "default".to_owned());
+        login.metadata.annotations = Some([account].into());
+        let why = denied(as_controller.create(&PostParams::default(), &login).await);
         let why = why.expect(type_);
         assert!(why.contains("a type by which Kubernetes authenticates"), "{why}");
     }

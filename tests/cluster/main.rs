@@ -102,14 +102,7 @@ fn main() -> ExitCode {
     tests!(crashes, runtime, breakable, Site::start(), webhook::faults::no_crash_loses_an_event);
     suite.extend(crashes.into_iter().map(|trial| trial.with_ignored_flag(!cfg!(debug_assertions))));
     tests!(suite, runtime, alone, Site::start(), faults::a_failing_api_server_is_tolerated);
-    tests!(
-        suite,
-        runtime,
-        loosened,
-        Site::start(),
-        faults::an_unreadable_token_is_reported,
-        faults::the_largest_tokens_fit_into_the_charts_memory,
-    );
+    tests!(suite, runtime, loosened, Site::start(), faults::an_unreadable_token_is_reported);
     tests!(
         suite,
         runtime,
@@ -213,7 +206,14 @@ fn main() -> ExitCode {
     let mut slow = Vec::new();
     let version = Options { version: Some(Version::V1_33), ..Options::default() };
     tests!(slow, runtime, oldest, Shared::start_with(version), oldest::the_oldest_kubernetes_is_supported);
-    tests!(slow, runtime, breakable, Site::start(), faults::bookmarks_keep_a_quiet_watch_fresh);
+    tests!(
+        slow,
+        runtime,
+        breakable,
+        Site::start(),
+        faults::bookmarks_keep_a_quiet_watch_fresh,
+        faults::the_largest_tokens_fit_into_the_charts_memory,
+    );
     tests!(
         slow,
         runtime,

@@ -62,7 +62,8 @@ pub async fn a_foreign_secret_is_not_touched(shared: &Shared) {
 pub async fn a_conflict_says_whose_the_secret_is(shared: &Shared) {
     let space = shared.site.namespace("whose").await;
     let own = Space { name: "tokenward".to_owned(), ..space.clone() };
-    space.active("first", json!({"scopes": ["a:b"], "secret": {"name": "same"}})).await;
+    space.create("first", json!({"scopes": ["a:b"], "secret": {"name": "same"}})).await;
+    space.condition("first", ConditionType::Active, "True").await;
     for (space, name, secret, owner) in [
         (&space, "second", "same", "ApiToken first"),
         (&own, "greedy", "tokenward-pepper", "tokenward itself"),

@@ -23,7 +23,7 @@ pub async fn bad_specs_are_rejected_with_a_reason(shared: &Shared) {
         (json!({"scopes": many}), "at most 64 items"),
         (
             json!({"scopes": ["tokens"]}),
-            "each scope must be resource:action, such as tokens:read or orders:*",
+            "each scope must be resource:action, such as orders:read or orders:*",
         ),
         (json!({"scopes": ["tokens:read write"]}), "each scope must be resource:action"),
         (json!({"scopes": ["töken:read"]}), "each scope must be resource:action"),

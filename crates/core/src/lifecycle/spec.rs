@@ -67,7 +67,7 @@ pub enum InvalidSpec {
     #[error("spec.scopes must name 1 to {MAX_SCOPES} scopes, not {0}")]
     ScopeCount(usize),
     /// A scope is not `resource:action`.
-    #[error("spec.scopes: {0:?} is not a scope: write resource:action, such as tokens:read or orders:*")]
+    #[error("spec.scopes: {0:?} is not a scope: write resource:action, such as orders:read or orders:*")]
     Scope(String),
     /// `format.prefix` has a wrong length or character.
     #[error("spec.format.prefix: {0}")]
