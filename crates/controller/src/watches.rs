@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt, future, stream};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{self, ObjectRef, Store};
@@ -25,6 +26,7 @@ use tokenward_runtime::cluster::error::watch_message;
 use tokenward_runtime::cluster::watch::in_pages;
 
 /// The caches of what is watched.
+#[derive(Clone)]
 pub(crate) struct Stores {
     pub(crate) tokens: Store<Token>,
     secrets: Store<SecretMeta>,
@@ -82,15 +84,15 @@ pub(crate) fn watch_and_reconcile(
     });
 
     let changes = stream::select_all([
-        watch_tokens(api(&client, namespace), tokens_writer, context.clone()).boxed(),
+        watch_tokens(api(&client, namespace), tokens_store.clone(), tokens_writer, context.clone()).boxed(),
         watch_secrets(api(&client, namespace), secrets_store, secrets_writer, requeue).boxed(),
         requeued,
         all_when_leading(context.clone(), tokens_store.clone()).boxed(),
     ]);
+    // Before that, a Secret that is not in the store may be there all the same.
     let listed = {
-        let tokens_store = tokens_store.clone();
-        // An error means that the watch has ended, with the process.
-        async move { _ = tokens_store.wait_until_ready().await }
+        let stores = stores.clone();
+        async move { stores.wait_until_ready().await }
     };
     let reconcile = {
         let (context, tokens_store) = (context.clone(), tokens_store.clone());
@@ -114,9 +116,10 @@ pub(crate) fn watch_and_reconcile(
     (run, stores)
 }
 
-/// The tokens that change.
+/// The tokens that change, each when the store has it: those of a list once the list is complete.
 fn watch_tokens(
     api: Api<Token>,
+    store: Store<Token>,
     writer: reflector::store::Writer<Token>,
     context: Arc<Context>,
 ) -> impl Stream<Item = ObjectRef<Token>> {
@@ -143,12 +146,22 @@ fn watch_tokens(
         .backoff(WatchBackoff::default())
         .reflect(writer)
         .inspect_ok(move |event| context.webhooks.on_token_event(event))
-        .applied_objects()
-        // The watch has logged an error already, and backs off.
-        .filter_map(|token| future::ready(token.ok().map(|token| ObjectRef::from_obj(&token))))
+        .flat_map(move |event| match event {
+            Ok(Event::Apply(token)) => stream::iter(Some(ObjectRef::from_obj(&token))).left_stream(),
+            Ok(Event::InitDone) => all_in(&store).right_stream(),
+            // Nobody acts on a deletion. The watch has logged an error already, and backs off.
+            Ok(Event::Init | Event::InitApply(_) | Event::Delete(_)) | Err(_) => {
+                stream::iter(None).left_stream()
+            }
+        })
 }
 
-/// Requeues the tokens whose Secrets change. Yields nothing itself.
+fn all_in(store: &Store<Token>) -> BoxStream<'static, ObjectRef<Token>> {
+    stream::iter(store.state()).map(|token| ObjectRef::from_obj(&*token)).boxed()
+}
+
+/// Requeues the tokens whose Secrets change, when the store has the change: those of a list once the list is complete. Yields
+/// nothing itself.
 ///
 /// Whoever may edit a Secret may make its label name another token. So a change concerns both: the token that it names now,
 /// and the one that it named before.
@@ -158,31 +171,28 @@ fn watch_secrets(
     writer: reflector::store::Writer<SecretMeta>,
     requeue: RequeueSender,
 ) -> impl Stream<Item = ObjectRef<Token>> {
-    let mut listed = HashSet::new();
-    let requeue_tokens = move |event: &Event<SecretMeta>| {
-        // The store has what was known before this event.
-        let known = |secret: &SecretMeta| store.get(&ObjectRef::from_obj(secret));
-        match event {
-            Event::Init => listed.clear(),
-            Event::InitApply(secret) | Event::Apply(secret) | Event::Delete(secret) => {
-                listed.extend(secret.metadata.uid.clone());
-                let before = known(secret).and_then(|before| token_of(&before));
-                let now = token_of(secret);
-                before
-                    .filter(|before| Some(before) != now.as_ref())
-                    .into_iter()
-                    .chain(now)
-                    .for_each(|token| requeue.now(token));
-            }
+    let (mut listed, mut changed) = (HashSet::new(), Vec::new());
+    // The store has what was known before the event; and the receiver is polled after it has the event.
+    let requeue_tokens = move |event: &Event<SecretMeta>| match event {
+        Event::Init => {
+            listed.clear();
+            changed.clear();
+        }
+        Event::InitApply(secret) => {
+            listed.extend(secret.metadata.uid.clone());
+            changed.extend(tokens_of(secret, &store));
+        }
+        Event::InitDone => {
             // No event tells of what was deleted while nobody watched.
-            Event::InitDone => {
-                let is_listed = |secret: &SecretMeta| {
-                    secret.metadata.uid.as_ref().is_some_and(|uid| listed.contains(uid))
-                };
-                let gone = store.state().into_iter().filter(|secret| !is_listed(secret));
-                gone.filter_map(|secret| token_of(&secret)).for_each(|token| requeue.now(token));
-                listed.clear();
-            }
+            let is_gone =
+                |secret: &SecretMeta| !secret.metadata.uid.as_ref().is_some_and(|uid| listed.contains(uid));
+            let gone = store.state().into_iter().filter(|secret| is_gone(secret));
+            changed.extend(gone.filter_map(|secret| token_of(&secret)));
+            changed.drain(..).for_each(|token| requeue.now(token));
+            listed.clear();
+        }
+        Event::Apply(secret) | Event::Delete(secret) => {
+            tokens_of(secret, &store).for_each(|token| requeue.now(token));
         }
     };
     watcher(api, in_pages().labels(&token_secrets_selector()))
@@ -192,6 +202,16 @@ fn watch_secrets(
         .inspect_ok(requeue_tokens)
         .reflect(writer)
         .filter_map(|_| future::ready(None))
+}
+
+/// The tokens that a Secret names, and has named before.
+fn tokens_of(
+    secret: &SecretMeta,
+    store: &Store<SecretMeta>,
+) -> impl Iterator<Item = ObjectRef<Token>> + use<> {
+    let now = token_of(secret);
+    let before = store.get(&ObjectRef::from_obj(secret)).and_then(|before| token_of(&before));
+    before.filter(|before| Some(before) != now.as_ref()).into_iter().chain(now)
 }
 
 /// The token that a Secret's label names.
@@ -213,7 +233,7 @@ fn all_when_leading(context: Arc<Context>, tokens: Store<Token>) -> impl Stream<
             }
         }
     });
-    leads.flat_map(move |()| stream::iter(tokens.state()).map(|token| ObjectRef::from_obj(&*token)))
+    leads.flat_map(move |()| all_in(&tokens))
 }
 
 /// Reconciles a token, unless it is gone.
