@@ -49,6 +49,9 @@ struct Args {
     /// Rounds of deliveries, each with the bare client's; medians count
     #[arg(long, default_value_t = 7)]
     rounds: usize,
+    /// The tokenward that is measured, such as that of an image
+    #[arg(long, default_value = env!("CARGO_BIN_EXE_tokenward"))]
+    tokenward: PathBuf,
     /// Store the tables in benches/RESULTS.md
     #[arg(long)]
     write: bool,
@@ -96,7 +99,7 @@ async fn measure(args: &Args) -> anyhow::Result<()> {
     let how =
         "`cargo bench --bench controller`. API server, controller, receivers and load share the machine.";
     let mut report = Report::new("Controller", how);
-    let world = World::start().await?;
+    let world = World::start(&args.tokenward).await?;
     if args.wants(Part::Deliveries) {
         deliveries(&world, args, &mut report).await?;
     }

@@ -68,7 +68,7 @@ pub struct World {
 
 impl World {
     /// Starts a control plane with what users install, and a controller with its own rights.
-    pub async fn start() -> anyhow::Result<Self> {
+    pub async fn start(tokenward: &Path) -> anyhow::Result<Self> {
         let cluster = tokio::task::spawn_blocking(|| Cluster::start(Options::default())).await??;
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         for file in ["crds", "deploy/namespace.yaml", "deploy/rbac.yaml"] {
@@ -83,7 +83,7 @@ impl World {
         drop(listener);
         let rights = cluster.kubeconfig_for_service_account("tokenward", "tokenward-controller")?;
         let log = std::fs::File::create(LOG)?;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tokenward"));
+        let mut command = Command::new(tokenward);
         command
             .args(["controller", "--telemetry-listen", &telemetry, "--webhook-allow-cidrs", "127.0.0.0/8"])
             .env("KUBECONFIG", rights)
