@@ -2,7 +2,7 @@
 //!
 //! A caller presents either a tokenward token with the scope `tokens:verify`, which is checked in memory, or a
 //! ServiceAccount token of the audience `tokenward`. Kubernetes decides on the latter, unless its signature is forged
-//! ([`crate::issuer_keys`]): a TokenReview authenticates it, and
+//! (`issuer_keys`): a TokenReview authenticates it, and
 //! a SubjectAccessReview authorizes its user to `post` to the endpoint's path, as for every delegated server
 //! (<https://kubernetes.io/docs/reference/access-authn-authz/webhook/>). Both results are cached for a short time.
 
