@@ -385,9 +385,18 @@ pub fn client() -> reqwest::Client {
         .expect("a client")
 }
 
-/// A loopback address with a port that was free a moment ago.
+/// A loopback address with a port that is free, and that this process gives out once.
+///
+/// Outside of the kernel's ephemeral range, from which a connection could take it before it is listened on.
 pub fn free_port() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port")
+    const FIRST: u32 = 12_000;
+    const COUNT: u32 = 8_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // By the process id, so that test binaries that run at the same time try different ports.
+    let offset = || std::process::id().wrapping_mul(101).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+    let candidates = (0..COUNT).filter_map(|_| u16::try_from(FIRST + offset() % COUNT).ok());
+    let mut addresses = candidates.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+    addresses.find(|address| std::net::TcpListener::bind(address).is_ok()).expect("a free port")
 }
 
 /// A namespace, with what tests do in it.
