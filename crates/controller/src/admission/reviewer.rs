@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, future, stream};
+use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::UserInfo;
 use k8s_openapi::api::authorization::v1::SubjectAccessReviewSpec;
 use k8s_openapi::api::core::v1::Secret;
@@ -69,7 +70,7 @@ impl Reviewer {
         let response = AdmissionResponse::from(request);
         // A deletion comes without an object, and is always admitted.
         let Some(new) = &request.object else { return response };
-        let result = match validate_token(new, request.old_object.as_ref()) {
+        let result = match validate_token(new, request.old_object.as_ref(), Timestamp::now()) {
             Ok(checks) => self.check_cluster(new, &request.user_info, checks).await,
             Err(violation) => Err(violation.into()),
         };

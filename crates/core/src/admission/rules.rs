@@ -4,12 +4,16 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use http::Uri;
 use ipnet::IpNet;
+use jiff::{SignedDuration, Timestamp};
 use thiserror::Error;
 
 use crate::crd::{ApiToken, ApiTokenSpec, TokenWebhook};
 use crate::lifecycle::{InvalidSpec, Spec};
 use crate::outbox::destination::{AddressError, AddressPolicy};
 use crate::token::scope::any_covers;
+
+/// By how much a user's clock may be ahead of the controller's.
+const CLOCK_DIFFERENCE: SignedDuration = SignedDuration::from_secs(60);
 
 /// The rule that an object violates.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -59,14 +63,18 @@ pub struct ClusterChecks {
     pub gained_scopes: Vec<String>,
     /// The name of a Secret that must not exist, or be ours.
     pub secret: Option<String>,
-    /// A warning for the user: the stored spec was invalid already.
+    /// A warning for the user: the stored spec was invalid already, or does not do what is probably meant.
     pub warning: Option<String>,
 }
 
 /// Validates an ApiToken by itself, and returns what else has to be checked. `old` is the stored object.
 ///
 /// A revocation is never denied. Nor is another edit of an object that violates a rule already: it gets a warning.
-pub fn validate_token(new: &ApiToken, old: Option<&ApiToken>) -> Result<ClusterChecks, Violation> {
+pub fn validate_token(
+    new: &ApiToken,
+    old: Option<&ApiToken>,
+    now: Timestamp,
+) -> Result<ClusterChecks, Violation> {
     let unchanged = old.is_some_and(|old| old.spec == new.spec);
     if unchanged || new.spec.revoked == Some(true) {
         return Ok(ClusterChecks::default());
@@ -81,7 +89,21 @@ pub fn validate_token(new: &ApiToken, old: Option<&ApiToken>) -> Result<ClusterC
     };
     // The name of the Secret is immutable, so it is checked on creation only.
     let secret = old.is_none().then_some(spec.secret_name);
-    Ok(ClusterChecks { gained_scopes: gained(new, old), secret, warning: None })
+    Ok(ClusterChecks { gained_scopes: gained(new, old), secret, warning: late_cut(new, old, now) })
+}
+
+/// A warning for a new `notBefore` that is still to come. Most often it is a mistake in an emergency, such as local time
+/// written as UTC, and it can't be moved back.
+fn late_cut(new: &ApiToken, old: Option<&ApiToken>, now: Timestamp) -> Option<String> {
+    let cut = |token: &ApiToken| token.spec.rotation.as_ref().and_then(|rotation| rotation.not_before);
+    let at = cut(new).filter(|at| old.and_then(cut) != Some(*at))?;
+    let is_late = at.duration_since(now) > CLOCK_DIFFERENCE;
+    is_late.then(|| {
+        format!(
+            "rotation.notBefore is in the future: every secret works until {at}; to end what is issued now, change \
+             rotation.trigger and set rotation.overlap to 0s"
+        )
+    })
 }
 
 /// The scopes that the old ones do not cover: a wider scope is gained, a narrower one is not. Whoever lifts a limit hands out
@@ -158,6 +180,8 @@ mod tests {
 
     use super::*;
 
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
     fn token(spec: Value) -> ApiToken {
         ApiToken::new("backend", serde_json::from_value(spec).expect("a spec"))
     }
@@ -170,7 +194,23 @@ mod tests {
             secret: Some("mine".to_owned()),
             warning: None,
         };
-        assert_eq!(validate_token(&new, None), Ok(expected));
+        assert_eq!(validate_token(&new, None, NOW), Ok(expected));
+    }
+
+    #[test]
+    fn a_cut_that_is_still_to_come_is_a_warning() {
+        let cut = |seconds: i64| {
+            let at = NOW + SignedDuration::from_secs(seconds);
+            token(json!({"scopes": ["a:b"], "rotation": {"notBefore": at}}))
+        };
+        let warning =
+            |new: &ApiToken, old: Option<&ApiToken>| validate_token(new, old, NOW).expect("valid").warning;
+        assert_eq!((warning(&cut(0), None), warning(&cut(60), None)), (None, None));
+        let told = warning(&cut(3600), Some(&cut(0))).expect("a warning");
+        assert!(told.contains("every secret works until 1970-01-01T01:00:00Z"), "{told}");
+        let mut renamed = cut(3600);
+        renamed.spec.display_name = Some("Orders".to_owned());
+        assert_eq!(warning(&renamed, Some(&cut(3600))), None, "it was told before");
     }
 
     #[test]
@@ -181,7 +221,7 @@ mod tests {
             (json!(["orders:*", "audit:read"]), vec!["audit:read"]),
             (json!(["audit:*"]), vec!["audit:*"]),
         ] {
-            let checks = validate_token(&token(json!({"scopes": scopes, "suspend": true})), Some(&old));
+            let checks = validate_token(&token(json!({"scopes": scopes, "suspend": true})), Some(&old), NOW);
             let checks = checks.expect("valid");
             assert_eq!(checks.gained_scopes, gained);
             assert_eq!(checks.secret, None);
@@ -198,7 +238,7 @@ mod tests {
         let edited = |field: &str, value: Value| {
             let mut spec = limits.clone();
             spec[field] = value;
-            validate_token(&token(spec), Some(&old)).expect("valid").gained_scopes
+            validate_token(&token(spec), Some(&old), NOW).expect("valid").gained_scopes
         };
         for (field, value) in [
             ("audiences", json!(null)),
@@ -230,7 +270,7 @@ mod tests {
     fn a_label_that_a_tool_owns_objects_by_is_denied() {
         let template = json!({"labels": {"argoproj.io/instance": "x"}});
         let new = token(json!({"scopes": ["a:b"], "secret": {"template": template}}));
-        let violation = validate_token(&new, None).expect_err("a violation").to_string();
+        let violation = validate_token(&new, None, NOW).expect_err("a violation").to_string();
         assert!(violation.contains("argoproj.io/instance"), "{violation}");
     }
 
@@ -240,13 +280,13 @@ mod tests {
         let secret = json!({"template": {"labels": {"argoproj.io/instance": "x"}}});
         let old = token(json!({"scopes": ["a:b"], "secret": secret.clone()}));
         let edited = token(json!({"scopes": ["a:b", "a:c"], "secret": secret.clone()}));
-        let checks = validate_token(&edited, Some(&old)).expect("valid");
+        let checks = validate_token(&edited, Some(&old), NOW).expect("valid");
         assert_eq!(checks.gained_scopes, ["a:c"]);
         assert!(checks.warning.expect("a warning").contains("argoproj.io/instance"));
         let worse = token(json!({"scopes": ["a:b", "no scope"], "secret": secret.clone()}));
-        assert!(validate_token(&worse, Some(&old)).is_err());
+        assert!(validate_token(&worse, Some(&old), NOW).is_err());
         let revoked = token(json!({"scopes": ["no scope"], "revoked": true, "secret": secret}));
-        assert_eq!(validate_token(&revoked, Some(&old)), Ok(ClusterChecks::default()));
+        assert_eq!(validate_token(&revoked, Some(&old), NOW), Ok(ClusterChecks::default()));
     }
 
     #[test]
@@ -288,7 +328,7 @@ mod tests {
             can in "(a|b):(c|d)",
         ) {
             let covers = |list: &[String]| any_covers(list.iter().map(String::as_str), &can);
-            let checks = validate_token(&token(json!({"scopes": new})), Some(&token(json!({"scopes": old}))));
+            let checks = validate_token(&token(json!({"scopes": new})), Some(&token(json!({"scopes": old}))), NOW);
             let gained = checks.expect("valid").gained_scopes;
             prop_assert!(!covers(&new) || covers(&old) || covers(&gained));
         }

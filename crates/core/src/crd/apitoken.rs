@@ -58,7 +58,7 @@ use super::{ApiTokenStatus, DurationString};
     validation = Rule::new("!has(self.revocationReason) || (has(self.revoked) && self.revoked)")
         .message("revocationReason goes with revoked: true"),
     validation = Rule::new("!has(oldSelf.rotation) || !has(oldSelf.rotation.notBefore) || (has(self.rotation) && has(self.rotation.notBefore) && self.rotation.notBefore >= oldSelf.rotation.notBefore)")
-        .message("rotation.notBefore only moves forward: an earlier one, or its removal, would bring dead secrets back"),
+        .message("rotation.notBefore only moves forward: an earlier one, or its removal, could bring dead secrets back; to end what is issued now, change rotation.trigger and set rotation.overlap to 0s"),
     validation = Rule::new("(has(self.secret) && has(self.secret.name) ? self.secret.name : '') == (has(oldSelf.secret) && has(oldSelf.secret.name) ? oldSelf.secret.name : '')")
         .message("secret.name is immutable: pods mount the Secret by its name; create a new ApiToken for another Secret"),
     validation = Rule::new("(has(self.secret) && has(self.secret.template) && has(self.secret.template.type) ? self.secret.template.type : 'Opaque') == (has(oldSelf.secret) && has(oldSelf.secret.template) && has(oldSelf.secret.template.type) ? oldSelf.secret.template.type : 'Opaque')")
@@ -198,7 +198,7 @@ pub struct Rotation {
     pub on_spec_change: Option<OnSpecChange>,
 
     /// Every secret issued before this instant is dead from then on, without overlap, and a new one is minted.
-    /// The answer to a leak: set it to now. It only moves forward.
+    /// The answer to a leak: set it to now. It only moves forward; one in the future ends nothing before its time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self >= timestamp('1970-01-01T00:00:00Z') && self < timestamp('9999-12-30T00:00:00Z')")
         .message("rotation.notBefore must be from 1970 to before 9999-12-30; after a leak set it to now"))]

@@ -143,9 +143,13 @@ fn trigger_changed(status: &ApiTokenStatus, spec: &Spec) -> bool {
 }
 
 /// Updates the record of rotations with what needs no rotation: the hash of a spec whose changes don't rotate or whose
-/// canonical form is new, and when the schedule is due.
+/// canonical form is new, and when the next rotation is due: by the schedule, or by a `notBefore` that is still to come.
 pub(super) fn update_record(status: &mut ApiTokenStatus, spec: &Spec) {
-    let next = active(status).and_then(|version| version.issued_at.checked_add(spec.interval?).ok());
+    let next = active(status).and_then(|version| {
+        let scheduled = spec.interval.and_then(|interval| version.issued_at.checked_add(interval).ok());
+        let cut = spec.not_before.filter(|cut| *cut > version.issued_at);
+        scheduled.into_iter().chain(cut).min()
+    });
     let ignores_changes = spec.on_spec_change == OnSpecChange::Keep && pending(status).is_none();
     let has_active = active(status).is_some();
     if let Some(rotation) = &mut status.rotation {
