@@ -1,4 +1,4 @@
-//! The only file that writes ApiTokens and their Secrets.
+//! The only file that writes ApiTokens and their Secrets, but for the conditions of an ApiToken that can't be parsed.
 //!
 //! Every write fails unless the cluster is as it was when the write was decided on: a status and a changed or deleted
 //! Secret by the resourceVersion that was read, a new Secret by being created. A write that lost a race changes nothing,
@@ -317,6 +317,6 @@ fn resource_version(object: &ApiToken) -> Option<u64> {
     object.resource_version()?.parse().ok()
 }
 
-fn params() -> PostParams {
+pub(super) fn params() -> PostParams {
     PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() }
 }

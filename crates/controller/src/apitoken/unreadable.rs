@@ -3,14 +3,14 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Api;
-use kube::api::PostParams;
 use kube::core::{ApiResource, DynamicObject};
 use serde_json::{Value, json};
 use tracing::warn;
 
+use super::apply::params;
 use super::error::Error;
 use crate::context::Context;
-use crate::objects::{FIELD_MANAGER, TokenKey};
+use crate::objects::TokenKey;
 use crate::workqueue::Next;
 use tokenward_core::crd::ApiToken;
 use tokenward_core::lifecycle::describe_unreadable;
@@ -45,8 +45,7 @@ pub(crate) async fn report(key: &TokenKey, error: &str, context: &Context) -> Re
     object.data["status"]["conditions"] = json!(conditions);
     object.data["status"]["phase"] = json!(phase);
     object.data["status"]["observedGeneration"] = generation.map_or(Value::Null, Value::from);
-    let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
-    api.replace_status(name, &params, &object).await.map_err(Error::WriteStatus)?;
+    api.replace_status(name, &params(), &object).await.map_err(Error::WriteStatus)?;
     context.metrics.status_writes.inc();
     Ok(Next::OnChange)
 }

@@ -50,7 +50,7 @@ pub enum PairError {
 #[derive(Clone, Debug)]
 pub struct Clients(Arc<dyn ClientCertVerifier>);
 
-/// Why the certificates of clients can't be verified.
+/// Why authorities can't be used to verify certificates.
 #[derive(Debug, Error)]
 pub enum AuthorityError {
     #[error("no certificate in PEM")]
@@ -71,16 +71,9 @@ impl Clients {
 
     /// Those with a certificate that one of these authorities, in PEM, has signed (RFC 8446 section 4.4.2.4).
     pub fn signed_by(authorities: &[u8]) -> Result<Self, AuthorityError> {
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(authorities) {
-            let certificate = certificate.map_err(|_| AuthorityError::NoCertificate)?;
-            roots.add(certificate).map_err(AuthorityError::Certificate)?;
-        }
-        if roots.is_empty() {
-            return Err(AuthorityError::NoCertificate);
-        }
+        let roots = Arc::new(authorities_of(authorities)?);
         let provider = Arc::new(ring::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
         verifier.map(Self).map_err(AuthorityError::Unusable)
     }
 }
@@ -132,6 +125,16 @@ impl ResolvesServerCert for InUse {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         self.0.load_full()
     }
+}
+
+/// The authorities in a text in PEM. At least one, so that a mistake does not mean that nobody is trusted.
+pub fn authorities_of(pem: &[u8]) -> Result<RootCertStore, AuthorityError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|_| AuthorityError::NoCertificate)?;
+        roots.add(certificate).map_err(AuthorityError::Certificate)?;
+    }
+    if roots.is_empty() { Err(AuthorityError::NoCertificate) } else { Ok(roots) }
 }
 
 /// When a certificate expires (RFC 5280, section 4.1.2.5). `None`: it can't be parsed.

@@ -18,9 +18,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use jiff::Timestamp;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 use thiserror::Error as ThisError;
 
 use self::connect::{ConnectError, Connector};
@@ -31,6 +29,7 @@ use tokenward_core::outbox::payload::Message;
 use tokenward_core::outbox::retry::{Failure, Outcome, classify_response};
 use tokenward_core::outbox::signature::SigningKeys;
 use tokenward_runtime::sync::lock;
+use tokenward_runtime::tls::authorities_of;
 
 /// How much of a response body is read, in bytes.
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -231,17 +230,7 @@ fn no_response() -> Failure {
 
 fn tls(ca_bundle: Option<&str>) -> Result<Arc<ClientConfig>, EndpointError> {
     let roots = match ca_bundle {
-        Some(bundle) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
-                let certificate = certificate.map_err(|_| EndpointError::CaBundle)?;
-                roots.add(certificate).map_err(|_| EndpointError::CaBundle)?;
-            }
-            if roots.is_empty() {
-                return Err(EndpointError::CaBundle);
-            }
-            roots
-        }
+        Some(bundle) => authorities_of(bundle.as_bytes()).map_err(|_| EndpointError::CaBundle)?,
         None => webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect(),
     };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
