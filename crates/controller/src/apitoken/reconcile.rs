@@ -154,9 +154,13 @@ async fn secret_state(
         if let Some(own) = inspected.flatten() {
             return Ok(SecretState::Ours(Box::new(OwnSecret { metadata: cached.metadata.clone(), ..own })));
         }
-    } else if is_new(token) && context.cache.with_existing(uid, |state| state.recheck_secret) != Some(true) {
-        // If it exists after all, creating it fails, and then it is read.
-        return Ok(SecretState::Absent);
+    } else {
+        let memory = context.cache.with_existing(uid, |state| (state.minted.is_some(), state.recheck_secret));
+        let (has_minted, recheck) = memory.unwrap_or_default();
+        if !recheck && nothing_delivered(token, has_minted) {
+            // If it exists after all, creating it fails, and then it is read.
+            return Ok(SecretState::Absent);
+        }
     }
     let api = Api::<Secret>::namespaced(context.client.clone(), namespace);
     context.metrics.secret_reads.inc();
@@ -178,9 +182,14 @@ async fn secret_state(
     }
 }
 
-/// Whether nothing was ever delivered for this token, so that its Secret is most likely not there.
-fn is_new(token: &ApiToken) -> bool {
-    token.status.as_ref().is_none_or(|status| status.secret_ref.is_none())
+/// Whether nothing was ever delivered for this token, so that its Secret is most likely not there. Of a version that was
+/// announced and is not in memory (`has_minted`) nobody knows: this process may have delivered it and then lost the lease,
+/// or another one that has ended.
+fn nothing_delivered(token: &ApiToken, has_minted: bool) -> bool {
+    token
+        .status
+        .as_ref()
+        .is_none_or(|status| status.secret_ref.is_none() && (has_minted || status.versions.is_empty()))
 }
 
 /// When to try again after a failure.
