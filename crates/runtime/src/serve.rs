@@ -1,7 +1,8 @@
 //! A small HTTP/1.1 server for a few clients, with or without TLS. The verifier has one of its own, made for many.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -29,7 +30,8 @@ const MAX_BUFFER: usize = 16 * 1024;
 /// What a server lets its clients use.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at a time. One more closes the oldest, so that nobody is locked out by connections that do nothing.
+    /// Connections at a time. One more closes the oldest of the address that has the most, so that nobody is locked out by
+    /// connections that do nothing, or by one address.
     pub connections: usize,
     /// For a handshake, for a request's head, and for a whole request with its response. A connection without a request
     /// is closed after it, too.
@@ -50,18 +52,31 @@ pub async fn serve<S, F>(
     F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
     // Oldest first.
-    let mut open = VecDeque::<AbortHandle>::new();
+    let mut open = VecDeque::<(IpAddr, AbortHandle)>::new();
     let tasks = TaskTracker::new();
-    while let Some((stream, _)) = stop.run_until_cancelled(accept(&listener)).await {
-        open.retain(|connection| !connection.is_finished());
-        if open.len() >= limits.connections {
-            open.drain(..1).for_each(|oldest| oldest.abort());
+    while let Some((stream, peer)) = stop.run_until_cancelled(accept(&listener)).await {
+        open.retain(|(_, connection)| !connection.is_finished());
+        if open.len() >= limits.connections
+            && let Some((_, displaced)) =
+                most_frequent(open.iter().map(|(peer, _)| *peer)).and_then(|at| open.remove(at))
+        {
+            displaced.abort();
         }
         let task = tasks.spawn(connection(stream, tls.clone(), service.clone(), limits, stop.clone()));
-        open.push_back(task.abort_handle());
+        open.push_back((peer, task.abort_handle()));
     }
     tasks.close();
     let _ = timeout(limits.shutdown, tasks.wait()).await;
+}
+
+/// The index of the first of the addresses that occur most often.
+fn most_frequent(peers: impl Iterator<Item = IpAddr> + Clone) -> Option<usize> {
+    let mut counts = HashMap::<IpAddr, usize>::new();
+    for peer in peers.clone() {
+        *counts.entry(peer).or_default() += 1;
+    }
+    let most = counts.values().max()?;
+    peers.into_iter().position(|peer| counts.get(&peer) == Some(most))
 }
 
 async fn connection<S, F>(
@@ -172,6 +187,16 @@ mod tests {
         assert!(exchange(&mut open[2], GET).await.starts_with("HTTP/1.1 200"));
         assert!(exchange(&mut open[1], GET).await.starts_with("HTTP/1.1 200"));
         assert_eq!(exchange(&mut open[0], GET).await, "");
+    }
+
+    #[test]
+    fn the_address_with_the_most_connections_loses_its_oldest() {
+        let first = |peers: &[u8]| most_frequent(peers.iter().map(|peer| IpAddr::from([10, 0, 0, *peer])));
+        assert_eq!(first(&[]), None);
+        assert_eq!(first(&[1]), Some(0));
+        assert_eq!(first(&[1, 2, 3, 2]), Some(1));
+        assert_eq!(first(&[1, 2, 2, 1, 2]), Some(1));
+        assert_eq!(first(&[3, 2, 1]), Some(0));
     }
 
     #[tokio::test]

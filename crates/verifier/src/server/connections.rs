@@ -5,11 +5,16 @@
 //! which gateways keep open on purpose.
 //!
 //! At the maximum, a new connection displaces the one that has been quiet for longest, that is, has not begun or ended a
-//! request. If the new one were rejected instead, ten thousand connections without a request could lock out everybody. The
-//! clock is read for inspections only, never for a request. An inspection lists the quieter half of the connections; those
-//! on the list are closed one by one unless they have been active since, and then the next list is made. So a client has at
-//! least the time in which half of the slots are filled.
+//! request. If the new one were rejected instead, ten thousand connections without a request could lock out everybody. Only
+//! the addresses with at least the average number of connections lose any, so that one address, however busy, displaces its
+//! own and not those of others. A fixed maximum for an address would be no better: a gateway may have most of them.
+//!
+//! The clock is read for inspections only, never for a request. An inspection lists the quieter half of the connections
+//! that may be displaced; those on the list are closed one by one unless they have been active since, and then the next list
+//! is made. So a client has at least the time in which half of these slots are filled.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -20,6 +25,10 @@ use super::Timeouts;
 use super::progress::{Progress, Signal};
 use crate::metrics::ConnectionMetrics;
 use tokenward_runtime::sync::lock;
+
+/// If the addresses with at least the average number of connections have less than this fraction of all, none has so many
+/// that it matters, and all may lose some. Otherwise a few such connections would need a new list for each that is opened.
+const CROWDED_DIVISOR: usize = 16;
 
 /// The open connections of a listener.
 #[derive(Clone, Debug)]
@@ -45,6 +54,7 @@ struct Table {
 /// An open connection, and the state at its last inspection.
 #[derive(Debug)]
 struct Entry {
+    peer: IpAddr,
     progress: Arc<Progress>,
     steps: u64,
     /// The first inspection that found these steps.
@@ -67,14 +77,14 @@ impl Connections {
         Self(Arc::new(Shared { table: Mutex::new(table), empty: Notify::new(), metrics }))
     }
 
-    /// Registers a new connection. At the maximum, signals another to close.
-    pub(super) fn open(&self, now: Instant) -> (Slot, Arc<Progress>) {
+    /// Registers a new connection from this address. At the maximum, signals another to close.
+    pub(super) fn open(&self, peer: IpAddr, now: Instant) -> (Slot, Arc<Progress>) {
         let progress = Arc::new(Progress::default());
         let mut table = self.table();
         if table.entries.len() >= table.max && table.close_one(now) {
             self.0.metrics.displaced.inc();
         }
-        let key = table.entries.insert(Entry::new(progress.clone(), now));
+        let key = table.entries.insert(Entry::new(peer, progress.clone(), now));
         self.0.metrics.open.inc();
         (Slot { key, connections: self.clone() }, progress)
     }
@@ -150,11 +160,19 @@ impl Table {
     }
 
     fn list_quiet(&mut self, now: Instant) {
+        let mut by_peer = HashMap::<IpAddr, Vec<(Instant, usize)>>::new();
         for (key, entry) in &mut self.entries {
             entry.inspect(now);
             if !entry.progress.has_received(Signal::Close) {
-                self.quiet.push((entry.since, key));
+                by_peer.entry(entry.peer).or_default().push((entry.since, key));
             }
+        }
+        let (total, peers) = (by_peer.values().map(Vec::len).sum::<usize>(), by_peer.len());
+        let (crowded, others): (Vec<_>, Vec<_>) =
+            by_peer.into_values().partition(|connections| connections.len() * peers >= total);
+        self.quiet = crowded.concat();
+        if self.quiet.len() * CROWDED_DIVISOR < total {
+            self.quiet.extend(others.concat());
         }
         self.quiet.sort_unstable();
         self.quiet.truncate(self.quiet.len().div_ceil(2));
@@ -163,8 +181,8 @@ impl Table {
 }
 
 impl Entry {
-    fn new(progress: Arc<Progress>, now: Instant) -> Self {
-        Self { progress, steps: 0, since: now, head_since: Some(now) }
+    fn new(peer: IpAddr, progress: Arc<Progress>, now: Instant) -> Self {
+        Self { peer, progress, steps: 0, since: now, head_since: Some(now) }
     }
 
     fn has_progressed(&self) -> bool {
@@ -190,9 +208,12 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
     use std::time::Duration;
 
     use super::*;
+
+    const PEER: IpAddr = address(1);
 
     const TICK: Duration = Duration::from_secs(5);
     const TIMEOUTS: Timeouts = Timeouts {
@@ -200,6 +221,10 @@ mod tests {
         keep_alive: Duration::from_secs(60),
         shutdown_grace: Duration::ZERO,
     };
+
+    const fn address(last: u8) -> IpAddr {
+        IpAddr::V4(Ipv4Addr::new(10, 0, 0, last))
+    }
 
     fn connections(max: usize) -> Connections {
         Connections::new(max, ConnectionMetrics::default())
@@ -221,7 +246,7 @@ mod tests {
         let mut now = start;
         let mut open = || {
             now += TICK;
-            connections.open(now)
+            connections.open(PEER, now)
         };
         let mut opened: Vec<_> = (0..4).map(|_| open()).collect();
         assert!(closed(&opened).is_empty());
@@ -242,14 +267,14 @@ mod tests {
     fn an_active_connection_stays_open_and_a_new_one_has_a_moment() {
         const MAX: usize = 100;
         let (connections, mut now) = (connections(MAX), Instant::now());
-        let (_active_slot, active) = connections.open(now);
+        let (_active_slot, active) = connections.open(PEER, now);
         let mut opened: Vec<_> = Vec::new();
         for round in 0..20 * MAX {
             now += Duration::from_micros(30);
             if round % (MAX / 3) == 0 {
                 request(&active);
             }
-            opened.push(connections.open(now));
+            opened.push(connections.open(PEER, now));
             // A task that was signalled to close ends soon.
             opened.retain(|(_, progress)| !progress.has_received(Signal::Close));
             assert!(connections.len() <= MAX + 1);
@@ -260,18 +285,48 @@ mod tests {
     }
 
     #[test]
+    fn an_address_with_many_connections_displaces_its_own() {
+        let (connections, mut now) = (connections(100), Instant::now());
+        let quiet: Vec<_> = (2..12).map(|peer| connections.open(address(peer), now)).collect();
+        let mut flood: Vec<_> = Vec::new();
+        for _ in 0..1000 {
+            now += Duration::from_millis(1);
+            flood.push(connections.open(PEER, now));
+            // Busy ones are no less to be displaced than those of others that are quiet.
+            flood.iter().for_each(|(_, progress)| request(progress));
+            flood.retain(|(_, progress)| !progress.has_received(Signal::Close));
+            assert!(connections.len() <= 101);
+        }
+        assert!(closed(&quiet).is_empty());
+        let newest = connections.open(address(12), now);
+        assert!(!newest.1.has_received(Signal::Close) && closed(&quiet).is_empty());
+    }
+
+    #[test]
+    fn many_addresses_with_a_connection_each_displace_each_other() {
+        let (connections, now) = (connections(100), Instant::now());
+        let mut opened: Vec<_> = (0..99).map(|peer| connections.open(address(peer), now)).collect();
+        opened.push(connections.open(address(0), now));
+        for peer in 100..200 {
+            opened.push(connections.open(address(peer), now));
+            opened.retain(|(_, progress)| !progress.has_received(Signal::Close));
+            assert!(opened.len() <= 100);
+        }
+    }
+
+    #[test]
     fn connections_are_displaced_even_if_all_are_active_or_have_a_request_in_progress() {
         let (connections, now) = (connections(4), Instant::now());
-        let mut opened: Vec<_> = (0..4).map(|_| connections.open(now)).collect();
+        let mut opened: Vec<_> = (0..4).map(|_| connections.open(PEER, now)).collect();
         for _ in 0..10 {
             opened.iter().for_each(|(_, progress)| request(progress));
-            opened.push(connections.open(now));
+            opened.push(connections.open(PEER, now));
             opened.retain(|(_, progress)| !progress.has_received(Signal::Close));
             assert!(opened.len() <= 5);
         }
         opened.iter().for_each(|(_, progress)| progress.begin());
-        opened.push(connections.open(now));
-        opened.push(connections.open(now));
+        opened.push(connections.open(PEER, now));
+        opened.push(connections.open(PEER, now));
         assert!(!closed(&opened).is_empty());
     }
 
@@ -284,7 +339,7 @@ mod tests {
                 connections.close_stalled(now, TIMEOUTS);
             }
         };
-        let opened: Vec<_> = (0..4).map(|_| connections.open(Instant::now())).collect();
+        let opened: Vec<_> = (0..4).map(|_| connections.open(PEER, Instant::now())).collect();
         let [silent, begun, idle, busy] = [0, 1, 2, 3].map(|at| &opened[at].1);
         request(begun);
         request(idle);

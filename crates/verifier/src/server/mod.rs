@@ -97,7 +97,7 @@ impl Server {
         loop {
             tokio::select! {
                 (stream, peer) = accept(&listener) => {
-                    let (slot, progress) = self.connections.open(Instant::now());
+                    let (slot, progress) = self.connections.open(peer, Instant::now());
                     self.spawn(Socket::new(stream, slot, progress.clone()), progress, peer);
                 }
                 now = inspections.tick() => self.connections.close_stalled(now.into_std(), self.timeouts),

@@ -128,7 +128,7 @@ struct Shared {
 impl Shared {
     async fn accept(&self, listener: TcpListener) {
         while let Some((stream, peer)) = self.stop.run_until_cancelled(accept(&listener)).await {
-            let (slot, progress) = self.connections.open(Instant::now());
+            let (slot, progress) = self.connections.open(peer, Instant::now());
             let shared = self.clone();
             tokio::spawn(async move {
                 progress.register_task().await;
