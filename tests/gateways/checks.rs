@@ -151,6 +151,12 @@ pub async fn a_path_has_one_meaning(shared: &Shared, stage: &Stage) {
         "/orders/%2e%2e%2fadmin/x",
         "/orders/..//admin/x",
         "/orders//../../admin/x",
+        "/orders/..;/admin/x",
+        "/orders/..;a=b/admin/x",
+        "/orders/%2e%2e;/admin/x",
+        "/orders/..%3b/admin/x",
+        "/orders/..%3B/admin/x",
+        "/orders/.;/..;/admin/x",
         "//admin/x",
         "/./admin/x",
         "/orders/1/../../admin/x?y=/../",
@@ -166,9 +172,11 @@ pub async fn a_path_has_one_meaning(shared: &Shared, stage: &Stage) {
 /// A path as the most lenient service would normalize it.
 fn meaning(path: &str) -> String {
     let path = path.split('?').next().unwrap_or_default();
-    let decoded = path.replace("%2e", ".").replace("%2E", ".").replace("%2f", "/").replace("%2F", "/");
+    let decoded = path.to_lowercase().replace("%2e", ".").replace("%2f", "/").replace("%3b", ";");
     let mut segments = Vec::new();
-    for segment in decoded.split('/').filter(|segment| !segment.is_empty() && *segment != ".") {
+    // Tomcat and Spring drop what follows a semicolon, and normalize what is left.
+    let parts = decoded.split('/').map(|part| part.split(';').next().unwrap_or_default());
+    for segment in parts.filter(|segment| !segment.is_empty() && *segment != ".") {
         match segment {
             ".." => _ = segments.pop(),
             _ => segments.push(segment),
