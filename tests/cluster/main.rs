@@ -145,6 +145,7 @@ fn main() -> ExitCode {
         webhook::events_arrive_signed_and_in_order,
         webhook::filters_choose_tokens_and_events,
         webhook::an_endpoint_s_status_code_decides,
+        webhook::a_requested_ping_waits_for_no_earlier_one,
         webhook::the_signing_key_is_replaced_without_a_gap,
         webhook::faults::a_new_leader_continues_deliveries,
         webhook::faults::an_endpoint_away_for_an_hour_misses_nothing,

@@ -33,6 +33,7 @@ pub async fn bad_specs_are_rejected_with_a_reason(shared: &Shared) {
         (rotation(json!({"interval": "30d"})), "there is no unit for days: 30 days are 720h"),
         (rotation(json!({"overlap": "1.5h"})), "must be numbers with the unit h, m or s"),
         (rotation(json!({"overlap": "999999h999999h999999h999999h"})), "Too long"),
+        (rotation(json!({"overlap": "1000000h"})), "at most three numbers, of at most six digits each"),
         (rotation(json!({"interval": "1h", "overlap": "60m"})), "overlap must be shorter than interval"),
         (rotation(json!({"interval": "1h"})), "unset, overlap is 1h"),
         (rotation(json!({"interval": "9s", "overlap": "0s"})), "interval must be at least 10s"),
@@ -65,6 +66,12 @@ pub async fn bad_specs_are_rejected_with_a_reason(shared: &Shared) {
         (template("annotations", "kubernetes.io/service-account.name"), "tools own their objects by them"),
         (template("annotations", "meta.helm.sh/release-name"), "tools own their objects by them"),
         (spec(json!({"displayName": "x".repeat(129)})), "Too long"),
+        (
+            spec(json!({"displayName": "Orders\u{1b}[2J"})),
+            "displayName must be one line, without control characters",
+        ),
+        (spec(json!({"owner": {"team": "pay\nments"}})), "team must be one line"),
+        (spec(json!({"owner": {"contact": "\u{85}"}})), "contact must be one line"),
     ];
     for (spec, sentence) in table {
         let refused = space.try_create("bad", spec.clone()).await.expect_err(&spec.to_string());
@@ -77,6 +84,7 @@ pub async fn bad_specs_are_rejected_with_a_reason(shared: &Shared) {
         ("labels", template("labels", "app.kubernetes.io/part-of")),
         ("durations", rotation(json!({"interval": "1h30m", "overlap": "0s"}))),
         ("not-revoked", spec(json!({"revoked": false}))),
+        ("names", spec(json!({"displayName": "Bestellungen – 注文 👩‍💻", "owner": {"team": "équipe"}}))),
     ] {
         space.create(name, good).await;
     }

@@ -372,7 +372,11 @@ pub async fn configuration_errors_are_reported_until_they_are_fixed(site: &Site)
         (json!({"url": "http://u:p@x.example/", "events": ["*"]}), "without user name or password"),
         (json!({"url": "hunter2!", "events": ["*"]}), "url"),
         (json!({"events": ["*"]}), "exactly one of url and urlFrom"),
-        (json!({"url": "http://x.example/", "events": ["Token Revoked"]}), "token.revoked"),
+        (
+            json!({"url": "http://x.example/", "events": ["token.revokd"]}),
+            r#"supported values: "*", "token.*", "webhook.*", "token.created""#,
+        ),
+        (json!({"url": "http://x.example/", "events": ["tokens.*"]}), r#"Unsupported value: "tokens.*""#),
         (json!({"url": "http://x.example/", "events": []}), "events"),
     ];
     for (spec, words) in refused {

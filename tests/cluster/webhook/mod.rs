@@ -271,6 +271,25 @@ pub async fn an_endpoint_s_status_code_decides(site: &Site) {
     assert_sound(&receiver, &hooks.key("hook").await);
 }
 
+pub async fn a_requested_ping_waits_for_no_earlier_one(site: &Site) {
+    let hooks = Hooks::new(site, "pings").await;
+    let _controller = hooks.controller(&[]).await;
+    let receiver = Receiver::open().await;
+    receiver.answer(503);
+    hooks.hook("hook", &receiver).await;
+    // The next attempt is due after 5 minutes.
+    receiver.until("the second attempt", |log| log.len() == 2).await;
+    receiver.answer(200);
+    hooks.annotate("hook", "tokenward.dev/ping", "now").await;
+    eventually("both pings", async || match receiver.accepted().len() {
+        2 => Ok(()),
+        count => Err(format!("{count} pings")),
+    })
+    .await;
+    hooks.reason("hook", ConditionType::Healthy, "Delivering").await;
+    hooks.space().has_events("hook", &["EndpointFailing", "EndpointRecovered"]).await;
+}
+
 pub async fn the_signing_key_is_replaced_without_a_gap(site: &Site) {
     let hooks = Hooks::new(site, "keys").await;
     let space = hooks.space();

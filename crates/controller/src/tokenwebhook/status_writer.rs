@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::PostParams;
 use kube::{Api, ResourceExt};
 use tokio::sync::oneshot;
@@ -80,6 +81,9 @@ pub(crate) struct StatusWriter {
     /// Failed writes in a row.
     failures: u32,
     after_write: Vec<AfterWrite>,
+    /// The status of the condition Healthy when it was last read or written. Not that of `object`, in which the watch may show
+    /// a write before its response arrives.
+    healthy: Option<String>,
     /// How many events were dead-lettered since the last Event about it.
     pub(crate) dead_lettered: u64,
 }
@@ -96,6 +100,7 @@ impl StatusWriter {
             write_at: None,
             failures: 0,
             after_write: Vec::new(),
+            healthy: None,
             dead_lettered: 0,
         }
     }
@@ -155,6 +160,7 @@ impl StatusWriter {
         match result {
             Ok(object) => {
                 self.status = object.status.clone().unwrap_or_default();
+                self.healthy = healthy(&object).map(|condition| condition.status.clone());
                 self.object = Arc::new(object);
                 self.phase = Phase::Known;
                 self.failures = 0;
@@ -278,11 +284,10 @@ impl StatusWriter {
 
     /// Emits Events for the changes that a write makes public.
     fn emit_changes(&mut self, written: &TokenWebhook) {
-        let healthy = |status: Option<&TokenWebhookStatus>| {
-            find_condition(&status?.conditions, ConditionType::Healthy).cloned()
-        };
-        let was_failing = healthy(self.object.status.as_ref()).is_some_and(|before| before.status == "False");
-        match healthy(written.status.as_ref()) {
+        let now = healthy(written);
+        let before = std::mem::replace(&mut self.healthy, now.map(|condition| condition.status.clone()));
+        let was_failing = before.as_deref() == Some("False");
+        match now {
             Some(now) if now.status == "True" && was_failing => {
                 self.emit(Reason::new("EndpointRecovered", "the endpoint accepts events again"), false);
             }
@@ -312,4 +317,8 @@ impl StatusWriter {
     fn api(&self) -> Api<TokenWebhook> {
         Api::namespaced(self.shared.client.clone(), &self.object.namespace().unwrap_or_default())
     }
+}
+
+fn healthy(object: &TokenWebhook) -> Option<&Condition> {
+    find_condition(&object.status.as_ref()?.conditions, ConditionType::Healthy)
 }

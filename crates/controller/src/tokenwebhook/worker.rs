@@ -248,6 +248,8 @@ impl Worker {
             self.serving.gone = None;
         }
         if pinged || replayed {
+            // Who asks for it wants to see an attempt now. Events that wait here would go before it.
+            self.dispatcher.queue.make_due(&self.stored_keys, Instant::now());
             self.writer.write_within(Duration::ZERO);
         }
     }

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{ApiTokenStatus, DurationString};
 
+/// Text that is shown to people contains nothing that a terminal would act upon.
+const PRINTABLE: &str = r"!self.matches('\\p{Cc}')";
+
 /// An API token: who it is for, what it may do, how long it lives and how it rotates.
 ///
 /// tokenward mints the secret into a Kubernetes Secret that pods mount, and checks whether a presented token is
@@ -70,6 +73,7 @@ pub struct ApiTokenSpec {
     /// A name for people, in any language. At most 128 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
+    #[x_kube(validation = Rule::new(PRINTABLE).message("displayName must be one line, without control characters"))]
     pub display_name: Option<String>,
 
     /// Who is responsible for this token.
@@ -136,16 +140,18 @@ pub struct ApiTokenSpec {
 }
 
 /// Who is responsible for a token.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Owner {
     /// The team. At most 128 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
+    #[x_kube(validation = Rule::new(PRINTABLE).message("team must be one line, without control characters"))]
     pub team: Option<String>,
     /// How to reach them: an address, a channel, a rota. At most 128 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
+    #[x_kube(validation = Rule::new(PRINTABLE).message("contact must be one line, without control characters"))]
     pub contact: Option<String>,
 }
 

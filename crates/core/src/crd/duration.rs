@@ -83,7 +83,7 @@ impl JsonSchema for DurationString {
             "maxLength": 24,
             "x-kubernetes-validations": [{
                 "rule": "self.matches('^([0-9]{1,6}(s|m|h)){1,3}$')",
-                "message": "must be numbers with the unit h, m or s, such as 90m, 1h30m or 720h (there is no unit for days: 30 days are 720h)",
+                "message": "must be numbers with the unit h, m or s, such as 90m, 1h30m or 720h (there is no unit for days: 30 days are 720h); at most three numbers, of at most six digits each",
             }],
         })
     }

@@ -12,6 +12,7 @@
 mod apitoken;
 mod conditions;
 mod duration;
+mod event_type;
 pub mod labels;
 mod status;
 mod tokenwebhook;
@@ -22,6 +23,7 @@ pub use apitoken::{
 };
 pub use conditions::{ConditionType, Conditions, Outcome, Reason, find as find_condition};
 pub use duration::{DurationError, DurationString};
+pub use event_type::EventType;
 pub use status::{
     ApiTokenStatus, Outbox, OutboxEvent, Phase, RevocationSource, RevocationStatus, RotationReason,
     RotationStatus, SecretRef, TokenVersion, VersionState,

@@ -3,10 +3,10 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube_derive::{CustomResource, KubeSchema};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use super::DurationString;
+use super::{DurationString, EventType};
 
 /// An HTTP endpoint that receives the events of the ApiTokens of its namespace, in signed requests as Standard
 /// Webhooks 1.0 defines them.
@@ -61,11 +61,8 @@ pub struct TokenWebhookSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url_from: Option<UrlFrom>,
 
-    /// Which events to send: an exact name, such as `token.revoked`, or a prefix with a trailing wildcard, such
-    /// as `token.*`. 1 to 32.
-    #[schemars(length(min = 1, max = 32), inner(length(min = 1, max = 64)), extend("x-kubernetes-list-type" = "set"))]
-    #[x_kube(validation = Rule::new("self.all(e, e.matches('^([a-z_]+[.])*([a-z_]+|[*])$'))")
-        .message("each event must be a name such as token.revoked, or a prefix such as token.*"))]
+    /// Which events to send: an exact name, such as `token.revoked`, or all of a kind, such as `token.*`. 1 to 32.
+    #[schemars(length(min = 1, max = 32), schema_with = "events", extend("x-kubernetes-list-type" = "set"))]
     pub events: Vec<String>,
 
     /// Only tokens of this namespace whose labels match. Unset: all of them.
@@ -83,6 +80,14 @@ pub struct TokenWebhookSpec {
     /// Pauses delivery until this is false again. Events are stored meanwhile, for `delivery.maxAge` at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspend: Option<bool>,
+}
+
+/// The schema of `spec.events`.
+fn events(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "items": {"type": "string", "minLength": 1, "maxLength": 64, "enum": EventType::patterns()},
+    })
 }
 
 /// Where to read the URL from.

@@ -11,8 +11,8 @@ use jiff::{SignedDuration, Timestamp};
 use super::observed::Observed;
 use super::step::{Handover, Step};
 use super::transitions::{add_to_outbox, current_version, remove_delivered, remove_missing_webhooks};
+use crate::crd::EventType;
 use crate::crd::labels::WEBHOOKS_FINALIZER;
-use crate::outbox::EventType;
 use crate::outbox::events::NewEvent;
 
 /// How long a deletion waits, from its deletionTimestamp on, for the delivery of its event.

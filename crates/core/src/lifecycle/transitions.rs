@@ -14,9 +14,8 @@ use super::observed::Observed;
 use super::spec::Spec;
 use super::versions::{active, retiring};
 use crate::crd::{
-    ApiTokenStatus, ConditionType, OutboxEvent, Outcome, Reason, RotationReason, find_condition,
+    ApiTokenStatus, ConditionType, EventType, OutboxEvent, Outcome, Reason, RotationReason, find_condition,
 };
-use crate::outbox::EventType;
 use crate::outbox::events;
 use crate::outbox::events::{NewEvent, Owner};
 

@@ -6,11 +6,10 @@
 
 use jiff::Timestamp;
 
-use super::EventType;
 use super::events;
 use super::events::NewEvent;
 use super::payload::Message;
-use crate::crd::{DeadLetter, StoredEvent, TokenHandle, TokenWebhookStatus};
+use crate::crd::{DeadLetter, EventType, StoredEvent, TokenHandle, TokenWebhookStatus};
 
 /// The capacity of the outbox, in events. The CRD has the same bound.
 const MAX_OUTBOX: usize = 64;

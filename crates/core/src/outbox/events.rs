@@ -11,9 +11,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
-use super::EventType;
 use super::subscription::Subscription;
-use crate::crd::{Outbox, OutboxEvent};
+use crate::crd::{EventType, Outbox, OutboxEvent};
 use crate::token::format::base62_of;
 
 /// The capacity of an outbox, in events. A token has few transitions, so it fills up only if an endpoint is down for

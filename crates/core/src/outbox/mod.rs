@@ -7,12 +7,9 @@
 
 pub mod dead_letters;
 pub mod destination;
-mod event_type;
 pub mod events;
 pub mod payload;
 pub mod queue;
 pub mod retry;
 pub mod signature;
 pub mod subscription;
-
-pub use event_type::EventType;

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use kube_core::labels::{Selector, SelectorExt};
 
-use super::EventType;
-use crate::crd::TokenWebhook;
+use crate::crd::{EventType, TokenWebhook};
 
 /// How many TokenWebhooks of a namespace are served, the oldest first. Each event names all that have not accepted it,
 /// so this bounds the size of an ApiToken's status.

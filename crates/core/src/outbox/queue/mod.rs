@@ -181,9 +181,15 @@ impl DeliveryQueue {
     /// Makes every waiting queue due now, for example when the endpoint has recovered.
     pub fn make_all_due(&mut self, now: Instant) {
         let waiting: Vec<Key> = self.due.iter().map(|(_, key)| key.clone()).collect();
-        for key in waiting {
-            if let Some(queue) = self.queues.get_mut(&key) {
-                queue.due_at(&key, Some(now), &mut self.due);
+        self.make_due(&waiting, now);
+    }
+
+    /// Makes these queues due now, if they are waiting.
+    pub fn make_due<'k>(&mut self, keys: impl IntoIterator<Item = &'k Key>, now: Instant) {
+        for key in keys {
+            if let Some(queue) = self.queues.get_mut(key).filter(|queue| matches!(queue.state, State::Due(_)))
+            {
+                queue.due_at(key, Some(now), &mut self.due);
             }
         }
     }

@@ -87,6 +87,24 @@ fn an_accepted_event_that_the_watch_still_shows_is_not_sent_again() {
 }
 
 #[test]
+fn only_waiting_queues_can_be_made_due() {
+    let (mut queues, now) = (DeliveryQueue::new("hook"), Instant::now());
+    for key in ["waiting", "under way", "other"] {
+        queues.update(&token_events(key, &ids(&[key])), now);
+    }
+    let later = now + Duration::from_secs(300);
+    while let Some(job) = queues.next(now) {
+        if &*job.key != "under way" {
+            queues.failed(&job.key, &job.message.id, later);
+        }
+    }
+    let keys: [Key; 3] = ["waiting".into(), "under way".into(), "unknown".into()];
+    queues.make_due(&keys, now);
+    assert_eq!(queues.next(now).map(|job| job.message.id.to_string()), Some("waiting".to_owned()));
+    assert!(queues.next(now).is_none());
+}
+
+#[test]
 fn a_reopened_event_is_sent_again_before_later_ones() {
     let (mut queues, now) = (DeliveryQueue::new("hook"), Instant::now());
     queues.update(&token_events("a", &ids(&["a1", "a2"])), now);
