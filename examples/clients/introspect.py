@@ -3,7 +3,7 @@
 
     pip install Authlib requests
     export TOKENWARD_URL=http://tokenward-verifier:8080
-    export TOKENWARD_CALLER_FILE=/run/secrets/tokenward/token   # your service's own token, with the scope tokens:verify
+    export TOKENWARD_CALLER_FILE=/run/secrets/tokenward/token   # your service's own token, see caller.yaml
     printf %s "$TOKEN" | ./introspect.py orders:read
 
 The token is read from the standard input: arguments show up in process lists.

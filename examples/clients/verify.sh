@@ -2,7 +2,7 @@
 # Asks tokenward whether a token is valid, and why not.
 #
 #   export TOKENWARD_URL=http://tokenward-verifier:8080
-#   export TOKENWARD_CALLER_FILE=/run/secrets/tokenward/token   # your service's own token, with the scope tokens:verify
+#   export TOKENWARD_CALLER_FILE=/run/secrets/tokenward/token   # your service's own token, see caller.yaml
 #   printf %s "$TOKEN" | ./verify.sh orders:read
 #
 # Neither token is an argument, which other users of the machine could see.

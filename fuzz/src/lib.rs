@@ -13,6 +13,7 @@ use hyper::body::Bytes;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokenward_core::check::WireToken;
+use tokenward_core::check::caller::{AUDIENCE, SCOPE};
 use tokenward_core::crd::{ApiToken, ApiTokenSpec};
 use tokenward_core::lifecycle::authenticate;
 use tokenward_core::token::format;
@@ -26,8 +27,6 @@ use tokio::runtime::{Builder, Runtime};
 
 /// The scopes of [`TOKEN`].
 pub const SCOPES: [&str; 2] = ["orders:*", "audit:read"];
-/// The scope of [`CALLER`].
-pub const CALLER_SCOPE: &str = "tokens:verify";
 
 /// The token of a service. A constant, because the dictionary contains it.
 pub static TOKEN: LazyLock<Plaintext> = LazyLock::new(|| plaintext(1));
@@ -39,13 +38,19 @@ static ENDPOINTS: LazyLock<Endpoints> = LazyLock::new(endpoints);
 static RUNTIME: LazyLock<Runtime> =
     LazyLock::new(|| Builder::new_current_thread().enable_time().build().expect("a runtime"));
 
-/// Whether a check of this text for these scopes must be allowed.
-pub fn is_valid<'s>(presented: &[u8], scopes: impl IntoIterator<Item = &'s str>) -> bool {
+/// Whether a check of this text for these scopes and this audience must be allowed.
+pub fn is_valid<'s>(
+    presented: &[u8],
+    scopes: impl IntoIterator<Item = &'s str>,
+    audience: Option<&str>,
+) -> bool {
     let mut scopes = scopes.into_iter();
     if presented == TOKEN.expose().as_bytes() {
         scopes.all(|scope| scope == "audit:read" || scope.starts_with("orders:"))
     } else {
-        presented == CALLER.expose().as_bytes() && scopes.all(|scope| scope == CALLER_SCOPE)
+        presented == CALLER.expose().as_bytes()
+            && scopes.all(|scope| scope == SCOPE)
+            && audience.is_none_or(|audience| audience == AUDIENCE)
     }
 }
 
@@ -91,7 +96,8 @@ fn endpoints() -> Endpoints {
     let peppers = Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers");
     let scopes = SCOPES.map(str::to_owned).to_vec();
     let token = api_token(&peppers, ("team", "orders"), scopes, &TOKEN);
-    let caller = api_token(&peppers, ("team", "caller"), vec![CALLER_SCOPE.to_owned()], &CALLER);
+    let mut caller = api_token(&peppers, ("team", "caller"), vec![SCOPE.to_owned()], &CALLER);
+    caller.spec.audiences = Some(vec![AUDIENCE.to_owned()]);
     // A copy of the status of `orders`, with more scopes.
     let mut thief = api_token(&peppers, ("thief", "copy"), vec!["payments:*".to_owned()], &TOKEN);
     thief.status.clone_from(&token.status);

@@ -20,7 +20,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
                 .map(|(_, scopes)| scopes.into_owned())
                 .collect();
             let scopes = || needs.iter().flat_map(|scopes| scopes.split_ascii_whitespace());
-            assert!(presented(&headers).any(|token| is_valid(token, scopes())), "{needs:?}");
+            assert!(presented(&headers).any(|token| is_valid(token, scopes(), None)), "{needs:?}");
         }
         400 | 401 | 403 => assert!(body["error"].is_string() && body["message"].is_string()),
         _ => panic!("{status} {body}"),

@@ -12,7 +12,9 @@ fuzz_target!(|form: &[u8]| {
     let field = |wanted: &str| form_urlencoded::parse(form).find(|(name, _)| name == wanted);
     let (_, token) = field("token").expect("a token");
     let scope = field("scope").map(|(_, scope)| scope).unwrap_or_default();
-    assert_eq!(response["active"], is_valid(token.as_bytes(), scope.split_ascii_whitespace()));
+    let audience = field("audience").map(|(_, audience)| audience);
+    let valid = is_valid(token.as_bytes(), scope.split_ascii_whitespace(), audience.as_deref());
+    assert_eq!(response["active"], valid);
     // Of a token that is not active, nothing else is revealed.
     assert!(response["active"] == true || response.as_object().is_some_and(|response| response.len() == 1));
 });

@@ -11,7 +11,8 @@ fuzz_target!(|body: &[u8]| {
     let asked: Value = serde_json::from_slice(body).expect("JSON");
     let token = asked["token"].as_str().expect("a token");
     let scopes = asked["scopes"].as_array().into_iter().flatten();
-    let valid = is_valid(token.as_bytes(), scopes.map(|scope| scope.as_str().expect("a scope")));
+    let scopes = scopes.map(|scope| scope.as_str().expect("a scope"));
+    let valid = is_valid(token.as_bytes(), scopes, asked["audience"].as_str());
     assert_eq!(response["valid"], valid);
     // Either the identity, or why it is not valid.
     assert_eq!(response["token"].is_object(), valid);

@@ -15,7 +15,8 @@ fuzz_target!(|body: &[u8]| {
     for (result, check) in results.iter().zip(checks) {
         let token = check["token"].as_str().expect("a token");
         let scopes = check["scopes"].as_array().into_iter().flatten();
-        let valid = is_valid(token.as_bytes(), scopes.map(|scope| scope.as_str().expect("a scope")));
+        let scopes = scopes.map(|scope| scope.as_str().expect("a scope"));
+        let valid = is_valid(token.as_bytes(), scopes, check["audience"].as_str());
         assert_eq!(result["valid"], valid);
     }
 });

@@ -80,7 +80,9 @@ impl TokenReviewCluster {
         configure_webhooks(&site.client, "tokenward", "tokenward", admission.port(), REVIEW_LABEL).await;
         let verifier = site.verifier_with_tls(&pki.certificate(), &pki.key()).ready().await;
         let space = site.namespace("kube-apiserver").await;
-        let token = space.active("kube-apiserver", json!({"scopes": ["tokens:verify"]})).await;
+        let token = space
+            .active("kube-apiserver", json!({"scopes": ["tokens:verify"], "audiences": ["tokenward"]}))
+            .await;
         write(&verifier.listen.to_string(), &token);
         tokio::task::block_in_place(|| site.cluster.restart_apiserver().expect("a restart"));
         Self { site, verifier, _controller: controller, admission, pki }

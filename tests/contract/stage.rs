@@ -33,7 +33,9 @@ impl Stage {
             let controller = site.controller(&["--webhook-allow-cidrs", "127.0.0.0/8"]).ready().await;
             let verifier = site.verifier(&[]).ready().await;
             let space = site.namespace("contract").await;
-            let caller = space.active("caller", json!({"scopes": ["tokens:verify"]})).await;
+            let caller = space
+                .active("caller", json!({"scopes": ["tokens:verify"], "audiences": ["tokenward"]}))
+                .await;
             let token = space.active("orders", json!({"scopes": ["orders:read", "orders:write"]})).await;
             for token in [&caller, &token] {
                 verifier.answers(token, "", 200).await;

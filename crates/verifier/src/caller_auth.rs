@@ -1,10 +1,10 @@
 //! Delegated authentication and authorization of callers, at the endpoints that give the reason of a denial.
 //!
-//! A caller presents either a tokenward token with the scope `tokens:verify`, which is checked in memory, or a
-//! ServiceAccount token of the audience `tokenward`. Kubernetes decides on the latter, unless its signature is forged
-//! (`issuer_keys`): a TokenReview authenticates it, and
-//! a SubjectAccessReview authorizes its user to `post` to the endpoint's path, as for every delegated server
-//! (<https://kubernetes.io/docs/reference/access-authn-authz/webhook/>). Both results are cached for a short time.
+//! A caller presents a token of the audience `tokenward`: either a tokenward token with the scope `tokens:verify`, which is
+//! checked in memory, or a ServiceAccount token. Kubernetes decides on the latter, unless its signature is forged
+//! (`issuer_keys`): a TokenReview authenticates it, and a SubjectAccessReview authorizes its user to `post` to the endpoint's
+//! path, as for every delegated server (<https://kubernetes.io/docs/reference/access-authn-authz/webhook/>). Both results are
+//! cached for a short time.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::STANDARD;
 use http::header::HeaderMap;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
 use k8s_openapi::api::authorization::v1::{NonResourceAttributes, SubjectAccessReviewSpec};
@@ -21,7 +21,6 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use moka::Expiry;
 use moka::future::Cache;
-use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 use tracing::warn;
@@ -29,16 +28,13 @@ use zeroize::Zeroizing;
 
 use crate::authorization::{Authorization, AuthorizationError, Scheme};
 use crate::issuer_keys::{IssuerKeys, Signature};
+use crate::jwt::Jwt;
 use crate::snapshot::{Snapshot, TokenCheck};
+use tokenward_core::check::caller::{AUDIENCE, SCOPE};
 use tokenward_core::check::{Code, Decision};
 use tokenward_core::token::Token;
 use tokenward_runtime::cluster::{access, error};
 use tokenward_runtime::sync::lock;
-
-/// The audience that a caller's ServiceAccount token must have.
-pub const AUDIENCE: &str = "tokenward";
-/// The scope that a caller's tokenward token must have.
-pub const SCOPE: &str = "tokens:verify";
 
 /// How long a caller stays allowed without another review, so for how long a deleted ServiceAccount or binding may still
 /// work. Shorter than a kubelet's 2 minutes for authentication and 5 for authorization, because a verifier has few
@@ -97,11 +93,11 @@ impl CallerAuthenticator {
         if Token::parse(&secret).is_some() {
             return self.authorize_tokenward_token(&secret, address);
         }
-        let Some(audiences) = jwt_audiences(&secret) else {
+        let Some(audiences) = Jwt::parse(&secret).and_then(|jwt| jwt.audiences()) else {
             return Err(CallerError::Unauthenticated(
                 format!(
-                    "present a ServiceAccount token of the audience {AUDIENCE}, or a tokenward token with the scope \
-                     {SCOPE}"
+                    "present a ServiceAccount token of the audience {AUDIENCE}, or a tokenward token of this audience \
+                     with the scope {SCOPE}"
                 )
                 .into(),
             ));
@@ -121,10 +117,15 @@ impl CallerAuthenticator {
     }
 
     fn authorize_tokenward_token(&self, token: &str, client: Option<IpAddr>) -> Result<(), CallerError> {
-        // A token's audiences say where it may be presented: here, that is to a verifier.
         let check =
             TokenCheck { presented: token.as_bytes(), scopes: &[SCOPE], audience: Some(AUDIENCE), client };
         let authorized = self.snapshot.decide(&check, |decision| match decision {
+            // Without audiences, a token is valid for any.
+            Decision::Allow(identity) if !identity.audiences().iter().any(|named| **named == *AUDIENCE) => {
+                Err(CallerError::Forbidden(
+                    format!("the caller's token must name the audience {AUDIENCE} in spec.audiences").into(),
+                ))
+            }
             Decision::Allow(_) => Ok(()),
             Decision::Deny(Code::IpNotAllowed) => {
                 Err(CallerError::Forbidden("the caller's token may not be used from this address".into()))
@@ -307,32 +308,5 @@ fn presented_secret(headers: &HeaderMap) -> Result<Zeroizing<String>, CallerErro
             let (_user, password) = text(&decoded)?.split_once(':').ok_or_else(unreadable)?;
             Ok(Zeroizing::new(password.to_owned()))
         }
-    }
-}
-
-/// The audiences that a JWT claims (RFC 7519 section 4.1.3). `None`: the text is no JWT.
-fn jwt_audiences(text: &str) -> Option<Vec<String>> {
-    #[derive(Deserialize)]
-    struct Claims {
-        #[serde(default)]
-        aud: Audiences,
-    }
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Audiences {
-        One(String),
-        Many(Vec<String>),
-    }
-    impl Default for Audiences {
-        fn default() -> Self {
-            Self::Many(Vec::new())
-        }
-    }
-    let mut parts = text.split('.');
-    let (_header, claims, _signature) = (parts.next()?, parts.next()?, parts.next()?);
-    let claims = parts.next().is_none().then(|| URL_SAFE_NO_PAD.decode(claims).ok())??;
-    match serde_json::from_slice::<Claims>(&claims).ok()?.aud {
-        Audiences::One(audience) => Some(vec![audience]),
-        Audiences::Many(audiences) => Some(audiences),
     }
 }

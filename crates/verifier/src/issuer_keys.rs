@@ -10,8 +10,6 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::Request;
 use kube::Client;
 use ring::signature::{
@@ -22,6 +20,7 @@ use serde::Deserialize;
 use tokio::sync::Mutex;
 use tracing::warn;
 
+use crate::jwt::{Jwt, decode};
 use tokenward_runtime::cluster::error;
 
 /// Where the API server publishes them, as a JSON Web Key Set (RFC 7517).
@@ -143,9 +142,9 @@ impl Keys {
 
     /// What these keys say about a JWT. `None`: its key is not among them.
     fn verify(&self, jwt: &str) -> Option<Signature> {
-        let Some((signed, header, signature)) = parts(jwt) else { return Some(Signature::Invalid) };
+        let Some((jwt, header, signature)) = parts(jwt) else { return Some(Signature::Invalid) };
         let Some(key) = self.0.get(&header.kid)? else { return Some(Signature::Unverifiable) };
-        let is_valid = key.algorithm() == header.alg && key.verifies(signed.as_bytes(), &signature);
+        let is_valid = key.algorithm() == header.alg && key.verifies(jwt.signed.as_bytes(), &signature);
         Some(if is_valid { Signature::Valid } else { Signature::Invalid })
     }
 }
@@ -188,21 +187,17 @@ impl Key {
     }
 }
 
-/// What is signed, the header, and the signature (RFC 7515 section 7.1). `None`: it is no JWT that Kubernetes has signed,
-/// which always names its key.
-fn parts(jwt: &str) -> Option<(&str, Header, Vec<u8>)> {
-    let (signed, signature) = jwt.rsplit_once('.')?;
-    let (header, _claims) = signed.split_once('.')?;
-    let header = serde_json::from_slice(&decode(header)?).ok()?;
-    Some((signed, header, decode(signature)?))
-}
-
-fn decode(text: &str) -> Option<Vec<u8>> {
-    URL_SAFE_NO_PAD.decode(text).ok()
+/// A JWT with its header and its signature. `None`: Kubernetes has not signed it, since it always names its key.
+fn parts(text: &str) -> Option<(Jwt<'_>, Header, Vec<u8>)> {
+    let jwt = Jwt::parse(text)?;
+    let (header, signature) = (jwt.header()?, jwt.signature()?);
+    Some((jwt, header, signature))
 }
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use ring::rand::SystemRandom;
     use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
     use serde_json::{Value, json};

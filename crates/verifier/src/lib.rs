@@ -10,6 +10,7 @@ pub mod endpoints;
 mod feed;
 pub mod index;
 mod issuer_keys;
+mod jwt;
 pub mod metrics;
 mod outcome;
 pub mod server;
@@ -33,7 +34,7 @@ use crate::metrics::Metrics;
 use crate::server::{Server, Timeouts, capacity};
 use crate::snapshot::Snapshot;
 use crate::staleness::Limit;
-use tokenward_runtime::cluster::client::{Cluster, WatchHeartbeat};
+use tokenward_runtime::cluster::client::Cluster;
 use tokenward_runtime::cluster::pepper;
 use tokenward_runtime::cluster::pepper::PepperState;
 use tokenward_runtime::listen::listen_on;
@@ -79,7 +80,8 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     let trusted_proxies = TrustedProxies(args.trusted_proxies);
     let ext_authz = ExtAuthz::new(snapshot.clone(), trusted_proxies.clone(), &metrics);
     let endpoints = Endpoints::new(snapshot.clone(), trusted_proxies, callers, &metrics);
-    let (sources, heartbeats) = sources(&cluster, args.common.namespaces())?;
+    let sources = sources(&cluster, args.common.namespaces())?;
+    let heartbeats = sources.iter().map(|source| source.heartbeat.clone()).collect();
     let feed = feed::feed(sources, snapshot.clone(), peppers.clone(), list_ready, metrics.clone());
     let limit = Limit { max_staleness: args.max_staleness.unsigned_abs(), policy: args.stale_policy };
     let staleness = staleness::watch(heartbeats, limit, snapshot.clone(), fresh, metrics);
@@ -101,15 +103,12 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     }
 }
 
-/// A source for each namespace's watch, and its heartbeat. Each has a connection of its own.
-fn sources(
-    cluster: &Cluster,
-    namespaces: Option<Vec<String>>,
-) -> anyhow::Result<(Vec<Source>, Vec<WatchHeartbeat>)> {
+/// A source for each namespace's watch, with a connection of its own.
+fn sources(cluster: &Cluster, namespaces: Option<Vec<String>>) -> anyhow::Result<Vec<Source>> {
     let namespaces = namespaces.map_or(vec![None], |named| named.into_iter().map(Some).collect());
     let source = |namespace| {
         let (client, heartbeat) = cluster.watch_client()?;
-        Ok((Source { namespace, client, heartbeat: heartbeat.clone() }, heartbeat))
+        Ok(Source { namespace, client, heartbeat })
     };
     namespaces.into_iter().map(source).collect()
 }

@@ -82,15 +82,15 @@ impl Reviewer {
         let response = AdmissionResponse::from(request);
         let Some(new) = &request.object else { return response };
         let result = validate_destination(new, request.old_object.as_ref(), &self.addresses);
-        self.respond("TokenWebhook", response, result.map(|()| None).map_err(Into::into))
+        self.respond("TokenWebhook", response, result.map(|()| Vec::new()).map_err(Into::into))
     }
 
-    /// The response to a review, whose result is a warning for the user, or why the object is denied.
+    /// The response to a review, whose result is warnings for the user, or why the object is denied.
     fn respond(
         &self,
         kind: &'static str,
         mut response: AdmissionResponse,
-        result: Result<Option<String>, Denied>,
+        result: Result<Vec<String>, Denied>,
     ) -> AdmissionResponse {
         let (verdict, code, reason) = match &result {
             Ok(_) => (Verdict::Admitted, 200, ""),
@@ -103,7 +103,7 @@ impl Reviewer {
         };
         self.metrics.reviewed(kind, verdict);
         match result {
-            Ok(warning) => response.warnings = warning.map(|warning| vec![warning]),
+            Ok(warnings) => response.warnings = Some(warnings).filter(|warnings| !warnings.is_empty()),
             Err(why) => {
                 response = response.deny(why);
                 response.result.code = code;
@@ -118,7 +118,7 @@ impl Reviewer {
         token: &ApiToken,
         user: &UserInfo,
         checks: ClusterChecks,
-    ) -> Result<Option<String>, Denied> {
+    ) -> Result<Vec<String>, Denied> {
         let namespace = token.namespace().unwrap_or_default();
         if self.enforce_scope_grants && !checks.gained_scopes.is_empty() {
             self.check_grants(user, &namespace, &checks.gained_scopes).await?;
@@ -126,7 +126,7 @@ impl Reviewer {
         if let Some(secret) = checks.secret {
             self.check_secret(&namespace, &token.name_any(), secret).await?;
         }
-        Ok(checks.warning)
+        Ok(checks.warnings)
     }
 
     /// Checks that a user may grant scopes. If that can't be checked, the object is denied.

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 use thiserror::Error;
 
+use crate::check::caller;
 use crate::crd::{ApiToken, ApiTokenSpec, TokenWebhook};
 use crate::lifecycle::{InvalidSpec, Spec};
 use crate::outbox::destination::{AddressError, AddressPolicy};
@@ -63,8 +64,8 @@ pub struct ClusterChecks {
     pub gained_scopes: Vec<String>,
     /// The name of a Secret that must not exist, or be ours.
     pub secret: Option<String>,
-    /// A warning for the user: the stored spec was invalid already, or does not do what is probably meant.
-    pub warning: Option<String>,
+    /// Warnings for the user: the stored spec was invalid already, or does not do what is probably meant.
+    pub warnings: Vec<String>,
 }
 
 /// Validates an ApiToken by itself, and returns what else has to be checked. `old` is the stored object.
@@ -82,14 +83,16 @@ pub fn validate_token(
     let spec = match Spec::of(new) {
         Ok(spec) => spec,
         Err(error) if old.is_some_and(|old| Spec::of(old).as_ref() == Err(&error)) => {
-            let warning = Some(format!("{error}; the controller does not act on this ApiToken"));
-            return Ok(ClusterChecks { gained_scopes: gained(new, old), warning, ..Default::default() });
+            let warnings = vec![format!("{error}; the controller does not act on this ApiToken")];
+            return Ok(ClusterChecks { gained_scopes: gained(new, old), warnings, ..Default::default() });
         }
         Err(error) => return Err(error.into()),
     };
     // The name of the Secret is immutable, so it is checked on creation only.
     let secret = old.is_none().then_some(spec.secret_name);
-    Ok(ClusterChecks { gained_scopes: gained(new, old), secret, warning: late_cut(new, old, now) })
+    let warnings =
+        [late_cut(new, old, now), caller_without_audience(new, old)].into_iter().flatten().collect();
+    Ok(ClusterChecks { gained_scopes: gained(new, old), secret, warnings })
 }
 
 /// A warning for a new `notBefore` that is still to come. Most often it is a mistake in an emergency, such as local time
@@ -102,6 +105,23 @@ fn late_cut(new: &ApiToken, old: Option<&ApiToken>, now: Timestamp) -> Option<St
         format!(
             "rotation.notBefore is in the future: every secret works until {at}; to end what is issued now, change \
              rotation.trigger and set rotation.overlap to 0s"
+        )
+    })
+}
+
+/// A warning for the token of a caller that verifiers deny, since it may be presented anywhere.
+fn caller_without_audience(new: &ApiToken, old: Option<&ApiToken>) -> Option<String> {
+    let lacks_audience = |token: &ApiToken| {
+        let ApiTokenSpec { scopes, audiences, .. } = &token.spec;
+        any_covers(scopes.iter().map(String::as_str), caller::SCOPE)
+            && !audiences.iter().flatten().any(|audience| audience == caller::AUDIENCE)
+    };
+    let is_new = lacks_audience(new) && !old.is_some_and(lacks_audience);
+    is_new.then(|| {
+        format!(
+            "with the scope {} a token calls verifiers, which takes {:?} among its audiences, too",
+            caller::SCOPE,
+            caller::AUDIENCE
         )
     })
 }
@@ -192,9 +212,22 @@ mod tests {
         let expected = ClusterChecks {
             gained_scopes: vec!["orders:read".to_owned(), "audit:*".to_owned()],
             secret: Some("mine".to_owned()),
-            warning: None,
+            warnings: Vec::new(),
         };
         assert_eq!(validate_token(&new, None, NOW), Ok(expected));
+    }
+
+    #[test]
+    fn a_caller_that_may_be_presented_anywhere_is_a_warning() {
+        let warnings = |spec| validate_token(&token(spec), None, NOW).expect("valid").warnings;
+        let told = warnings(json!({"scopes": ["tokens:verify"], "audiences": ["ledger"]}));
+        assert!(matches!(&*told, [text] if text.contains(r#""tokenward" among its audiences"#)), "{told:?}");
+        for spec in [
+            json!({"scopes": ["tokens:verify"], "audiences": ["ledger", "tokenward"]}),
+            json!({"scopes": ["orders:read"]}),
+        ] {
+            assert_eq!(warnings(spec), Vec::<String>::new());
+        }
     }
 
     #[test]
@@ -203,8 +236,9 @@ mod tests {
             let at = NOW + SignedDuration::from_secs(seconds);
             token(json!({"scopes": ["a:b"], "rotation": {"notBefore": at}}))
         };
-        let warning =
-            |new: &ApiToken, old: Option<&ApiToken>| validate_token(new, old, NOW).expect("valid").warning;
+        let warning = |new: &ApiToken, old: Option<&ApiToken>| {
+            validate_token(new, old, NOW).expect("valid").warnings.pop()
+        };
         assert_eq!((warning(&cut(0), None), warning(&cut(60), None)), (None, None));
         let told = warning(&cut(3600), Some(&cut(0))).expect("a warning");
         assert!(told.contains("every secret works until 1970-01-01T01:00:00Z"), "{told}");
@@ -282,7 +316,7 @@ mod tests {
         let edited = token(json!({"scopes": ["a:b", "a:c"], "secret": secret.clone()}));
         let checks = validate_token(&edited, Some(&old), NOW).expect("valid");
         assert_eq!(checks.gained_scopes, ["a:c"]);
-        assert!(checks.warning.expect("a warning").contains("argoproj.io/instance"));
+        assert!(checks.warnings.iter().any(|told| told.contains("argoproj.io/instance")));
         let worse = token(json!({"scopes": ["a:b", "no scope"], "secret": secret.clone()}));
         assert!(validate_token(&worse, Some(&old), NOW).is_err());
         let revoked = token(json!({"scopes": ["no scope"], "revoked": true, "secret": secret}));

@@ -3,6 +3,7 @@
 //! Only [`decide`] allows anything. It depends on no clock, no HTTP and no Kubernetes object, so all endpoints decide
 //! alike, and every rule can be tested at its exact boundary.
 
+pub mod caller;
 mod code;
 mod decide;
 mod entry;

@@ -222,7 +222,7 @@ fn security_schemes(components: ComponentsBuilder) -> ComponentsBuilder {
             "bearer",
             http(
                 HttpAuthScheme::Bearer,
-                "The caller's: a ServiceAccount token of the audience tokenward, or a tokenward token with the scope \
+                "The caller's, of the audience tokenward: a ServiceAccount token, or a tokenward token with the scope \
                  tokens:verify.",
             ),
         )

@@ -27,8 +27,17 @@ const ENDPOINTS: [(&str, &str, &str); 4] = [
 
 fn fixture() -> Fixture {
     let fixture = Fixture::new();
-    fixture.with(CALLER, ApiTokenSpec { scopes: vec!["tokens:verify".to_owned()], ..Default::default() });
+    fixture.with(CALLER, caller());
     fixture
+}
+
+/// The spec of a caller's token.
+fn caller() -> ApiTokenSpec {
+    ApiTokenSpec {
+        scopes: vec!["tokens:verify".to_owned()],
+        audiences: Some(vec!["tokenward".to_owned()]),
+        ..Default::default()
+    }
 }
 
 fn bearer(number: u8) -> String {
@@ -78,9 +87,9 @@ fn review(fixture: &Fixture, number: u8, audiences: &[&str]) -> Value {
 #[test]
 fn callers_are_authenticated_and_authorized() {
     let fixture = fixture();
-    let revoked =
-        ApiTokenSpec { scopes: vec!["tokens:verify".to_owned()], revoked: Some(true), ..Default::default() };
-    fixture.with(8, revoked);
+    fixture.with(8, ApiTokenSpec { revoked: Some(true), ..caller() });
+    fixture.with(6, ApiTokenSpec { audiences: None, ..caller() });
+    fixture.with(5, ApiTokenSpec { audiences: Some(vec!["billing".to_owned()]), ..caller() });
     let basic = |secret: &str| {
         use base64::Engine;
         format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("any:{secret}")))
@@ -94,6 +103,8 @@ fn callers_are_authenticated_and_authorized() {
         ("the same as a password", Some(basic(plaintext(CALLER).expose())), 200),
         ("nothing", None, 401),
         ("a token without the scope", Some(bearer(1)), 403),
+        ("a token that may be presented anywhere", Some(bearer(6)), 403),
+        ("a token for another service", Some(bearer(5)), 401),
         ("a revoked token", Some(bearer(8)), 401),
         ("an unknown token", Some(bearer(7)), 401),
         ("junk", Some("Bearer junk".to_owned()), 401),
@@ -118,7 +129,7 @@ fn callers_are_authenticated_and_authorized() {
         }
     }
     let counted = fixture.metrics();
-    assert!(counted.contains(r#"checks_total{endpoint="tokenreview",code="CALLER_DENIED"} 12"#), "{counted}");
+    assert!(counted.contains(r#"checks_total{endpoint="tokenreview",code="CALLER_DENIED"} 14"#), "{counted}");
 }
 
 #[test]
@@ -164,7 +175,7 @@ fn every_protocol_has_its_own_form_of_errors() {
 #[test]
 fn an_unready_verifier_makes_no_decision() {
     let fixture = Fixture::unready(&[]);
-    fixture.with(CALLER, ApiTokenSpec { scopes: vec!["tokens:verify".to_owned()], ..Default::default() });
+    fixture.with(CALLER, caller());
     for (path, media_type, body) in ENDPOINTS {
         assert_eq!(post(&fixture, path, media_type, body).status, 503, "{path}");
     }
