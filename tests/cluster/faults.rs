@@ -241,13 +241,13 @@ pub async fn a_failing_api_server_is_tolerated(site: &Site) {
     assert!(faults.load(Ordering::Relaxed) > 20, "only {} faults", faults.load(Ordering::Relaxed));
 
     // Now the API server is down. Checks are answered from memory, and what ends by time still does.
-    let ends = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(6);
-    let lasting = space.secret_of("t0").await;
-    let ending = space.secret_of("t1").await;
-    space.patch("t1", json!({"spec": {"expiresAt": ends.to_string()}})).await;
-    space.condition("t1", ConditionType::Ready, "True").await;
     let serving = site.verifier(&["--max-staleness", "3s"]).ready().await;
     let denying = site.verifier(&["--max-staleness", "3s", "--stale-policy", "deny"]).ready().await;
+    let lasting = space.secret_of("t0").await;
+    let ending = space.secret_of("t1").await;
+    let ends = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(10);
+    space.patch("t1", json!({"spec": {"expiresAt": ends.to_string()}})).await;
+    space.condition("t1", ConditionType::Ready, "True").await;
     site.cluster.stop_apiserver().expect("a stop");
     assert_eq!(verifier.check(&ending, "").await, 200);
     verifier.answers(&ending, "", 401).await;

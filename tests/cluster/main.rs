@@ -125,7 +125,7 @@ fn main() -> ExitCode {
         endpoints::hostile_requests_are_rejected,
         endpoints::hostile_tokens_are_rejected,
         rotation::a_schedule_rotates,
-        rotation::a_second_rotation_waits_for_the_overlap,
+        rotation::rotations_wait_for_no_overlap,
     );
     tests!(
         suite,

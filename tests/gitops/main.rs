@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         flux::waiting_ends_in_every_state,
         flux::what_leaves_git_is_pruned,
         flux::a_new_trigger_rotates_once_and_only_once,
-        flux::a_queued_rotation_delays_nobody,
+        flux::a_rotation_in_an_open_overlap_delays_nobody,
         flux::a_revocation_by_commit_ends_ready,
         flux::a_bad_commit_shows_the_api_server_s_message,
         flux::the_controller_causes_no_drift,

@@ -226,3 +226,31 @@ pub(crate) fn after_failure(token: &Token, error: &Error, context: &Context) -> 
     );
     Next::After(delay)
 }
+
+#[cfg(test)]
+mod tests {
+    use tokenward_core::crd::{ApiTokenSpec, ApiTokenStatus};
+
+    use super::*;
+
+    #[test]
+    fn of_an_announced_version_that_is_not_in_memory_nobody_knows() {
+        let token = |status: serde_json::Value| {
+            let status: ApiTokenStatus = serde_json::from_value(status).expect("a status");
+            ApiToken { status: Some(status), ..ApiToken::new("t", ApiTokenSpec::default()) }
+        };
+        let announced = serde_json::json!({"versions": [{
+            "version": 1, "keyId": "k", "hash": "h", "state": "Pending", "issuedAt": "2026-01-01T00:00:00Z", "reason": "Created",
+        }]});
+        let delivered = serde_json::json!({"secretRef": {"name": "t", "version": 1}});
+        for (what, token, has_minted, expected) in [
+            ("no status", ApiToken::new("t", ApiTokenSpec::default()), false, true),
+            ("no version", token(serde_json::json!({})), false, true),
+            ("announced, in memory", token(announced.clone()), true, true),
+            ("announced, not in memory", token(announced), false, false),
+            ("delivered", token(delivered), false, false),
+        ] {
+            assert_eq!(nothing_delivered(&token, has_minted), expected, "{what}");
+        }
+    }
+}

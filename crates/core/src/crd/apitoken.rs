@@ -92,8 +92,8 @@ pub struct ApiTokenSpec {
     #[x_kube(validation = Rule::new("self.all(s, self.exists_one(t, t == s))").message("name each scope once"))]
     pub scopes: Vec<String>,
 
-    /// The services that the token is for. A check that names an audience passes only if it is listed.
-    /// Empty or unset: any audience. At most 16, of 1 to 256 characters each.
+    /// The services that the token is for. A check passes only if it names one of them. Empty or unset: any service.
+    /// At most 16, of 1 to 256 characters each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 256)), extend("x-kubernetes-list-type" = "atomic"))]
     pub audiences: Option<Vec<String>>,
@@ -175,7 +175,7 @@ pub struct Constraints {
     validation = Rule::new("!has(self.interval) || !self.interval.matches('^([0-9]{1,6}(s|m|h)){1,3}$') || duration(self.interval) >= duration('10s')")
         .message("interval must be at least 10s: each rotation costs writes and makes pods read the Secret again"),
     validation = Rule::new("!has(self.interval) || !self.interval.matches('^([0-9]{1,6}(s|m|h)){1,3}$') || (has(self.overlap) && !self.overlap.matches('^([0-9]{1,6}(s|m|h)){1,3}$')) || duration(has(self.overlap) ? self.overlap : '1h') < duration(self.interval)")
-        .message("overlap must be shorter than interval, or more than two secrets would be valid at once (unset, overlap is 1h: set a shorter one for an interval of up to 1h)")
+        .message("overlap must be shorter than interval, so that a schedule leaves one previous secret valid (unset, overlap is 1h: set a shorter one for an interval of up to 1h)")
 )]
 pub struct Rotation {
     /// Any change of this text rotates once. Use a date or a ticket: "2026-11-21", "INC-4711". The one that is
@@ -194,8 +194,8 @@ pub struct Rotation {
     /// How long the previous secret stays valid after the new one is in the Secret. Default 1h.
     ///
     /// A mounted Secret reaches a pod's files after 1 to 2 minutes, and environment variables only when the pod
-    /// restarts, so choose it longer than that. 0s ends the previous secret at once. Only one overlap is open
-    /// at a time: a rotation that falls due meanwhile follows when it ends.
+    /// restarts, so choose it longer than that. A rotation waits for no overlap: each replaced secret keeps its own, and
+    /// up to 4 secrets work at once; one more ends the oldest early. 0s ends every earlier secret at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlap: Option<DurationString>,
 
@@ -250,7 +250,8 @@ pub struct SecretKeys {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
     pub token: Option<String>,
-    /// The key of the previous token while its overlap is open. Default: none; it is removed.
+    /// The key under which the replaced token stays until the next rotation; it works until its overlap ends. Default:
+    /// none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253), regex(pattern = r"^[-._a-zA-Z0-9]*$"))]
     pub previous: Option<String>,

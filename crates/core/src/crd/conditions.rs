@@ -15,7 +15,7 @@ pub enum ConditionType {
     Active,
     /// The token is revoked for good.
     Revoked,
-    /// An overlap is open: two secrets work.
+    /// An overlap is open: a replaced secret still works.
     Rotating,
     /// The Secret contains the current version.
     Delivered,

@@ -27,7 +27,7 @@ pub struct ApiTokenStatus {
     #[schemars(length(max = 64))]
     pub token_id: Option<String>,
 
-    /// The token's secrets, newest first: at most two that work, and the last three that no longer do.
+    /// The token's secrets, newest first: at most four that work, and the last three that no longer do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub versions: Vec<TokenVersion>,
@@ -55,8 +55,8 @@ pub struct ApiTokenStatus {
     /// Ready, Active, Revoked, Rotating, Delivered, Reconciling and Stalled.
     ///
     /// Ready: the spec is realised, also where it says revoked, suspended or expired. Active: a check with the
-    /// Secret's content succeeds now. Delivered: the Secret contains the current secret. Rotating: two secrets
-    /// work, until when. Revoked: for good. Stalled: somebody has to act; the message says how.
+    /// Secret's content succeeds now. Delivered: the Secret contains the current secret. Rotating: replaced
+    /// secrets still work, until when. Revoked: for good. Stalled: somebody has to act; the message says how.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

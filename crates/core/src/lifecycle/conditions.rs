@@ -7,7 +7,7 @@ use super::authentication::missing_pepper;
 use super::observed::{Observed, RejectionKind, SecretState};
 use super::rotate::Due;
 use super::transitions::{Transition, add_condition_changes, add_expiry_notice};
-use super::versions::{active, pending, retiring};
+use super::versions::{active, overlaps, pending};
 use crate::crd::{
     ApiTokenStatus, ConditionType, Conditions, OnRevoke, Outcome, Phase, Reason, RotationReason,
 };
@@ -31,7 +31,6 @@ enum Cause {
     },
     Minting,
     Damaged(RotationReason),
-    Queued(RotationReason, Timestamp),
     Suspended,
     None,
 }
@@ -62,7 +61,6 @@ fn cause(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timest
         (SecretState::Ours(_), _) if observed.secret.key_id().is_none() => {
             Cause::Damaged(RotationReason::SecretTampered)
         }
-        (_, Due::Queued(reason, until)) => Cause::Queued(reason, until),
         _ if observed.suspended() => Cause::Suspended,
         _ => Cause::None,
     }
@@ -99,8 +97,7 @@ pub(super) fn describe(
         let message = format!("revoked at {} ({})", revocation.requested_at, revocation.reason.as_str());
         conditions.set(ConditionType::Revoked, Outcome::yes(reason, message));
     }
-    if let Some((version, until)) = overlap(status) {
-        let message = format!("version {version} works until {until}");
+    if let Some(message) = open_overlaps(status) {
         conditions.set(ConditionType::Rotating, Outcome::yes("Overlap", message));
     }
     if let Some(reason) = stalled {
@@ -120,10 +117,9 @@ fn current(status: &ApiTokenStatus) -> Option<i64> {
     active(status).map(|version| version.version)
 }
 
-/// The replaced version that still works, and until when.
-fn overlap(status: &ApiTokenStatus) -> Option<(i64, Timestamp)> {
-    let old = retiring(status).filter(|_| status.revocation.is_none())?;
-    Some((old.version, old.retire_at?))
+/// The replaced versions that still work, and until when.
+fn open_overlaps(status: &ApiTokenStatus) -> Option<String> {
+    overlaps(status).filter(|_| status.revocation.is_none())
 }
 
 /// Why the condition Stalled is true. `None`: nobody has to act.
@@ -193,15 +189,6 @@ fn ready(cause: &Cause, stalled: Option<&Reason>, status: &ApiTokenStatus, secre
             Some(_) => Outcome::no("Rotating", "a new secret is on its way into the Secret"),
             None => Outcome::no("Minting", "the first secret is on its way into the Secret"),
         },
-        // The token works, and waiting for Ready must not take as long as an overlap, which may be weeks.
-        Cause::Queued(reason, until) => Outcome::yes(
-            "RotationQueued",
-            format!(
-                "Secret {secret} holds version {}; the next rotation ({}) waits until {until}, when the open overlap ends: only two secrets work at once",
-                current.unwrap_or_default(),
-                reason.as_str()
-            ),
-        ),
         Cause::Suspended => Outcome::yes("Suspended", "suspended, as the spec says"),
         Cause::Invalid(_)
         | Cause::Foreign(_)
@@ -236,7 +223,7 @@ fn phase(cause: &Cause, stalled: bool, suspended: bool, status: &ApiTokenStatus)
         _ if stalled => Phase::Failed,
         _ if suspended => Phase::Suspended,
         _ if current(status).is_none() => Phase::Pending,
-        _ if overlap(status).is_some() || pending(status).is_some() => Phase::Rotating,
+        _ if open_overlaps(status).is_some() || pending(status).is_some() => Phase::Rotating,
         _ => Phase::Active,
     }
 }
@@ -341,7 +328,6 @@ mod tests {
             (Cause::Expired(at(1)), None),
             (Cause::Minting, None),
             (Cause::Damaged(RotationReason::SecretMissing), None),
-            (Cause::Queued(RotationReason::Schedule, at(1)), None),
             (Cause::Suspended, None),
             (Cause::None, None),
         ] {
@@ -357,7 +343,6 @@ mod tests {
             (Cause::None, active(), (true, "Active")),
             (Cause::Suspended, active(), (true, "Suspended")),
             (Cause::Expired(at(1)), active(), (true, "Expired")),
-            (Cause::Queued(RotationReason::Schedule, at(1)), active(), (true, "RotationQueued")),
             (Cause::Revoked, revoked(None), (false, "Revoking")),
             (Cause::Revoked, revoked(Some(at(1))), (true, "Revoked")),
             (Cause::Minting, status(&[VersionState::Pending]), (false, "Minting")),

@@ -7,7 +7,7 @@ use super::conditions::describe;
 use super::finalizer;
 use super::observed::{Observed, RETRY};
 use super::revoke;
-use super::rotate::{Due, due, is_repair, update_record};
+use super::rotate::{Due, due, update_record};
 use super::secret::desired_metadata;
 use super::spec::Spec;
 use super::step::{Announcement, Content, Material, Step};
@@ -15,11 +15,15 @@ use super::transitions::{
     Transition, TransitionKind, record_in_outbox, remove_delivered, remove_missing_webhooks,
 };
 use super::versions::{
-    active, normalise, pending, promote, prune, retire_due, retiring, secret_ref, take_over,
+    Delivered, active, make_room, normalise, pending, promote, prune, replaced, retire_due, retiring,
+    secret_ref, take_over,
 };
 use crate::crd::{ApiTokenStatus, OnRevoke, RotationReason, TokenVersion, VersionState};
 use crate::token::MacCheck;
 use crate::token::format::token_id;
+
+/// Why a version ends before its overlap does.
+const DISPLACED: &str = "it made room, as at most four secrets work at once and this is the oldest; rotate less often, or set a shorter overlap";
 
 /// Decides the next step.
 pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
@@ -98,21 +102,17 @@ fn update(
     if let Ok(spec) = &observed.spec {
         if status.revocation.is_none()
             && can_judge
-            && let Some(version) = promote(&mut status, observed, spec, now)
+            && let Some(Delivered { version, cut }) = promote(&mut status, observed, spec, now)
         {
+            transitions.extend(cut.into_iter().map(|old| {
+                Transition::retired(old, &format!("version {version} replaced it without an overlap"))
+            }));
             transitions.push(Transition::delivered(&status, spec, version));
         }
         status.secret_ref = secret_ref(observed, &status, spec).or(status.secret_ref);
     }
-    if let Some(version) = retire_due(&mut status.versions, now) {
-        transitions.push(
-            Transition::new(
-                TransitionKind::KeyRetired,
-                format!("version {version} is refused from now on: its overlap has ended"),
-            )
-            .about(version),
-        );
-    }
+    let retired = retire_due(&mut status.versions, now).into_iter();
+    transitions.extend(retired.map(|version| Transition::retired(version, "its overlap has ended")));
     revoke::enforce(&mut status, observed, now);
     prune(&mut status.versions);
     if let Ok(spec) = &observed.spec {
@@ -132,29 +132,14 @@ fn prepare(
 ) -> Announcement {
     let replaced = pending(&status).map(|version| version.version);
     status.versions.retain(|version| version.state != VersionState::Pending);
-    // A broken Secret is repaired at once, since pods can't start without it; a trigger leads here during an overlap
-    // only if the Secret contains no token. In both cases an older version loses the rest of its overlap, since three
-    // must never work at once.
-    let makes_room = is_repair(reason) || reason == RotationReason::Trigger;
     for version in &mut status.versions {
-        let cut = observed.cut_by_not_before(version, now);
-        let is_displaced = makes_room && version.state == VersionState::Retiring;
-        if version.state.is_live() && (cut || is_displaced) {
+        if version.state.is_live() && observed.cut_by_not_before(version, now) {
             version.state = VersionState::Retired;
-            let why = if cut {
-                "rotation.notBefore has passed it"
-            } else {
-                "it made room for a repair of the Secret"
-            };
-            transitions.push(
-                Transition::new(
-                    TransitionKind::KeyRetired,
-                    format!("version {} is refused from now on: {why}", version.version),
-                )
-                .about(version.version),
-            );
+            transitions.push(Transition::retired(version.version, "rotation.notBefore has passed it"));
         }
     }
+    let displaced = make_room(&mut status.versions).into_iter();
+    transitions.extend(displaced.map(|version| Transition::retired(version, DISPLACED)));
     let newest = status.versions.iter().map(|version| version.version).max().unwrap_or(0);
     let is_authentic = |stored: &ApiTokenStatus| {
         let token_id = stored.token_id.as_deref();
@@ -204,11 +189,12 @@ pub fn announce(
     (status, transitions)
 }
 
-/// The key id of the token that belongs under the data key for the previous one, once the Secret is written.
+/// The key id of the token that belongs under the data key for the previous one, once the Secret is written. It stays there
+/// when its overlap has ended, so that a rotation changes the Secret once: whatever restarts pods on a change would do it twice.
 pub fn previous_version(status: &ApiTokenStatus, content: Content) -> Option<&str> {
     let previous = match content {
         Content::Minted => active(status),
-        Content::Existing => retiring(status),
+        Content::Existing => replaced(status),
     };
     previous.map(|version| version.key_id.as_str())
 }
@@ -234,10 +220,7 @@ fn secret_step(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, no
     }
     let Some(own) = observed.secret.ours() else { return Step::Wait(None) };
     let Some((version, metadata)) = desired_metadata(observed, spec) else { return Step::Wait(None) };
-    // The previous token stays in the Secret only as long as it works. It is written together with its successor.
-    let previous = previous_version(status, Content::Existing);
-    let stale = own.previous.as_ref().is_some_and(|key_id| Some(key_id.as_str()) != previous);
-    if own.in_place && !stale && metadata.matches(&own.metadata) {
+    if own.in_place && metadata.matches(&own.metadata) {
         return Step::Wait(None);
     }
     Step::WriteSecret { key_id: version.key_id.clone(), content: Content::Existing }
@@ -259,9 +242,9 @@ fn wake(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timesta
     let due = match due {
         Due::Nothing(at) => at,
         Due::Now(_) => None,
-        Due::Queued(_, at) | Due::Throttled { until: at, .. } => Some(at),
+        Due::Throttled { until, .. } => Some(until),
     };
-    let retirement = retiring(status).and_then(|version| version.retire_at);
+    let retirement = retiring(status).filter_map(|version| version.retire_at).min();
     let expiry = observed.token.spec.expires_at.filter(|_| status.revocation.is_none());
     let notice = observed.expiry_notice_at().filter(|_| status.revocation.is_none());
     [retry, due, retirement, expiry, notice].into_iter().flatten().filter(|at| *at > now).min()

@@ -133,8 +133,6 @@ pub struct OwnSecret {
     pub verified: Option<KeyId>,
     /// Whether that token is under the data key that the spec names.
     pub in_place: bool,
-    /// The key id of the token under the data key for the previous token.
-    pub previous: Option<KeyId>,
     /// The version that a valid seal authenticates and whose token the Secret contains.
     pub sealed: Option<SealedVersion>,
 }

@@ -5,7 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::authentication::missing_pepper;
 use super::observed::{Observed, RETRY, SecretState};
 use super::spec::{SPEC_HASH_PREFIX, Spec};
-use super::versions::{active, pending, retiring};
+use super::versions::{active, pending};
 use crate::crd::{ApiTokenStatus, OnSpecChange, RotationReason};
 
 /// How long a repair waits after the last one, by the number of repairs within [`REPAIR_WINDOW`]. After these, something
@@ -21,9 +21,6 @@ pub(super) enum Due {
     Nothing(Option<Timestamp>),
     /// A new version is due now.
     Now(RotationReason),
-    /// A new version is due once the open overlap has ended: more than two secrets never work at once, and none loses
-    /// its overlap.
-    Queued(RotationReason, Timestamp),
     /// A new version is due for a Secret that was broken too often, but not before this instant.
     Throttled { reason: RotationReason, until: Timestamp, stalled: bool },
 }
@@ -49,14 +46,9 @@ pub(super) fn due(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec,
     if observed.cut_by_not_before(active, now) {
         return Due::Now(RotationReason::NotBefore);
     }
-    let overlap_ends = retiring(status).and_then(|version| version.retire_at);
-    let wanted = |reason| overlap_ends.map_or(Due::Now(reason), |until| Due::Queued(reason, until));
+    // Before the repairs: what a person asks for is not throttled.
     if trigger_changed(status, spec) {
-        return match observed.secret.key_id() {
-            // A person requested the repair, so it is not throttled.
-            None => Due::Now(RotationReason::Trigger),
-            Some(_) => wanted(RotationReason::Trigger),
-        };
+        return Due::Now(RotationReason::Trigger);
     }
     if missing_pepper(observed, active).is_some() {
         // Nothing tells of a pepper that comes back.
@@ -66,11 +58,11 @@ pub(super) fn due(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec,
         return repair(status, reason, now);
     }
     if spec.on_spec_change == OnSpecChange::Rotate && spec_changed(status, spec) {
-        return wanted(RotationReason::SpecChange);
+        return Due::Now(RotationReason::SpecChange);
     }
     let scheduled = spec.interval.and_then(|interval| active.issued_at.checked_add(interval).ok());
     match scheduled {
-        Some(at) if now >= at => wanted(RotationReason::Schedule),
+        Some(at) if now >= at => Due::Now(RotationReason::Schedule),
         _ => Due::Nothing(scheduled.into_iter().chain(spec.not_before.filter(|cut| *cut > now)).min()),
     }
 }
@@ -117,7 +109,7 @@ fn repair(status: &ApiTokenStatus, reason: RotationReason, now: Timestamp) -> Du
 }
 
 /// Whether a version was issued because the Secret was broken.
-pub(super) fn is_repair(reason: RotationReason) -> bool {
+fn is_repair(reason: RotationReason) -> bool {
     match reason {
         RotationReason::SecretMissing | RotationReason::SecretTampered => true,
         RotationReason::Created

@@ -75,7 +75,7 @@ pub enum InvalidSpec {
     /// `rotation.interval` or `rotation.overlap` is not a duration.
     #[error("spec.rotation: {0}")]
     Duration(#[from] DurationError),
-    /// More than two secrets would work at once.
+    /// A schedule would replace a secret whose predecessor still works.
     #[error("spec.rotation.overlap must be shorter than spec.rotation.interval")]
     Overlap,
     /// A label or annotation by which another tool owns objects.

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Secret;
 use proptest::prelude::*;
 
 use super::*;
-use crate::check::{Code, Decision, Entry, Indexed, Request, ScopePool, decide};
+use crate::check::{Audience, Code, Decision, Entry, Indexed, Request, ScopePool, decide};
 use crate::crd::labels::{SCOPES_ANNOTATION, SEAL_ANNOTATION, WEBHOOKS_FINALIZER};
 use crate::crd::{
     ApiToken, ApiTokenSpec, ApiTokenStatus, OnDelete, OnRevoke, OnSpecChange, Rotation, SecretSpec,
@@ -37,8 +37,8 @@ struct World {
     peppers: Peppers,
     /// Every token that was ever in the Secret, by key id.
     delivered: BTreeMap<String, String>,
-    /// Until when a replaced token was promised to work.
-    promised: BTreeMap<String, Timestamp>,
+    /// Until when a replaced token was promised to work, and its version.
+    promised: BTreeMap<String, (Timestamp, i64)>,
     transitions: Vec<TransitionKind>,
     subscriptions: Vec<Subscription>,
     /// What the TokenWebhooks have accepted since the last status write.
@@ -256,6 +256,12 @@ impl World {
 
     fn record(&mut self, status: ApiTokenStatus, transitions: Vec<Transition>) {
         self.transitions.extend(transitions.iter().map(|transition| transition.kind));
+        let overlap = self.observed().spec.map(|spec| spec.overlap).unwrap_or_default();
+        if overlap.is_zero()
+            && transitions.iter().any(|transition| transition.kind == TransitionKind::Rotated)
+        {
+            self.promised.clear();
+        }
         // Each event that a TokenWebhook subscribes to is recorded in the same write.
         let before = self.sent.len();
         for event in status.outbox.iter().flat_map(|outbox| &outbox.events) {
@@ -296,7 +302,7 @@ impl World {
         match decide(
             versions.iter().map(|(_, version)| version),
             &self.peppers,
-            &Request { token, scopes, audience: None, client: None },
+            &Request { token, scopes, audience: Audience::Unnamed, client: None },
             self.now,
         ) {
             Decision::Allow(_) => Ok(()),
@@ -320,7 +326,7 @@ impl World {
     /// Checks the invariants that every write must preserve.
     fn check_invariants(&mut self, before: Option<&ApiTokenStatus>) {
         let status = self.status();
-        assert!(self.live().len() <= 2, "three live: {status:#?}");
+        assert!(self.live().len() <= 4, "five live: {status:#?}");
         if let Some(before) = before {
             assert!(before.revocation.is_none() || status.revocation.is_some(), "un-revoked");
             assert!(before.token_id.is_none() || before.token_id == status.token_id, "another tokenId");
@@ -334,7 +340,7 @@ impl World {
         }
         let numbers: BTreeSet<_> = status.versions.iter().map(|v| v.version).collect();
         assert_eq!(numbers.len(), status.versions.len(), "one number twice");
-        assert!(status.versions.len() <= 5, "{} versions", status.versions.len());
+        assert!(status.versions.len() <= 7, "{} versions", status.versions.len());
         // The Secret never contains a token that the status does not know.
         if let Some(token) = self.current().as_deref().and_then(Token::parse)
             && !self.restored
@@ -345,7 +351,8 @@ impl World {
         for version in &status.versions {
             if let (VersionState::Retiring, Some(at)) = (version.state, version.retire_at) {
                 let overlap = self.observed().spec.map(|spec| spec.overlap).unwrap_or_default();
-                let promised = self.promised.entry(version.key_id.clone()).or_insert(self.now + overlap);
+                let promise = (self.now + overlap, version.version);
+                let (promised, _) = self.promised.entry(version.key_id.clone()).or_insert(promise);
                 // By the seal of an earlier Secret, a rewritten status can have a version replaced a second time.
                 assert!(at >= *promised || self.rewritten, "the overlap is counted from the delivery");
             }
@@ -536,11 +543,12 @@ proptest! {
             world.happen(happening, &mut older);
             repaired |= matches!(happening, Happening::DeleteSecret | Happening::EditSecret | Happening::RestoreSecret | Happening::StripSecret | Happening::ForgeStatus | Happening::SetBackStatus);
             // A replaced secret works until the promised end, unless the token as a whole does not, a cut has
-            // passed it, or a broken Secret needed its place.
+            // passed it, or it made room as the oldest of four.
             let cut = world.token.spec.rotation.as_ref().and_then(|r| r.not_before).is_some();
             if world.wanted() && !cut && !repaired && world.status().revocation.is_none() {
-                for (key_id, until) in &world.promised {
-                    if world.now < *until {
+                let newest = world.status().versions.first().map(|version| version.version).unwrap_or_default();
+                for (key_id, (until, version)) in &world.promised {
+                    if world.now < *until && newest - version < 4 {
                         // A clock that went past the end and back finds it ended.
                         let ended = world.status().versions.iter().any(|v| v.key_id == *key_id && v.state == VersionState::Retired);
                         prop_assert!(ended || world.check(&world.delivered[key_id]).is_ok(), "{key_id} was lost before {until}");
@@ -576,6 +584,16 @@ proptest! {
             let foreign = matches!(world.observed().secret, SecretState::Foreign(_));
             let contains_active = world.observed().secret.key_id().is_some_and(|key_id| world.status().versions.iter().any(|v| v.key_id == key_id.as_str() && v.state == VersionState::Active));
             prop_assert!(foreign || !contains_active || world.check(&current).is_ok(), "{:#?}", world.status());
+        }
+        // No rotation waits for anything but the repair of the Secret.
+        let accessible = matches!(world.observed().secret, SecretState::Ours(_) | SecretState::Absent);
+        if let (Ok(spec), None) = (Spec::of(&world.token), &world.status().revocation)
+            && accessible
+            && !world.observed().expired(world.now)
+        {
+            let rotation = world.status().rotation.unwrap_or_default();
+            prop_assert!(spec.trigger.is_none() || rotation.handled_trigger == spec.trigger, "the trigger waits");
+            prop_assert!(stalled || throttled || rotation.spec_hash == Some(spec.hash), "the edit waits");
         }
         if world.token.spec.revoked == Some(true) {
             prop_assert!(world.status().revocation.and_then(|r| r.enforced_at).is_some(), "never enforced");
@@ -739,6 +757,62 @@ fn a_forged_status_gives_nothing_and_is_put_right() {
     assert_eq!(world.check(&current), Ok(()));
     assert_eq!(world.check(&old), Err(Code::Retired));
     assert_eq!(world.status().versions[0], before.versions[0]);
+}
+
+/// The states of the versions, the newest first.
+fn states(world: &World) -> Vec<(i64, VersionState)> {
+    world.status().versions.iter().map(|version| (version.version, version.state)).collect()
+}
+
+#[test]
+fn rotations_wait_for_no_overlap_and_a_fifth_ends_the_oldest() {
+    use VersionState::{Active, Retired, Retiring};
+    let mut world = World::new();
+    world.run_to_rest();
+    let mut secrets = vec![world.current().expect("a Secret")];
+    for round in 1..=4 {
+        world.now += SignedDuration::from_secs(60);
+        world.rotation(|r| r.trigger = Some(round.to_string()));
+        world.transitions.clear();
+        world.run_to_rest();
+        secrets.push(world.current().expect("a Secret"));
+        let ended = world.transitions.iter().filter(|kind| **kind == TransitionKind::KeyRetired).count();
+        assert_eq!(ended, usize::from(round == 4), "round {round}");
+    }
+    assert_eq!(states(&world), [(5, Active), (4, Retiring), (3, Retiring), (2, Retiring), (1, Retired)]);
+    assert_eq!(world.check(&secrets[0]), Err(Code::Retired));
+    assert!(secrets[1..].iter().all(|secret| world.check(secret).is_ok()));
+    let ends: Vec<_> = world.status().versions.iter().filter_map(|version| version.retire_at).collect();
+    assert!(ends[..3].is_sorted_by(|newer, older| newer > older), "each has its own end: {ends:?}");
+    // All end in time, one after the other, and each is told once.
+    world.transitions.clear();
+    for (secret, until) in secrets[1..4].iter().zip(ends[..3].iter().rev()) {
+        world.now = *until;
+        assert_eq!(world.check(secret), Err(Code::Retired));
+        world.run_to_rest();
+    }
+    assert_eq!(world.transitions, [TransitionKind::KeyRetired; 3]);
+    assert_eq!(world.check(&secrets[4]), Ok(()));
+}
+
+#[test]
+fn a_rotation_without_an_overlap_ends_every_older_secret() {
+    let mut world = World::new();
+    world.run_to_rest();
+    let mut older = vec![world.current().expect("a Secret")];
+    for round in 1..=2 {
+        world.rotation(|r| r.trigger = Some(round.to_string()));
+        world.run_to_rest();
+        older.push(world.current().expect("a Secret"));
+    }
+    assert!(older.iter().all(|secret| world.check(secret).is_ok()));
+    world.rotation(|r| (r.trigger, r.overlap) = (Some("leak".to_owned()), Some("0s".into())));
+    world.transitions.clear();
+    world.run_to_rest();
+    assert!(older.iter().all(|secret| world.check(secret) == Err(Code::Retired)), "{:#?}", world.status());
+    assert_eq!(world.check(&world.current().expect("a Secret")), Ok(()));
+    let told = [TransitionKind::KeyRetired, TransitionKind::KeyRetired, TransitionKind::Rotated];
+    assert_eq!(world.transitions, told, "those whose overlap was open, and the rotation");
 }
 
 /// By a controller from before versions had a MAC, whose Secret has either form of the seal.

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use super::observed::Observed;
 use super::spec::Spec;
-use super::versions::{active, retiring};
+use super::versions::{active, overlaps};
 use crate::crd::{
     ApiTokenStatus, ConditionType, EventType, OutboxEvent, Outcome, Reason, RotationReason, find_condition,
 };
@@ -120,17 +120,17 @@ impl Transition {
         if reason == RotationReason::Created {
             return Self::new(TransitionKind::Minted, format!("version {version} is in Secret {secret}"));
         }
-        let overlap = match retiring(status) {
-            Some(old) => match old.retire_at {
-                Some(at) => format!("; version {} works until {at}", old.version),
-                None => String::new(),
-            },
-            None => "; no earlier version works".to_owned(),
-        };
+        let earlier = overlaps(status).unwrap_or_else(|| "no earlier version works".to_owned());
         Self::new(
             TransitionKind::Rotated,
-            format!("version {version} is in Secret {secret} ({}){overlap}", reason.as_str()),
+            format!("version {version} is in Secret {secret} ({}); {earlier}", reason.as_str()),
         )
+    }
+
+    /// A replaced version no longer works.
+    pub(super) fn retired(version: i64, why: &str) -> Self {
+        let message = format!("version {version} is refused from now on: {why}");
+        Self::new(TransitionKind::KeyRetired, message).about(version)
     }
 
     /// The event for the outbox, if TokenWebhooks can subscribe to one.

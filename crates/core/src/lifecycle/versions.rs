@@ -9,6 +9,9 @@ use crate::crd::{ApiTokenStatus, RotationReason, SecretRef, TokenVersion, Versio
 use crate::token::scope::granted_by_both;
 use crate::token::{Hash, KeyId, MacCheck};
 
+/// How many versions may work at once: one that is on its way into the Secret, the one that the Secret contains, and those
+/// that it has replaced. With one more, the oldest ends before its overlap does.
+pub(super) const MAX_LIVE_VERSIONS: usize = 4;
 /// How many versions that no longer work stay in the status, so that people can see what happened.
 const MAX_DEAD_VERSIONS: usize = 3;
 
@@ -22,9 +25,23 @@ pub(super) fn pending(status: &ApiTokenStatus) -> Option<&TokenVersion> {
     in_state(status, VersionState::Pending)
 }
 
-/// The replaced version that still works.
-pub(super) fn retiring(status: &ApiTokenStatus) -> Option<&TokenVersion> {
-    in_state(status, VersionState::Retiring)
+/// The replaced versions that still work, the newest first.
+pub(super) fn retiring(status: &ApiTokenStatus) -> impl Iterator<Item = &TokenVersion> {
+    status.versions.iter().filter(|version| version.state == VersionState::Retiring)
+}
+
+/// The version that the active one has replaced, whether or not it still works.
+pub(super) fn replaced(status: &ApiTokenStatus) -> Option<&TokenVersion> {
+    let active = active(status)?.version;
+    status.versions.iter().filter(|version| version.version < active).max_by_key(|version| version.version)
+}
+
+/// Which replaced versions work until when, as a clause. `None`: there are none.
+pub(super) fn overlaps(status: &ApiTokenStatus) -> Option<String> {
+    let mut overlaps = retiring(status)
+        .filter_map(|old| Some(format!("version {} works until {}", old.version, old.retire_at?)));
+    let first = overlaps.next()?;
+    Some(overlaps.fold(first, |clause, overlap| format!("{clause}, {overlap}")))
 }
 
 fn in_state(status: &ApiTokenStatus, state: VersionState) -> Option<&TokenVersion> {
@@ -32,23 +49,27 @@ fn in_state(status: &ApiTokenStatus, state: VersionState) -> Option<&TokenVersio
 }
 
 /// Brings a list that anybody may have written into the shape that the controller writes: newest first, at most
-/// one version each pending, active and retiring, in that order, and all of them readable. Whatever does not fit
-/// is retired, and so is a version that `is_ours` does not recognise: a status can take access away, never give it.
+/// one version each pending and active, then those that are retiring, [`MAX_LIVE_VERSIONS`] in all, and all of them
+/// readable. Whatever does not fit is retired, and so is a version that `is_ours` does not recognise: a status can take
+/// access away, never give it.
 pub(super) fn normalise(versions: &mut Vec<TokenVersion>, is_ours: impl Fn(&TokenVersion) -> bool) {
+    /// The rank of the only state that several versions may have.
+    const RETIRING: u8 = 3;
     versions.sort_by_key(|version| std::cmp::Reverse(version.version));
     versions.dedup_by_key(|version| version.version);
-    let mut seen = 0;
+    let (mut live, mut seen) = (0, 0);
     for version in versions {
         let readable = KeyId::parse(&version.key_id).is_ok() && Hash::parse(&version.hash).is_some();
         let rank = match version.state {
             VersionState::Pending => 1,
             VersionState::Active => 2,
-            VersionState::Retiring if version.retire_at.is_some() => 3,
+            VersionState::Retiring if version.retire_at.is_some() => RETIRING,
             VersionState::Retiring => 0,
             VersionState::Retired | VersionState::Revoked => continue,
         };
-        if readable && rank > seen && version.version > 0 && is_ours(version) {
-            seen = rank;
+        let fits = live < MAX_LIVE_VERSIONS && (rank > seen || (rank == seen && rank == RETIRING));
+        if readable && fits && version.version > 0 && is_ours(version) {
+            (live, seen) = (live + 1, rank);
             // Only a replaced version has an end of its own.
             version.retire_at = version.retire_at.filter(|_| version.state == VersionState::Retiring);
         } else {
@@ -57,32 +78,61 @@ pub(super) fn normalise(versions: &mut Vec<TokenVersion>, is_ours: impl Fn(&Toke
     }
 }
 
-/// Retires the version whose overlap has ended. Returns its number.
-pub(super) fn retire_due(versions: &mut [TokenVersion], now: Timestamp) -> Option<i64> {
-    let due =
-        |v: &&mut TokenVersion| v.state == VersionState::Retiring && v.retire_at.is_none_or(|at| now >= at);
-    let version = versions.iter_mut().find(due)?;
-    version.state = VersionState::Retired;
-    Some(version.version)
+/// Retires the versions whose overlap has ended. Returns their numbers.
+pub(super) fn retire_due(versions: &mut [TokenVersion], now: Timestamp) -> Vec<i64> {
+    retire(versions, |version| {
+        version.state == VersionState::Retiring && version.retire_at.is_none_or(|at| now >= at)
+    })
 }
 
-/// Makes the pending version active once the Secret contains it, which starts the overlap of its predecessor. Returns
-/// its number.
+/// Makes room for a version that is to be announced: ends the oldest replaced ones before their overlap does. Returns their
+/// numbers.
+pub(super) fn make_room(versions: &mut [TokenVersion]) -> Vec<i64> {
+    let live = versions.iter().filter(|version| version.state.is_live()).count();
+    let excess = (live + 1).saturating_sub(MAX_LIVE_VERSIONS);
+    let mut oldest: Vec<i64> =
+        versions.iter().filter(|v| v.state == VersionState::Retiring).map(|v| v.version).collect();
+    oldest.sort_unstable();
+    oldest.truncate(excess);
+    retire(versions, |version| oldest.contains(&version.version))
+}
+
+/// Retires these versions. Returns their numbers, the newest first.
+fn retire(versions: &mut [TokenVersion], which: impl Fn(&TokenVersion) -> bool) -> Vec<i64> {
+    let retired = versions.iter_mut().filter(|version| which(version)).map(|version| {
+        version.state = VersionState::Retired;
+        version.version
+    });
+    retired.collect()
+}
+
+/// A version that was delivered.
+pub(super) struct Delivered {
+    /// Its number.
+    pub(super) version: i64,
+    /// The replaced versions whose overlap it has cut off.
+    pub(super) cut: Vec<i64>,
+}
+
+/// Makes the pending version active once the Secret contains it, which starts the overlap of its predecessor. Without an
+/// overlap, no older version works any more.
 pub(super) fn promote(
     status: &mut ApiTokenStatus,
     observed: &Observed<'_>,
     spec: &Spec,
     now: Timestamp,
-) -> Option<i64> {
+) -> Option<Delivered> {
     let delivered = observed.secret.key_id()?;
     let at = status
         .versions
         .iter()
         .position(|v| v.state == VersionState::Pending && v.key_id == delivered.as_str())?;
+    let cuts = spec.overlap.is_zero();
+    let cut = retire(&mut status.versions, |version| cuts && version.state == VersionState::Retiring);
     let retire_at = now.checked_add(spec.overlap).unwrap_or(Timestamp::MAX);
     for version in status.versions.iter_mut().filter(|v| v.state == VersionState::Active) {
         version.retire_at = Some(retire_at);
-        version.state = if spec.overlap.is_zero() { VersionState::Retired } else { VersionState::Retiring };
+        version.state = if cuts { VersionState::Retired } else { VersionState::Retiring };
     }
     let version = &mut status.versions[at];
     version.state = VersionState::Active;
@@ -90,7 +140,7 @@ pub(super) fn promote(
     let rotation = status.rotation.get_or_insert_default();
     rotation.last_time = Some(now);
     rotation.last_reason = Some(reason);
-    Some(number)
+    Some(Delivered { version: number, cut })
 }
 
 /// Takes a version over from a valid seal, if the status lacks it, or has it with facts that its MAC does not

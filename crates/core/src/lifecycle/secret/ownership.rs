@@ -59,7 +59,6 @@ pub fn inspect(secret: &Secret, token: &ApiToken, spec: &Spec, peppers: &Peppers
     };
     let at = |key: &str| data.and_then(|data| data.get(key));
     let in_place = at(&spec.token_key).and_then(verified);
-    let previous = spec.previous_key.as_deref().and_then(at).and_then(verified);
     // A token under another key, after `secret.keys` was edited, is moved, not minted anew.
     let elsewhere = || {
         let annotated = annotation(&secret.metadata, KEY_ID_ANNOTATION)?;
@@ -83,7 +82,6 @@ pub fn inspect(secret: &Secret, token: &ApiToken, spec: &Spec, peppers: &Peppers
         metadata: ObjectMeta { managed_fields: None, ..secret.metadata.clone() },
         verified: contained,
         in_place: in_place.is_some(),
-        previous,
         sealed: sealed.flatten(),
     }))
 }
