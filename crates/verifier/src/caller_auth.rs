@@ -31,7 +31,7 @@ use crate::issuer_keys::{IssuerKeys, Signature};
 use crate::jwt::Jwt;
 use crate::snapshot::{Snapshot, TokenCheck};
 use tokenward_core::check::caller::{AUDIENCE, SCOPE};
-use tokenward_core::check::{Code, Decision};
+use tokenward_core::check::{Audience, Code, Decision};
 use tokenward_core::token::Token;
 use tokenward_runtime::cluster::{access, error};
 use tokenward_runtime::sync::lock;
@@ -81,19 +81,18 @@ impl CallerAuthenticator {
         Self { snapshot, reviewer: client.map(Reviewer::new) }
     }
 
-    /// Authenticates the caller by its headers, and authorizes it to use the endpoint with this non-resource URL.
-    /// `address` is the caller's, if it is known.
+    /// Authenticates the caller by the secret that it presents, and authorizes it to use the endpoint with this non-resource
+    /// URL. `address` is the caller's, if it is known.
     pub async fn authorize(
         &self,
-        headers: &HeaderMap,
+        secret: &str,
         address: Option<IpAddr>,
         non_resource_url: &'static str,
     ) -> Result<(), CallerError> {
-        let secret = presented_secret(headers)?;
-        if Token::parse(&secret).is_some() {
-            return self.authorize_tokenward_token(&secret, address);
+        if Token::parse(secret).is_some() {
+            return self.authorize_tokenward_token(secret, address);
         }
-        let Some(audiences) = Jwt::parse(&secret).and_then(|jwt| jwt.audiences()) else {
+        let Some(audiences) = Jwt::parse(secret).and_then(|jwt| jwt.audiences()) else {
             return Err(CallerError::Unauthenticated(
                 format!(
                     "present a ServiceAccount token of the audience {AUDIENCE}, or a tokenward token of this audience \
@@ -109,7 +108,7 @@ impl CallerAuthenticator {
             ));
         }
         match &self.reviewer {
-            Some(reviewer) => reviewer.review(&secret, non_resource_url).await,
+            Some(reviewer) => reviewer.review(secret, non_resource_url).await,
             None => Err(CallerError::Unavailable(
                 "this verifier has no API server that could authenticate callers".into(),
             )),
@@ -117,8 +116,12 @@ impl CallerAuthenticator {
     }
 
     fn authorize_tokenward_token(&self, token: &str, client: Option<IpAddr>) -> Result<(), CallerError> {
-        let check =
-            TokenCheck { presented: token.as_bytes(), scopes: &[SCOPE], audience: Some(AUDIENCE), client };
+        let check = TokenCheck {
+            presented: token.as_bytes(),
+            scopes: &[SCOPE],
+            audience: Audience::Is(AUDIENCE),
+            client,
+        };
         let authorized = self.snapshot.decide(&check, |decision| match decision {
             // Without audiences, a token is valid for any.
             Decision::Allow(identity) if !identity.audiences().iter().any(|named| **named == *AUDIENCE) => {
@@ -285,7 +288,7 @@ impl Expiry<[u8; 32], ReviewResult> for ResultTtl {
 
 /// The secret that a caller presents: the credentials of `Bearer`, or the password of `Basic`, by which most
 /// introspection clients send theirs. The user name is ignored, because the secret identifies the caller.
-fn presented_secret(headers: &HeaderMap) -> Result<Zeroizing<String>, CallerError> {
+pub(crate) fn presented_secret(headers: &HeaderMap) -> Result<Zeroizing<String>, CallerError> {
     let unauthenticated = |why: &'static str| CallerError::Unauthenticated(why.into());
     let unreadable = || unauthenticated("the Authorization header can't be read");
     let Authorization { scheme, credentials } =

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use crate::index::Index;
 use tokenward_core::check;
-use tokenward_core::check::{Code, Decision, decide};
+use tokenward_core::check::{Audience, Code, Decision, decide};
 use tokenward_core::token::{Peppers, Token};
 
 /// The index and the pepper in use.
@@ -29,7 +29,7 @@ pub struct TokenCheck<'a> {
     /// All of these are required.
     pub scopes: &'a [&'a str],
     /// The service for which it is presented.
-    pub audience: Option<&'a str>,
+    pub audience: Audience<'a>,
     /// The client's address, if it is known. Without it, a token with `constraints.cidrs` is denied.
     pub client: Option<IpAddr>,
 }

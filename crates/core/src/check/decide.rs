@@ -16,10 +16,29 @@ pub struct Request<'a> {
     pub token: Token<'a>,
     /// The required scopes. The token must have all of them.
     pub scopes: &'a [&'a str],
-    /// The service that received the token, if the caller names it.
-    pub audience: Option<&'a str>,
+    /// The service that received the token.
+    pub audience: Audience<'a>,
     /// The address of the client that presented the token, if known.
     pub client: Option<IpAddr>,
+}
+
+/// The service that received a token.
+#[derive(Clone, Copy, Debug)]
+pub enum Audience<'a> {
+    /// This one.
+    Is(&'a str),
+    /// Nobody says. A token with audiences is denied: whoever does not identify itself with one of them must reject it
+    /// (RFC 7519 section 4.1.3).
+    Unnamed,
+    /// The caller compares the audiences itself.
+    LeftToCaller,
+}
+
+impl<'a> Audience<'a> {
+    /// The service that the caller names, if it names one.
+    pub fn of(named: Option<&'a str>) -> Self {
+        named.map_or(Self::Unnamed, Self::Is)
+    }
 }
 
 /// Whether the token is valid for a request.
@@ -119,11 +138,15 @@ fn denial(Identity { entry, version, .. }: Identity<'_>, request: &Request<'_>, 
 fn exceeded(limits: &Limits, request: &Request<'_>) -> Option<Code> {
     let Limits { audiences, networks } = limits;
     let in_network = || request.client.is_some_and(|client| networks.iter().any(|net| net.contains(&client)));
-    let meant_for = |audience: &str| audiences.iter().any(|listed| **listed == *audience);
+    let is_meant_for_it = || match request.audience {
+        Audience::Is(service) => audiences.iter().any(|listed| **listed == *service),
+        Audience::Unnamed => false,
+        Audience::LeftToCaller => true,
+    };
     if !networks.is_empty() && !in_network() {
         return Some(Code::IpNotAllowed);
     }
-    if !audiences.is_empty() && !request.audience.is_none_or(meant_for) {
+    if !audiences.is_empty() && !is_meant_for_it() {
         return Some(Code::AudienceMismatch);
     }
     None
@@ -210,7 +233,7 @@ mod tests {
             &Request {
                 token: Token::parse(text.expose()).expect("token"),
                 scopes,
-                audience: None,
+                audience: Audience::Unnamed,
                 client: None,
             },
         )
@@ -333,13 +356,17 @@ mod tests {
         let token = Token::parse(text.expose()).expect("token");
         let check = |versions: &[Version], audience, client: Option<&str>| {
             let client = client.map(|ip| ip.parse().expect("an address"));
-            denial_of(versions, &Request { token, scopes: &[], audience, client })
+            denial_of(versions, &Request { token, scopes: &[], audience: Audience::of(audience), client })
         };
         let bound = with(|spec, _| spec.audiences = Some(vec!["billing".to_owned()]));
         assert_eq!(check(&bound, Some("billing"), None), None);
         assert_eq!(check(&bound, Some("search"), None), Some(Code::AudienceMismatch));
-        assert_eq!(check(&bound, None, None), None);
-        assert_eq!(check(&with(|_, _| {}), Some("search"), None), None);
+        assert_eq!(check(&bound, None, None), Some(Code::AudienceMismatch));
+        let left = Request { token, scopes: &[], audience: Audience::LeftToCaller, client: None };
+        assert_eq!(denial_of(&bound, &left), None);
+        for named in [None, Some("search")] {
+            assert_eq!(check(&with(|_, _| {}), named, None), None, "{named:?}");
+        }
         let cidrs = |list: &[&str]| {
             let cidrs = Some(list.iter().map(|s| (*s).to_owned()).collect());
             with(|spec, _| spec.constraints = Some(Constraints { cidrs }))
@@ -363,7 +390,7 @@ mod tests {
         let request = Request {
             token: Token::parse(text.expose()).expect("token"),
             scopes: &["orders:read"],
-            audience: None,
+            audience: Audience::Unnamed,
             client: None,
         };
         assert_eq!(denial_of(&[&copy[..], &real].concat(), &request), None);
@@ -376,7 +403,7 @@ mod tests {
         let request = Request {
             token: Token::parse(forged.expose()).expect("token"),
             scopes: &[],
-            audience: None,
+            audience: Audience::Unnamed,
             client: None,
         };
         assert_eq!(denial_of(&with(|_, _| {}), &request), Some(Code::NotFound));
@@ -449,7 +476,7 @@ mod tests {
                 version.retire_at = Some(at(retire));
             });
             let text = plaintext(1);
-            let request = Request { token: Token::parse(text.expose()).expect("token"), scopes: &[], audience: None, client: None };
+            let request = Request { token: Token::parse(text.expose()).expect("token"), scopes: &[], audience: Audience::Unnamed, client: None };
             let allowed = |offset| matches!(decide(&entry, &peppers(), &request, at(0) + SignedDuration::from_millis(offset)), Decision::Allow(_));
             if allowed(later) {
                 prop_assert!(allowed(earlier));

@@ -9,7 +9,7 @@ mod decide;
 mod entry;
 
 pub use code::Code;
-pub use decide::{Decision, Identity, Request, decide};
+pub use decide::{Audience, Decision, Identity, Request, decide};
 pub use entry::scopes::ScopePool;
 pub use entry::wire::{Metadata, WireToken};
 pub use entry::{Entry, Indexed, Version};

@@ -1,6 +1,6 @@
 //! What the endpoints that give reasons have in common: a POST, an authenticated caller, a bounded body.
 //!
-//! In that order: no body is read for a caller that is not authorized.
+//! In that order: no body is read for a caller that is not authorized, unless its credentials are in the body.
 
 use std::marker::PhantomData;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Request;
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Buf};
 use serde::Serialize;
@@ -19,7 +19,7 @@ use super::json::json;
 use super::request_error::RequestError;
 use super::routes::Route;
 use super::{HttpResponse, TrustedProxies};
-use crate::caller_auth::CallerAuthenticator;
+use crate::caller_auth::{CallerAuthenticator, presented_secret};
 use crate::metrics::{EndpointMetrics, Metrics};
 use crate::outcome::Outcome;
 use crate::snapshot::Snapshot;
@@ -27,6 +27,9 @@ use crate::snapshot::Snapshot;
 /// How long a body may take from its first byte to its last. The largest has a megabyte, which any network that callers
 /// and verifiers share carries in less than a second.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Finds the caller's secret in a body.
+pub(super) type SecretInBody = fn(&[u8]) -> Option<Zeroizing<String>>;
 
 /// A protocol behind [`Authenticated`]: from a snapshot and a body to a response.
 pub(super) trait Handler {
@@ -36,6 +39,10 @@ pub(super) trait Handler {
     /// The media type of its requests.
     const MEDIA_TYPE: &'static str;
     const MAX_BODY_BYTES: usize;
+
+    /// The caller's secret in the body, if the protocol has a place for it there. It counts for callers without the header
+    /// `Authorization`.
+    const SECRET_IN_BODY: Option<SecretInBody> = None;
 
     /// The body of a request, for the OpenAPI document.
     type Request: ToSchema;
@@ -105,13 +112,25 @@ impl<H: Handler> Authenticated<H> {
             return Err(RequestError::Method);
         }
         let address = self.trusted_proxies.client(request.headers(), peer);
-        self.callers.authorize(request.headers(), address, H::ROUTE.non_resource_url()).await?;
+        let authorize =
+            async |secret: &str| self.callers.authorize(secret, address, H::ROUTE.non_resource_url()).await;
+        let in_body = H::SECRET_IN_BODY.filter(|_| !request.headers().contains_key(AUTHORIZATION));
+        if in_body.is_none() {
+            authorize(&presented_secret(request.headers())?).await?;
+        }
         if !is_media_type(request.headers(), H::MEDIA_TYPE) {
             return Err(RequestError::MediaType(H::MEDIA_TYPE));
         }
         let body = tokio::time::timeout(BODY_TIMEOUT, read(request.body_mut(), H::MAX_BODY_BYTES))
             .await
             .unwrap_or(Err(RequestError::Incomplete))?;
+        if let Some(secret_in) = in_body {
+            match secret_in(&body) {
+                Some(secret) => authorize(&secret).await?,
+                // Says what is missing.
+                None => presented_secret(request.headers()).map(drop)?,
+            }
+        }
         H::respond(&self.snapshot, &body, &mut |outcome| self.metrics.count(outcome))
     }
 }

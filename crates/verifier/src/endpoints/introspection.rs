@@ -2,23 +2,25 @@
 //!
 //! An inactive token is reported as `{"active":false}` and nothing else (section 2.2). The context parameters that
 //! section 2.1 permits are `scope`, `audience` and `client_ip`: a token that does not meet them is reported as inactive.
-//! Unknown parameters are ignored, and repeated ones are an error (RFC 6749 section 3.1).
+//! Unknown parameters are ignored, and repeated ones are an error (RFC 6749 section 3.1). A caller without the header
+//! `Authorization` is authenticated by the parameter `client_secret`.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
 
 use serde::Serialize;
 use utoipa::ToSchema;
+use zeroize::Zeroizing;
 
 use super::HttpResponse;
-use super::authenticated::Handler;
+use super::authenticated::{Handler, SecretInBody};
 use super::json::json;
 use super::request_error::RequestError;
 use super::routes::Route;
 use super::schema::{IpAddress, Scopes};
 use crate::outcome::Outcome;
 use crate::snapshot::{Snapshot, TokenCheck};
-use tokenward_core::check::{Decision, Identity};
+use tokenward_core::check::{Audience, Decision, Identity};
 use tokenward_core::token::scope;
 
 pub(super) struct Introspection;
@@ -38,6 +40,9 @@ pub(super) struct IntrospectionRequest<'a> {
     /// The client's address. Without it a token with `constraints.cidrs` is not active.
     #[schema(value_type = Option<IpAddress>, nullable = false)]
     client_ip: Option<Cow<'a, str>>,
+    /// The secret of a caller that sends no header `Authorization`.
+    #[schema(value_type = Option<String>, nullable = false)]
+    client_secret: Option<Cow<'a, str>>,
 }
 
 /// The metadata of a token, as in RFC 7662 section 2.2.
@@ -96,6 +101,8 @@ impl Handler for Introspection {
     const MEDIA_TYPE: &'static str = "application/x-www-form-urlencoded";
     const MAX_BODY_BYTES: usize = 16 * 1024;
 
+    const SECRET_IN_BODY: Option<SecretInBody> = Some(client_secret);
+
     type Request = IntrospectionRequest<'static>;
     type Response = IntrospectionResponse<'static>;
     type Error = OAuthError;
@@ -114,7 +121,8 @@ impl Handler for Introspection {
         let check = TokenCheck {
             presented: token.as_bytes(),
             scopes: &scopes,
-            audience: form.audience.as_deref(),
+            // Without one, the response has the token's audiences, and it is the client that compares them.
+            audience: form.audience.as_deref().map_or(Audience::LeftToCaller, Audience::Is),
             client,
         };
         Ok(snapshot.decide(&check, |decision| {
@@ -140,6 +148,7 @@ impl<'a> IntrospectionRequest<'a> {
                 "scope" => &mut form.scope,
                 "audience" => &mut form.audience,
                 "client_ip" => &mut form.client_ip,
+                "client_secret" => &mut form.client_secret,
                 _ => continue,
             };
             if field.replace(value).is_some() {
@@ -161,6 +170,13 @@ impl<'a> IntrospectionRequest<'a> {
         scope::validate(&scopes).map_err(|error| RequestError::Malformed(error.to_string().into()))?;
         Ok(scopes)
     }
+}
+
+/// `client_secret` (RFC 6749 section 2.3.1), which some clients prefer to a header. `client_id` is ignored, because the secret
+/// identifies the caller.
+fn client_secret(body: &[u8]) -> Option<Zeroizing<String>> {
+    let secret = form_urlencoded::parse(body).find(|(name, _)| name == "client_secret");
+    secret.map(|(_, secret)| Zeroizing::new(secret.into_owned()))
 }
 
 fn client_ip(text: &str) -> Result<IpAddr, RequestError> {

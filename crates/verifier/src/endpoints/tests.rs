@@ -133,6 +133,28 @@ fn callers_are_authenticated_and_authorized() {
 }
 
 #[test]
+fn an_introspection_client_may_send_its_secret_in_the_form() {
+    let fixture = fixture();
+    let ask = |form: &str, authorization: Option<&str>| {
+        post_as(&fixture, authorization, "/oauth2/introspect", FORM, form.to_owned()).status
+    };
+    let (caller, other) = (plaintext(CALLER), plaintext(1));
+    let form = |secret: &str| format!("token=x&client_id=any&client_secret={secret}");
+    assert_eq!(ask(&form(caller.expose()), None), 200);
+    assert_eq!(ask(&form(other.expose()), None), 403);
+    assert_eq!(ask(&form("junk"), None), 401);
+    assert_eq!(ask("token=x&client_id=any", None), 401);
+    // The header counts, where there is one.
+    assert_eq!(ask(&form(caller.expose()), Some(&bearer(1))), 403);
+    assert_eq!(ask(&form("junk"), Some(&bearer(CALLER))), 200);
+    let twice = format!("{0}&client_secret={1}", form(caller.expose()), caller.expose());
+    assert_eq!(ask(&twice, None), 400);
+    // No other protocol has a place for it.
+    let form = form(caller.expose());
+    assert_eq!(post_as(&fixture, None, "/v1/verify", FORM, form).status, 401);
+}
+
+#[test]
 fn every_protocol_has_its_own_form_of_errors() {
     let fixture = fixture();
     for (path, media_type, body) in ENDPOINTS {

@@ -19,7 +19,7 @@ use super::request_error::RequestError;
 use super::routes::Route;
 use crate::outcome::Outcome;
 use crate::snapshot::{Snapshot, TokenCheck};
-use tokenward_core::check::{Code, Decision, Identity};
+use tokenward_core::check::{Audience, Code, Decision, Identity};
 use tokenward_core::crd::labels::{KEY_ID_EXTRA, SCOPES_EXTRA};
 
 const API_VERSION: &str = "authentication.k8s.io/v1";
@@ -140,8 +140,12 @@ impl Handler for TokenReviews {
         let review: TokenReviewRequest<'_> = parse(body)?;
         validate(&review)?;
         let TokenReviewSpec { token, audiences } = review.spec;
-        let check =
-            TokenCheck { presented: token.as_bytes(), scopes: &[SCOPE], audience: None, client: None };
+        let check = TokenCheck {
+            presented: token.as_bytes(),
+            scopes: &[SCOPE],
+            audience: Audience::LeftToCaller,
+            client: None,
+        };
         let status = snapshot.decide(&check, |decision| {
             let reviewed = match decision {
                 Decision::Allow(identity) => authenticated(identity, &audiences),

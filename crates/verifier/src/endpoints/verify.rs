@@ -15,7 +15,7 @@ use super::routes::Route;
 use super::schema::{CodeSchema, IpAddress, Scope};
 use crate::outcome::Outcome;
 use crate::snapshot::{Snapshot, TokenCheck, Unavailable};
-use tokenward_core::check::{Code, Decision, Identity};
+use tokenward_core::check::{Audience, Code, Decision, Identity};
 use tokenward_core::token::scope;
 
 /// The most checks in one batch. With one scope and an audience each they have some 20 KiB, and take less than a
@@ -194,7 +194,7 @@ impl VerifyRequest<'_> {
         let check = TokenCheck {
             presented: self.token.as_bytes(),
             scopes: &scopes,
-            audience: self.audience.as_deref(),
+            audience: Audience::of(self.audience.as_deref()),
             client: self.client_ip.map(|address| address.to_canonical()),
         };
         snapshot.decide(&check, |decision| {

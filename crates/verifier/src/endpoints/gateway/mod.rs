@@ -24,7 +24,7 @@ use crate::endpoints::{HttpResponse, TrustedProxies};
 use crate::metrics::{EndpointMetrics, Metrics};
 use crate::outcome::Outcome;
 use crate::snapshot::{Snapshot, TokenCheck};
-use tokenward_core::check::{Decision, Identity};
+use tokenward_core::check::{Audience, Decision, Identity};
 
 /// A request that a gateway is about to forward, as its protocol describes it.
 trait GatewayRequest {
@@ -76,10 +76,11 @@ impl GatewayCheck {
         let requirements = request.requirements()?;
         let headers = request.headers()?;
         let scopes: Vec<&str> = requirements.scopes.iter().map(AsRef::as_ref).collect();
+        let presented = presented_token(&headers)?;
         let check = TokenCheck {
-            presented: presented_token(&headers)?,
+            presented: &presented,
             scopes: &scopes,
-            audience: requirements.audience.as_deref(),
+            audience: Audience::of(requirements.audience.as_deref()),
             client: request.client(&headers, &self.trusted_proxies),
         };
         let response = self.snapshot.decide(&check, |decision| {

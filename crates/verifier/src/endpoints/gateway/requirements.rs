@@ -50,6 +50,8 @@ impl<'q> Requirements<'q> {
                         ));
                     }
                 }
+                // A client would name whatever audience its token is for.
+                "audience" if unknown == UnknownParameters::Ignore => {}
                 "audience" if requirements.audience.is_some() => {
                     return Err(GatewayError::Malformed("more than one audience".into()));
                 }

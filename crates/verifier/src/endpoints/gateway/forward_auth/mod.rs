@@ -57,7 +57,7 @@ impl<B> GatewayRequest for HttpCheck<'_, B> {
         let uri = self.request.uri();
         // Below /auth/ a gateway has appended the client's own path and query, which may have other parameters.
         let unknown = match uri.path().strip_prefix(Route::ForwardAuth.path()) {
-            Some("") => UnknownParameters::Deny,
+            Some("" | "/") => UnknownParameters::Deny,
             Some(below) if contains_encoded_query(below) => {
                 return Err(GatewayError::Malformed(
                     "the path contains an encoded question mark, %3F: the gateway has made the query a part of the \

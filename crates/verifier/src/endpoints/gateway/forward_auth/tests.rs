@@ -44,12 +44,16 @@ fn every_method_is_a_check() {
 }
 
 #[test]
-fn tokens_are_read_from_two_headers() {
+fn tokens_are_read_from_their_headers() {
     let fixture = Fixture::new();
     fixture.with(2, spec());
     let (good, other) = (plaintext(1), plaintext(2));
     let key = good.expose().as_bytes();
     let scheme = |scheme: &str| [scheme.as_bytes(), key].concat();
+    let basic = |credentials: &str| {
+        use base64::Engine;
+        format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(credentials)).into_bytes()
+    };
     let table: &[(&str, Headers<'_>, u16, &str)] = &[
         ("nothing", &[], 401, "no_token"),
         ("another header", &[("cookie", key), ("proxy-authorization", &bearer(1))], 401, "no_token"),
@@ -88,14 +92,41 @@ fn tokens_are_read_from_two_headers() {
             "invalid_request",
         ),
         (
-            "a good one and an empty one",
-            &[("authorization", b"Bearer"), ("x-api-key", key)],
-            400,
-            "invalid_request",
+            "the service's own JWT beside an API key",
+            &[("authorization", b"Bearer e30.e30.c2ln"), ("x-api-key", key)],
+            200,
+            "",
         ),
         (
-            "a good one and one that is not UTF-8",
+            "the service's own API key beside a token",
+            &[("authorization", &bearer(1)), ("x-api-key", b"theirs")],
+            200,
+            "",
+        ),
+        ("an empty one beside an API key", &[("authorization", b"Bearer"), ("x-api-key", key)], 200, ""),
+        (
+            "one that is not UTF-8 beside an API key",
             &[("authorization", b"Bearer \xff"), ("x-api-key", key)],
+            200,
+            "",
+        ),
+        (
+            "two that are not ours",
+            &[("authorization", b"Bearer e30.e30.c2ln"), ("x-api-key", b"theirs")],
+            401,
+            "invalid_token",
+        ),
+        ("the password of Basic", &[("authorization", &basic(&["any:", good.expose()].concat()))], 200, ""),
+        ("a password without a user", &[("authorization", &basic(&[":", good.expose()].concat()))], 200, ""),
+        (
+            "the user name of Basic",
+            &[("authorization", &basic(&[good.expose(), ":"].concat()))],
+            401,
+            "no_token",
+        ),
+        (
+            "a password that differs from the API key",
+            &[("authorization", &basic(&["any:", other.expose()].concat())), ("x-api-key", key)],
             400,
             "invalid_request",
         ),
@@ -206,6 +237,7 @@ fn audience_of_a_route() {
     assert_eq!(status(2, "audience=bill%69ng"), 200);
     assert_eq!(status(2, "audience=search"), 401);
     assert_eq!(status(2, "audience="), 401);
+    assert_eq!(status(2, ""), 401, "nobody says for which service it is presented");
     assert_eq!(status(2, "audience=Billing"), 401);
     assert_eq!(status(2, "audience=billing&audience=billing"), 400);
     assert_eq!(status(2, "audience=billing&audience=search"), 400);
@@ -216,12 +248,22 @@ fn below_auth_the_query_may_contain_a_clients_parameters() {
     let fixture = Fixture::new();
     let status = |uri: &str| fixture.get(uri, &[("authorization", &bearer(1))]).status;
     assert_eq!(status("/auth?page=2"), 400);
-    assert_eq!(status("/auth/?page=2"), 200);
+    assert_eq!(status("/auth/?page=2"), 400);
+    assert_eq!(status("/auth/?scopes=audit:write"), 400);
+    assert_eq!(status("/auth/?scope=orders:read"), 200);
     assert_eq!(status("/auth/orders/7?page=2&sort=up"), 200);
     assert_eq!(status("/auth/orders?page=2&scope=audit:write"), 403);
     assert_eq!(status("/auth//x/../%2e%2e/?%%%=&;"), 200);
     assert_eq!(status("http://verifier.tokenward.svc/auth?page=2"), 400);
     assert_eq!(status("http://verifier.tokenward.svc/auth/orders?page=2"), 200);
+    // Nor does a client say for which service its token is presented.
+    fixture.with(2, ApiTokenSpec { audiences: Some(vec!["billing".to_owned()]), ..spec() });
+    let bound = |uri: &str| fixture.get(uri, &[("authorization", &bearer(2))]).status;
+    assert_eq!(bound("/auth?audience=billing"), 200);
+    assert_eq!(bound("/auth/?audience=billing"), 200);
+    assert_eq!(bound("/auth/orders?audience=billing"), 401);
+    assert_eq!(bound("/auth/orders"), 401);
+    assert_eq!(status("/auth/orders?audience=a&audience=b"), 200);
 }
 
 #[test]
