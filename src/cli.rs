@@ -19,8 +19,11 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Role {
     /// Mints, delivers, rotates and revokes: reconciles ApiTokens. The only role that reads or writes the Secrets of tokens
+    // Of a flag that is given twice the last counts, so that flags can be appended, as the chart does.
+    #[command(args_override_self = true)]
     Controller(ControllerArgs),
     /// Checks presented tokens, from memory. Any number of replicas
+    #[command(args_override_self = true)]
     Verifier(VerifierArgs),
     /// Prints the CustomResourceDefinitions
     Crds(CrdsArgs),

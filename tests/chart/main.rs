@@ -7,6 +7,7 @@
 
 mod helm;
 mod install;
+mod kustomize;
 mod manifests;
 mod monitoring;
 mod rights;
@@ -45,6 +46,11 @@ fn main() -> ExitCode {
         alone.block_on(tenant::a_tenant_installs_with_rights_in_its_namespaces_alone());
         Ok(())
     }));
+    let alone = runtime.clone();
+    suite.push(Trial::test("kustomize::it_moves_everything_into_another_namespace", move || {
+        alone.block_on(kustomize::it_moves_everything_into_another_namespace());
+        Ok(())
+    }));
     offline!(
         suite,
         manifests::the_argo_cd_example_has_the_chart_s_scripts,
@@ -58,6 +64,11 @@ fn main() -> ExitCode {
         values::every_variable_is_read,
         values::the_linter_finds_nothing,
         values::users_values_replace_the_defaults,
+        values::users_labels_and_annotations_come_before_the_charts,
+        values::what_a_parent_chart_passes_is_accepted,
+        values::the_namespace_can_be_set,
+        values::further_flags_replace_the_charts,
+        values::further_fields_are_rendered,
         values::the_controller_moves_into_the_network_of_its_node,
         values::wrong_values_are_rejected_by_name,
     );
@@ -69,6 +80,7 @@ fn main() -> ExitCode {
         install::an_upgrade_keeps_the_ca_bundle_and_mints_nothing,
         install::pods_are_admitted_where_restricted_is_enforced,
         install::the_installed_processes_mint_and_check,
+        kustomize::a_prefix_reaches_the_pods_that_mount_a_token,
         manifests::the_api_server_accepts_every_form_of_the_chart,
         manifests::the_plain_manifests_are_valid_for_the_api_server_s_own_schemas,
         monitoring::every_queried_metric_exists,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use clap::{CommandFactory, Parser};
 use serde_json::json;
-use tokenward::cli::Cli;
+use tokenward::cli::{Cli, Role};
 
 use crate::helm::{arguments, chart, object, objects, render, try_helm, try_render};
 
@@ -25,6 +25,19 @@ pub const ALL_ON: &[&str] = &[
     "--set-json=controller.affinity={\"podAntiAffinity\":{}}",
     "--set=podSecurityContext.runAsUser=null,podSecurityContext.runAsGroup=null,podSecurityContext.fsGroup=null",
     r#"--set-json=verifier.topologySpreadConstraints=[{"maxSkew":2,"topologyKey":"rack","whenUnsatisfiable":"DoNotSchedule"}]"#,
+    "--set=image.registry=registry.example.com,podDisruptionBudget.maxUnavailable=2,monitoring.podMonitor.enabled=true",
+    r#"--set-json=monitoring.podMonitor.relabelings=[{"action":"labeldrop","regex":"pod"}]"#,
+    "--set=verifier.service.type=LoadBalancer,verifier.service.externalTrafficPolicy=Local",
+    "--set=verifier.service.loadBalancerSourceRanges={10.0.0.0/8},verifier.service.ipFamilyPolicy=SingleStack",
+    "--set=verifier.service.ipFamilies={IPv4},verifier.service.internalTrafficPolicy=Cluster,verifier.service.labels.a=b",
+    "--set=controller.strategy.rollingUpdate.maxSurge=2,controller.revisionHistoryLimit=3,controller.readinessProbe.periodSeconds=7",
+    "--set=controller.deploymentAnnotations.a=b,verifier.dnsPolicy=Default",
+    r#"--set-json=verifier.dnsConfig={"options":[{"name":"ndots","value":"2"}]}"#,
+    r#"--set-json=verifier.hostAliases=[{"ip":"10.0.0.9","hostnames":["api.example.com"]}]"#,
+    r#"--set-json=verifier.extraVolumes=[{"name":"ca","configMap":{"name":"ca"}}]"#,
+    r#"--set-json=verifier.extraVolumeMounts=[{"name":"ca","mountPath":"/etc/ca","readOnly":true}]"#,
+    r#"--set-json=controller.extraVolumes=[{"name":"tmp","emptyDir":{}}]"#,
+    r#"--set-json=controller.extraVolumeMounts=[{"name":"tmp","mountPath":"/tmp"}]"#,
     EXTRA,
 ];
 
@@ -106,6 +119,111 @@ pub fn users_values_replace_the_defaults() {
     assert_eq!(security, &json!({"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}}));
 }
 
+pub fn users_labels_and_annotations_come_before_the_charts() {
+    let rendered = render(&[
+        r#"--set-json=commonLabels={"app.kubernetes.io/part-of":"platform","team":"a"}"#,
+        r#"--set-json=verifier.podLabels={"app.kubernetes.io/version":"blue","team":"b"}"#,
+        r#"--set-json=verifier.podAnnotations={"kubectl.kubernetes.io/default-container":"sidecar"}"#,
+        r#"--set-json=monitoring.serviceMonitor={"enabled":true,"labels":{"team":"c"}}"#,
+    ]);
+    // A key that is twice in a map is an error for kustomize and Flux, though not for Helm.
+    for map in rendered.split("labels:").skip(1) {
+        let indent = |line: &str| line.len() - line.trim_start().len();
+        let mut lines = map.lines().skip(1);
+        let first = lines.next().unwrap_or_default();
+        let keys = std::iter::once(first).chain(lines.take_while(|line| indent(line) == indent(first)));
+        let keys: Vec<_> = keys.filter_map(|line| line.trim().split(": ").next()).collect();
+        assert_eq!(keys.iter().collect::<BTreeSet<_>>().len(), keys.len(), "{keys:?}");
+    }
+    let rendered = objects(&rendered);
+    let ours = rendered.iter().filter(|object| object["kind"] != "Pod" && object["kind"] != "ApiToken");
+    for object in ours.filter(|object| object["kind"] != "CustomResourceDefinition") {
+        let labels = &object["metadata"]["labels"];
+        assert_eq!(labels["app.kubernetes.io/part-of"], "platform", "{object}");
+        let team = if object["kind"] == "ServiceMonitor" { "c" } else { "a" };
+        assert_eq!(labels["team"], team, "{object}");
+    }
+    let pod = &object(&rendered, "Deployment", "tokenward-verifier")["spec"]["template"]["metadata"];
+    assert_eq!(pod["labels"]["app.kubernetes.io/version"], "blue");
+    assert_eq!(
+        (&pod["labels"]["team"], &pod["labels"]["app.kubernetes.io/name"]),
+        (&json!("b"), &json!("tokenward"))
+    );
+    assert_eq!(pod["annotations"]["kubectl.kubernetes.io/default-container"], "sidecar");
+}
+
+/// By `condition: tokenward.enabled`, and with YAML anchors under keys of the user's.
+pub fn what_a_parent_chart_passes_is_accepted() {
+    render(&["--set=enabled=true,global.registry=x,x-anchors.a=b"]);
+}
+
+pub fn the_namespace_can_be_set() {
+    let rendered = render(&["--set=namespaceOverride=infra"]);
+    assert!(!rendered.contains("namespace: tokenward") && !rendered.contains(".tokenward.svc"), "{rendered}");
+    let rendered = objects(&rendered);
+    assert_eq!(object(&rendered, "Deployment", "tokenward-verifier")["metadata"]["namespace"], "infra");
+    let binding = object(&rendered, "ClusterRoleBinding", "tokenward-controller");
+    assert_eq!(binding["subjects"][0]["namespace"], "infra");
+}
+
+pub fn further_flags_replace_the_charts() {
+    let rendered =
+        objects(&render(&["--set=verifier.extraArgs={--max-staleness=7m,--max-connections=20000}"]));
+    let arguments = arguments(object(&rendered, "Deployment", "tokenward-verifier"));
+    let line = std::iter::once("tokenward").chain(arguments.iter().map(String::as_str));
+    let Role::Verifier(verifier) = Cli::parse_from(line).role else { panic!("verifier") };
+    assert_eq!(verifier.max_staleness.as_secs(), 420);
+    assert_eq!(verifier.max_connections, Some(20_000));
+}
+
+pub fn further_fields_are_rendered() {
+    let accounts = [
+        "--set=verifier.serviceAccount.create=false,verifier.serviceAccount.name=theirs",
+        "--set=controller.serviceAccount.name=minter,podDisruptionBudget.minAvailable=50%",
+    ];
+    let rendered = objects(&render(&[ALL_ON, &accounts].concat()));
+    let verifier = object(&rendered, "Deployment", "tokenward-verifier");
+    let pod = &verifier["spec"]["template"]["spec"];
+    assert_eq!(pod["containers"][0]["image"], "registry.example.com/tokenward:0.1.0");
+    assert_eq!(
+        (&pod["dnsPolicy"], &pod["dnsConfig"]["options"][0]["value"]),
+        (&json!("Default"), &json!("2"))
+    );
+    assert_eq!(pod["hostAliases"][0]["ip"], "10.0.0.9");
+    let mounts = pod["containers"][0]["volumeMounts"].as_array().map(Vec::len);
+    assert_eq!((mounts, pod["volumes"].as_array().map(Vec::len)), (Some(2), Some(2)), "with that of TLS");
+    assert_eq!(pod["serviceAccountName"], "theirs");
+    let controller = object(&rendered, "Deployment", "tokenward-controller");
+    assert_eq!(
+        (&controller["spec"]["strategy"]["rollingUpdate"], &controller["spec"]["revisionHistoryLimit"]),
+        (&json!({"maxSurge": 2}), &json!(3))
+    );
+    assert_eq!(controller["metadata"]["annotations"]["a"], "b");
+    let probe = &controller["spec"]["template"]["spec"]["containers"][0]["readinessProbe"];
+    assert_eq!(
+        *probe,
+        json!({"httpGet": {"path": "/readyz", "port": "telemetry"}, "periodSeconds": 7, "timeoutSeconds": 3, "failureThreshold": 1})
+    );
+    let service = &object(&rendered, "Service", "tokenward-verifier");
+    assert_eq!(service["spec"]["loadBalancerSourceRanges"], json!(["10.0.0.0/8"]));
+    assert_eq!(
+        (&service["metadata"]["labels"]["a"], &service["spec"]["ipFamilies"]),
+        (&json!("b"), &json!(["IPv4"]))
+    );
+    let budget = &object(&rendered, "PodDisruptionBudget", "tokenward-verifier")["spec"];
+    assert_eq!((&budget["minAvailable"], &budget["maxUnavailable"]), (&json!("50%"), &json!(null)));
+    let scraped = &object(&rendered, "PodMonitor", "tokenward")["spec"]["podMetricsEndpoints"][0];
+    assert_eq!((&scraped["interval"], &scraped["relabelings"][0]["regex"]), (&json!("30s"), &json!("pod")));
+    // Rights go to the accounts by their names, and no other is made.
+    let accounts: Vec<_> = rendered.iter().filter(|object| object["kind"] == "ServiceAccount").collect();
+    assert_eq!(accounts.iter().map(|account| &account["metadata"]["name"]).collect::<Vec<_>>(), ["minter"]);
+    for (binding, account) in [("tokenward-controller", "minter"), ("tokenward-verifier", "theirs")] {
+        assert_eq!(object(&rendered, "ClusterRoleBinding", binding)["subjects"][0]["name"], account);
+    }
+    let policy = object(&rendered, "ValidatingAdmissionPolicy", "tokenward-status");
+    assert!(policy.to_string().contains("endsWith(':minter')"), "{policy}");
+}
+
 /// For clusters whose API server reaches nodes, but not pods.
 pub fn the_controller_moves_into_the_network_of_its_node() {
     let ports = "--set=controller.ports.telemetry=19090,controller.ports.admission=19443";
@@ -144,6 +262,15 @@ pub fn wrong_values_are_rejected_by_name() {
         ("controller.extraArgs={verbose}", "at '/controller/extraArgs/0'"),
         ("extraObjects={1}", "at '/extraObjects/0'"),
         ("tls.secretName=x", "additional properties 'tls' not allowed"),
+        ("commonLabels.app\\.kubernetes\\.io/name=x", "the label app.kubernetes.io/name can't be set"),
+        (
+            "verifier.podLabels.app\\.kubernetes\\.io/component=x",
+            "the chart selects pods by it; choose another key",
+        ),
+        (
+            "verifier.extraEnv[0].name=TOKENWARD_MAX_STALENESS,verifier.extraEnv[0].value=1m",
+            "verifier.extraEnv: TOKENWARD_MAX_STALENESS would have no effect",
+        ),
         (
             "admission.enforceScopeGrants=true,admission.failurePolicy.apiTokens=Ignore",
             "would let anybody grant any scope",

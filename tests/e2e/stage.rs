@@ -13,7 +13,7 @@ use testkit::{Site, Space};
 /// The install guide, whose commands are run.
 const INSTALL: &str = include_str!("../../docs/install.md");
 /// An image with a shell, by the name that the chart's own test uses.
-pub const BUSYBOX: &str = "busybox:1.37";
+pub const BUSYBOX: &str = "docker.io/library/busybox:1.37";
 
 pub struct Stage {
     pub site: Site,

@@ -9,6 +9,17 @@
 {{- end -}}
 {{- end -}}
 
+{{/* Where everything is that has a namespace, but for the rights in namespaces that are watched. */}}
+{{- define "tokenward.namespace" -}}
+{{- default .Release.Namespace .Values.namespaceOverride -}}
+{{- end -}}
+
+{{/* The ServiceAccount of a role. Call: (list "controller" $). */}}
+{{- define "tokenward.serviceAccount" -}}
+{{- $role := index . 0 -}}{{- $root := index . 1 -}}
+{{- default (printf "%s-%s" (include "tokenward.fullname" $root) $role) (index $root.Values $role).serviceAccount.name -}}
+{{- end -}}
+
 {{/* Labels for selectors, which never change in the life of a release. Call: (list "controller" $). */}}
 {{- define "tokenward.selector" -}}
 {{- $component := index . 0 -}}{{- $root := index . 1 -}}
@@ -19,24 +30,54 @@ app.kubernetes.io/component: {{ $component }}
 
 {{/* The labels of an object. Call: (list "controller" $). */}}
 {{- define "tokenward.labels" -}}
+{{- include "tokenward.mergedLabels" (append . nil) -}}
+{{- end -}}
+
+{{/* The same with the user's for this object, which come before all others. Call: (list "controller" $ .labels). */}}
+{{- define "tokenward.mergedLabels" -}}
 {{- $root := index . 1 -}}
-{{ include "tokenward.selector" . }}
-app.kubernetes.io/part-of: tokenward
-app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ $root.Release.Service }}
-{{- with $root.Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
+{{- $selector := include "tokenward.selector" . | fromYaml -}}
+{{- $users := merge (deepCopy (default dict (index . 2))) $root.Values.commonLabels -}}
+{{- range $key, $_ := $selector -}}
+{{- if hasKey $users $key -}}
+{{- fail (printf "the label %s can't be set: the chart selects pods by it; choose another key" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- $ours := dict "app.kubernetes.io/part-of" "tokenward" "app.kubernetes.io/version" $root.Chart.AppVersion "app.kubernetes.io/managed-by" $root.Release.Service -}}
+{{- merge $selector $users $ours | toYaml -}}
+{{- end -}}
+
+{{/* Annotations of which the user's come before ours. Call: (list .podAnnotations (dict ...)). */}}
+{{- define "tokenward.mergedAnnotations" -}}
+{{- merge (deepCopy (default dict (first .))) (last .) | toYaml -}}
 {{- end -}}
 
 {{- define "tokenward.image" -}}
 {{- with .Values.image -}}
+{{- with .registry }}{{ . }}/{{ end -}}
 {{- if .digest -}}
 {{ .repository }}@{{ .digest }}
 {{- else -}}
 {{ .repository }}:{{ default $.Chart.AppVersion .tag }}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+
+{{/* The flags of a role, then the user's. Fails if a variable of the user's would have no effect, since a flag comes before it.
+Call: (list "controller" $ "- --flag=..."). */}}
+{{- define "tokenward.args" -}}
+{{- $role := index . 0 -}}{{- $root := index . 1 -}}
+{{- $values := index $root.Values $role -}}
+{{- $flags := printf "%s\n%s" (include "tokenward.commonArgs" $root) (index . 2) | fromYamlArray -}}
+{{- range $flags -}}
+{{- $variable := regexFind "^--[a-z-]+" . | trimPrefix "--" | replace "-" "_" | upper | printf "TOKENWARD_%s" -}}
+{{- range $values.extraEnv -}}
+{{- if eq .name $variable -}}
+{{- fail (printf "%s.extraEnv: %s would have no effect, as the chart sets this flag; use its own value, or %s.extraArgs" $role $variable $role) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- concat $flags (default list $values.extraArgs) | toYaml -}}
 {{- end -}}
 
 {{/* "true" if only some namespaces are watched, so that nothing may be cluster-wide. */}}
@@ -95,12 +136,6 @@ Fail
 {{- end }}
 {{- end -}}
 
-{{- define "tokenward.containerSecurity" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-capabilities:
-  drop: [ALL]
-{{- end -}}
 
 {{/* Spreads replicas over nodes and zones: as a preference, so that a small cluster can run them too. Call: (list "controller" $). */}}
 {{- define "tokenward.spread" -}}
@@ -122,8 +157,14 @@ capabilities:
 {{- end }}
 {{- end -}}
 
-{{/* Where a pod may run, and its priority. Call with the values of a role. */}}
+{{/* Where a pod may run, its priority, and how it finds other hosts. Call with the values of a role. */}}
 {{- define "tokenward.scheduling" -}}
+{{- with .dnsConfig }}
+dnsConfig: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .hostAliases }}
+hostAliases: {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- with .priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
@@ -138,19 +179,12 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
-{{/* Probes on the telemetry port. */}}
+{{/* Probes on the telemetry port. Call with the values of a role. */}}
 {{- define "tokenward.probes" -}}
-livenessProbe:
-  httpGet: {path: /livez, port: telemetry}
-  periodSeconds: 10
-  # Lenient, as a busy node must not restart a pod that works.
-  timeoutSeconds: 5
-  failureThreshold: 3
-readinessProbe:
-  httpGet: {path: /readyz, port: telemetry}
-  periodSeconds: 3
-  timeoutSeconds: 3
-  failureThreshold: 1
+{{- range $probe, $path := dict "livenessProbe" "/livez" "readinessProbe" "/readyz" }}
+{{ $probe }}:
+  {{- merge (dict "httpGet" (dict "path" $path "port" "telemetry")) (index $ $probe) | toYaml | nindent 2 }}
+{{- end }}
 {{- end -}}
 
 {{/* Who may read metrics. */}}
@@ -183,4 +217,22 @@ metadata:
 spec:
   policyName: {{ $name }}
   validationActions: [Deny]
+{{- end -}}
+
+{{/* A CEL expression: whether the request is the controller's. By its rights, and not by its namespace, which kustomize would not
+change here. Another ServiceAccount of this name has not the right, and whoever else has it, such as a cluster's admin, has
+another name. */}}
+{{- define "tokenward.isController" -}}
+request.userInfo.username.startsWith('system:serviceaccount:')
+&& request.userInfo.username.endsWith(':{{ include "tokenward.serviceAccount" (list "controller" .) }}')
+&& authorizer.group('tokenward.dev').resource('apitokens').subresource('status').check('update').allowed()
+{{- end -}}
+
+{{/* How Prometheus scrapes a pod. Call with the values of a monitor. */}}
+{{- define "tokenward.scrape" -}}
+{{- range $field := list "interval" "scrapeTimeout" "honorLabels" "relabelings" "metricRelabelings" -}}
+{{- with index $ $field }}
+{{ $field }}: {{ toJson . }}
+{{- end }}
+{{- end }}
 {{- end -}}

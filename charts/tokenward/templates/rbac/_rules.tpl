@@ -53,8 +53,8 @@ roleRef:
   name: {{ $name }}{{ .suffix }}
 subjects:
   - kind: ServiceAccount
-    name: {{ $name }}
-    namespace: {{ .root.Release.Namespace }}
+    name: {{ include "tokenward.serviceAccount" (list .role .root) }}
+    namespace: {{ include "tokenward.namespace" .root }}
 {{- end -}}
 
 {{/* A ClusterRole and its binding. Call: (dict "root" $ "role" "controller" "rules" "..."). */}}
@@ -86,8 +86,8 @@ roleRef:
   name: {{ .clusterRole }}
 subjects:
   - kind: ServiceAccount
-    name: {{ include "tokenward.fullname" .root }}-{{ .role }}
-    namespace: {{ .root.Release.Namespace }}
+    name: {{ include "tokenward.serviceAccount" (list .role .root) }}
+    namespace: {{ include "tokenward.namespace" .root }}
 {{- end -}}
 
 {{- define "tokenward.leaderRules" -}}
