@@ -16,6 +16,18 @@ pub fn authlib_introspects_with_a_client_secret(stage: &Stage) {
     });
 }
 
+/// The example, with the other of the two methods of RFC 6749 section 2.3.1.
+pub fn authlib_introspects_with_a_secret_in_the_form(stage: &Stage) {
+    let basic = std::fs::read_to_string(example("introspect.py")).expect("an example");
+    assert!(basic.contains("client_secret_basic"));
+    let post = basic.replace("client_secret_basic", "client_secret_post");
+    introspection_returns_the_identity(stage, || {
+        let mut python = stage.python.program("python");
+        python.args(["-c", &post]);
+        python
+    });
+}
+
 pub fn curl_introspects_as_a_bearer(stage: &Stage) {
     introspection_returns_the_identity(stage, || Command::new(example("introspect.sh")));
 }

@@ -50,6 +50,7 @@ fn main() -> ExitCode {
         stage,
         bad_input::each_endpoint_rejects_in_its_own_form,
         clients::authlib_introspects_with_a_client_secret,
+        clients::authlib_introspects_with_a_secret_in_the_form,
         clients::curl_introspects_as_a_bearer,
         clients::curl_verifies,
         document::the_verifier_conforms_to_its_document,

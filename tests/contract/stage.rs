@@ -37,9 +37,8 @@ impl Stage {
                 .active("caller", json!({"scopes": ["tokens:verify"], "audiences": ["tokenward"]}))
                 .await;
             let token = space.active("orders", json!({"scopes": ["orders:read", "orders:write"]})).await;
-            for token in [&caller, &token] {
-                verifier.answers(token, "", 200).await;
-            }
+            verifier.answers(&caller, "audience=tokenward", 200).await;
+            verifier.answers(&token, "", 200).await;
             (site, controller, verifier, space, caller, token)
         };
         let (site, controller, verifier, space, caller, token) = runtime.block_on(set);

@@ -1,5 +1,7 @@
 //! The checks that every gateway must pass.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use crate::curl::Reply;
@@ -99,8 +101,7 @@ pub async fn denials_reach_the_client(shared: &Shared, stage: &Stage) {
     let none = r#"Bearer realm="tokenward""#;
     let invalid = r#"Bearer realm="tokenward", error="invalid_token""#;
     let lacking = r#"Bearer realm="tokenward", error="insufficient_scope", scope="admin:write""#;
-    let two = request("/orders/").bearer(orders).header("X-API-Key", "another");
-    let two = two.send();
+    let two = request("/orders/").bearer(orders).header("X-API-Key", &shared.placed.secret).send();
     let table = [
         (request("/orders/").send(), 401, none, "no_token"),
         (request("/orders/").header("Authorization", "Basic YTpi").send(), 401, none, "no_token"),
@@ -117,6 +118,26 @@ pub async fn denials_reach_the_client(shared: &Shared, stage: &Stage) {
     }
     assert_eq!(two.status, 400, "{two:?}");
     assert_body(stage, &two, "invalid_request");
+}
+
+/// As docker, pip and git send it, and beside what the service behind reads itself.
+pub async fn every_way_to_present_a_token(shared: &Shared, stage: &Stage) {
+    let orders = &shared.orders.secret;
+    let basic = format!("Basic {}", STANDARD.encode(format!("any:{orders}")));
+    let request = |headers: &[(&str, &str)]| {
+        let request = stage.curl("/orders/");
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(name, value));
+        request.send()
+    };
+    for headers in [
+        &[("Authorization", basic.as_str())][..],
+        &[("X-API-Key", orders)],
+        &[("X-API-Key", orders), ("Authorization", "Bearer e30.e30.c2ln")],
+    ] {
+        let reply = request(headers);
+        assert_eq!(reply.status, 200, "{headers:?}: {reply:?}");
+        assert_eq!(reply.seen().values("x-tokenward-id").len(), 1, "{reply:?}");
+    }
 }
 
 fn assert_body(stage: &Stage, reply: &Reply, error: &str) {

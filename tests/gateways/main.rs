@@ -95,6 +95,7 @@ fn main() -> ExitCode {
         an_identity_that_a_client_sends_is_removed,
         an_identity_is_not_a_hop_by_hop_header,
         denials_reach_the_client,
+        every_way_to_present_a_token,
         no_method_goes_unchecked,
         a_path_has_one_meaning,
         cidrs_apply_to_the_clients_address,
