@@ -8,7 +8,8 @@ use futures::{StreamExt, TryStreamExt, stream};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
 use serde_json::Value;
-use tokenward_core::crd::ApiToken;
+use tokenward_core::crd::{ApiToken, ApiTokenStatus};
+use tokenward_core::lifecycle::authenticate;
 use tokenward_core::token::Peppers;
 
 use super::tokens;
@@ -51,9 +52,9 @@ pub async fn fill(client: &Client, count: u64) -> anyhow::Result<()> {
         create(client, "/api/v1/namespaces", namespace).await?;
     }
     let made = stream::iter(0..count).map(|n| {
-        let object = serde_json::from_str(&tokens::object(n, &peppers));
+        let (object, peppers) = (serde_json::from_str(&tokens::object(n, &peppers)), &peppers);
         async move {
-            make(client, object?).await?;
+            make(client, object?, peppers).await?;
             if n % 1000 == 999 {
                 eprintln!("{} of {count} tokens are created", n + 1);
             }
@@ -63,24 +64,26 @@ pub async fn fill(client: &Client, count: u64) -> anyhow::Result<()> {
     made.buffer_unordered(CONCURRENT_REQUESTS).try_collect().await
 }
 
-/// Creates a token, then records its status, as the controller would have.
-async fn make(client: &Client, mut object: Value) -> anyhow::Result<()> {
+/// Creates a token, then records its status, as the controller would have: signed for the uid that the API server chose.
+async fn make(client: &Client, mut object: Value, peppers: &Peppers) -> anyhow::Result<()> {
     let metadata = object.get_mut("metadata").and_then(Value::as_object_mut).context("no metadata")?;
     metadata.retain(|key, _| matches!(key.as_str(), "name" | "namespace"));
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let (namespace, name) = (text(&object["metadata"]["namespace"]), text(&object["metadata"]["name"]));
     let path = format!("/apis/tokenward.dev/v1alpha1/namespaces/{namespace}/apitokens");
-    create(client, &path, object.clone()).await?;
+    let mut token: ApiToken = serde_json::from_value(create(client, &path, object.clone()).await?)?;
+    let mut status: ApiTokenStatus = serde_json::from_value(object["status"].take())?;
+    authenticate(&mut status, &token.metadata, peppers);
+    token.status = Some(status);
     let tokens: Api<ApiToken> = Api::namespaced(client.clone(), &namespace);
-    let status = kube::api::Patch::Merge(serde_json::json!({"status": object["status"]}));
-    tokens.patch_status(&name, &Default::default(), &status).await?;
+    tokens.replace_status(&name, &Default::default(), &token).await?;
     Ok(())
 }
 
-async fn create(client: &Client, path: &str, object: Value) -> anyhow::Result<()> {
+/// Returns the object as it is stored.
+async fn create(client: &Client, path: &str, object: Value) -> anyhow::Result<Value> {
     let request = http::Request::post(path).header("content-type", "application/json");
-    client.request::<Value>(request.body(object.to_string().into_bytes())?).await?;
-    Ok(())
+    Ok(client.request(request.body(object.to_string().into_bytes())?).await?)
 }
 
 fn pepper() -> Value {
