@@ -13,7 +13,8 @@ use hyper::body::Bytes;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokenward_core::check::WireToken;
-use tokenward_core::check::caller::{AUDIENCE, SCOPE};
+use tokenward_core::check::caller::AUDIENCE;
+pub use tokenward_core::check::caller::SCOPE;
 use tokenward_core::crd::{ApiToken, ApiTokenSpec};
 use tokenward_core::lifecycle::authenticate;
 use tokenward_core::token::format;
@@ -26,7 +27,9 @@ use tokenward_verifier::snapshot::Snapshot;
 use tokio::runtime::{Builder, Runtime};
 
 /// The scopes of [`TOKEN`].
-pub const SCOPES: [&str; 2] = ["orders:*", "audit:read"];
+pub const SCOPES: [&str; 3] = ["orders:*", "audit:read", LOGIN];
+/// The scope of users of kube-apiserver.
+pub const LOGIN: &str = "tokens:login";
 
 /// The token of a service. A constant, because the dictionary contains it.
 pub static TOKEN: LazyLock<Plaintext> = LazyLock::new(|| plaintext(1));
@@ -38,7 +41,8 @@ static ENDPOINTS: LazyLock<Endpoints> = LazyLock::new(endpoints);
 static RUNTIME: LazyLock<Runtime> =
     LazyLock::new(|| Builder::new_current_thread().enable_time().build().expect("a runtime"));
 
-/// Whether a check of this text for these scopes and this audience must be allowed.
+/// Whether a check of this text for these scopes and this audience must be allowed. Without an audience, the caller compares
+/// them itself.
 pub fn is_valid<'s>(
     presented: &[u8],
     scopes: impl IntoIterator<Item = &'s str>,
@@ -46,7 +50,7 @@ pub fn is_valid<'s>(
 ) -> bool {
     let mut scopes = scopes.into_iter();
     if presented == TOKEN.expose().as_bytes() {
-        scopes.all(|scope| scope == "audit:read" || scope.starts_with("orders:"))
+        scopes.all(|scope| scope == "audit:read" || scope == LOGIN || scope.starts_with("orders:"))
     } else {
         presented == CALLER.expose().as_bytes()
             && scopes.all(|scope| scope == SCOPE)

@@ -2,6 +2,8 @@
 
 #![no_main]
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -20,7 +22,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
                 .map(|(_, scopes)| scopes.into_owned())
                 .collect();
             let scopes = || needs.iter().flat_map(|scopes| scopes.split_ascii_whitespace());
-            assert!(presented(&headers).any(|token| is_valid(token, scopes(), None)), "{needs:?}");
+            assert!(presented(&headers).any(|token| is_valid(&token, scopes(), None)), "{needs:?}");
         }
         400 | 401 | 403 => assert!(body["error"].is_string() && body["message"].is_string()),
         _ => panic!("{status} {body}"),
@@ -44,12 +46,20 @@ fn request(input: &[u8]) -> Option<Request<Full<Bytes>>> {
     request.body(Default::default()).ok()
 }
 
-/// Whatever a client may have meant as a token.
-fn presented(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+/// Whatever a client may have meant as a token: the value of a header, what follows `Bearer`, the password of `Basic`.
+fn presented(headers: &HeaderMap) -> impl Iterator<Item = Vec<u8>> {
     let values = headers.get_all("authorization").iter().chain(headers.get_all("x-api-key"));
-    values.map(|value| {
-        let value = value.as_bytes();
-        let scheme = value.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer "));
-        if scheme { value[7..].trim_ascii() } else { value }
+    values.flat_map(|value| {
+        let value = value.as_bytes().trim_ascii();
+        let after = |scheme: &[u8]| {
+            let (name, rest) = value.split_at_checked(scheme.len())?;
+            name.eq_ignore_ascii_case(scheme).then(|| rest.trim_ascii())
+        };
+        let password = after(b"basic ").and_then(|pair| {
+            let pair = STANDARD.decode(pair).ok()?;
+            let colon = pair.iter().position(|byte| *byte == b':')?;
+            Some(pair[colon + 1..].to_vec())
+        });
+        [Some(value.to_vec()), after(b"bearer ").map(<[u8]>::to_vec), password].into_iter().flatten()
     })
 }

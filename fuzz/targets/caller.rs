@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderValue, Request};
 use libfuzzer_sys::{Corpus, fuzz_target};
-use tokenward_fuzz::{CALLER_SCOPE, answer, is_valid};
+use tokenward_fuzz::{SCOPE, answer, is_valid};
 
 fuzz_target!(|input: &[u8]| -> Corpus {
     let Ok(authorization) = HeaderValue::from_bytes(input) else { return Corpus::Reject };
@@ -18,7 +18,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         .expect("a request");
     let (status, body) = answer(request);
     match status.as_u16() {
-        200 => assert!(secret(input).is_some_and(|secret| is_valid(&secret, [CALLER_SCOPE]))),
+        200 => assert!(secret(input).is_some_and(|secret| is_valid(&secret, [SCOPE], None))),
         // 503: a JWT, as there is no API server here to review it.
         401 | 403 | 503 => assert!(body["error"].is_string() && body["message"].is_string()),
         _ => panic!("{status} {body}"),

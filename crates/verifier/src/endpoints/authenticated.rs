@@ -114,11 +114,13 @@ impl<H: Handler> Authenticated<H> {
         let address = self.trusted_proxies.client(request.headers(), peer);
         let authorize =
             async |secret: &str| self.callers.authorize(secret, address, H::ROUTE.non_resource_url()).await;
-        let in_body = H::SECRET_IN_BODY.filter(|_| !request.headers().contains_key(AUTHORIZATION));
+        let headers = request.headers();
+        let is_readable = is_media_type(headers, H::MEDIA_TYPE);
+        let in_body = H::SECRET_IN_BODY.filter(|_| is_readable && !headers.contains_key(AUTHORIZATION));
         if in_body.is_none() {
-            authorize(&presented_secret(request.headers())?).await?;
+            authorize(&presented_secret(headers)?).await?;
         }
-        if !is_media_type(request.headers(), H::MEDIA_TYPE) {
+        if !is_readable {
             return Err(RequestError::MediaType(H::MEDIA_TYPE));
         }
         let body = tokio::time::timeout(BODY_TIMEOUT, read(request.body_mut(), H::MAX_BODY_BYTES))

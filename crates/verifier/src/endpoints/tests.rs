@@ -149,6 +149,8 @@ fn an_introspection_client_may_send_its_secret_in_the_form() {
     assert_eq!(ask(&form("junk"), Some(&bearer(CALLER))), 200);
     let twice = format!("{0}&client_secret={1}", form(caller.expose()), caller.expose());
     assert_eq!(ask(&twice, None), 400);
+    // In a body that is no form, there is none.
+    assert_eq!(post_as(&fixture, None, "/oauth2/introspect", JSON, "{}").status, 401);
     // No other protocol has a place for it.
     let form = form(caller.expose());
     assert_eq!(post_as(&fixture, None, "/v1/verify", FORM, form).status, 401);
