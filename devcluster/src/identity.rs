@@ -38,7 +38,7 @@ impl Identity {
     /// Ends the process: SIGTERM, and SIGKILL once `grace` has passed. No error if it has ended already.
     pub(crate) fn terminate(&self, grace: Duration) -> Result<(), Error> {
         // After SIGKILL only the kernel's own work is left.
-        for (signal, patience) in [(Signal::TERM, grace), (Signal::KILL, Duration::from_secs(5))] {
+        for (signal, limit) in [(Signal::TERM, grace), (Signal::KILL, Duration::from_secs(5))] {
             if !self.is_alive() {
                 return Ok(());
             }
@@ -46,7 +46,7 @@ impl Identity {
             // A stopped process would see SIGTERM only after SIGCONT.
             self.signal(Signal::CONT)?;
             let start = Instant::now();
-            while start.elapsed() < patience {
+            while start.elapsed() < limit {
                 if !self.is_alive() {
                     return Ok(());
                 }
