@@ -15,7 +15,7 @@ use super::transitions::{
     Transition, TransitionKind, record_in_outbox, remove_delivered, remove_missing_webhooks,
 };
 use super::versions::{
-    Delivered, active, make_room, normalise, pending, promote, prune, replaced, retire_due, retiring,
+    Delivered, active, make_room, normalise, pending, promote, prune, replaced, retire, retire_due, retiring,
     secret_ref, take_over,
 };
 use crate::crd::{ApiTokenStatus, OnRevoke, RotationReason, TokenVersion, VersionState};
@@ -132,12 +132,10 @@ fn prepare(
 ) -> Announcement {
     let replaced = pending(&status).map(|version| version.version);
     status.versions.retain(|version| version.state != VersionState::Pending);
-    for version in &mut status.versions {
-        if version.state.is_live() && observed.cut_by_not_before(version, now) {
-            version.state = VersionState::Retired;
-            transitions.push(Transition::retired(version.version, "rotation.notBefore has passed it"));
-        }
-    }
+    let cut =
+        |version: &&mut TokenVersion| version.state.is_live() && observed.cut_by_not_before(version, now);
+    let cut = retire(status.versions.iter_mut().filter(cut)).into_iter();
+    transitions.extend(cut.map(|version| Transition::retired(version, "rotation.notBefore has passed it")));
     let displaced = make_room(&mut status.versions).into_iter();
     transitions.extend(displaced.map(|version| Transition::retired(version, DISPLACED)));
     let newest = status.versions.iter().map(|version| version.version).max().unwrap_or(0);

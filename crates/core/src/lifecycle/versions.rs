@@ -11,7 +11,7 @@ use crate::token::{Hash, KeyId, MacCheck};
 
 /// How many versions may work at once: one that is on its way into the Secret, the one that the Secret contains, and those
 /// that it has replaced. With one more, the oldest ends before its overlap does.
-pub(super) const MAX_LIVE_VERSIONS: usize = 4;
+const MAX_LIVE_VERSIONS: usize = 4;
 /// How many versions that no longer work stay in the status, so that people can see what happened.
 const MAX_DEAD_VERSIONS: usize = 3;
 
@@ -80,9 +80,9 @@ pub(super) fn normalise(versions: &mut Vec<TokenVersion>, is_ours: impl Fn(&Toke
 
 /// Retires the versions whose overlap has ended. Returns their numbers.
 pub(super) fn retire_due(versions: &mut [TokenVersion], now: Timestamp) -> Vec<i64> {
-    retire(versions, |version| {
+    retire(versions.iter_mut().filter(|version| {
         version.state == VersionState::Retiring && version.retire_at.is_none_or(|at| now >= at)
-    })
+    }))
 }
 
 /// Makes room for a version that is to be announced: ends the oldest replaced ones before their overlap does. Returns their
@@ -90,16 +90,14 @@ pub(super) fn retire_due(versions: &mut [TokenVersion], now: Timestamp) -> Vec<i
 pub(super) fn make_room(versions: &mut [TokenVersion]) -> Vec<i64> {
     let live = versions.iter().filter(|version| version.state.is_live()).count();
     let excess = (live + 1).saturating_sub(MAX_LIVE_VERSIONS);
-    let mut oldest: Vec<i64> =
-        versions.iter().filter(|v| v.state == VersionState::Retiring).map(|v| v.version).collect();
-    oldest.sort_unstable();
-    oldest.truncate(excess);
-    retire(versions, |version| oldest.contains(&version.version))
+    // The oldest is last.
+    let replaced = versions.iter_mut().rev().filter(|version| version.state == VersionState::Retiring);
+    retire(replaced.take(excess))
 }
 
-/// Retires these versions. Returns their numbers, the newest first.
-fn retire(versions: &mut [TokenVersion], which: impl Fn(&TokenVersion) -> bool) -> Vec<i64> {
-    let retired = versions.iter_mut().filter(|version| which(version)).map(|version| {
+/// Retires these versions. Returns their numbers.
+pub(super) fn retire<'v>(versions: impl Iterator<Item = &'v mut TokenVersion>) -> Vec<i64> {
+    let retired = versions.map(|version| {
         version.state = VersionState::Retired;
         version.version
     });
@@ -128,7 +126,7 @@ pub(super) fn promote(
         .iter()
         .position(|v| v.state == VersionState::Pending && v.key_id == delivered.as_str())?;
     let cuts = spec.overlap.is_zero();
-    let cut = retire(&mut status.versions, |version| cuts && version.state == VersionState::Retiring);
+    let cut = retire(status.versions.iter_mut().filter(|v| cuts && v.state == VersionState::Retiring));
     let retire_at = now.checked_add(spec.overlap).unwrap_or(Timestamp::MAX);
     for version in status.versions.iter_mut().filter(|v| v.state == VersionState::Active) {
         version.retire_at = Some(retire_at);

@@ -127,11 +127,9 @@ impl<H: Handler> Authenticated<H> {
             .await
             .unwrap_or(Err(RequestError::Incomplete))?;
         if let Some(secret_in) = in_body {
-            match secret_in(&body) {
-                Some(secret) => authorize(&secret).await?,
-                // Says what is missing.
-                None => authorize(&presented_secret(request.headers())?).await?,
-            }
+            // Without one, the error says that the header is missing.
+            let secret = secret_in(&body).map_or_else(|| presented_secret(request.headers()), Ok)?;
+            authorize(&secret).await?;
         }
         H::respond(&self.snapshot, &body, &mut |outcome| self.metrics.count(outcome))
     }
