@@ -1,10 +1,10 @@
-//! `/auth`. The input is a line with path and query, then a line for each header.
+//! `/auth` and `/require`. The input is a line with path and query, then a line for each header.
 
 #![no_main]
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
 use http_body_util::Full;
 use hyper::body::Bytes;
 use libfuzzer_sys::{Corpus, fuzz_target};
@@ -12,12 +12,12 @@ use tokenward_fuzz::{answer, is_valid};
 
 fuzz_target!(|input: &[u8]| -> Corpus {
     let Some(request) = request(input) else { return Corpus::Reject };
-    let query = request.uri().query().unwrap_or_default().to_owned();
+    let operators = operators_parameters(request.uri());
     let headers = request.headers().clone();
     let (status, body) = answer(request);
     match status.as_u16() {
         200 => {
-            let needs: Vec<_> = form_urlencoded::parse(query.as_bytes())
+            let needs: Vec<_> = form_urlencoded::parse(operators.as_bytes())
                 .filter(|(name, _)| name == "scope")
                 .map(|(_, scopes)| scopes.into_owned())
                 .collect();
@@ -30,11 +30,20 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     Corpus::Keep
 });
 
+/// What the gateway's operator requires: the first segment below `/require`, or the query of `/auth` itself.
+fn operators_parameters(uri: &Uri) -> String {
+    let path = uri.path();
+    let in_path = path.strip_prefix("/require/").map(|below| below.split('/').next().unwrap_or_default());
+    let in_query = path.trim_end_matches('/') == "/auth";
+    in_path.or(uri.query().filter(|_| in_query)).unwrap_or_default().to_owned()
+}
+
 /// The request that an input encodes. `None`: it encodes none that hyper would accept.
 fn request(input: &[u8]) -> Option<Request<Full<Bytes>>> {
     let mut lines = input.split(|byte| *byte == b'\n');
     let path = std::str::from_utf8(lines.next()?).ok()?;
-    if !(path == "/auth" || path.starts_with("/auth?") || path.starts_with("/auth/")) {
+    let is_ours = |route: &str| path.strip_prefix(route).is_some_and(|rest| rest.is_empty() || rest.starts_with(['?', '/']));
+    if !is_ours("/auth") && !is_ours("/require") {
         return None;
     }
     let mut request = Request::get(path);

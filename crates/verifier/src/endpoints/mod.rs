@@ -1,6 +1,6 @@
 //! The endpoints: each decodes its protocol, asks for the one decision, and encodes the response.
 //!
-//! `/auth` is public and says only yes or no. The others give reasons, so their callers authenticate
+//! `/auth` and `/require` are public and say only yes or no. The others give reasons, so their callers authenticate
 //! ([`crate::caller_auth`]). Sockets are the business of [`crate::server`].
 
 mod authenticated;
@@ -78,7 +78,7 @@ impl Endpoints {
     /// connections ever do.
     pub async fn answer<B: Body + Unpin>(&self, request: &mut Request<B>, peer: IpAddr) -> HttpResponse {
         match Route::parse(request.uri().path()) {
-            Some(Route::ForwardAuth) => self.forward_auth.respond(request, peer),
+            Some(Route::ForwardAuth | Route::Require) => self.forward_auth.respond(request, peer),
             Some(Route::Verify) => Box::pin(self.verify.respond(request, peer)).await,
             Some(Route::VerifyBatch) => Box::pin(self.verify_batch.respond(request, peer)).await,
             Some(Route::Introspection) => Box::pin(self.introspection.respond(request, peer)).await,

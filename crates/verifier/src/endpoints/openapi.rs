@@ -31,7 +31,8 @@ pub fn json() -> String {
     let mut paths = PathsBuilder::new();
     for route in Route::ALL {
         if let Some((method, operation)) = operation(route, &mut schemas) {
-            paths = paths.path(route.path(), PathItem::new(method, operation));
+            let template = if route == Route::Require { "/{requirements}/{path}" } else { "" };
+            paths = paths.path(format!("{}{template}", route.path()), PathItem::new(method, operation));
         }
     }
     let components = security_schemes(ComponentsBuilder::new().schemas_from_iter(schemas.0));
@@ -52,6 +53,7 @@ pub fn json() -> String {
 fn operation(route: Route, schemas: &mut Schemas) -> Option<(HttpMethod, Operation)> {
     let operation = match route {
         Route::ForwardAuth => return Some((HttpMethod::Get, forward_auth(schemas))),
+        Route::Require => return Some((HttpMethod::Get, require(schemas))),
         Route::Verify => authenticated::<Verify>(
             schemas,
             Text {
@@ -121,40 +123,66 @@ impl Schemas {
 }
 
 fn forward_auth(schemas: &mut Schemas) -> Operation {
-    let parameter = |name: &str, description: &str| {
-        ParameterBuilder::new()
-            .name(name)
-            .parameter_in(ParameterIn::Query)
-            .description(Some(description))
-            .required(Required::False)
-    };
     let scopes = ArrayBuilder::new().items(schemas.reference::<Scope>()).max_items(Some(MAX_SCOPES));
-    let identity = |description: &str| {
-        HeaderBuilder::new().schema(Object::with_type(Type::String)).description(Some(description)).build()
-    };
-    let mut operation = OperationBuilder::new()
-        .tag("gateways")
+    let operation = OperationBuilder::new()
         .summary(Some("Forward-auth: may this request pass?"))
         .description(Some(
             "For gateways: nginx `auth_request`, Traefik ForwardAuth, Caddy `forward_auth`, HAProxy, Envoy. Any method is \
-             allowed, and any path below `/auth/`.",
+             allowed. Paths below `/auth/` are a client's own, and its query there requires nothing.",
         ))
         .operation_id(Some("auth"))
         .parameter(
-            parameter("scope", "A scope that is required. If repeated, all of them are.").schema(Some(scopes)),
+            parameter("scope", ParameterIn::Query, "A scope that is required. If repeated, all of them are.")
+                .required(Required::False)
+                .schema(Some(scopes)),
         )
         .parameter(
-            parameter("audience", "The service for which the token is presented.")
+            parameter("audience", ParameterIn::Query, "The service for which the token is presented.")
+                .required(Required::False)
                 .schema(Some(Object::with_type(Type::String))),
-        )
-        .response(
-            "200",
-            ResponseBuilder::new()
-                .description("Valid, with all the scopes.")
-                .header("X-Tokenward-Id", identity("`status.tokenId` of the ApiToken"))
-                .header("X-Tokenward-Subject", identity("The ApiToken, as `namespace/name`"))
-                .header("X-Tokenward-Scopes", identity("Its scopes, separated by spaces")),
         );
+    for_gateways(operation, schemas)
+}
+
+fn require(schemas: &mut Schemas) -> Operation {
+    let text = || Some(Object::with_type(Type::String));
+    let operation = OperationBuilder::new()
+        .summary(Some("Forward-auth for gateways that can only prefix the client's path."))
+        .description(Some(
+            "Envoy Gateway, Istio and the Gateway API's external authorization. Any method is allowed, and any path and \
+             query of the client.",
+        ))
+        .operation_id(Some("require"))
+        .parameter(
+            parameter(
+                "requirements",
+                ParameterIn::Path,
+                "What `/auth` takes as its query, as one segment: `scope=orders:read&audience=orders`.",
+            )
+            .schema(text()),
+        )
+        .parameter(parameter("path", ParameterIn::Path, "The client's path, of any depth.").schema(text()));
+    for_gateways(operation, schemas)
+}
+
+/// A parameter, which is required if it is in the path.
+fn parameter(name: &str, location: ParameterIn, description: &str) -> ParameterBuilder {
+    ParameterBuilder::new().name(name).parameter_in(location).description(Some(description))
+}
+
+/// The responses and credentials of the public endpoints.
+fn for_gateways(operation: OperationBuilder, schemas: &mut Schemas) -> Operation {
+    let identity = |description: &str| {
+        HeaderBuilder::new().schema(Object::with_type(Type::String)).description(Some(description)).build()
+    };
+    let mut operation = operation.tag("gateways").response(
+        "200",
+        ResponseBuilder::new()
+            .description("Valid, with all the scopes.")
+            .header("X-Tokenward-Id", identity("`status.tokenId` of the ApiToken"))
+            .header("X-Tokenward-Subject", identity("The ApiToken, as `namespace/name`"))
+            .header("X-Tokenward-Scopes", identity("Its scopes, separated by spaces")),
+    );
     for (status, description) in [
         ("400", "The request is malformed."),
         ("401", "No token, or not a valid one."),

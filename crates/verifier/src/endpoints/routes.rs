@@ -6,6 +6,8 @@ use http::Method;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Route {
     ForwardAuth,
+    /// Forward-auth with the requirements in the path.
+    Require,
     Verify,
     VerifyBatch,
     Introspection,
@@ -30,8 +32,9 @@ enum Methods {
 
 impl Route {
     /// Every route, in the order of declaration: `/auth` first, because it gets nearly all requests.
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::ForwardAuth,
+        Self::Require,
         Self::Verify,
         Self::VerifyBatch,
         Self::Introspection,
@@ -43,6 +46,7 @@ impl Route {
         let row = |path, subtree, methods| Row { path, subtree, methods };
         match self {
             Self::ForwardAuth => row("/auth", true, Methods::Any),
+            Self::Require => row("/require", true, Methods::Any),
             Self::Verify => row("/v1/verify", false, Methods::Post),
             Self::VerifyBatch => row("/v1/verify:batch", false, Methods::Post),
             Self::Introspection => row("/oauth2/introspect", false, Methods::Post),
@@ -105,9 +109,9 @@ mod tests {
     }
 
     #[test]
-    fn forward_auth_alone_has_a_subtree_and_takes_any_method() {
+    fn forward_auth_alone_has_subtrees_and_takes_any_method() {
         for route in Route::ALL {
-            let is_forward_auth = route == Route::ForwardAuth;
+            let is_forward_auth = matches!(route, Route::ForwardAuth | Route::Require);
             for below in ["/", "/x", "//", "/x/../y"] {
                 let path = format!("{}{below}", route.path());
                 assert_eq!(Route::parse(&path), is_forward_auth.then_some(route), "{path}");

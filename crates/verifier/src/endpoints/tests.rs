@@ -387,7 +387,11 @@ fn the_document_describes_every_endpoint() {
     let mut routes: Vec<_> =
         Route::ALL.into_iter().filter(|route| *route != Route::OpenApi).map(Route::path).collect();
     routes.sort_unstable();
-    assert_eq!(paths, routes);
+    assert_eq!(paths.len(), routes.len());
+    for (path, route) in paths.iter().zip(routes) {
+        let template = path.strip_prefix(route);
+        assert!(template.is_some_and(|rest| rest.is_empty() || rest.starts_with("/{")), "{path}");
+    }
     for (path, ..) in ENDPOINTS {
         assert!(document["paths"][path]["post"].is_object(), "{path}");
     }

@@ -15,27 +15,19 @@ pub(super) struct Requirements<'q> {
     pub(super) audience: Option<Cow<'q, str>>,
 }
 
-/// Whether the parameters come from the operator alone, or may include a client's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum UnknownParameters {
-    /// All parameters are the operator's: an unknown one is a mistake, which would leave a route open.
-    Deny,
-    /// Some parameters may be the client's.
-    Ignore,
-}
-
 impl<'q> Requirements<'q> {
-    pub(super) fn from_query(query: &'q str, unknown: UnknownParameters) -> Result<Self, GatewayError> {
+    /// Parses a query, or what has its form. It is the operator's alone, so an unknown parameter is a mistake, which would
+    /// leave a route open.
+    pub(super) fn from_query(query: &'q str) -> Result<Self, GatewayError> {
         if query.is_empty() {
             return Ok(Self::default());
         }
-        Self::from_parameters(form_urlencoded::parse(query.as_bytes()), unknown)
+        Self::from_parameters(form_urlencoded::parse(query.as_bytes()))
     }
 
     /// Takes parameters that are already decoded.
     pub(super) fn from_parameters(
         parameters: impl IntoIterator<Item = (Cow<'q, str>, Cow<'q, str>)>,
-        unknown: UnknownParameters,
     ) -> Result<Self, GatewayError> {
         let mut requirements = Self::default();
         for (name, value) in parameters {
@@ -50,19 +42,16 @@ impl<'q> Requirements<'q> {
                         ));
                     }
                 }
-                // A client would name whatever audience its token is for.
-                "audience" if unknown == UnknownParameters::Ignore => {}
                 "audience" if requirements.audience.is_some() => {
                     return Err(GatewayError::Malformed("more than one audience".into()));
                 }
                 "audience" => requirements.audience = Some(value),
-                _ if unknown == UnknownParameters::Deny => {
+                _ => {
                     let name: String = name.chars().take(MAX_SHOWN_NAME_CHARS).collect();
                     return Err(GatewayError::Malformed(
                         format!("unknown parameter {name:?}: there are scope and audience").into(),
                     ));
                 }
-                _ => {}
             }
         }
         scope::validate(&requirements.scopes)?;

@@ -14,7 +14,7 @@ use crate::endpoints::client_address::FORWARDED_FOR;
 use crate::endpoints::gateway::GatewayRequest;
 use crate::endpoints::gateway::error::GatewayError;
 use crate::endpoints::gateway::presented_token::API_KEY;
-use crate::endpoints::gateway::requirements::{Requirements, UnknownParameters};
+use crate::endpoints::gateway::requirements::Requirements;
 use crate::endpoints::{HttpResponse, TrustedProxies};
 use tokenward_core::check::Identity;
 
@@ -78,7 +78,7 @@ impl GatewayRequest for ExtAuthzRequest<'_> {
     fn requirements(&self) -> Result<Requirements<'_>, GatewayError> {
         let extensions = self.attributes.context_extensions.iter();
         let parameters = extensions.map(|(name, value)| (Cow::from(name), Cow::from(value)));
-        Requirements::from_parameters(parameters, UnknownParameters::Deny)
+        Requirements::from_parameters(parameters)
     }
 
     fn headers(&self) -> Result<Cow<'_, HeaderMap>, GatewayError> {

@@ -1,7 +1,7 @@
-//! `ANY /auth`: a gateway checks a request that it is about to forward.
+//! `ANY /auth` and `ANY /require/…`: a gateway checks a request that it is about to forward.
 //!
 //! nginx calls this `auth_request`, Traefik ForwardAuth, Caddy `forward_auth`, and Envoy an HTTP authorization service.
-//! The gateway passes the client's headers on; its operator writes the route's requirements into the query.
+//! The gateway passes the client's headers on; its operator writes the route's requirements into the URL ([`url`]).
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -13,15 +13,16 @@ use http_body_util::Full;
 
 use super::{GatewayCheck, GatewayRequest};
 use crate::endpoints::gateway::error::GatewayError;
-use crate::endpoints::gateway::requirements::{Requirements, UnknownParameters};
+use crate::endpoints::gateway::requirements::Requirements;
 use crate::endpoints::gateway::response::insert_identity;
-use crate::endpoints::routes::Route;
 use crate::endpoints::{HttpResponse, TrustedProxies};
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
 use tokenward_core::check::Identity;
 
-/// The handler of `/auth` and of every path below it.
+mod url;
+
+/// The handler of `/auth` and `/require`, and of every path below them.
 pub(in crate::endpoints) struct ForwardAuth(GatewayCheck);
 
 impl ForwardAuth {
@@ -44,30 +45,11 @@ struct HttpCheck<'a, B> {
     peer: IpAddr,
 }
 
-/// Whether a path contains an encoded question mark, as nginx makes of the query in `auth_request /_auth?scope=…` where
-/// `proxy_pass` has a path of its own.
-fn contains_encoded_query(path: &str) -> bool {
-    path.as_bytes().windows(3).any(|bytes| bytes.eq_ignore_ascii_case(b"%3F"))
-}
-
 impl<B> GatewayRequest for HttpCheck<'_, B> {
     type Response = HttpResponse;
 
     fn requirements(&self) -> Result<Requirements<'_>, GatewayError> {
-        let uri = self.request.uri();
-        // Below /auth/ a gateway has appended the client's own path and query, which may have other parameters.
-        let unknown = match uri.path().strip_prefix(Route::ForwardAuth.path()) {
-            Some("" | "/") => UnknownParameters::Deny,
-            Some(below) if contains_encoded_query(below) => {
-                return Err(GatewayError::Malformed(
-                    "the path contains an encoded question mark, %3F: the gateway has made the query a part of the \
-                     path, and what the route requires is lost"
-                        .into(),
-                ));
-            }
-            _ => UnknownParameters::Ignore,
-        };
-        Requirements::from_query(uri.query().unwrap_or_default(), unknown)
+        url::requirements(self.request.uri())
     }
 
     fn headers(&self) -> Result<Cow<'_, HeaderMap>, GatewayError> {

@@ -161,18 +161,71 @@ fn a_token_in_the_query_is_ignored() {
 }
 
 #[test]
-fn a_requirement_is_not_lost_below_the_path() {
+fn a_requirement_is_not_lost_in_the_path() {
     let fixture = Fixture::new();
     for (uri, status) in [
         ("/auth/", 200),
         ("/auth/?scope=orders:read", 200),
+        ("/auth/?scope=audit:write", 403),
+        ("/auth//?scope=audit:write", 403),
         ("/auth/%3Fscope=admin:write", 400),
         ("/auth/x/%3fscope=admin:write", 400),
+        ("/auth/scope=admin:write/x", 400),
+        ("/auth/require/scope=admin:write/x", 400),
+        ("/auth/required/audience=billing", 400),
         ("/auth/orders?page=2", 200),
         ("/auth/orders%2F7", 200),
+        ("/auth/orders/7/scope=mine", 200),
     ] {
         assert_eq!(fixture.get(uri, &[("authorization", &bearer(1))]).status, status, "{uri}");
     }
+}
+
+#[test]
+fn requirements_in_the_path_are_closed_against_the_client() {
+    let fixture = Fixture::new();
+    fixture.with(2, ApiTokenSpec { audiences: Some(vec!["billing".to_owned()]), ..spec() });
+    let table: &[(u8, &str, u16)] = &[
+        (1, "/require/scope=orders:read/", 200),
+        (1, "/require/scope=orders:read/orders/7?page=2", 200),
+        (1, "/require/scope=orders:read&scope=audit:read/x", 200),
+        (1, "/require/scope=orders:read+audit:read/x", 200),
+        (1, "/require/scope=orders%3Aread//x", 200),
+        (1, "/require/scope=audit:write/", 403),
+        (1, "/require/scope=audit:write/x", 403),
+        (1, "/require/scope=orders:read&scope=audit:write/x", 403),
+        // Whatever a client puts behind it neither adds a requirement nor takes one away.
+        (1, "/require/scope=orders:read/?scope=openid", 200),
+        (1, "/require/scope=orders:read/x?scope=&scope=a&audience=a&audience=b", 200),
+        (1, "/require/scope=orders:read/scope=audit:write/x", 200),
+        (1, "/require/scope=orders:read/require/scope=audit:write/", 200),
+        (1, "/require/scope=orders:read/%3Fscope=audit:write", 200),
+        (1, "/require/scope=audit:write/../scope=orders:read/x?scope=orders:read", 403),
+        (1, "/require/scope=audit:write/%2e%2e/auth", 403),
+        (2, "/require/audience=billing/x", 200),
+        (2, "/require/scope=orders:read&audience=billing/x?audience=search", 200),
+        (2, "/require/audience=search/x?audience=billing", 401),
+        (2, "/require/scope=orders:read/audience=billing/", 401),
+        // What is not a requirement is an error.
+        (1, "/require", 400),
+        (1, "/require/", 400),
+        (1, "/require//x", 400),
+        (1, "/require?scope=orders:read", 400),
+        (1, "/require/scope=orders:read", 400),
+        (1, "/require/scope=orders:read?page=2", 400),
+        (1, "/require/scope=orders:read*", 400),
+        (1, "/require/orders:read/x", 400),
+        (1, "/require/scopes=orders:read/x", 400),
+        (1, "/require/scope%3Dorders:read/x", 400),
+        (1, "/require/scope=/x", 400),
+        (1, "/require/audience=a&audience=b/x", 400),
+    ];
+    for (number, uri, status) in table {
+        assert_eq!(fixture.get(uri, &[("authorization", &bearer(*number))]).status, *status, "{uri}");
+    }
+    let missing = fixture.get("/require/scope=orders:read", &[("authorization", &bearer(1))]);
+    let message = String::from_utf8_lossy(&missing.body);
+    assert!(message.contains("/require/scope=orders:read/orders/7"), "{message}");
 }
 
 #[test]
@@ -252,11 +305,12 @@ fn below_auth_the_query_may_contain_a_clients_parameters() {
     assert_eq!(status("/auth/?scopes=audit:write"), 400);
     assert_eq!(status("/auth/?scope=orders:read"), 200);
     assert_eq!(status("/auth/orders/7?page=2&sort=up"), 200);
-    assert_eq!(status("/auth/orders?page=2&scope=audit:write"), 403);
+    // What a client writes there requires nothing: not a scope, and it can't say for which service its token is.
+    assert_eq!(status("/auth/orders?page=2&scope=audit:write"), 200);
+    assert_eq!(status("/auth/orders?scope=openid"), 200);
     assert_eq!(status("/auth//x/../%2e%2e/?%%%=&;"), 200);
     assert_eq!(status("http://verifier.tokenward.svc/auth?page=2"), 400);
     assert_eq!(status("http://verifier.tokenward.svc/auth/orders?page=2"), 200);
-    // Nor does a client say for which service its token is presented.
     fixture.with(2, ApiTokenSpec { audiences: Some(vec!["billing".to_owned()]), ..spec() });
     let bound = |uri: &str| fixture.get(uri, &[("authorization", &bearer(2))]).status;
     assert_eq!(bound("/auth?audience=billing"), 200);
@@ -513,9 +567,10 @@ proptest! {
 
     /// No other parameter lets a request pass whose query requires a scope that the token lacks.
     #[test]
-    fn no_query_weakens_a_requirement(before in "[a-z=&%+0-9]{0,20}", after in "[a-z=&%+0-9:]{0,20}", below: bool) {
+    fn no_query_weakens_a_requirement(before in "[a-z=&%+0-9]{0,20}", after in "[a-z=&%+0-9:]{0,20}", in_path: bool) {
         let fixture = Fixture::new();
-        let uri = format!("/auth{}?{before}&scope=audit:write&{after}", if below { "/x" } else { "" });
+        let parameters = format!("{before}&scope=audit:write&{after}");
+        let uri = if in_path { format!("/require/{parameters}/x?{after}") } else { format!("/auth?{parameters}") };
         prop_assert!([400, 403].contains(&fixture.get(&uri, &[("authorization", &bearer(1))]).status));
         let unknown = bearer(99);
         prop_assert!([400, 401].contains(&fixture.get(&uri, &[("authorization", &unknown)]).status));
