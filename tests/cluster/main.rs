@@ -176,6 +176,7 @@ fn main() -> ExitCode {
         rotation::an_edit_rotates_with_an_overlap,
         rotation::a_trigger_rotates_once,
         rotation::a_cut_ends_what_came_before,
+        rotation::a_cut_that_is_still_to_come_can_be_moved,
         rotation::without_overlap_the_old_secret_stops_at_once,
         rotation::the_previous_secret_stays_under_its_own_key,
         rotation::scopes_never_widen_for_an_issued_secret,

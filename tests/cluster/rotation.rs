@@ -96,6 +96,48 @@ pub async fn a_cut_ends_what_came_before(shared: &Shared) {
     );
 }
 
+pub async fn a_cut_that_is_still_to_come_can_be_moved(shared: &Shared) {
+    let space = shared.site.namespace("mistyped").await;
+    let secret = space.active("t", json!({"scopes": ["a:b"], "rotation": {"overlap": "1h"}})).await;
+    let cut = async |at: Timestamp| {
+        let patch = json!({"spec": {"rotation": {"notBefore": at.to_string()}}});
+        space.try_patch("t", patch).await?;
+        space
+            .until("t", "a record of notBefore", |t| {
+                t.status.as_ref().and_then(|s| s.rotation.as_ref()?.not_before) == Some(at)
+            })
+            .await;
+        Ok::<_, String>(())
+    };
+    let hour = jiff::SignedDuration::from_hours(1);
+    let year_2206 = "2206-11-28T00:00:00Z".parse().expect("a timestamp");
+    cut(year_2206).await.expect("any time after");
+    cut(Timestamp::now() + hour).await.expect("earlier, and after the issue of every secret");
+    cut(year_2206).await.expect("later again");
+    // Not over the issue of a secret, which the former one might have ended.
+    let issued = space.get("t").await.status.expect("a status").versions[0].issued_at;
+    for at in [issued, issued - hour] {
+        let refused = cut(at).await.expect_err("over the issue of a secret");
+        assert!(refused.contains("moves back only to an instant after every secret was issued"), "{refused}");
+    }
+    let removed = space.try_patch("t", json!({"spec": {"rotation": {"notBefore": null}}})).await;
+    assert!(removed.is_err());
+    shared.verifier.answers(&secret, "", 200).await;
+    // What the mistyped one was meant to do.
+    let now = Timestamp::now();
+    cut(now).await.expect("now");
+    let second = space.version("t", 2).await;
+    shared.verifier.answers(&secret, "", 401).await;
+    // What has ended something moves back no more, and forward without bringing it back.
+    assert!(cut(now - jiff::SignedDuration::from_millis(1)).await.is_err());
+    cut(Timestamp::now() + hour).await.expect("what it has ended is on record");
+    for _ in 0..10 {
+        assert_eq!(shared.verifier.check(&secret, "").await, 401);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    shared.verifier.answers(&second, "", 200).await;
+}
+
 pub async fn without_overlap_the_old_secret_stops_at_once(shared: &Shared) {
     let space = shared.site.namespace("cutover").await;
     let old = space.active("t", json!({"scopes": ["a:b"], "rotation": {"overlap": "0s"}})).await;

@@ -115,9 +115,14 @@ pub async fn one_way_fields_go_one_way(shared: &Shared) {
     refuse("t", json!({"format": {"prefix": "other"}}), "format.prefix is immutable").await;
     refuse("t", json!({"format": null}), "format.prefix is immutable").await;
     refuse("plain", json!({"secret": {"template": {"type": "x/y"}}}), "template.type is immutable").await;
-    refuse("t", json!({"rotation": {"notBefore": at(-1)}}), "notBefore only moves forward").await;
-    refuse("t", json!({"rotation": {"notBefore": null}}), "notBefore only moves forward").await;
-    refuse("t", json!({"rotation": null}), "notBefore only moves forward").await;
+    refuse("t", json!({"rotation": {"notBefore": at(-1)}}), "dead secrets could come back").await;
+    refuse("t", json!({"rotation": {"notBefore": null}}), "dead secrets could come back").await;
+    refuse("t", json!({"rotation": null}), "dead secrets could come back").await;
+    space
+        .until("t", "a record of notBefore", |t| {
+            t.status.as_ref().is_some_and(|s| s.rotation.as_ref().is_some_and(|r| r.not_before.is_some()))
+        })
+        .await;
     space.patch("t", json!({"spec": {"rotation": {"notBefore": at(1)}}})).await;
 
     space.patch("t", json!({"spec": {"revoked": true, "revocationReason": "OwnerLeft"}})).await;

@@ -96,15 +96,15 @@ pub fn validate_token(
 }
 
 /// A warning for a new `notBefore` that is still to come. Most often it is a mistake in an emergency, such as local time
-/// written as UTC, and it can't be moved back.
+/// written as UTC, or in the year.
 fn late_cut(new: &ApiToken, old: Option<&ApiToken>, now: Timestamp) -> Option<String> {
     let cut = |token: &ApiToken| token.spec.rotation.as_ref().and_then(|rotation| rotation.not_before);
     let at = cut(new).filter(|at| old.and_then(cut) != Some(*at))?;
     let is_late = at.duration_since(now) > CLOCK_DIFFERENCE;
     is_late.then(|| {
         format!(
-            "rotation.notBefore is in the future: every secret works until {at}; to end what is issued now, change \
-             rotation.trigger and set rotation.overlap to 0s"
+            "rotation.notBefore is in the future: every secret works until {at}; to end what is issued now, set it to now, \
+             or change rotation.trigger and set rotation.overlap to 0s"
         )
     })
 }

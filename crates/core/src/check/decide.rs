@@ -160,8 +160,8 @@ mod tests {
     use super::*;
     use crate::check::{Indexed, ScopePool};
     use crate::crd::{
-        ApiToken, ApiTokenSpec, ApiTokenStatus, Constraints, Rotation, RotationReason, TokenVersion,
-        VersionState,
+        ApiToken, ApiTokenSpec, ApiTokenStatus, Constraints, Rotation, RotationReason, RotationStatus,
+        TokenVersion, VersionState,
     };
     use crate::lifecycle::authenticate;
     use crate::token::format;
@@ -293,6 +293,22 @@ mod tests {
             .expect("revocation"),
         );
         assert_eq!(check(&versions(&token), &[]), Some(Code::Revoked));
+    }
+
+    #[test]
+    fn what_the_recorded_cut_has_ended_stays_ended() {
+        for (what, recorded, cut, expected) in [
+            ("moved into the future", at(-1), Some(at(1)), Some(Code::Retired)),
+            ("removed", at(-1), None, Some(Code::Retired)),
+            ("both are still to come", at(1), Some(at(2)), None),
+            ("recorded before the issue", at(-2000), Some(at(1)), None),
+        ] {
+            let mut token = token();
+            token.spec.rotation = cut.and_then(rotation);
+            token.status.as_mut().expect("a status").rotation =
+                Some(RotationStatus { not_before: Some(recorded), ..Default::default() });
+            assert_eq!(check(&versions(&token), &[]), expected, "{what}");
+        }
     }
 
     #[test]

@@ -30,6 +30,10 @@ const PRINTABLE: &str = r"!self.matches('\\p{Cc}')";
     derive = "PartialEq",
     validation = Rule::new("self.metadata.name.size() <= 63")
         .message("the name of an ApiToken is a label value on its Secret: at most 63 characters"),
+    // CEL knows no present time, and needs none. To an earlier instant: if every recorded version is older than that, it ends
+    // what the former one would have ended. To a later one: the former is on record, so what it has ended stays ended.
+    validation = Rule::new("!has(oldSelf.spec.rotation) || !has(oldSelf.spec.rotation.notBefore) || (has(self.spec.rotation) && has(self.spec.rotation.notBefore) && (self.spec.rotation.notBefore == oldSelf.spec.rotation.notBefore || (has(oldSelf.status) && (self.spec.rotation.notBefore > oldSelf.spec.rotation.notBefore ? (has(oldSelf.status.rotation) && has(oldSelf.status.rotation.notBefore) && oldSelf.status.rotation.notBefore == oldSelf.spec.rotation.notBefore) : (has(oldSelf.status.versions) && oldSelf.status.versions.size() > 0 && oldSelf.status.versions.all(v, v.issuedAt < self.spec.rotation.notBefore))))))")
+        .message("rotation.notBefore can't be removed, moves back only to an instant after every secret was issued, such as now, and forward only once the controller has recorded the present one in status.rotation.notBefore: else dead secrets could come back; to end what is issued now, change rotation.trigger and set rotation.overlap to 0s"),
     doc = "ApiToken is an API token as a Kubernetes object: its secret is minted into a Secret, rotated without an outage, and revoked for good.",
     printcolumn(name = "Status", type_ = "string", json_path = ".status.phase"),
     printcolumn(
@@ -60,8 +64,6 @@ const PRINTABLE: &str = r"!self.matches('\\p{Cc}')";
         .message("revocation is permanent: revoked can't go back to false or be removed; create a new ApiToken under another name, or delete this one and create it again, for a new secret"),
     validation = Rule::new("!has(self.revocationReason) || (has(self.revoked) && self.revoked)")
         .message("revocationReason goes with revoked: true"),
-    validation = Rule::new("!has(oldSelf.rotation) || !has(oldSelf.rotation.notBefore) || (has(self.rotation) && has(self.rotation.notBefore) && self.rotation.notBefore >= oldSelf.rotation.notBefore)")
-        .message("rotation.notBefore only moves forward: an earlier one, or its removal, could bring dead secrets back; to end what is issued now, change rotation.trigger and set rotation.overlap to 0s"),
     validation = Rule::new("(has(self.secret) && has(self.secret.name) ? self.secret.name : '') == (has(oldSelf.secret) && has(oldSelf.secret.name) ? oldSelf.secret.name : '')")
         .message("secret.name is immutable: pods mount the Secret by its name; create a new ApiToken for another Secret"),
     validation = Rule::new("(has(self.secret) && has(self.secret.template) && has(self.secret.template.type) ? self.secret.template.type : 'Opaque') == (has(oldSelf.secret) && has(oldSelf.secret.template) && has(oldSelf.secret.template.type) ? oldSelf.secret.template.type : 'Opaque')")
@@ -204,7 +206,9 @@ pub struct Rotation {
     pub on_spec_change: Option<OnSpecChange>,
 
     /// Every secret issued before this instant is dead from then on, without overlap, and a new one is minted.
-    /// The answer to a leak: set it to now. It only moves forward; one in the future ends nothing before its time.
+    /// The answer to a leak: set it to now. One in the future ends nothing before its time. It can't be removed, and moves
+    /// back only to an instant after every secret was issued, such as now, and forward only once the controller has recorded
+    /// the present one: what it has ended stays ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self >= timestamp('1970-01-01T00:00:00Z') && self < timestamp('9999-12-30T00:00:00Z')")
         .message("rotation.notBefore must be from 1970 to before 9999-12-30; after a leak set it to now"))]

@@ -193,12 +193,16 @@ pub struct RotationStatus {
     /// When the last rotation was delivered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_time: Option<Timestamp>,
-    /// When the next one is due by `rotation.interval`.
+    /// When the next one is due, by `rotation.interval` or by a `rotation.notBefore` that is still to come.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_time: Option<Timestamp>,
     /// Why the last rotation happened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_reason: Option<RotationReason>,
+    /// The `rotation.notBefore` of the spec, as last recorded. Once it has passed, it ends what was issued before it even if
+    /// the spec is edited before that is recorded too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Timestamp>,
 }
 
 /// The record of a revocation.

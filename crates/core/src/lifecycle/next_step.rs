@@ -42,7 +42,7 @@ pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
         Err(_) => Due::Nothing(None),
     };
     if let (Due::Now(reason), Ok(spec)) = (due, &observed.spec) {
-        return Step::Announce(Box::new(prepare(observed, status, transitions, spec, reason, now)));
+        return Step::Announce(Box::new(prepare(observed, status, transitions, spec, reason)));
     }
     if can_judge {
         authenticate(&mut status, &observed.token.metadata, observed.peppers);
@@ -111,6 +111,16 @@ fn update(
         }
         status.secret_ref = secret_ref(observed, &status, spec).or(status.secret_ref);
     }
+    let cut = |version: &&mut TokenVersion| {
+        matches!(version.state, VersionState::Active | VersionState::Retiring)
+            && observed.cut_by_not_before(version, now)
+    };
+    let cut = retire(status.versions.iter_mut().filter(cut)).into_iter();
+    transitions.extend(cut.map(|version| Transition::retired(version, "rotation.notBefore has passed it")));
+    let not_before = observed.not_before();
+    if status.rotation.as_ref().and_then(|rotation| rotation.not_before) != not_before {
+        status.rotation.get_or_insert_default().not_before = not_before;
+    }
     let retired = retire_due(&mut status.versions, now).into_iter();
     transitions.extend(retired.map(|version| Transition::retired(version, "its overlap has ended")));
     revoke::enforce(&mut status, observed, now);
@@ -121,21 +131,16 @@ fn update(
     status
 }
 
-/// Makes room for a new version: what it replaces at once is retired in the same write.
+/// Makes room for a new version, and records why it is issued.
 fn prepare(
     observed: &Observed<'_>,
     mut status: ApiTokenStatus,
     mut transitions: Vec<Transition>,
     spec: &Spec,
     reason: RotationReason,
-    now: Timestamp,
 ) -> Announcement {
     let replaced = pending(&status).map(|version| version.version);
     status.versions.retain(|version| version.state != VersionState::Pending);
-    let cut =
-        |version: &&mut TokenVersion| version.state.is_live() && observed.cut_by_not_before(version, now);
-    let cut = retire(status.versions.iter_mut().filter(cut)).into_iter();
-    transitions.extend(cut.map(|version| Transition::retired(version, "rotation.notBefore has passed it")));
     let displaced = make_room(&mut status.versions).into_iter();
     transitions.extend(displaced.map(|version| Transition::retired(version, DISPLACED)));
     let newest = status.versions.iter().map(|version| version.version).max().unwrap_or(0);

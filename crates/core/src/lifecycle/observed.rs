@@ -76,10 +76,15 @@ impl<'a> Observed<'a> {
         Some(at.checked_sub(self.expiry_notice).unwrap_or(Timestamp::MIN))
     }
 
-    /// Whether `rotation.notBefore` invalidates a version.
+    /// `rotation.notBefore` of the spec.
+    pub fn not_before(&self) -> Option<Timestamp> {
+        self.token.spec.rotation.as_ref().and_then(|rotation| rotation.not_before)
+    }
+
+    /// Whether `rotation.notBefore` has ended a version: that of the spec, or the recorded one.
     pub fn cut_by_not_before(&self, version: &TokenVersion, now: Timestamp) -> bool {
-        let not_before = self.token.spec.rotation.as_ref().and_then(|r| r.not_before);
-        not_before.is_some_and(|cut| now >= cut && version.issued_at < cut)
+        let recorded = self.status().and_then(|status| status.rotation.as_ref()?.not_before);
+        [self.not_before(), recorded].into_iter().flatten().any(|cut| now >= cut && version.issued_at < cut)
     }
 }
 

@@ -39,13 +39,12 @@ pub(super) fn due(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec,
         return if in_memory && !outdated { Due::Nothing(None) } else { Due::Now(pending.reason) };
     }
     let Some(active) = active(status) else {
-        let reason =
-            if status.versions.is_empty() { RotationReason::Created } else { RotationReason::SecretMissing };
-        return Due::Now(reason);
+        return Due::Now(match status.versions.first() {
+            None => RotationReason::Created,
+            Some(newest) if observed.cut_by_not_before(newest, now) => RotationReason::NotBefore,
+            Some(_) => RotationReason::SecretMissing,
+        });
     };
-    if observed.cut_by_not_before(active, now) {
-        return Due::Now(RotationReason::NotBefore);
-    }
     // Before the repairs: what a person asks for is not throttled.
     if trigger_changed(status, spec) {
         return Due::Now(RotationReason::Trigger);

@@ -64,7 +64,7 @@ enum Happening {
     Suspend(bool),
     Revoke,
     Expire(Option<i32>),
-    /// Sets `rotation.notBefore`, in seconds from now; it only moves forward.
+    /// Sets `rotation.notBefore`, in seconds from now, as far as the CRD lets it move back.
     Cut(i32),
     OnRevoke(bool),
     Retain(bool),
@@ -430,7 +430,20 @@ impl World {
             }
             Happening::Cut(offset) => {
                 let at = self.now + SignedDuration::from_secs((*offset).into());
-                self.rotation(|r| r.not_before = Some(r.not_before.map_or(at, |before| before.max(at))));
+                let status = self.status();
+                let recorded = status.rotation.as_ref().and_then(|rotation| rotation.not_before);
+                let before = self.token.spec.rotation.as_ref().and_then(|rotation| rotation.not_before);
+                let admitted = match before {
+                    None => true,
+                    Some(before) if at >= before => recorded == Some(before),
+                    Some(_) => {
+                        !status.versions.is_empty()
+                            && status.versions.iter().all(|version| version.issued_at < at)
+                    }
+                };
+                if admitted {
+                    self.rotation(|rotation| rotation.not_before = Some(at));
+                }
             }
             Happening::OnRevoke(delete) => {
                 self.secret_spec(|s| {
@@ -540,7 +553,15 @@ proptest! {
         let mut older = None;
         let mut repaired = false;
         for happening in &happenings {
+            let dead: Vec<String> = match happening {
+                Happening::Cut(_) => world.delivered.values().filter(|text| world.check(text).is_err()).cloned().collect(),
+                _ => Vec::new(),
+            };
             world.happen(happening, &mut older);
+            // What a cut has ended stays ended, wherever the cut is moved.
+            for text in dead {
+                prop_assert!(world.check(&text).is_err(), "a cut was moved over a secret that it had ended");
+            }
             repaired |= matches!(happening, Happening::DeleteSecret | Happening::EditSecret | Happening::RestoreSecret | Happening::StripSecret | Happening::ForgeStatus | Happening::SetBackStatus);
             // A replaced secret works until the promised end, unless the token as a whole does not, a cut has
             // passed it, or it made room as the oldest of four.

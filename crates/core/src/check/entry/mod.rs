@@ -106,8 +106,11 @@ impl Entry {
             standing: Standing::of(token),
         };
         let entry = Self(ThinArc::from_header_and_slice(head, &bytes));
-        let not_before = token.spec.rotation.as_ref().and_then(|rotation| rotation.not_before);
-        let not_before = not_before.map_or(i64::MIN, next_millisecond);
+        // What the recorded one has ended stays ended, whatever the spec says by now.
+        let recorded = token.status.as_ref().and_then(|status| status.rotation.as_ref());
+        let cuts = [token.spec.rotation.as_ref(), recorded].map(|rotation| {
+            rotation.and_then(|rotation| rotation.not_before).map_or(i64::MIN, next_millisecond)
+        });
         let owner = Owner {
             namespace: &token.metadata.namespace,
             name: &token.metadata.name,
@@ -138,7 +141,7 @@ impl Entry {
             let version = Version {
                 entry: entry.clone(),
                 hash: hash.mac,
-                ends_at: ends_at(state, version.retire_at, issued_at, not_before),
+                ends_at: ends_at(state, version.retire_at, issued_at, &cuts),
                 scopes: pool.share(&granted_by_both(&version.scopes, &token.spec.scopes)),
             };
             Some((key_id, version))
@@ -266,7 +269,7 @@ impl Limits {
 }
 
 /// When a version stops working: at `retireAt`, or at a `rotation.notBefore` after its issue, whichever is first.
-fn ends_at(state: VersionState, retire_at: Option<Timestamp>, issued_at: Timestamp, not_before: i64) -> i64 {
+fn ends_at(state: VersionState, retire_at: Option<Timestamp>, issued_at: Timestamp, cuts: &[i64]) -> i64 {
     let retires_at = match state {
         VersionState::Pending | VersionState::Active => millisecond(retire_at).unwrap_or(i64::MAX),
         // Without `retireAt` the overlap is over.
@@ -274,8 +277,8 @@ fn ends_at(state: VersionState, retire_at: Option<Timestamp>, issued_at: Timesta
         // In the index, so that a check can deny with `RETIRED`.
         VersionState::Retired | VersionState::Revoked => i64::MIN,
     };
-    let cut = issued_at.as_millisecond() < not_before;
-    if cut { retires_at.min(not_before) } else { retires_at }
+    let issued_at = issued_at.as_millisecond();
+    cuts.iter().copied().filter(|cut| issued_at < *cut).chain([retires_at]).min().unwrap_or(retires_at)
 }
 
 /// The first whole millisecond that is not before an instant: rounded down, a cut would miss what was issued in it.

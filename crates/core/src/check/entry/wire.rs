@@ -61,6 +61,7 @@ pub(in crate::check) struct Rotation {
 #[serde(rename_all = "camelCase")]
 pub(in crate::check) struct Status {
     pub(in crate::check) token_id: Option<String>,
+    pub(in crate::check) rotation: Option<Rotation>,
     #[serde(default)]
     pub(in crate::check) versions: Vec<WireVersion>,
     /// Its presence alone revokes the token, whatever it contains.
