@@ -112,6 +112,11 @@ impl Metrics {
 }
 
 impl EndpointMetrics {
+    /// The counter of what could not be read.
+    pub(super) fn malformed(&self) -> Counter {
+        self.malformed.clone()
+    }
+
     pub(super) fn count(&self, outcome: Outcome) {
         let counter = match outcome {
             Outcome::Allowed => &self.allowed,

@@ -5,6 +5,8 @@
 //! header lists and messages by size and number, everything else by time. All together have at most 1.2 MiB for each of
 //! `MAX_CONNECTIONS`, some 300 MiB: a window, and `MAX_STREAMS` header lists and messages.
 
+mod message;
+
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use hyper::server::conn::http2;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -35,6 +38,8 @@ use crate::metrics::ConnectionMetrics;
 use tokenward_runtime::listen::accept;
 use tokenward_runtime::telemetry::probes::Readiness;
 
+/// The path of the one call that is a check.
+const CHECK_PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
 /// Open connections; a further one displaces the one that has made no call for longest, as over HTTP. An Envoy opens one
 /// for each worker thread, so this is enough for dozens of gateways.
 const MAX_CONNECTIONS: usize = 256;
@@ -45,7 +50,7 @@ const MAX_STREAMS: u32 = 8;
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The headers of a call, which are few: the client's headers are in the message.
 const MAX_HEADER_LIST_BYTES: u32 = 8 * 1024;
-/// Envoy accepts up to 60 KiB of headers from a client by default, and sends the path twice.
+/// Without the client's body. Envoy accepts up to 60 KiB of headers from a client by default, and sends the path twice.
 const MAX_MESSAGE_BYTES: usize = 128 * 1024;
 /// What all connections together may make the verifier store.
 #[cfg(test)]
@@ -85,11 +90,12 @@ impl Server {
         let Self { endpoint, readiness, tls, timeouts, metrics } = self;
         let (reporter, health) = tonic_health::server::health_reporter();
         report(&reporter, false).await;
+        let failed = endpoint.failed_calls();
         let endpoint = AuthorizationServer::new(endpoint).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let routes =
             Routes::new(endpoint).add_service(health.max_decoding_message_size(MAX_MESSAGE_BYTES)).prepare();
         let connections = Connections::new(MAX_CONNECTIONS, metrics);
-        let shared = Shared { routes, tls, timeouts, connections, stop };
+        let shared = Shared { routes, failed, tls, timeouts, connections, stop };
         tokio::select! {
             () = shared.accept(listener) => {}
             () = follow(readiness, reporter) => {}
@@ -119,6 +125,8 @@ async fn report(reporter: &HealthReporter, ready: bool) {
 #[derive(Clone)]
 struct Shared {
     routes: Routes,
+    /// Counts the checks whose message could not be read.
+    failed: Counter,
     tls: Option<TlsAcceptor>,
     timeouts: Timeouts,
     connections: Connections,
@@ -157,13 +165,23 @@ impl Shared {
         peer: IpAddr,
         progress: Arc<Progress>,
     ) {
-        let (routes, counted) = (TowerToHyperService::new(self.routes.clone()), Arc::clone(&progress));
+        let (routes, failed) = (TowerToHyperService::new(self.routes.clone()), self.failed.clone());
+        let counted = Arc::clone(&progress);
         let service = service_fn(move |mut request: Request<Incoming>| {
             // As several calls may be in progress at once, only their number counts.
             counted.begin();
             counted.end();
             request.extensions_mut().insert(Peer(peer));
-            in_time(routes.call(request))
+            let is_check = request.uri().path() == CHECK_PATH;
+            let (routes, failed) = (routes.clone(), failed.clone());
+            async move {
+                let response = in_time(call(&routes, request, is_check)).await;
+                // An error is in the head of the response; the status of a success follows its message.
+                if is_check && response.headers().contains_key(Status::GRPC_STATUS) {
+                    failed.inc();
+                }
+                Ok::<_, Infallible>(response)
+            }
         });
         let mut served = std::pin::pin!(protocol().serve_connection(TokioIo::new(stream), service));
         tokio::select! {
@@ -193,13 +211,30 @@ fn protocol() -> http2::Builder<TokioExecutor> {
     protocol
 }
 
+/// The response to a call. The message of a check is read first, without the client's body.
+async fn call(
+    routes: &TowerToHyperService<Routes>,
+    request: Request<Incoming>,
+    is_check: bool,
+) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let body = if is_check {
+        match message::read(body, MAX_MESSAGE_BYTES).await {
+            Ok(message) => Body::new(message),
+            Err(status) => return status.into_http(),
+        }
+    } else {
+        Body::new(body)
+    };
+    let Ok(response) = routes.call(Request::from_parts(head, body)).await;
+    response
+}
+
 /// The response, or `DEADLINE_EXCEEDED` if the message is not complete in time. Once it is, no call takes long.
-async fn in_time(
-    response: impl Future<Output = Result<Response<Body>, Infallible>>,
-) -> Result<Response<Body>, Infallible> {
+async fn in_time(response: impl Future<Output = Response<Body>>) -> Response<Body> {
     tokio::time::timeout(MESSAGE_TIMEOUT, response)
         .await
-        .unwrap_or_else(|_| Ok(Status::deadline_exceeded("the request was not complete in time").into_http()))
+        .unwrap_or_else(|_| Status::deadline_exceeded("the request was not complete in time").into_http())
 }
 
 /// Returns when no call has come for too long. The first must come within the time for a request head, because a client

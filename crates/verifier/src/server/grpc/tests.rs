@@ -32,7 +32,6 @@ use tokenward_runtime::tls::files::{Certificates, Files};
 
 /// The preface of a client's connection (RFC 9113 section 3.4), with empty settings.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 /// Kinds and flags of frames (RFC 9113 section 6).
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -49,6 +48,7 @@ struct Server {
     stop: CancellationToken,
     task: JoinHandle<()>,
     open: Gauge,
+    failed: Counter,
 }
 
 async fn start(head: Duration, keep_alive: Duration) -> Server {
@@ -63,10 +63,10 @@ async fn start_with(tls: Option<TlsAcceptor>, head: Duration, keep_alive: Durati
     let ready = readiness.part("test");
     let metrics = Metrics::register(&mut Registry::default());
     let fixture = ExtAuthz::new(Fixture::behind(&[]).snapshot.clone(), TrustedProxies::default(), &metrics);
-    let open = metrics.connections.open.clone();
+    let (open, failed) = (metrics.connections.open.clone(), fixture.failed_calls());
     let server = super::Server::new(fixture, readiness, tls, timeouts, metrics.connections);
     let task = tokio::spawn(server.serve(listener, stop.clone()));
-    Server { address, ready, stop, task, open }
+    Server { address, ready, stop, task, open, failed }
 }
 
 impl Server {
@@ -165,14 +165,15 @@ async fn other_calls_get_a_grpc_error_and_the_connection_stays_open() {
     };
     // A number where a message should be.
     let number = rpc::Status { code: 1, ..Default::default() };
-    assert_eq!(unary(CHECK, number.clone()).await, Code::Internal);
+    assert_eq!(unary(CHECK_PATH, number.clone()).await, Code::Internal);
     assert_eq!(
         unary("/envoy.service.auth.v3.Authorization/Other", number.clone()).await,
         Code::Unimplemented
     );
     assert_eq!(unary("/envoy.service.auth.v2.Authorization/Check", number).await, Code::Unimplemented);
     let large = rpc::Status { message: "x".repeat(MAX_MESSAGE_BYTES), ..Default::default() };
-    assert_eq!(unary(CHECK, large).await, Code::OutOfRange);
+    assert_eq!(unary(CHECK_PATH, large).await, Code::OutOfRange);
+    assert_eq!(server.failed.get(), 2);
     // An empty message is a check without an HTTP request.
     assert_eq!(check(&channel, CheckRequest::default()).await, Ok(Code::InvalidArgument.into()));
     assert_eq!(check(&channel, good()).await, Ok(0));
@@ -187,6 +188,24 @@ async fn headers_of_a_large_request_fit() {
     http.path = "x".repeat(60 * 1024);
     http.headers.insert(":path".to_owned(), http.path.clone());
     assert_eq!(check(&server.channel().await, request).await, Ok(0));
+}
+
+/// As with `with_request_body`.
+#[tokio::test]
+async fn the_clients_body_does_not_matter() {
+    let server = start(LONG, LONG).await;
+    let channel = server.channel().await;
+    for size in [100, 129 * 1024, 20 << 20] {
+        let mut request = good();
+        let http = request.attributes.as_mut().and_then(|a| a.request.as_mut()?.http.as_mut()).unwrap();
+        http.body = "x".repeat(size);
+        assert_eq!(check(&channel, request.clone()).await, Ok(0), "{size}");
+        let http = request.attributes.as_mut().and_then(|a| a.request.as_mut()?.http.as_mut()).unwrap();
+        (http.raw_body, http.body) = (vec![0xff; size].into(), String::new());
+        http.headers.remove("authorization");
+        assert_eq!(check(&channel, request).await, Ok(Code::Unauthenticated.into()), "{size}");
+    }
+    assert_eq!(server.failed.get(), 0);
 }
 
 #[tokio::test]
@@ -312,7 +331,8 @@ async fn a_new_connection_displaces_the_quietest() {
 async fn an_incomplete_message_times_out() {
     let server = start(SHORT, LONG).await;
     let mut stream = server.connect().await;
-    let path = [&b"\x83\x86\x44"[..], &[u8::try_from(CHECK.len()).unwrap()], CHECK.as_bytes()].concat();
+    let path =
+        [&b"\x83\x86\x44"[..], &[u8::try_from(CHECK_PATH.len()).unwrap()], CHECK_PATH.as_bytes()].concat();
     let begun = frame(DATA, 0, 1, b"\0\0\0\0\x40half");
     stream.write_all(&[PREFACE, &frame(HEADERS, END_HEADERS, 1, &path), &begun].concat()).await.unwrap();
     let mut read = Vec::new();

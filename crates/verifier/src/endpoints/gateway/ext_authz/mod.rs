@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::Authorization;
 use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse};
+use prometheus_client::metrics::counter::Counter;
 use tonic::{Request, Response, Status};
 
 use self::request::ExtAuthzRequest;
@@ -44,6 +45,11 @@ impl ExtAuthz {
     /// A service that decides by this snapshot.
     pub fn new(snapshot: Arc<Snapshot>, trusted_proxies: TrustedProxies, metrics: &Metrics) -> Self {
         Self(GatewayCheck::new("ext_authz", snapshot, trusted_proxies, metrics))
+    }
+
+    /// The counter of calls that fail before they are checks: what they send is no message, or none of the right type or size.
+    pub fn failed_calls(&self) -> Counter {
+        self.0.metrics.malformed()
     }
 
     fn respond(&self, request: &CheckRequest, peer: IpAddr) -> CheckResponse {
