@@ -207,9 +207,9 @@ pub async fn other_keys_and_labels_are_preserved(shared: &Shared) {
 pub async fn the_template_is_applied_and_removed(shared: &Shared) {
     let space = shared.site.namespace("template").await;
     let secret = space
-        .active("t", json!({"scopes": ["a:b"], "secret": {"template": {"labels": {"team": "a", "tier": "1"}, "annotations": {"note": "n"}}}}))
+        .active("t", json!({"scopes": ["a:b"], "secret": {"template": {"metadata": {"labels": {"team": "a", "tier": "1"}, "annotations": {"note": "n"}}}}}))
         .await;
-    space.patch("t", json!({"spec": {"secret": {"template": {"labels": {"team": "b", "tier": null}, "annotations": null}}}})).await;
+    space.patch("t", json!({"spec": {"secret": {"template": {"metadata": {"labels": {"team": "b", "tier": null}, "annotations": null}}}}})).await;
     eventually("Secret in its new template", async || {
         let secret = space.secrets().get("t").await.expect("a Secret");
         let labels = secret.labels();
@@ -235,6 +235,140 @@ pub async fn the_template_is_applied_and_removed(shared: &Shared) {
             .labels()
             .contains_key("app.kubernetes.io/instance")
     );
+}
+
+pub async fn constants_stand_beside_the_token(shared: &Shared) {
+    let space = shared.site.namespace("constants").await;
+    let secret = json!({
+        "keys": {"token": "password"},
+        "template": {"type": "kubernetes.io/basic-auth", "data": {"username": "ci", "region": "eu"}},
+    });
+    space.create("t", json!({"scopes": ["a:b"], "secret": secret})).await;
+    space.condition("t", ConditionType::Active, "True").await;
+    let found = space.secrets().get("t").await.expect("a Secret");
+    assert_eq!(found.type_.as_deref(), Some("kubernetes.io/basic-auth"));
+    let password = data(&found, "password");
+    let becomes = async |username: Option<&str>, region: Option<&str>| {
+        eventually("the constants", async || {
+            let secret = space.secrets().get("t").await.expect("a Secret");
+            assert_eq!(data(&secret, "password"), password, "a constant is no reason to rotate");
+            let found = (data(&secret, "username"), data(&secret, "region"));
+            let wanted = (username.map(str::to_owned), region.map(str::to_owned));
+            if found == wanted { Ok(()) } else { Err(format!("{found:?}")) }
+        })
+        .await;
+    };
+    becomes(Some("ci"), Some("eu")).await;
+    // Somebody's edit is put right; one of the template is applied, and what it leaves out goes.
+    patch_secret(&space, "t", json!({"stringData": {"username": "mallory"}})).await;
+    becomes(Some("ci"), Some("eu")).await;
+    space
+        .patch(
+            "t",
+            json!({"spec": {"secret": {"template": {"data": {"username": "deploy", "region": null}}}}}),
+        )
+        .await;
+    becomes(Some("deploy"), None).await;
+    space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
+    space
+        .until("t", "version 2", |t| {
+            t.status.as_ref().and_then(|s| s.secret_ref.as_ref()).is_some_and(|r| r.version == 2)
+        })
+        .await;
+    let rotated = space.secrets().get("t").await.expect("a Secret");
+    assert_ne!(data(&rotated, "password"), password);
+    assert_eq!(data(&rotated, "username").as_deref(), Some("deploy"));
+}
+
+/// A `basic-auth` Secret with a user name, as it comes from Git.
+async fn create_theirs(space: &Space, labels: serde_json::Value) -> Secret {
+    let secret = json!({
+        "metadata": {"name": "theirs", "labels": labels},
+        "type": "kubernetes.io/basic-auth",
+        "stringData": {"username": "ci"},
+    });
+    let secret = serde_json::from_value(secret).expect("a Secret");
+    space.secrets().create(&Default::default(), &secret).await.expect("a Secret")
+}
+
+pub async fn a_token_is_merged_into_the_secret_of_somebody_else(shared: &Shared) {
+    let space = shared.site.namespace("merge").await;
+    let spec = json!({
+        "scopes": ["a:b"],
+        "secret": {"name": "theirs", "creationPolicy": "Merge", "keys": {"token": "password"}},
+    });
+    let consent = json!({"tokenward.dev/token": "t", "app.kubernetes.io/managed-by": "argocd"});
+    // The ApiToken first, then the Secret.
+    space.create("t", spec.clone()).await;
+    let token = space.reason("t", ConditionType::Delivered, "SecretNotFound").await;
+    assert!(condition(&token, ConditionType::Stalled).is_none(), "{token:?}");
+    let (_, message) = condition(&token, ConditionType::Ready).expect("Ready");
+    assert!(message.contains("waiting for Secret theirs with the label tokenward.dev/token=t"), "{message}");
+    let made = create_theirs(&space, consent.clone()).await;
+    space.condition("t", ConditionType::Active, "True").await;
+    let merged = space.secrets().get("theirs").await.expect("a Secret");
+    assert_eq!(merged.metadata.uid, made.metadata.uid);
+    assert_eq!(data(&merged, "username").as_deref(), Some("ci"));
+    assert!(merged.metadata.owner_references.is_none());
+    assert_eq!(merged.labels()["app.kubernetes.io/managed-by"], "argocd");
+    let first = data(&merged, "password").expect("a token");
+    shared.verifier.answers(&first, "", 200).await;
+    // It is rotated like any other, and what others add stays, tokens of other ApiTokens included.
+    let other = space.active("other", json!({"scopes": ["a:c"]})).await;
+    patch_secret(&space, "theirs", json!({"stringData": {"other": other}})).await;
+    space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
+    space
+        .until("t", "version 2", |t| {
+            t.status.as_ref().and_then(|s| s.secret_ref.as_ref()).is_some_and(|r| r.version == 2)
+        })
+        .await;
+    let rotated = space.secrets().get("theirs").await.expect("a Secret");
+    assert_ne!(data(&rotated, "password").as_deref(), Some(&*first));
+    assert_eq!((data(&rotated, "username").as_deref(), data(&rotated, "other")), (Some("ci"), Some(other)));
+    // None is made in the place of one that is gone; in that which comes there is a new token.
+    space.secrets().delete("theirs", &Default::default()).await.expect("a deletion");
+    space.reason("t", ConditionType::Delivered, "SecretNotFound").await;
+    space.stays("t", Duration::from_secs(1)).await;
+    assert!(space.secrets().get_opt("theirs").await.expect("an answer").is_none());
+    create_theirs(&space, consent.clone()).await;
+    space
+        .until("t", "version 3", |t| {
+            t.status.as_ref().and_then(|s| s.secret_ref.as_ref()).is_some_and(|r| r.version == 3)
+        })
+        .await;
+    // Neither a revocation nor the deletion of the ApiToken takes it away.
+    space.patch("t", json!({"spec": {"revoked": true}})).await;
+    space.reason("t", ConditionType::Revoked, "Enforced").await;
+    space.delete("t").await;
+    let left = space.secrets().get("theirs").await.expect("a Secret");
+    assert_eq!(data(&left, "username").as_deref(), Some("ci"));
+    shared.verifier.answers(&data(&left, "password").expect("a dead token"), "", 401).await;
+    // The Secret first, then the ApiToken.
+    space.create("t", spec).await;
+    space.condition("t", ConditionType::Active, "True").await;
+    let merged = space.secrets().get("theirs").await.expect("a Secret");
+    shared.verifier.answers(&data(&merged, "password").expect("a token"), "", 200).await;
+}
+
+pub async fn nothing_is_merged_without_the_owners_consent(shared: &Shared) {
+    let space = shared.site.namespace("noconsent").await;
+    let before = create_theirs(&space, json!({"tokenward.dev/token": "another"})).await;
+    let secret = json!({"name": "theirs", "creationPolicy": "Merge", "keys": {"token": "password"}});
+    space.create("t", json!({"scopes": ["a:b"], "secret": secret})).await;
+    let token = space.reason("t", ConditionType::Stalled, "SecretConflict").await;
+    let (_, message) = condition(&token, ConditionType::Stalled).expect("Stalled");
+    assert!(message.contains("lacks the label tokenward.dev/token=t"), "{message}");
+    assert_eq!(space.secrets().get("theirs").await.expect("a Secret"), before);
+    patch_secret(&space, "theirs", json!({"metadata": {"labels": {"tokenward.dev/token": "t"}}})).await;
+    space.condition("t", ConditionType::Active, "True").await;
+    // Whoever takes it back is not written to any more.
+    patch_secret(&space, "theirs", json!({"metadata": {"labels": {"tokenward.dev/token": null}}})).await;
+    space.reason("t", ConditionType::Stalled, "SecretConflict").await;
+    let taken_back = space.secrets().get("theirs").await.expect("a Secret");
+    space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
+    space.reason("t", ConditionType::Stalled, "SecretConflict").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(space.secrets().get("theirs").await.expect("a Secret"), taken_back);
 }
 
 pub async fn a_renamed_key_moves_the_token(shared: &Shared) {

@@ -15,8 +15,10 @@ pub async fn bad_specs_are_rejected_with_a_reason(shared: &Shared) {
     let space = shared.site.namespace("spec").await;
     let many: Vec<String> = (0..65).map(|i| format!("tokens:s{i}")).collect();
     let long = format!("tokens:{}", "x".repeat(122));
-    let template = |key: &str, name: &str| spec(json!({"secret": {"template": {key: {name: "x"}}}}));
+    let template =
+        |key: &str, name: &str| spec(json!({"secret": {"template": {"metadata": {key: {name: "x"}}}}}));
     let rotation = |more: Value| spec(json!({"rotation": more}));
+    let secret = |more: Value| spec(json!({"secret": more}));
     let table = [
         (json!({}), "spec.scopes: Required value"),
         (json!({"scopes": []}), "at least 1 items"),
@@ -57,6 +59,20 @@ pub async fn bad_specs_are_rejected_with_a_reason(shared: &Shared) {
         (
             spec(json!({"secret": {"template": {"type": "kubernetes.io/service-account-token"}}})),
             "this type makes Kubernetes issue credentials of its own",
+        ),
+        (secret(json!({"template": {"data": {"token": "x"}}})), "template.data must name other keys"),
+        (
+            secret(json!({"keys": {"token": "a", "previous": "b"}, "template": {"data": {"b": "x"}}})),
+            "template.data must name other keys",
+        ),
+        (secret(json!({"template": {"data": {"a b": "x"}}})), "each key must consist of letters"),
+        (secret(json!({"template": {"data": {"a": "x".repeat(1025)}}})), "Too long"),
+        (secret(json!({"creationPolicy": "None"})), "supported values: \"Owner\", \"Merge\""),
+        (secret(json!({"creationPolicy": "Merge", "onDelete": "Delete"})), "the Secret is somebody else's"),
+        (secret(json!({"creationPolicy": "Merge", "onRevoke": "Delete"})), "the Secret is somebody else's"),
+        (
+            secret(json!({"creationPolicy": "Merge", "template": {"type": "x/y"}})),
+            "the Secret is somebody else's",
         ),
         (template("labels", "argocd.argoproj.io/instance"), "tools own their objects by them"),
         (template("labels", "app.kubernetes.io/instance"), "tools own their objects by them"),
@@ -112,6 +128,7 @@ pub async fn one_way_fields_go_one_way(shared: &Shared) {
     refuse("t", json!({"secret": {"name": null}}), "secret.name is immutable").await;
     refuse("t", json!({"secret": null}), "secret.name is immutable").await;
     refuse("plain", json!({"secret": {"name": "plain"}}), "secret.name is immutable").await;
+    refuse("plain", json!({"secret": {"creationPolicy": "Merge"}}), "creationPolicy is immutable").await;
     refuse("t", json!({"format": {"prefix": "other"}}), "format.prefix is immutable").await;
     refuse("t", json!({"format": null}), "format.prefix is immutable").await;
     refuse("plain", json!({"secret": {"template": {"type": "x/y"}}}), "template.type is immutable").await;

@@ -9,7 +9,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use thiserror::Error;
 use tracing::info;
 
-use crate::objects::{SecretMeta, Token, token_secrets_selector};
+use crate::objects::{SecretMeta, TOKEN_SECRETS_SELECTOR, Token};
 use crate::watches::api;
 use tokenward_core::crd::labels::{PART_OF, PART_OF_VALUE, SEAL_ANNOTATION, WARNING_ANNOTATION};
 use tokenward_core::token::{PepperError, Peppers};
@@ -112,7 +112,7 @@ async fn find_hash(client: &Client, namespace: Option<&str>) -> Result<Option<St
 /// A Secret with a seal, if there is one among those that are labelled as ours.
 async fn find_seal(client: &Client, namespace: Option<&str>) -> Result<Option<String>, Error> {
     let secrets: Api<Secret> = api(client, namespace);
-    let labelled = ListParams::default().labels(&token_secrets_selector());
+    let labelled = ListParams::default().labels(TOKEN_SECRETS_SELECTOR);
     let is_sealed = |secret: &SecretMeta| secret.annotations().contains_key(SEAL_ANNOTATION);
     find("listing Secrets", labelled, async |page| secrets.list_metadata(page).await, is_sealed).await
 }

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::Secret;
 use kube::Resource;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
-use tokenward_core::crd::labels::{MANAGED_BY, MANAGED_BY_VALUE, TOKEN_LABEL};
+use tokenward_core::crd::labels::TOKEN_LABEL;
 use tokenward_core::crd::{ApiToken, TokenWebhook};
 
 /// The field manager under which the API server records what the controller wrote.
@@ -16,10 +16,8 @@ pub(crate) type Hook = DeserializeGuard<TokenWebhook>;
 /// A Secret without its data.
 pub(crate) type SecretMeta = PartialObjectMeta<Secret>;
 
-/// The label selector of the Secrets that contain tokens.
-pub(crate) fn token_secrets_selector() -> String {
-    format!("{MANAGED_BY}={MANAGED_BY_VALUE},{TOKEN_LABEL}")
-}
+/// The label selector of the Secrets that contain tokens, or whose owners let an ApiToken write into them.
+pub(crate) const TOKEN_SECRETS_SELECTOR: &str = TOKEN_LABEL;
 
 /// What identifies an ApiToken. The uid distinguishes it from an earlier one of the same name.
 #[derive(Clone, Debug, PartialEq, Eq)]

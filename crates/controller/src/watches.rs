@@ -16,7 +16,7 @@ use tracing::warn;
 use crate::apitoken::cache::StateCache;
 use crate::apitoken::reconcile;
 use crate::context::{Common, Context};
-use crate::objects::{SecretMeta, Token, token_secrets_selector};
+use crate::objects::{SecretMeta, TOKEN_SECRETS_SELECTOR, Token};
 use crate::requeue::{self, Load, RequeueSender};
 use crate::tokenwebhook::{self, Webhooks};
 use crate::workqueue::{self, Next};
@@ -195,7 +195,7 @@ fn watch_secrets(
             tokens_of(secret, &store).for_each(|token| requeue.now(token));
         }
     };
-    watcher(api, in_pages().labels(&token_secrets_selector()))
+    watcher(api, in_pages().labels(TOKEN_SECRETS_SELECTOR))
         .inspect_err(|error| warn!(error = watch_message(error), "Secrets can't be watched; trying again"))
         .modify(|secret| secret.metadata.managed_fields = None)
         .backoff(WatchBackoff::default())

@@ -17,8 +17,9 @@ use super::metrics::{Metrics, Verdict};
 use crate::objects::Token;
 use tokenward_core::admission::grants;
 use tokenward_core::admission::rules::{ClusterChecks, Violation, validate_destination, validate_token};
+use tokenward_core::crd::CreationPolicy;
 use tokenward_core::crd::{ApiToken, TokenWebhook};
-use tokenward_core::lifecycle::has_labels_of;
+use tokenward_core::lifecycle::{consents, has_labels_of};
 use tokenward_core::outbox::destination::AddressPolicy;
 use tokenward_runtime::cluster::access;
 use tokenward_runtime::cluster::error::message;
@@ -166,18 +167,27 @@ impl Reviewer {
         access::is_allowed(&self.client, review).await
     }
 
-    /// Checks that the Secret does not exist or is labelled as this token's. Labels prove nothing, and errors are ignored:
+    /// Checks that the Secret does not exist, is labelled as this token's, or has its owner's consent. Labels prove nothing, and errors are ignored:
     /// this is early advice, and the controller never writes a Secret that is not its own.
-    async fn check_secret(&self, namespace: &str, name: &str, secret: String) -> Result<(), Violation> {
+    async fn check_secret(
+        &self,
+        namespace: &str,
+        name: &str,
+        (secret, policy): (String, CreationPolicy),
+    ) -> Result<(), Violation> {
         if let Some(token) = self.other_token_with(namespace, name, &secret) {
             return Err(Violation::SecretOfAnother { secret, token });
         }
         let found = Api::<Secret>::namespaced(self.client.clone(), namespace).get_metadata_opt(&secret).await;
-        match found {
-            Ok(Some(found)) if !has_labels_of(&found.metadata, name) => {
+        let Ok(Some(found)) = found else { return Ok(()) };
+        match policy {
+            CreationPolicy::Owner if !has_labels_of(&found.metadata, name) => {
                 Err(Violation::ForeignSecret { secret })
             }
-            _ => Ok(()),
+            CreationPolicy::Merge if !consents(&found.metadata, name) => {
+                Err(Violation::NoConsent { secret, token: name.to_owned() })
+            }
+            CreationPolicy::Owner | CreationPolicy::Merge => Ok(()),
         }
     }
 

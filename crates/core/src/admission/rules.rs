@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use thiserror::Error;
 
 use crate::check::caller;
-use crate::crd::{ApiToken, ApiTokenSpec, TokenWebhook};
+use crate::crd::{ApiToken, ApiTokenSpec, CreationPolicy, TokenWebhook};
 use crate::lifecycle::{InvalidSpec, Spec};
 use crate::outbox::destination::{AddressError, AddressPolicy};
 use crate::token::scope::any_covers;
@@ -39,6 +39,16 @@ pub enum Violation {
         /// The name of the Secret.
         secret: String,
     },
+    /// The Secret is somebody else's, who has not agreed that the ApiToken writes into it.
+    #[error(
+        "Secret {secret} lacks the label tokenward.dev/token={token}, by which its owner lets this ApiToken write into it"
+    )]
+    NoConsent {
+        /// The name of the Secret.
+        secret: String,
+        /// The name of the ApiToken.
+        token: String,
+    },
     /// RBAC does not allow the user to grant these scopes.
     #[error(
         "{user} may not grant {}: it takes the verb \"grant\" on scopes.tokenward.dev of these names in namespace \
@@ -62,8 +72,8 @@ pub enum Violation {
 pub struct ClusterChecks {
     /// Scopes that the ApiToken gains, or all of them if one of its limits is lifted. The user must be allowed to grant them.
     pub gained_scopes: Vec<String>,
-    /// The name of a Secret that must not exist, or be ours.
-    pub secret: Option<String>,
+    /// The name of a Secret that must not exist, or be ours, or by its policy one whose owner agrees.
+    pub secret: Option<(String, CreationPolicy)>,
     /// Warnings for the user: the stored spec was invalid already, or does not do what is probably meant.
     pub warnings: Vec<String>,
 }
@@ -89,7 +99,7 @@ pub fn validate_token(
         Err(error) => return Err(error.into()),
     };
     // The name of the Secret is immutable, so it is checked on creation only.
-    let secret = old.is_none().then_some(spec.secret_name);
+    let secret = old.is_none().then_some((spec.secret_name, spec.creation_policy));
     let warnings =
         [late_cut(new, old, now), caller_without_audience(new, old)].into_iter().flatten().collect();
     Ok(ClusterChecks { gained_scopes: gained(new, old), secret, warnings })
@@ -211,7 +221,7 @@ mod tests {
         let new = token(json!({"scopes": ["orders:read", "audit:*"], "secret": {"name": "mine"}}));
         let expected = ClusterChecks {
             gained_scopes: vec!["orders:read".to_owned(), "audit:*".to_owned()],
-            secret: Some("mine".to_owned()),
+            secret: Some(("mine".to_owned(), CreationPolicy::Owner)),
             warnings: Vec::new(),
         };
         assert_eq!(validate_token(&new, None, NOW), Ok(expected));
@@ -302,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_label_that_a_tool_owns_objects_by_is_denied() {
-        let template = json!({"labels": {"argoproj.io/instance": "x"}});
+        let template = json!({"metadata": {"labels": {"argoproj.io/instance": "x"}}});
         let new = token(json!({"scopes": ["a:b"], "secret": {"template": template}}));
         let violation = validate_token(&new, None, NOW).expect_err("a violation").to_string();
         assert!(violation.contains("argoproj.io/instance"), "{violation}");
@@ -311,7 +321,7 @@ mod tests {
     /// An ApiToken that predates a rule can be edited, and above all revoked.
     #[test]
     fn a_rule_that_was_violated_before_blocks_no_edit() {
-        let secret = json!({"template": {"labels": {"argoproj.io/instance": "x"}}});
+        let secret = json!({"template": {"metadata": {"labels": {"argoproj.io/instance": "x"}}}});
         let old = token(json!({"scopes": ["a:b"], "secret": secret.clone()}));
         let edited = token(json!({"scopes": ["a:b", "a:c"], "secret": secret.clone()}));
         let checks = validate_token(&edited, Some(&old), NOW).expect("valid");

@@ -66,6 +66,8 @@ const PRINTABLE: &str = r"!self.matches('\\p{Cc}')";
         .message("revocationReason goes with revoked: true"),
     validation = Rule::new("(has(self.secret) && has(self.secret.name) ? self.secret.name : '') == (has(oldSelf.secret) && has(oldSelf.secret.name) ? oldSelf.secret.name : '')")
         .message("secret.name is immutable: pods mount the Secret by its name; create a new ApiToken for another Secret"),
+    validation = Rule::new("(has(self.secret) && has(self.secret.creationPolicy) ? self.secret.creationPolicy : 'Owner') == (has(oldSelf.secret) && has(oldSelf.secret.creationPolicy) ? oldSelf.secret.creationPolicy : 'Owner')")
+        .message("secret.creationPolicy is immutable: it says whose the Secret is; create a new ApiToken"),
     validation = Rule::new("(has(self.secret) && has(self.secret.template) && has(self.secret.template.type) ? self.secret.template.type : 'Opaque') == (has(oldSelf.secret) && has(oldSelf.secret.template) && has(oldSelf.secret.template.type) ? oldSelf.secret.template.type : 'Opaque')")
         .message("secret.template.type is immutable, as the type of every Secret is"),
     validation = Rule::new("(has(self.format) && has(self.format.prefix) ? self.format.prefix : '') == (has(oldSelf.format) && has(oldSelf.format.prefix) ? oldSelf.format.prefix : '')")
@@ -218,6 +220,12 @@ pub struct Rotation {
 /// The Secret that receives the token, in the ApiToken's namespace.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.template) || !has(self.template.data) || self.template.data.all(key, key != (has(self.keys) && has(self.keys.token) ? self.keys.token : 'token') && (!has(self.keys) || !has(self.keys.previous) || key != self.keys.previous))")
+        .message("template.data must name other keys than keys.token and keys.previous, which hold tokens"),
+    validation = Rule::new("!has(self.creationPolicy) || self.creationPolicy != 'Merge' || (!has(self.onRevoke) || self.onRevoke == 'Keep') && !has(self.onDelete) && (!has(self.template) || !has(self.template.type))")
+        .message("with creationPolicy Merge the Secret is somebody else's: leave out onDelete, template.type and onRevoke: Delete")
+)]
 pub struct SecretSpec {
     /// The Secret's name. Default: the ApiToken's name. Immutable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -226,6 +234,10 @@ pub struct SecretSpec {
         regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
     )]
     pub name: Option<String>,
+
+    /// Who makes the Secret. Immutable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub creation_policy: Option<CreationPolicy>,
 
     /// The names of the data keys in the Secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -261,7 +273,7 @@ pub struct SecretKeys {
     pub previous: Option<String>,
 }
 
-/// The type, labels and annotations of the Secret.
+/// What the Secret carries beside the token.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretTemplate {
@@ -273,6 +285,23 @@ pub struct SecretTemplate {
         .message("this type makes Kubernetes issue credentials of its own; use Opaque or a type that only holds data"))]
     pub type_: Option<String>,
 
+    /// The metadata of the Secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<TemplateMetadata>,
+
+    /// Constants, such as the user name beside a token that is used as a password. They are no secrets: whoever may read the
+    /// ApiToken reads them. At most 16, of up to 1024 characters each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxProperties" = 16))]
+    #[x_kube(validation = Rule::new("self.all(key, key.matches('^[-._a-zA-Z0-9]{1,253}$'))")
+        .message("each key must consist of letters, digits and - . _, as in every Secret"))]
+    pub data: Option<BTreeMap<String, DataValue>>,
+}
+
+/// The labels and annotations of the Secret.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TemplateMetadata {
     /// Labels of the Secret. Labels of the ApiToken are never copied: a copied tracking label would make
     /// Argo CD or Flux prune the Secret. At most 32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -288,6 +317,12 @@ pub struct SecretTemplate {
         .message("annotations of tokenward.dev, argoproj.io, fluxcd.io, helm.sh, kubernetes.io and k8s.io are refused: tools own their objects by them"))]
     pub annotations: Option<BTreeMap<String, AnnotationValue>>,
 }
+
+/// A constant in a Secret. At most 1024 characters.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(transparent)]
+#[schemars(inline)]
+pub struct DataValue(#[schemars(length(max = 1024))] pub String);
 
 /// The value of a label. At most 63 characters.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -371,6 +406,18 @@ pub enum OnRevoke {
     Keep,
     /// The controller deletes it.
     Delete,
+}
+
+/// Who makes the Secret.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum CreationPolicy {
+    /// tokenward makes it, and owns it.
+    #[default]
+    Owner,
+    /// Somebody else makes it, such as a manifest in Git, before or after the ApiToken. tokenward writes its keys into it, makes
+    /// none and deletes none. The Secret must have the label `tokenward.dev/token` with the ApiToken's name, by which its
+    /// owner agrees to that.
+    Merge,
 }
 
 /// What happens to the Secret when the ApiToken is deleted. Default Delete. Either way the token in it no longer works.

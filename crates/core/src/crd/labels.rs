@@ -15,7 +15,8 @@ pub const PART_OF_VALUE: &str = "tokenward";
 
 // On the Secret of an ApiToken.
 
-/// Label: the name of the ApiToken whose token the Secret contains.
+/// Label: the name of the ApiToken whose token the Secret contains. With `creationPolicy: Merge`, its owner sets it, and so
+/// lets that ApiToken write into it.
 pub const TOKEN_LABEL: &str = "tokenward.dev/token";
 /// Label: `true` on the Secret of a revoked token, absent otherwise.
 pub const REVOKED_LABEL: &str = "tokenward.dev/revoked";
@@ -33,7 +34,7 @@ pub const TOKEN_UID_ANNOTATION: &str = "tokenward.dev/token-uid";
 pub const SCOPES_ANNOTATION: &str = "tokenward.dev/scopes";
 /// Annotation: a MAC over the annotations above, keyed with the pepper ([`crate::token::seal`]).
 pub const SEAL_ANNOTATION: &str = "tokenward.dev/seal";
-/// Annotation: which labels and annotations came from `secret.template`, as JSON, so that a key removed from the
+/// Annotation: which labels, annotations and constants came from `secret.template`, as JSON, so that a key removed from the
 /// template is also removed from the Secret.
 pub const TEMPLATE_ANNOTATION: &str = "tokenward.dev/template";
 

@@ -18,8 +18,9 @@ mod status;
 mod tokenwebhook;
 
 pub use apitoken::{
-    AnnotationValue, ApiToken, ApiTokenSpec, Constraints, Format, LabelValue, OnDelete, OnRevoke,
-    OnSpecChange, Owner, RevocationReason, Rotation, SecretKeys, SecretSpec, SecretTemplate,
+    AnnotationValue, ApiToken, ApiTokenSpec, Constraints, CreationPolicy, DataValue, Format, LabelValue,
+    OnDelete, OnRevoke, OnSpecChange, Owner, RevocationReason, Rotation, SecretKeys, SecretSpec,
+    SecretTemplate, TemplateMetadata,
 };
 pub use conditions::{ConditionType, Conditions, Outcome, Reason, find as find_condition};
 pub use duration::{DurationError, DurationString};

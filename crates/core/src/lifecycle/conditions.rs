@@ -9,7 +9,8 @@ use super::rotate::Due;
 use super::transitions::{Transition, add_condition_changes, add_expiry_notice};
 use super::versions::{active, overlaps, pending};
 use crate::crd::{
-    ApiTokenStatus, ConditionType, Conditions, OnRevoke, Outcome, Phase, Reason, RotationReason,
+    ApiTokenStatus, ConditionType, Conditions, CreationPolicy, OnRevoke, Outcome, Phase, Reason,
+    RotationReason,
 };
 use crate::token::PepperId;
 
@@ -20,6 +21,9 @@ enum Cause {
     Invalid(String),
     /// The Secret is not ours, and belongs to this.
     Foreign(Option<String>),
+    /// The Secret is somebody else's, who has not agreed that it is written, or there is none yet. The name of the ApiToken.
+    NoConsent(String),
+    Awaited(String),
     Rejected(RejectionKind, String),
     /// The active version, or the Secret, can't be verified without this pepper.
     PepperMissing(PepperId),
@@ -51,7 +55,11 @@ fn cause(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timest
     if let Some(pepper) = active(status).and_then(|version| missing_pepper(observed, version)) {
         return Cause::PepperMissing(pepper);
     }
+    let merges = observed.spec.as_ref().is_ok_and(|spec| spec.creation_policy == CreationPolicy::Merge);
+    let name = || observed.token.metadata.name.clone().unwrap_or_default();
     match (&observed.secret, due) {
+        (SecretState::Foreign(_), _) if merges => Cause::NoConsent(name()),
+        (SecretState::Absent, _) if merges => Cause::Awaited(name()),
         (SecretState::Foreign(owner), _) => Cause::Foreign(owner.clone()),
         (SecretState::UnknownPepper(pepper), _) => Cause::PepperMissing(*pepper),
         (SecretState::Unreadable(message), _) => Cause::Rejected(RejectionKind::Forbidden, message.clone()),
@@ -138,6 +146,12 @@ fn stalled(cause: &Cause, secret: &str) -> Option<Reason> {
                 "Secret {secret} exists and is not tokenward's, so it is not written; create an ApiToken with another secret.name or, if nothing uses the Secret, delete it"
             ),
         ),
+        Cause::NoConsent(token) => Reason::new(
+            "SecretConflict",
+            format!(
+                "Secret {secret} lacks the label tokenward.dev/token={token}, so it is not written; its owner agrees by adding it"
+            ),
+        ),
         Cause::PepperMissing(pepper) => Reason::new(
             "PepperMissing",
             format!(
@@ -184,6 +198,12 @@ fn ready(cause: &Cause, stalled: Option<&Reason>, status: &ApiTokenStatus, secre
             damage_reason(*reason),
             format!("{}; a new secret is minted at {until}", damage(*reason)),
         ),
+        Cause::Awaited(token) => Outcome::no(
+            "SecretNotFound",
+            format!(
+                "waiting for Secret {secret} with the label tokenward.dev/token={token}; creationPolicy Merge writes into the Secret of somebody else"
+            ),
+        ),
         Cause::Damaged(reason) => Outcome::no(damage_reason(*reason), damage(*reason)),
         Cause::Minting => match current {
             Some(_) => Outcome::no("Rotating", "a new secret is on its way into the Secret"),
@@ -192,6 +212,7 @@ fn ready(cause: &Cause, stalled: Option<&Reason>, status: &ApiTokenStatus, secre
         Cause::Suspended => Outcome::yes("Suspended", "suspended, as the spec says"),
         Cause::Invalid(_)
         | Cause::Foreign(_)
+        | Cause::NoConsent(_)
         | Cause::Rejected(..)
         | Cause::PepperMissing(_)
         | Cause::None => {
@@ -239,6 +260,11 @@ fn delivered(observed: &Observed<'_>, status: &ApiTokenStatus, secret: &str, cau
         (_, Some(version)) => {
             Outcome::yes("Delivered", format!("Secret {secret} holds version {}", version.version))
         }
+        (Cause::Awaited(_), _) => Outcome::no("SecretNotFound", format!("there is no Secret {secret} yet")),
+        (Cause::NoConsent(_), _) => Outcome::no(
+            "SecretConflict",
+            format!("Secret {secret} may not be written without its owner's label"),
+        ),
         (Cause::Foreign(_), _) => {
             Outcome::no("SecretConflict", format!("Secret {secret} is not tokenward's"))
         }
@@ -320,6 +346,8 @@ mod tests {
         for (cause, expected) in [
             (Cause::Invalid("why".to_owned()), Some("InvalidSpec")),
             (Cause::Foreign(None), Some("SecretConflict")),
+            (Cause::NoConsent("t".to_owned()), Some("SecretConflict")),
+            (Cause::Awaited("t".to_owned()), None),
             (rejected(RejectionKind::Forbidden), Some("Forbidden")),
             (rejected(RejectionKind::Invalid), Some("SecretInvalid")),
             (throttled(true), Some("SecretTampered")),

@@ -26,7 +26,9 @@ mod versions;
 pub use authentication::authenticate;
 pub use next_step::{announce, next_step, previous_version};
 pub use observed::{Observed, OwnSecret, Rejection, RejectionKind, SealedVersion, SecretState};
-pub use secret::{DesiredData, SecretMetadata, compose, has_labels_of, inspect, is_controlled_by, wipe};
+pub use secret::{
+    DesiredData, SecretMetadata, compose, consents, has_labels_of, inspect, is_controlled_by, wipe,
+};
 pub use spec::{InvalidSpec, Spec};
 pub use step::{Announcement, Content, Handover, Material, Step};
 pub use transitions::{Transition, TransitionKind};

@@ -215,7 +215,7 @@ fn secret_step(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, no
         return Step::DeleteSecret;
     }
     let undelivered = pending(status).filter(|_| !revoked && !observed.expired(now));
-    if let Some(version) = undelivered.filter(|_| !observed.secret.is_inaccessible()) {
+    if let Some(version) = undelivered.filter(|_| observed.can_deliver()) {
         return match deliver_at(observed, version, now) {
             Some(at) => Step::Wait(Some(at)),
             None => Step::WriteSecret { key_id: version.key_id.clone(), content: Content::Minted },
@@ -239,7 +239,7 @@ fn deliver_at(observed: &Observed<'_>, pending: &TokenVersion, now: Timestamp) -
 
 /// When the token has to be reconciled again, if nothing changes until then.
 fn wake(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timestamp) -> Option<Timestamp> {
-    let retry = (observed.secret.is_inaccessible() && status.revocation.is_none())
+    let retry = (!observed.can_deliver() && status.revocation.is_none())
         .then(|| now.checked_add(RETRY).ok())
         .flatten();
     let due = match due {

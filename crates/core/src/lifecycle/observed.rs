@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::spec::{InvalidSpec, Spec};
-use crate::crd::{ApiToken, ApiTokenStatus, TokenVersion};
+use crate::crd::{ApiToken, ApiTokenStatus, CreationPolicy, TokenVersion};
 use crate::outbox::events::Receipts;
 use crate::outbox::subscription::Subscription;
 use crate::token::{Hash, KeyId, PepperId, Peppers};
@@ -57,6 +57,17 @@ impl<'a> Observed<'a> {
     /// Whether the token is suspended.
     pub fn suspended(&self) -> bool {
         self.token.spec.suspend == Some(true)
+    }
+
+    /// Whether the Secret that somebody else makes is not there yet.
+    pub fn awaits_secret(&self) -> bool {
+        matches!(self.secret, SecretState::Absent)
+            && self.spec.as_ref().is_ok_and(|spec| spec.creation_policy == CreationPolicy::Merge)
+    }
+
+    /// Whether there is a Secret to read and write, or one may be made.
+    pub fn can_deliver(&self) -> bool {
+        !self.secret.is_inaccessible() && !self.awaits_secret()
     }
 
     /// Whether the object is being deleted: only the finalizer is left to be handled.
@@ -136,7 +147,7 @@ pub struct OwnSecret {
     pub metadata: ObjectMeta,
     /// The key id of the token that it contains, verified against the status.
     pub verified: Option<KeyId>,
-    /// Whether that token is under the data key that the spec names.
+    /// Whether that token is under the data key that the spec names, and the constants are under theirs.
     pub in_place: bool,
     /// The version that a valid seal authenticates and whose token the Secret contains.
     pub sealed: Option<SealedVersion>,

@@ -27,7 +27,7 @@ pub(super) enum Due {
 
 /// Decides whether a new version is due. Neither a revoked nor an expired token ever rotates.
 pub(super) fn due(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, now: Timestamp) -> Due {
-    if status.revocation.is_some() || observed.expired(now) || observed.secret.is_inaccessible() {
+    if status.revocation.is_some() || observed.expired(now) || !observed.can_deliver() {
         return Due::Nothing(None);
     }
     if let Some(pending) = pending(status) {

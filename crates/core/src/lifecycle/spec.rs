@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::crd::labels::GROUP;
-use crate::crd::{ApiToken, DurationError, OnDelete, OnRevoke, OnSpecChange};
+use crate::crd::{ApiToken, CreationPolicy, DurationError, OnDelete, OnRevoke, OnSpecChange};
 use crate::token::Prefix;
 use crate::token::format::PrefixError;
 use crate::token::scope::{MAX_SCOPES, is_scope};
@@ -45,8 +45,12 @@ pub struct Spec {
     pub token_key: String,
     /// The data key of the previous token, if it is wanted.
     pub previous_key: Option<String>,
+    /// Who makes the Secret.
+    pub creation_policy: CreationPolicy,
     /// `secret.template.type`; by default `Opaque`.
     pub secret_type: String,
+    /// The constants of `secret.template`.
+    pub data: BTreeMap<String, String>,
     /// The labels of `secret.template`.
     pub labels: BTreeMap<String, String>,
     /// The annotations of `secret.template`.
@@ -87,6 +91,15 @@ pub enum InvalidSpec {
     /// One data key for two tokens.
     #[error("spec.secret.keys: token and previous must differ")]
     Keys,
+    /// One data key for a token and a constant.
+    #[error("spec.secret.template.data: the key {0:?} is that of a token")]
+    DataKey(String),
+    /// The Secret of somebody else is not tokenward's to delete, or to give a type.
+    #[error(
+        "spec.secret: with creationPolicy Merge the Secret is somebody else's: leave out onDelete, template.type and \
+         onRevoke: Delete"
+    )]
+    Merge,
     /// The name does not fit a label.
     #[error("metadata.name has {0} characters; at most 63 fit the label of the Secret")]
     Name(usize),
@@ -124,9 +137,23 @@ impl Spec {
             return Err(InvalidSpec::Keys);
         }
         let template = secret.template.unwrap_or_default();
-        let labels: BTreeMap<_, _> = template.labels.into_iter().flatten().map(|(k, v)| (k, v.0)).collect();
+        let data: BTreeMap<_, _> = template.data.into_iter().flatten().map(|(k, v)| (k, v.0)).collect();
+        if let Some(key) = data.keys().find(|key| **key == token_key || previous_key.as_ref() == Some(key)) {
+            return Err(InvalidSpec::DataKey(key.clone()));
+        }
+        let creation_policy = secret.creation_policy.unwrap_or_default();
+        let on_revoke = secret.on_revoke.unwrap_or_default();
+        let is_owners =
+            on_revoke == OnRevoke::Delete || secret.on_delete.is_some() || template.type_.is_some();
+        let on_delete = match creation_policy {
+            CreationPolicy::Merge if is_owners => return Err(InvalidSpec::Merge),
+            CreationPolicy::Merge => OnDelete::Retain,
+            CreationPolicy::Owner => secret.on_delete.unwrap_or_default(),
+        };
+        let metadata = template.metadata.unwrap_or_default();
+        let labels: BTreeMap<_, _> = metadata.labels.into_iter().flatten().map(|(k, v)| (k, v.0)).collect();
         let annotations: BTreeMap<_, _> =
-            template.annotations.into_iter().flatten().map(|(k, v)| (k, v.0)).collect();
+            metadata.annotations.into_iter().flatten().map(|(k, v)| (k, v.0)).collect();
         if let Some(key) = labels.keys().find(|key| is_reserved(key) && !is_common_label(key)) {
             return Err(InvalidSpec::TemplateKey(key.clone()));
         }
@@ -149,11 +176,13 @@ impl Spec {
             secret_name: secret.name.unwrap_or(name),
             token_key,
             previous_key,
+            creation_policy,
             secret_type,
+            data,
             labels,
             annotations,
-            on_revoke: secret.on_revoke.unwrap_or_default(),
-            on_delete: secret.on_delete.unwrap_or_default(),
+            on_revoke,
+            on_delete,
             hash,
         })
     }
@@ -199,6 +228,7 @@ mod tests {
     use super::*;
     use crate::crd::{
         ApiTokenSpec, Constraints, Format, LabelValue, Rotation, SecretKeys, SecretSpec, SecretTemplate,
+        TemplateMetadata,
     };
 
     fn token(spec: ApiTokenSpec) -> ApiToken {
@@ -269,11 +299,18 @@ mod tests {
             }),
             ..scopes(&["a:b"])
         };
+        let secret = |secret: serde_json::Value| ApiTokenSpec {
+            secret: Some(serde_json::from_value(secret).expect("a secret")),
+            ..scopes(&["a:b"])
+        };
         let template = |type_: Option<&str>, label: Option<&str>| ApiTokenSpec {
             secret: Some(SecretSpec {
                 template: Some(SecretTemplate {
                     type_: type_.map(str::to_owned),
-                    labels: label.map(|key| [(key.to_owned(), LabelValue("x".to_owned()))].into()),
+                    metadata: Some(TemplateMetadata {
+                        labels: label.map(|key| [(key.to_owned(), LabelValue("x".to_owned()))].into()),
+                        ..Default::default()
+                    }),
                     ..Default::default()
                 }),
                 ..Default::default()
@@ -297,6 +334,14 @@ mod tests {
             (template(None, Some("app.kubernetes.io/instance")), "refused"),
             (template(None, Some("kustomize.toolkit.fluxcd.io/name")), "refused"),
             (keys("a", "a"), "differ"),
+            (secret(json!({"template": {"data": {"token": "x"}}})), "is that of a token"),
+            (
+                secret(json!({"keys": {"previous": "p"}, "template": {"data": {"p": "x"}}})),
+                "is that of a token",
+            ),
+            (secret(json!({"creationPolicy": "Merge", "onRevoke": "Delete"})), "somebody else's"),
+            (secret(json!({"creationPolicy": "Merge", "onDelete": "Retain"})), "somebody else's"),
+            (secret(json!({"creationPolicy": "Merge", "template": {"type": "x/y"}})), "somebody else's"),
         ] {
             let error = Spec::of(&token(spec)).expect_err(word).to_string();
             assert!(error.contains(word), "{error}");

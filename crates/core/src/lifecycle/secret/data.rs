@@ -7,9 +7,10 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use zeroize::Zeroize;
 
+use super::metadata::templated_data;
 use super::{Object, SecretMetadata};
 use crate::crd::labels::{SCOPES_ANNOTATION, TOKEN_ID_ANNOTATION};
-use crate::crd::{ApiToken, TokenVersion};
+use crate::crd::{ApiToken, CreationPolicy, TokenVersion};
 use crate::lifecycle::spec::Spec;
 use crate::token::seal::{Seal, Sealed};
 use crate::token::{Hash, Peppers, Plaintext, Token};
@@ -53,15 +54,26 @@ pub fn compose(
         None => find_token(data, &version.key_id)?,
     };
     let previous = desired.previous.and_then(|key_id| find_token(data, key_id));
-    // Any other token of ours is stale. Keys that others added are left alone.
+    // Any other token is stale; in a Secret of somebody else, any other of this ApiToken. Keys that others added are left alone.
+    let is_stale = |presented: Token<'_>| match spec.creation_policy {
+        CreationPolicy::Owner => true,
+        CreationPolicy::Merge => token
+            .status
+            .as_ref()
+            .is_some_and(|status| status.version_of(presented.key_id().as_str()).is_some()),
+    };
+    let templated = templated_data(&secret.metadata);
     data.retain(|key, value| {
-        let stale =
-            parse(value).is_some() || *key == spec.token_key || spec.previous_key.as_ref() == Some(key);
+        let stale = parse(value).is_some_and(is_stale)
+            || templated.contains(key)
+            || *key == spec.token_key
+            || spec.previous_key.as_ref() == Some(key);
         if stale {
             value.0.zeroize();
         }
         !stale
     });
+    data.extend(spec.data.iter().map(|(key, value)| (key.clone(), ByteString(value.clone().into_bytes()))));
     data.insert(spec.token_key.clone(), current);
     if let (Some(key), Some(previous)) = (&spec.previous_key, previous) {
         data.insert(key.clone(), previous);

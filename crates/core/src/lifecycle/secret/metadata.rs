@@ -6,13 +6,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube_core::Resource;
 use serde::{Deserialize, Serialize};
 
-use super::Object;
+use super::{Object, annotation};
 use crate::crd::labels::{
     ISSUED_AT_ANNOTATION, KEY_ID_ANNOTATION, MANAGED_BY, MANAGED_BY_VALUE, REVOKED_LABEL, SCOPES_ANNOTATION,
     SEAL_ANNOTATION, TEMPLATE_ANNOTATION, TOKEN_ID_ANNOTATION, TOKEN_LABEL, TOKEN_UID_ANNOTATION,
     VERSION_ANNOTATION,
 };
-use crate::crd::{ApiToken, ApiTokenStatus, OnDelete, TokenVersion};
+use crate::crd::{ApiToken, ApiTokenStatus, CreationPolicy, OnDelete, TokenVersion};
 use crate::lifecycle::observed::Observed;
 use crate::lifecycle::spec::Spec;
 
@@ -23,6 +23,21 @@ struct TemplateKeys {
     labels: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     annotations: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    data: Vec<String>,
+}
+
+/// The constants in the data that came from a template.
+pub(super) fn templated_data(metadata: &ObjectMeta) -> Vec<String> {
+    TemplateKeys::of(metadata).data
+}
+
+impl TemplateKeys {
+    fn of(metadata: &ObjectMeta) -> Self {
+        annotation(metadata, TEMPLATE_ANNOTATION)
+            .and_then(|text| serde_json::from_str(text).ok())
+            .unwrap_or_default()
+    }
 }
 
 /// The labels, annotations and owner reference that our Secret should have, for the version that it contains.
@@ -43,7 +58,9 @@ impl SecretMetadata {
         let token_id = status.token_id.as_deref().unwrap_or_default();
         let revoked = status.revocation.is_some();
         let mut labels = spec.labels.clone();
-        labels.insert(MANAGED_BY.to_owned(), MANAGED_BY_VALUE.to_owned());
+        if spec.creation_policy == CreationPolicy::Owner {
+            labels.insert(MANAGED_BY.to_owned(), MANAGED_BY_VALUE.to_owned());
+        }
         labels.insert(TOKEN_LABEL.to_owned(), object.name.to_owned());
         if revoked {
             labels.insert(REVOKED_LABEL.to_owned(), "true".to_owned());
@@ -63,9 +80,10 @@ impl SecretMetadata {
         let keys = TemplateKeys {
             labels: spec.labels.keys().cloned().collect(),
             annotations: spec.annotations.keys().cloned().collect(),
+            data: spec.data.keys().cloned().collect(),
         };
         if keys != TemplateKeys::default() {
-            // Two lists of strings always serialize.
+            // Lists of strings always serialize.
             annotations
                 .insert(TEMPLATE_ANNOTATION.to_owned(), serde_json::to_string(&keys).unwrap_or_default());
         }
@@ -104,12 +122,9 @@ impl SecretMetadata {
 
     /// Writes it, and removes what an earlier template had added. Keys that others set are left alone.
     pub(super) fn apply_to(&self, metadata: &mut ObjectMeta, seal: String) {
+        let before = TemplateKeys::of(metadata);
         let labels = metadata.labels.get_or_insert_default();
         let annotations = metadata.annotations.get_or_insert_default();
-        let before: TemplateKeys = annotations
-            .get(TEMPLATE_ANNOTATION)
-            .and_then(|text| serde_json::from_str(text).ok())
-            .unwrap_or_default();
         labels.retain(|key, _| key != REVOKED_LABEL && !before.labels.contains(key));
         annotations.retain(|key, _| key != TEMPLATE_ANNOTATION && !before.annotations.contains(key));
         labels.extend(self.labels.clone());

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 pub use data::{DesiredData, compose, wipe};
 pub use metadata::SecretMetadata;
 pub(super) use metadata::desired_metadata;
-pub use ownership::{has_labels_of, inspect, is_controlled_by};
+pub use ownership::{consents, has_labels_of, inspect, is_controlled_by};
 
 use crate::crd::ApiToken;
 

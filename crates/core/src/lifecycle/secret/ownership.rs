@@ -11,6 +11,9 @@
 //! [`inspect`] accepts any of the first four, and never labels alone. Whoever may write Secrets in the namespace can
 //! also set an owner reference; all they gain is that a Secret of their own receives a token that they may read
 //! anyway. A Secret that is not ours is never written.
+//!
+//! With `creationPolicy: Merge` the Secret is somebody else's, and only its owner's consent counts ([`consents`]): who may
+//! write ApiTokens need not be who may write Secrets.
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
@@ -18,12 +21,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube_core::Resource;
 
 use super::{Object, annotation};
-use crate::crd::ApiToken;
 use crate::crd::labels::{
     ISSUED_AT_ANNOTATION, KEY_ID_ANNOTATION, MANAGED_BY, MANAGED_BY_VALUE, PART_OF, PART_OF_VALUE,
     SCOPES_ANNOTATION, SEAL_ANNOTATION, TOKEN_ID_ANNOTATION, TOKEN_LABEL, TOKEN_UID_ANNOTATION,
     VERSION_ANNOTATION,
 };
+use crate::crd::{ApiToken, CreationPolicy};
 use crate::lifecycle::observed::{OwnSecret, SealedVersion, SecretState};
 use crate::lifecycle::spec::Spec;
 use crate::token::seal::{Seal, Sealed};
@@ -40,6 +43,11 @@ pub fn has_labels_of(metadata: &ObjectMeta, name: &str) -> bool {
     let label = |key| metadata.labels.as_ref().and_then(|labels| labels.get(key));
     label(MANAGED_BY).is_some_and(|by| by == MANAGED_BY_VALUE)
         && label(TOKEN_LABEL).is_some_and(|token| token == name)
+}
+
+/// Whether the owner of a Secret lets the ApiToken of this name write into it.
+pub fn consents(metadata: &ObjectMeta, name: &str) -> bool {
+    metadata.labels.as_ref().and_then(|labels| labels.get(TOKEN_LABEL)).is_some_and(|token| token == name)
 }
 
 /// Determines whether a Secret is ours and which versions it contains.
@@ -65,13 +73,20 @@ pub fn inspect(secret: &Secret, token: &ApiToken, spec: &Spec, peppers: &Peppers
         data?.values().filter_map(verified).find(|key_id| key_id.as_str() == annotated)
     };
     let contained = in_place.or_else(elsewhere);
+    let has_constants =
+        spec.data.iter().all(|(key, value)| at(key).is_some_and(|found| found.0 == value.as_bytes()));
     let sealed = seal(secret, &object, peppers);
     let recorded_uid =
         token.status.as_ref().and_then(|s| s.secret_ref.as_ref()).and_then(|r| r.uid.as_deref());
-    let is_ours = contained.is_some()
-        || sealed.is_some()
-        || (recorded_uid.is_some() && recorded_uid == secret.metadata.uid.as_deref())
-        || is_controlled_by(&secret.metadata, object.uid);
+    let is_ours = match spec.creation_policy {
+        CreationPolicy::Merge => consents(&secret.metadata, object.name),
+        CreationPolicy::Owner => {
+            contained.is_some()
+                || sealed.is_some()
+                || (recorded_uid.is_some() && recorded_uid == secret.metadata.uid.as_deref())
+                || is_controlled_by(&secret.metadata, object.uid)
+        }
+    };
     if !is_ours {
         return unknown_pepper(&secret.metadata, &object, peppers).map_or_else(
             || SecretState::Foreign(owner(&secret.metadata, &object)),
@@ -81,7 +96,7 @@ pub fn inspect(secret: &Secret, token: &ApiToken, spec: &Spec, peppers: &Peppers
     SecretState::Ours(Box::new(OwnSecret {
         metadata: ObjectMeta { managed_fields: None, ..secret.metadata.clone() },
         verified: contained,
-        in_place: in_place.is_some(),
+        in_place: in_place.is_some() && has_constants,
         sealed: sealed.flatten(),
     }))
 }
