@@ -13,6 +13,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -60,6 +61,151 @@ pub async fn wrong_clocks_do_no_harm(site: &Site) {
         assert_eq!(leaders.len(), 1, "{leaders:?}");
         drop(replicas.remove(leaders[0]));
     }
+}
+
+/// A policy that changes every write of the kind in a namespace, as those of Kyverno or Gatekeeper do.
+fn mutate(site: &Site, namespace: &str, group: &str, resource: &str, condition: &str, patch: &str) -> String {
+    let name = format!("{resource}-{namespace}");
+    let selector = json!({"matchLabels": {"kubernetes.io/metadata.name": namespace}});
+    let objects = json!({"apiVersion": "v1", "kind": "List", "items": [{
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "MutatingAdmissionPolicy",
+        "metadata": {"name": name},
+        "spec": {
+            "reinvocationPolicy": "Never",
+            "matchConstraints": {
+                "namespaceSelector": selector,
+                "resourceRules": [{
+                    "apiGroups": [group], "apiVersions": ["*"], "resources": [resource], "operations": ["CREATE", "UPDATE"],
+                }],
+            },
+            "matchConditions": [{"name": "concerned", "expression": condition}],
+            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": patch}}],
+        },
+    }, {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "MutatingAdmissionPolicyBinding",
+        "metadata": {"name": name},
+        "spec": {"policyName": name},
+    }]});
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.json"));
+    std::fs::write(&path, objects.to_string()).expect("a file");
+    site.kubectl(&["apply", "-f", &path.display().to_string()]);
+    name
+}
+
+pub async fn what_a_policy_changes_back_is_not_fought_over(site: &Site) {
+    let tenant = Tenant::new(site, "fight").await;
+    let space = &tenant.space;
+    let policy = mutate(
+        site,
+        &space.name,
+        "",
+        "secrets",
+        "has(object.metadata.labels) && 'tokenward.dev/token' in object.metadata.labels",
+        r#"[JSONPatch{op: "add", path: "/metadata/labels/team", value: "theirs"}]"#,
+    );
+    let controller = tenant.controller(&[]).ready().await;
+    let verifier = tenant.verifier().ready().await;
+    let spec = json!({"scopes": ["a:b"], "secret": {"template": {"metadata": {"labels": {"team": "ours"}}}}});
+    // The API server may take a moment to enforce a policy.
+    eventually("the policy", async || {
+        let probe = json!({"metadata": {"name": "probe", "labels": {"tokenward.dev/token": "none"}}});
+        let probe = serde_json::from_value(probe).expect("a Secret");
+        let made: k8s_openapi::api::core::v1::Secret =
+            space.secrets().create(&PostParams::default(), &probe).await.expect("a Secret");
+        space.secrets().delete("probe", &Default::default()).await.expect("a deletion");
+        if made.metadata.labels.is_some_and(|labels| labels.contains_key("team")) {
+            Ok(())
+        } else {
+            Err(String::new())
+        }
+    })
+    .await;
+    let secret = space.active("t", spec).await;
+    let token = space.reason("t", ConditionType::Stalled, "Contested").await;
+    let (_, message) = condition(&token, ConditionType::Stalled).expect("Stalled");
+    assert!(message.contains("label team (Secret t)"), "{message}");
+    let writes = controller.metric("tokenward_secret_writes_total").await;
+    assert!(writes <= 5.0, "{writes} writes");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(controller.metric("tokenward_secret_writes_total").await, writes);
+    // The token works all the same, is rotated and revoked.
+    assert!(testkit::has(&space.get("t").await, ConditionType::Active, "True"));
+    verifier.answers(&secret, "", 200).await;
+    space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
+    let second = space.version("t", 2).await;
+    verifier.answers(&second, "", 200).await;
+    // Without the policy, the next edit is applied at once, and nothing is left of it.
+    for kind in ["mutatingadmissionpolicybinding", "mutatingadmissionpolicy"] {
+        site.kubectl(&["delete", kind, &policy]);
+    }
+    eventually("the label", async || {
+        let trigger = Timestamp::now().to_string();
+        space.patch("t", json!({"spec": {"displayName": trigger}})).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let secret = space.secrets().get("t").await.expect("a Secret");
+        let team = secret.metadata.labels.and_then(|labels| labels.get("team").cloned());
+        if team.as_deref() == Some("ours") { Ok(()) } else { Err(format!("{team:?}")) }
+    })
+    .await;
+    space.until("t", "no contest", |t| condition(t, ConditionType::Stalled).is_none()).await;
+    assert_eq!(space.secret_of("t").await, second);
+
+    // Another controller, which changes it back a moment later, and a constant and an owner too.
+    let before = controller.metric("tokenward_secret_writes_total").await;
+    let until = std::time::Instant::now() + Duration::from_secs(8);
+    let mut changes = 0;
+    while std::time::Instant::now() < until {
+        let patch = json!({"metadata": {"labels": {"team": "theirs"}, "ownerReferences": null}});
+        space.secrets().patch("t", &PatchParams::default(), &Patch::Merge(patch)).await.expect("a patch");
+        changes += 1;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let writes = controller.metric("tokenward_secret_writes_total").await - before;
+    assert!((1.0..=4.0).contains(&writes), "{writes} writes for {changes} changes");
+    verifier.answers(&second, "", 200).await;
+}
+
+pub async fn a_finalizer_that_a_policy_takes_off_holds_up_nothing(site: &Site) {
+    let tenant = Tenant::new(site, "stripped").await;
+    let space = &tenant.space;
+    mutate(
+        site,
+        &space.name,
+        "tokenward.dev",
+        "apitokens",
+        "has(object.metadata.finalizers)",
+        r#"[JSONPatch{op: "remove", path: "/metadata/finalizers"}]"#,
+    );
+    let hook = json!({
+        "apiVersion": "tokenward.dev/v1alpha1", "kind": "TokenWebhook",
+        "metadata": {"name": "h", "namespace": space.name},
+        "spec": {"url": "https://192.0.2.1/", "events": ["token.*"]},
+    });
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-hook.json", space.name));
+    std::fs::write(&path, hook.to_string()).expect("a file");
+    site.kubectl(&["apply", "-f", &path.display().to_string()]);
+    let _controller = tenant.controller(&[]).ready().await;
+    let verifier = tenant.verifier().ready().await;
+    // The API server may take a moment to enforce a policy.
+    space.create("probe", json!({"scopes": ["a:b"], "suspend": true})).await;
+    eventually("the policy", async || {
+        let patch = json!({"metadata": {"finalizers": ["example.com/probe"]}});
+        match space.patch("probe", patch).await.metadata.finalizers {
+            None => Ok(()),
+            finalizers => Err(format!("{finalizers:?}")),
+        }
+    })
+    .await;
+    let secret = space.active("t", json!({"scopes": ["a:b"]})).await;
+    verifier.answers(&secret, "", 200).await;
+    let token = space.reason("t", ConditionType::Stalled, "Contested").await;
+    let (_, message) = condition(&token, ConditionType::Stalled).expect("Stalled");
+    assert!(message.contains("finalizer tokenward.dev/webhooks"), "{message}");
+    assert!(testkit::has(&token, ConditionType::Active, "True"));
+    space.delete("t").await;
+    verifier.answers(&secret, "", 401).await;
 }
 
 pub async fn two_controllers_take_turns(site: &Site) {

@@ -136,6 +136,8 @@ fn main() -> ExitCode {
         admission::a_provided_certificate_is_served,
         admission::grants_that_an_outage_would_end_are_an_error,
         faults::a_forbidden_secret_is_reported,
+        faults::what_a_policy_changes_back_is_not_fought_over,
+        faults::a_finalizer_that_a_policy_takes_off_holds_up_nothing,
         faults::two_controllers_take_turns,
         faults::wrong_clocks_do_no_harm,
         faults::a_namespace_is_deleted_with_its_tokens,

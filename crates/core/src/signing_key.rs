@@ -66,8 +66,10 @@ pub fn next_step(
     }
     let (trigger, overlap) = rotation(webhook)?;
     let is_open = previous_until(secret).is_some_and(|until| now < until);
+    // Every key has the annotation, if empty. Without it, a policy has taken it off, and would do so again.
+    let handled = secret.annotations().get(SIGNING_TRIGGER_ANNOTATION);
     let is_requested =
-        trigger.is_some() && trigger.as_ref() != secret.annotations().get(SIGNING_TRIGGER_ANNOTATION);
+        handled.is_some_and(|handled| trigger.as_ref().is_some_and(|trigger| trigger != handled));
     Ok(match (is_requested, is_open) {
         // Only two keys sign at a time, so this waits for the end of the overlap, unless the spec now ends it.
         (true, true) if !overlap.is_zero() => Step::Use,

@@ -19,8 +19,9 @@ use crate::objects::{FIELD_MANAGER, TokenKey};
 use tokenward_core::crd::labels::WEBHOOKS_FINALIZER;
 use tokenward_core::crd::{ApiToken, ApiTokenStatus};
 use tokenward_core::lifecycle::{
-    Announcement, Content, DesiredData, Handover, Material, Observed, Rejection, RejectionKind,
-    SecretMetadata, SecretState, Spec, Step, Transition, announce, compose, inspect, previous_version, wipe,
+    Announcement, Content, Contest, DesiredData, FINALIZER_REPAIR, Handover, Material, Observed, Rejection,
+    RejectionKind, SecretMetadata, SecretState, Spec, Step, Transition, announce, compose, inspect,
+    previous_version, repairs, wipe,
 };
 use tokenward_core::token::{KeyId, Peppers, Plaintext, format};
 use tokenward_runtime::cluster::error::{ErrorClass, classify, is_already_exists, is_not_found, message};
@@ -100,6 +101,9 @@ impl StepContext<'_> {
             .await
             .map_err(Error::WriteStatus)?;
         failpoint::after(point);
+        if written.resource_version() == token.resource_version() {
+            return Err(Error::StatusDropped);
+        }
         self.context.metrics.status_writes.inc();
         let receipts_pending = self.with_state(|state| {
             state.written = resource_version(&written);
@@ -141,6 +145,8 @@ impl StepContext<'_> {
         };
         let creates = existing.is_none();
         let metadata = SecretMetadata::of(token, spec, version, status);
+        let repaired = self.observed.secret.ours().filter(|_| content == Content::Existing);
+        let repaired = repaired.map(|own| repairs(own, &metadata));
         let data = DesiredData {
             version,
             plaintext: minted.as_ref().map(|(_, plaintext)| plaintext),
@@ -159,7 +165,16 @@ impl StepContext<'_> {
         failpoint::after(point);
         wipe(&mut secret);
         match result {
-            Ok(written) => Ok(self.secret_written(written, spec)),
+            Ok(written) => {
+                if let Some(over) = repaired {
+                    self.with_state(|state| {
+                        let contest = &mut state.contests.secret;
+                        *contest =
+                            Some(Contest::after(contest.as_ref(), over, token.metadata.generation, self.now));
+                    });
+                }
+                Ok(self.secret_written(written, spec))
+            }
             Err(error) => self.secret_not_written(error, minted, spec, creates),
         }
     }
@@ -266,7 +281,15 @@ impl StepContext<'_> {
         if written.metadata.deletion_timestamp.is_some() && !wanted {
             return Ok(Applied::Gone);
         }
-        self.with_state(|state| state.written = resource_version(&written));
+        self.with_state(|state| {
+            state.written = resource_version(&written);
+            // What this process took off itself is no contest.
+            let contest = &mut state.contests.finalizer;
+            *contest = wanted.then(|| {
+                let over = vec![FINALIZER_REPAIR.to_owned()];
+                Contest::after(contest.as_ref(), over, token.metadata.generation, self.now)
+            });
+        });
         Ok(Applied::Status(Box::new(written)))
     }
 

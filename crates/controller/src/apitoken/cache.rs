@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Mutex;
 
 use tokenward_core::crd::ApiToken;
-use tokenward_core::lifecycle::{OwnSecret, Rejection, SecretState, Spec};
+use tokenward_core::lifecycle::{Contests, OwnSecret, Rejection, SecretState, Spec};
 use tokenward_core::outbox::events::Receipts;
 use tokenward_core::token::{KeyId, Peppers, Plaintext};
 use tokenward_runtime::sync::lock;
@@ -22,6 +22,8 @@ pub(crate) struct TokenState {
     pub(crate) minted: Option<(KeyId, Plaintext)>,
     /// Why the API server rejected the last write of the Secret.
     pub(crate) rejection: Option<Rejection>,
+    /// What somebody else changed back when it was last repaired.
+    pub(crate) contests: Contests,
     /// The last inspection of the Secret.
     pub(crate) inspected: Option<Inspected>,
     /// The resourceVersion of the last write of this process. The watch may still deliver older ones.

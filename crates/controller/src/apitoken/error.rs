@@ -19,6 +19,9 @@ pub(crate) enum Error {
     WriteSecret { name: String, source: kube::Error },
     #[error("the status could not be written: {0}")]
     WriteStatus(kube::Error),
+    /// The API server stored none of what is new in it.
+    #[error("the API server dropped fields of the status: install the CRDs of this version of tokenward")]
+    StatusDropped,
     #[error("the finalizer could not be written: {0}")]
     WriteFinalizer(kube::Error),
     /// The undelivered events of a deleted token could not be stored in this TokenWebhook.
@@ -39,6 +42,7 @@ impl Error {
             Self::ReadSecret { .. } => "read_secret",
             Self::WriteSecret { .. } => "write_secret",
             Self::WriteStatus(_) => "write_status",
+            Self::StatusDropped => "status_dropped",
             Self::WriteFinalizer(_) => "write_finalizer",
             Self::StoreEvents(_) => "store_events",
             Self::Random(_) => "random",
@@ -65,7 +69,11 @@ impl Error {
             | Self::ReadToken(source)
             | Self::WriteStatus(source)
             | Self::WriteFinalizer(source) => Some(source),
-            Self::Unidentified | Self::StoreEvents(_) | Self::Random(_) | Self::Pepper => None,
+            Self::Unidentified
+            | Self::StatusDropped
+            | Self::StoreEvents(_)
+            | Self::Random(_)
+            | Self::Pepper => None,
         }
     }
 }

@@ -59,10 +59,11 @@ async fn make_steps(mut token: ApiToken, key: &TokenKey, context: &Context) -> R
             (
                 state.minted.as_ref().map(|(key_id, _)| *key_id),
                 state.rejection.clone(),
+                state.contests.clone(),
                 state.receipts.clone(),
             )
         });
-        let (minted, rejection, receipts) = memory.unwrap_or_default();
+        let (minted, rejection, contests, receipts) = memory.unwrap_or_default();
         let subscriptions = context.webhooks.subscriptions(&key.namespace);
         let observed = Observed {
             token: &token,
@@ -71,6 +72,7 @@ async fn make_steps(mut token: ApiToken, key: &TokenKey, context: &Context) -> R
             peppers: &peppers,
             minted,
             rejection,
+            contests,
             propagation: context.propagation,
             subscriptions: &subscriptions,
             receipts,

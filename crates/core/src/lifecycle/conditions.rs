@@ -35,6 +35,8 @@ enum Cause {
     },
     Minting,
     Damaged(RotationReason),
+    /// Somebody else changes this back each time it is written.
+    Contested(String),
     Suspended,
     None,
 }
@@ -69,8 +71,11 @@ fn cause(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timest
         (SecretState::Ours(_), _) if observed.secret.key_id().is_none() => {
             Cause::Damaged(RotationReason::SecretTampered)
         }
-        _ if observed.suspended() => Cause::Suspended,
-        _ => Cause::None,
+        _ => match observed.contested(now) {
+            Some((over, _)) => Cause::Contested(over),
+            None if observed.suspended() => Cause::Suspended,
+            None => Cause::None,
+        },
     }
 }
 
@@ -166,6 +171,12 @@ fn stalled(cause: &Cause, secret: &str) -> Option<Reason> {
         Cause::Rejected(RejectionKind::Invalid, message) => {
             Reason::new("SecretInvalid", format!("the API server does not accept Secret {secret}: {message}"))
         }
+        Cause::Contested(over) => Reason::new(
+            "Contested",
+            format!(
+                "somebody else changes what tokenward writes back, a mutating policy or another controller: {over} (Secret {secret}); make it leave this ApiToken's Secret alone. The token works; the next attempts are 5 minutes apart"
+            ),
+        ),
         Cause::Throttled { reason, until, stalled: true } => Reason::new(
             damage_reason(*reason),
             format!(
@@ -213,6 +224,7 @@ fn ready(cause: &Cause, stalled: Option<&Reason>, status: &ApiTokenStatus, secre
         Cause::Invalid(_)
         | Cause::Foreign(_)
         | Cause::NoConsent(_)
+        | Cause::Contested(_)
         | Cause::Rejected(..)
         | Cause::PepperMissing(_)
         | Cause::None => {
@@ -241,7 +253,8 @@ fn phase(cause: &Cause, stalled: bool, suspended: bool, status: &ApiTokenStatus)
     match cause {
         Cause::Revoked => Phase::Revoked,
         Cause::Expired(_) => Phase::Expired,
-        _ if stalled => Phase::Failed,
+        // It works all the same.
+        _ if stalled && !matches!(cause, Cause::Contested(_)) => Phase::Failed,
         _ if suspended => Phase::Suspended,
         _ if current(status).is_none() => Phase::Pending,
         _ if open_overlaps(status).is_some() || pending(status).is_some() => Phase::Rotating,
@@ -348,6 +361,7 @@ mod tests {
             (Cause::Foreign(None), Some("SecretConflict")),
             (Cause::NoConsent("t".to_owned()), Some("SecretConflict")),
             (Cause::Awaited("t".to_owned()), None),
+            (Cause::Contested("label x".to_owned()), Some("Contested")),
             (rejected(RejectionKind::Forbidden), Some("Forbidden")),
             (rejected(RejectionKind::Invalid), Some("SecretInvalid")),
             (throttled(true), Some("SecretTampered")),

@@ -20,13 +20,28 @@ const DELETION_DELIVERY_TIMEOUT: SignedDuration = SignedDuration::from_secs(10);
 /// How long it waits, from its deletionTimestamp on, for undelivered events to be stored in the TokenWebhook.
 const HANDOVER_TIMEOUT: SignedDuration = SignedDuration::from_secs(30);
 
+/// What is repaired if somebody else takes the finalizer off, for people.
+pub const FINALIZER_REPAIR: &str = "finalizer tokenward.dev/webhooks of the ApiToken";
+
 /// The step that adds or removes the finalizer of a token that is not being deleted, if one is needed.
-pub(super) fn ensure(observed: &Observed<'_>) -> Option<Step> {
+pub(super) fn ensure(observed: &Observed<'_>, now: Timestamp) -> Option<Step> {
     match (wants_deletion(observed), has_finalizer(observed)) {
-        (true, false) => Some(Step::AddFinalizer),
+        // If somebody else takes it off each time, the token does not wait for it.
+        (true, false) => retry_at(observed, now).is_none().then_some(Step::AddFinalizer),
         (false, true) => Some(Step::RemoveFinalizer(Handover::default())),
         (true, true) | (false, false) => None,
     }
+}
+
+/// Whether the finalizer is wanted and not there.
+pub(super) fn is_missing(observed: &Observed<'_>) -> bool {
+    wants_deletion(observed) && !has_finalizer(observed)
+}
+
+/// When a missing finalizer is added again.
+pub(super) fn retry_at(observed: &Observed<'_>, now: Timestamp) -> Option<Timestamp> {
+    let contest = observed.contests.finalizer.as_ref().filter(|_| is_missing(observed))?;
+    contest.holds(&[FINALIZER_REPAIR.to_owned()], observed.token.metadata.generation, now)
 }
 
 /// The next step of a token that is being deleted.

@@ -9,6 +9,7 @@
 
 mod authentication;
 mod conditions;
+mod contest;
 mod finalizer;
 mod next_step;
 mod observed;
@@ -24,10 +25,12 @@ mod unreadable;
 mod versions;
 
 pub use authentication::authenticate;
+pub use contest::Contest;
+pub use finalizer::FINALIZER_REPAIR;
 pub use next_step::{announce, next_step, previous_version};
-pub use observed::{Observed, OwnSecret, Rejection, RejectionKind, SealedVersion, SecretState};
+pub use observed::{Contests, Observed, OwnSecret, Rejection, RejectionKind, SealedVersion, SecretState};
 pub use secret::{
-    DesiredData, SecretMetadata, compose, consents, has_labels_of, inspect, is_controlled_by, wipe,
+    DesiredData, SecretMetadata, compose, consents, has_labels_of, inspect, is_controlled_by, repairs, wipe,
 };
 pub use spec::{InvalidSpec, Spec};
 pub use step::{Announcement, Content, Handover, Material, Step};

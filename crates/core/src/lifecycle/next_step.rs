@@ -8,7 +8,7 @@ use super::finalizer;
 use super::observed::{Observed, RETRY};
 use super::revoke;
 use super::rotate::{Due, due, update_record};
-use super::secret::desired_metadata;
+use super::secret::{desired_metadata, repairs};
 use super::spec::Spec;
 use super::step::{Announcement, Content, Material, Step};
 use super::transitions::{
@@ -31,7 +31,7 @@ pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
     if observed.deleting() {
         return finalizer::finalize(observed, now);
     }
-    if let Some(step) = finalizer::ensure(observed) {
+    if let Some(step) = finalizer::ensure(observed, now) {
         return step;
     }
     let mut transitions = Vec::new();
@@ -223,8 +223,15 @@ fn secret_step(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec, no
     }
     let Some(own) = observed.secret.ours() else { return Step::Wait(None) };
     let Some((version, metadata)) = desired_metadata(observed, spec) else { return Step::Wait(None) };
-    if own.in_place && metadata.matches(&own.metadata) {
+    let repairs = repairs(own, &metadata);
+    if repairs.is_empty() {
         return Step::Wait(None);
+    }
+    let generation = observed.token.metadata.generation;
+    if let Some(contest) = &observed.contests.secret
+        && let Some(until) = contest.holds(&repairs, generation, now)
+    {
+        return Step::Wait(Some(until));
     }
     Step::WriteSecret { key_id: version.key_id.clone(), content: Content::Existing }
 }
@@ -250,7 +257,13 @@ fn wake(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timesta
     let retirement = retiring(status).filter_map(|version| version.retire_at).min();
     let expiry = observed.token.spec.expires_at.filter(|_| status.revocation.is_none());
     let notice = observed.expiry_notice_at().filter(|_| status.revocation.is_none());
-    [retry, due, retirement, expiry, notice].into_iter().flatten().filter(|at| *at > now).min()
+    let contest = observed.contested(now).map(|(_, until)| until);
+    let finalizer = finalizer::retry_at(observed, now);
+    [retry, due, retirement, expiry, notice, contest, finalizer]
+        .into_iter()
+        .flatten()
+        .filter(|at| *at > now)
+        .min()
 }
 
 /// Truncates to milliseconds, the precision of timestamps in a status.

@@ -3,6 +3,8 @@
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use super::contest::Contest;
+use super::secret::{desired_metadata, repairs};
 use super::spec::{InvalidSpec, Spec};
 use crate::crd::{ApiToken, ApiTokenStatus, CreationPolicy, TokenVersion};
 use crate::outbox::events::Receipts;
@@ -28,6 +30,8 @@ pub struct Observed<'a> {
     pub minted: Option<KeyId>,
     /// How the API server rejected the last write of the Secret.
     pub rejection: Option<Rejection>,
+    /// What somebody else changed back when it was last repaired.
+    pub contests: Contests,
     /// How long verifiers have to receive a new version before the Secret does.
     pub propagation: SignedDuration,
     /// The subscriptions of the TokenWebhooks of the namespace.
@@ -36,6 +40,15 @@ pub struct Observed<'a> {
     pub receipts: Receipts,
     /// How long before `expiresAt` the transition `Expiring` is reported.
     pub expiry_notice: SignedDuration,
+}
+
+/// The repairs of what an ApiToken has in the cluster.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Contests {
+    /// Of its Secret.
+    pub secret: Option<Contest>,
+    /// Of its finalizer.
+    pub finalizer: Option<Contest>,
 }
 
 impl<'a> Observed<'a> {
@@ -57,6 +70,22 @@ impl<'a> Observed<'a> {
     /// Whether the token is suspended.
     pub fn suspended(&self) -> bool {
         self.token.spec.suspend == Some(true)
+    }
+
+    /// What of the Secret or the finalizer is changed back each time, for people, and until when that is told if it is not any more.
+    pub(super) fn contested(&self, now: Timestamp) -> Option<(String, Timestamp)> {
+        let told = |contest: &'_ Option<Contest>| {
+            let (over, until) = contest.as_ref()?.told(now)?;
+            Some((over.join(", "), until))
+        };
+        let needs_secret = || {
+            let own = self.secret.ours()?;
+            let (_, metadata) = desired_metadata(self, self.spec.as_ref().ok()?)?;
+            Some(!repairs(own, &metadata).is_empty())
+        };
+        told(&self.contests.secret)
+            .filter(|(_, until)| now < *until || needs_secret() == Some(true))
+            .or_else(|| told(&self.contests.finalizer).filter(|_| super::finalizer::is_missing(self)))
     }
 
     /// Whether the Secret that somebody else makes is not there yet.

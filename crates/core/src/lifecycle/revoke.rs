@@ -33,18 +33,20 @@ pub(super) fn enforce(status: &mut ApiTokenStatus, observed: &Observed<'_>, now:
     let stored = observed
         .status()
         .is_some_and(|s| s.revocation.is_some() && s.versions.iter().all(|v| !v.state.is_live()));
-    if revocation.enforced_at.is_none() && stored && secret_is_as_specified(observed) {
+    if revocation.enforced_at.is_none() && stored && secret_is_as_specified(observed, now) {
         revocation.enforced_at = Some(now);
     }
 }
 
-/// Whether the Secret of a revoked token is as `secret.onRevoke` says. A foreign Secret is not touched.
-fn secret_is_as_specified(observed: &Observed<'_>) -> bool {
+/// Whether the Secret of a revoked token is as `secret.onRevoke` says, as far as others let it be. A foreign Secret is not touched.
+fn secret_is_as_specified(observed: &Observed<'_>, now: Timestamp) -> bool {
     let (Some(own), Ok(spec)) = (observed.secret.ours(), &observed.spec) else { return true };
     match spec.on_revoke {
         OnRevoke::Delete => false,
         OnRevoke::Keep => {
-            desired_metadata(observed, spec).is_none_or(|(_, metadata)| metadata.matches(&own.metadata))
+            desired_metadata(observed, spec)
+                .is_none_or(|(_, metadata)| metadata.differences(&own.metadata).is_empty())
+                || observed.contested(now).is_some()
         }
     }
 }

@@ -182,6 +182,7 @@ impl World {
             peppers: &self.peppers,
             minted: self.minted.as_ref().map(|(key_id, _)| *key_id),
             rejection: None,
+            contests: Contests::default(),
             propagation: SignedDuration::from_secs(1),
             subscriptions: &self.subscriptions,
             receipts: self.receipts.clone(),

@@ -13,7 +13,7 @@ use crate::crd::labels::{
     VERSION_ANNOTATION,
 };
 use crate::crd::{ApiToken, ApiTokenStatus, CreationPolicy, OnDelete, TokenVersion};
-use crate::lifecycle::observed::Observed;
+use crate::lifecycle::observed::{Observed, OwnSecret};
 use crate::lifecycle::spec::Spec;
 
 /// The value of [`TEMPLATE_ANNOTATION`]: the keys that came from `secret.template`.
@@ -100,24 +100,43 @@ impl SecretMetadata {
         Self { labels, annotations, revoked, owner, owned, uid: object.uid.to_owned() }
     }
 
-    /// Whether the Secret has all of this already.
-    pub fn matches(&self, metadata: &ObjectMeta) -> bool {
-        let labels = metadata.labels.clone().unwrap_or_default();
-        let annotations = metadata.annotations.clone().unwrap_or_default();
+    /// What of this the Secret lacks, or has beyond it, for people.
+    pub fn differences(&self, metadata: &ObjectMeta) -> Vec<String> {
+        fn lacking<'a>(
+            kind: &'a str,
+            desired: &'a BTreeMap<String, String>,
+            actual: Option<&'a BTreeMap<String, String>>,
+        ) -> impl Iterator<Item = String> + 'a {
+            let differs = move |key: &str, value: &str| {
+                actual.and_then(|actual| actual.get(key)).is_none_or(|found| found != value)
+            };
+            desired
+                .iter()
+                .filter(move |(key, value)| differs(key, value))
+                .map(move |(key, _)| format!("{kind} {key}"))
+        }
+        let (labels, annotations) = (metadata.labels.as_ref(), metadata.annotations.as_ref());
         let owners = metadata.owner_references.as_deref().unwrap_or_default();
-        let contains = |actual: &BTreeMap<String, String>, desired: &BTreeMap<String, String>| {
-            desired.iter().all(|(key, value)| actual.get(key) == Some(value))
-        };
-        contains(&labels, &self.labels)
-            && contains(&annotations, &self.annotations)
-            && annotations.contains_key(SEAL_ANNOTATION)
-            && labels.contains_key(REVOKED_LABEL) == self.revoked
-            && annotations.get(TEMPLATE_ANNOTATION) == self.annotations.get(TEMPLATE_ANNOTATION)
-            && if self.owned {
-                owners.contains(&self.owner)
-            } else {
-                owners.iter().all(|r| r.uid != self.uid)
-            }
+        let has =
+            |map: Option<&BTreeMap<String, String>>, key: &str| map.is_some_and(|map| map.contains_key(key));
+        let mut differences: Vec<String> = lacking("label", &self.labels, labels)
+            .chain(lacking("annotation", &self.annotations, annotations))
+            .collect();
+        if !has(annotations, SEAL_ANNOTATION) {
+            differences.push(format!("annotation {SEAL_ANNOTATION}"));
+        }
+        if !self.revoked && has(labels, REVOKED_LABEL) {
+            differences.push(format!("label {REVOKED_LABEL}"));
+        }
+        if has(annotations, TEMPLATE_ANNOTATION) && !self.annotations.contains_key(TEMPLATE_ANNOTATION) {
+            differences.push(format!("annotation {TEMPLATE_ANNOTATION}"));
+        }
+        let has_owner =
+            if self.owned { owners.contains(&self.owner) } else { owners.iter().all(|r| r.uid != self.uid) };
+        if !has_owner {
+            differences.push("ownerReferences".to_owned());
+        }
+        differences
     }
 
     /// Writes it, and removes what an earlier template had added. Keys that others set are left alone.
@@ -137,6 +156,15 @@ impl SecretMetadata {
             owners.push(self.owner.clone());
         }
     }
+}
+
+/// What has to be repaired in our Secret, for people: its metadata, and where its data stands.
+pub fn repairs(own: &OwnSecret, metadata: &SecretMetadata) -> Vec<String> {
+    let mut repairs = metadata.differences(&own.metadata);
+    if !own.in_place {
+        repairs.push("data".to_owned());
+    }
+    repairs
 }
 
 /// The metadata that the Secret should have, and the version that it contains. `None`: it contains none that the

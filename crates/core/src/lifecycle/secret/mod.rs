@@ -7,8 +7,8 @@ mod ownership;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use data::{DesiredData, compose, wipe};
-pub use metadata::SecretMetadata;
 pub(super) use metadata::desired_metadata;
+pub use metadata::{SecretMetadata, repairs};
 pub use ownership::{consents, has_labels_of, inspect, is_controlled_by};
 
 use crate::crd::ApiToken;
