@@ -191,7 +191,8 @@ pub struct Rotation {
     pub trigger: Option<String>,
 
     /// Rotate when the current secret is this old, such as 720h for 30 days. Unset: no schedule. At least 10s,
-    /// and longer than `overlap`.
+    /// and longer than `overlap`. Each secret is replaced a little earlier, by up to 5% of it and an hour at most, so
+    /// that tokens that were made together don't rotate together; `status.rotation.nextTime` says when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<DurationString>,
 

@@ -126,7 +126,7 @@ fn update(
     revoke::enforce(&mut status, observed, now);
     prune(&mut status.versions);
     if let Ok(spec) = &observed.spec {
-        update_record(&mut status, spec);
+        update_record(&mut status, observed, spec);
     }
     status
 }

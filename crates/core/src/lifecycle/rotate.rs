@@ -1,12 +1,13 @@
 //! Why a rotation is due, and when it may be made.
 
 use jiff::{SignedDuration, Timestamp};
+use sha2::{Digest, Sha256};
 
 use super::authentication::missing_pepper;
 use super::observed::{Observed, RETRY, SecretState};
 use super::spec::{SPEC_HASH_PREFIX, Spec};
 use super::versions::{active, pending};
-use crate::crd::{ApiTokenStatus, OnSpecChange, RotationReason};
+use crate::crd::{ApiTokenStatus, OnSpecChange, RotationReason, TokenVersion};
 
 /// How long a repair waits after the last one, by the number of repairs within [`REPAIR_WINDOW`]. After these, something
 /// breaks the Secret again and again, and another repair would not help.
@@ -59,7 +60,7 @@ pub(super) fn due(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec,
     if spec.on_spec_change == OnSpecChange::Rotate && spec_changed(status, spec) {
         return Due::Now(RotationReason::SpecChange);
     }
-    let scheduled = spec.interval.and_then(|interval| active.issued_at.checked_add(interval).ok());
+    let scheduled = scheduled(observed, active, spec);
     match scheduled {
         Some(at) if now >= at => Due::Now(RotationReason::Schedule),
         _ => Due::Nothing(scheduled.into_iter().chain(spec.not_before.filter(|cut| *cut > now)).min()),
@@ -133,11 +134,23 @@ fn trigger_changed(status: &ApiTokenStatus, spec: &Spec) -> bool {
     spec.trigger.is_some() && spec.trigger.as_deref() != handled
 }
 
+/// When the schedule replaces a version: at the interval after its issue, or earlier by a part that each version of each token
+/// has for itself, at most a twentieth of the interval and an hour. So tokens that were made together don't rotate together.
+fn scheduled(observed: &Observed<'_>, version: &TokenVersion, spec: &Spec) -> Option<Timestamp> {
+    let interval = spec.interval?;
+    let most = (interval / 20).min(SignedDuration::from_hours(1));
+    let uid = observed.token.metadata.uid.as_deref().unwrap_or_default();
+    let digest = Sha256::digest(format!("{uid} {}", version.version));
+    let part = u16::from_be_bytes([digest[0], digest[1]]);
+    let earlier = most * i32::from(part) / i32::from(u16::MAX);
+    version.issued_at.checked_add(interval - earlier).ok()
+}
+
 /// Updates the record of rotations with what needs no rotation: the hash of a spec whose changes don't rotate or whose
 /// canonical form is new, and when the next rotation is due: by the schedule, or by a `notBefore` that is still to come.
-pub(super) fn update_record(status: &mut ApiTokenStatus, spec: &Spec) {
+pub(super) fn update_record(status: &mut ApiTokenStatus, observed: &Observed<'_>, spec: &Spec) {
     let next = active(status).and_then(|version| {
-        let scheduled = spec.interval.and_then(|interval| version.issued_at.checked_add(interval).ok());
+        let scheduled = scheduled(observed, version, spec);
         let cut = spec.not_before.filter(|cut| *cut > version.issued_at);
         scheduled.into_iter().chain(cut).min()
     });

@@ -1047,3 +1047,43 @@ fn a_deletion_waits_for_its_event_and_not_for_ever() {
     world.accept();
     assert_eq!(step(&world, 0), Step::RemoveFinalizer(Handover::default()));
 }
+
+/// Of a thousand tokens that were issued in one instant.
+#[test]
+fn tokens_that_were_made_together_rotate_apart_and_never_late() {
+    for (interval, most) in [("720h", SignedDuration::from_hours(1)), ("10m", SignedDuration::from_secs(30))]
+    {
+        let times = (0..1000).map(|number| {
+            let mut world = World::new();
+            world.token.metadata.uid = Some(format!("uid-{number}"));
+            world.rotation(|r| {
+                r.interval = Some(interval.into());
+                r.overlap = Some("0s".into());
+            });
+            world.run_to_rest();
+            let status = world.status();
+            let issued = status.versions[0].issued_at;
+            status.rotation.and_then(|r| r.next_time).expect("a next time").duration_since(issued)
+        });
+        let mut times: Vec<SignedDuration> = times.collect();
+        times.sort_unstable();
+        let full = Spec::of(&{
+            let mut world = World::new();
+            world.rotation(|r| {
+                r.interval = Some(interval.into());
+                r.overlap = Some("0s".into());
+            });
+            world.token
+        })
+        .expect("a spec")
+        .interval
+        .expect("an interval");
+        assert!(times[999] <= full && times[0] >= full - most, "{interval}: {} to {}", times[0], times[999]);
+        // No tenth of the time has more than a fifth of the rotations.
+        for tenth in 0..10 {
+            let (from, to) = (full - most * (tenth + 1) / 10, full - most * tenth / 10);
+            let count = times.iter().filter(|time| (from..to).contains(*time)).count();
+            assert!(count < 200, "{interval}: {count} in one tenth");
+        }
+    }
+}
