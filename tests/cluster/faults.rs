@@ -15,6 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::client::Body;
@@ -544,6 +545,37 @@ pub async fn a_namespace_is_deleted_with_its_tokens(site: &Site) {
     let before = failures().await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(before, failures().await);
+}
+
+/// The namespace controller takes the kinds in any order, after 5 s.
+pub async fn nothing_is_minted_for_secrets_that_go_with_their_namespace(site: &Site) {
+    const TOKENS: usize = 60;
+    let tenant = Tenant::new(site, "secretsfirst").await;
+    let space = &tenant.space;
+    let controller = tenant.controller(&[]).ready().await;
+    let names: Vec<String> = (0..TOKENS).map(|number| format!("t{number}")).collect();
+    for name in &names {
+        space.create(name, json!({"scopes": ["a:b"]})).await;
+    }
+    for name in &names {
+        space.condition(name, ConditionType::Active, "True").await;
+    }
+    let writes = async || {
+        controller.metric("tokenward_status_writes_total").await
+            + controller.metric("tokenward_secret_writes_total").await
+    };
+    let before = writes().await;
+    let namespaces: Api<Namespace> = Api::all(site.client.clone());
+    namespaces.delete(&space.name, &Default::default()).await.expect("a deletion");
+    space.secrets().delete_collection(&Default::default(), &Default::default()).await.expect("a deletion");
+    site.delete_namespace(space).await;
+    let writes = writes().await - before;
+    assert!(writes < TOKENS as f64 / 6.0, "{writes} writes for {TOKENS} Secrets that nobody can make again");
+    // A new namespace of the same name is another one.
+    let namespace = serde_json::from_value(json!({"metadata": {"name": space.name}})).expect("a Namespace");
+    namespaces.create(&Default::default(), &namespace).await.expect("a Namespace");
+    space.create("t0", json!({"scopes": ["a:b"]})).await;
+    space.condition("t0", ConditionType::Active, "True").await;
 }
 
 pub async fn a_forbidden_secret_is_reported(site: &Site) {

@@ -141,6 +141,7 @@ fn main() -> ExitCode {
         faults::two_controllers_take_turns,
         faults::wrong_clocks_do_no_harm,
         faults::a_namespace_is_deleted_with_its_tokens,
+        faults::nothing_is_minted_for_secrets_that_go_with_their_namespace,
         faults::a_missing_pepper_stops_the_controller,
         faults::a_pepper_that_is_gone_for_a_while_ends_no_token,
         sockets::a_verifier_reports_what_its_tls_flags_lack,

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::apitoken::cache::StateCache;
+use crate::apitoken::terminating::Terminating;
 use crate::metrics::Metrics;
 use crate::objects::SecretMeta;
 use crate::recorder::EventRecorder;
@@ -48,6 +49,8 @@ pub(crate) struct Context {
     pub(crate) peppers: watch::Receiver<PepperState>,
     pub(crate) secrets: Store<SecretMeta>,
     pub(crate) cache: Arc<StateCache>,
+    /// The namespaces in which nothing can be made any more.
+    pub(crate) terminating: Terminating,
     pub(crate) events: EventRecorder,
     pub(crate) metrics: Metrics,
     pub(crate) propagation: SignedDuration,

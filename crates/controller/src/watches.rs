@@ -15,6 +15,7 @@ use tracing::warn;
 
 use crate::apitoken::cache::StateCache;
 use crate::apitoken::reconcile;
+use crate::apitoken::terminating::Terminating;
 use crate::context::{Common, Context};
 use crate::objects::{SecretMeta, TOKEN_SECRETS_SELECTOR, Token};
 use crate::requeue::{self, Load, RequeueSender};
@@ -75,6 +76,7 @@ pub(crate) fn watch_and_reconcile(
         peppers: common.peppers,
         secrets: secrets_store.clone(),
         cache,
+        terminating: Terminating::default(),
         events: common.events,
         metrics: common.metrics,
         propagation: common.propagation,

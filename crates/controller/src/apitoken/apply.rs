@@ -7,6 +7,7 @@
 use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
@@ -16,15 +17,17 @@ use super::cache::{Inspected, TokenState};
 use super::error::Error;
 use crate::context::Context;
 use crate::objects::{FIELD_MANAGER, TokenKey};
-use tokenward_core::crd::labels::WEBHOOKS_FINALIZER;
-use tokenward_core::crd::{ApiToken, ApiTokenStatus};
+use tokenward_core::crd::labels::{MANAGED_BY, MANAGED_BY_VALUE, WEBHOOKS_FINALIZER};
+use tokenward_core::crd::{ApiToken, ApiTokenStatus, RotationReason};
 use tokenward_core::lifecycle::{
     Announcement, Content, Contest, DesiredData, FINALIZER_REPAIR, Handover, Material, Observed, Rejection,
     RejectionKind, SecretMetadata, SecretState, Spec, Step, Transition, announce, compose, inspect,
     previous_version, repairs, wipe,
 };
 use tokenward_core::token::{KeyId, Peppers, Plaintext, format};
-use tokenward_runtime::cluster::error::{ErrorClass, classify, is_already_exists, is_not_found, message};
+use tokenward_runtime::cluster::error::{
+    ErrorClass, classify, is_already_exists, is_namespace_terminating, is_not_found, message,
+};
 use tokenward_runtime::{entropy, failpoint};
 
 /// The outcome of a step.
@@ -70,9 +73,29 @@ impl StepContext<'_> {
         }
     }
 
+    /// Asks the API server whether a Secret could be made, without making it. If not, because the namespace is being deleted and
+    /// this Secret went with it, then no version is announced that would never be delivered.
+    async fn rehearse(&self, spec: &Spec) -> Result<(), Error> {
+        let labels = [(MANAGED_BY.to_owned(), MANAGED_BY_VALUE.to_owned())].into();
+        let metadata =
+            ObjectMeta { name: Some(spec.secret_name.clone()), labels: Some(labels), ..Default::default() };
+        let secret = Secret { metadata, ..Default::default() };
+        let params = PostParams { dry_run: true, ..params() };
+        match self.api().create(&params, &secret).await {
+            Err(source) if is_namespace_terminating(&source) => {
+                Err(Error::WriteSecret { name: spec.secret_name.clone(), source })
+            }
+            // Anything else is told by the write itself.
+            _ => Ok(()),
+        }
+    }
+
     /// Generates a token and records its version. The token itself stays in memory until it is delivered.
     async fn announce_new(&self, announcement: Announcement, spec: &Spec) -> Result<Applied, Error> {
         let TokenKey { namespace, name, .. } = self.key;
+        if announcement.reason == RotationReason::SecretMissing {
+            self.rehearse(spec).await?;
+        }
         let (key_id, plaintext) = generate(spec)?;
         let hash = self.peppers.hash(namespace, name, &plaintext).ok_or(Error::Pepper)?;
         let (version, reason) = (announcement.version, announcement.reason);

@@ -1,7 +1,7 @@
 //! Why a reconciliation failed, and how it is classified for the retry.
 
 use thiserror::Error;
-use tokenward_runtime::cluster::error::{ErrorClass, classify, message};
+use tokenward_runtime::cluster::error::{ErrorClass, classify, is_namespace_terminating, message};
 use tokenward_runtime::entropy::NoEntropy;
 
 /// Why the reconciliation of an ApiToken ended early.
@@ -55,6 +55,11 @@ impl Error {
             Self::Unidentified => ErrorClass::Invalid,
             _ => self.source().map_or(ErrorClass::Retry, classify),
         }
+    }
+
+    /// Whether it is because the namespace is being deleted.
+    pub(crate) fn is_namespace_terminating(&self) -> bool {
+        self.source().is_some_and(is_namespace_terminating)
     }
 
     /// The API server's own message where there is one.

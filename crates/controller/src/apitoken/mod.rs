@@ -5,4 +5,5 @@ pub mod apply;
 pub mod cache;
 pub mod error;
 pub mod reconcile;
+pub(crate) mod terminating;
 mod unreadable;

@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 use super::apply::{Applied, StepContext};
 use super::cache::Inspected;
 use super::error::Error;
-use super::unreadable;
+use super::{terminating, unreadable};
 use crate::context::Context;
 use crate::objects::{Token, TokenKey};
 use crate::workqueue::Next;
@@ -40,9 +40,20 @@ pub(crate) async fn reconcile(token: &Token, context: &Context) -> Result<Next, 
         // The watch will deliver the newer version. This is in case that it does not.
         return Ok(Next::After(Duration::from_secs(5)));
     }
+    if is_left_alone(&token, &key, context) {
+        return Ok(Next::After(terminating::HOLDS_FOR));
+    }
     let next = make_steps(token, &key, context).await?;
     context.cache.with_existing(&key.uid, |state| state.failures = 0);
     Ok(next)
+}
+
+/// Whether nothing can be made for a token, because its namespace is being deleted. One that is being deleted itself may have a
+/// finalizer to be removed.
+fn is_left_alone(token: &ApiToken, key: &TokenKey, context: &Context) -> bool {
+    let created = token.metadata.creation_timestamp.as_ref().map_or(Timestamp::MAX, |time| time.0);
+    token.metadata.deletion_timestamp.is_none()
+        && context.terminating.contains(&key.namespace, created, Timestamp::now())
 }
 
 async fn make_steps(mut token: ApiToken, key: &TokenKey, context: &Context) -> Result<Next, Error> {
@@ -208,6 +219,9 @@ pub(crate) fn after_failure(token: &Token, error: &Error, context: &Context) -> 
         ErrorClass::Drop => {
             debug!(namespace, name, "deleted, or being deleted with its namespace");
             context.cache.remove(&uid);
+            if error.is_namespace_terminating() {
+                context.terminating.insert(&namespace, Timestamp::now());
+            }
             return Next::OnChange;
         }
         ErrorClass::Forbidden | ErrorClass::Invalid | ErrorClass::Retry => {}

@@ -40,6 +40,11 @@ fn of_status(status: &Status) -> ErrorClass {
     }
 }
 
+/// Whether the API server makes nothing new in the namespace, because it is being deleted.
+pub fn is_namespace_terminating(error: &Error) -> bool {
+    matches!(error, Error::Api(status) if status.code == 403 && caused_by(status, "NamespaceTerminating"))
+}
+
 fn caused_by(status: &Status, cause: &str) -> bool {
     status.details.as_ref().is_some_and(|details| details.causes.iter().any(|c| c.reason == cause))
 }
@@ -97,6 +102,9 @@ mod tests {
         ] {
             assert_eq!(classify(&error(json)), expected, "{json}");
         }
+        let terminating = r#"{"code":403,"details":{"causes":[{"reason":"NamespaceTerminating"}]}}"#;
+        assert!(is_namespace_terminating(&error(terminating)));
+        assert!(!is_namespace_terminating(&error(r#"{"code":403,"reason":"Forbidden"}"#)));
         assert!(is_already_exists(&error(r#"{"code":409,"reason":"AlreadyExists"}"#)));
         assert!(!is_already_exists(&error(r#"{"code":409,"reason":"Conflict"}"#)));
     }
