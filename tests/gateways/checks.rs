@@ -9,6 +9,38 @@ use crate::stage::{Shared, Stage, Token};
 use crate::upstream::Seen;
 use testkit::eventually;
 
+/// The identity headers, as a client may spell them.
+const IDENTITY_HEADERS: [&str; 7] = [
+    "X-Tokenward-Id",
+    "x-tokenward-subject",
+    "X-TOKENWARD-SCOPES",
+    "X_Tokenward_Id",
+    "x_tokenward_subject",
+    "X-Tokenward_Scopes",
+    "X_TOKENWARD-ID",
+];
+
+/// Paths below `/orders/` or `/` that some services take for others, below `/admin/`.
+const AMBIGUOUS_PATHS: [&str; 17] = [
+    "/orders/../admin/x",
+    "/orders/./../admin/x",
+    "/orders/%2e%2e/admin/x",
+    "/orders/.%2E/admin/x",
+    "/orders/..%2fadmin/x",
+    "/orders/%2e%2e%2fadmin/x",
+    "/orders/..//admin/x",
+    "/orders//../../admin/x",
+    "/orders/..;/admin/x",
+    "/orders/..;a=b/admin/x",
+    "/orders/%2e%2e;/admin/x",
+    "/orders/..%3b/admin/x",
+    "/orders/..%3B/admin/x",
+    "/orders/.;/..;/admin/x",
+    "//admin/x",
+    "/./admin/x",
+    "/orders/1/../../admin/x?y=/../",
+];
+
 /// Asserts that the upstream has seen a token's identity headers, and no others.
 fn assert_identity(seen: &Seen, token: &Token, context: &str) {
     let mut identity = seen.identity();
@@ -49,15 +81,7 @@ pub async fn the_token_is_not_passed_on(shared: &Shared, stage: &Stage) {
 }
 
 pub async fn an_identity_that_a_client_sends_is_removed(shared: &Shared, stage: &Stage) {
-    let mut spellings = vec![
-        "X-Tokenward-Id",
-        "x-tokenward-subject",
-        "X-TOKENWARD-SCOPES",
-        "X_Tokenward_Id",
-        "x_tokenward_subject",
-        "X-Tokenward_Scopes",
-        "X_TOKENWARD-ID",
-    ];
+    let mut spellings = IDENTITY_HEADERS.to_vec();
     if stage.kind.drops_by_pattern {
         // Not a header of ours, as yet.
         spellings.extend(["X-Tokenward-Role", "x_tokenward_role"]);
@@ -161,27 +185,93 @@ pub async fn no_method_goes_unchecked(shared: &Shared, stage: &Stage) {
     }
 }
 
+/// A browser's preflight has no credentials (Fetch standard, "CORS-preflight fetch"). Nothing else may look like one.
+pub async fn a_preflight_passes_and_nothing_else_does(shared: &Shared, stage: &Stage) {
+    let origin = ("Origin", "https://shop.example");
+    let method = ("Access-Control-Request-Method", "DELETE");
+    let request = |name: &str, path: &str, headers: &[(&str, &str)]| {
+        let request = stage.curl(path).method(name);
+        headers.iter().fold(request, |request, (name, value)| request.header(name, value))
+    };
+    let preflight = |path: &str| request("OPTIONS", path, &[origin, method]);
+
+    for path in ["/orders/1?b=2&scope=x", "/admin/"] {
+        let seen = preflight(path).header("Access-Control-Request-Headers", "authorization").send().seen();
+        assert_eq!((&*seen.method, &*seen.path, seen.body), ("OPTIONS", path, 0));
+        for (name, value) in [origin, method, ("Access-Control-Request-Headers", "authorization")] {
+            assert_eq!(seen.values(&name.to_lowercase()), [value], "{seen:?}");
+        }
+    }
+
+    // Nobody has checked who sends it, so the service gets no identity, and no token that it could take for one.
+    let secret = &shared.orders.secret;
+    let forged = IDENTITY_HEADERS.map(|name| preflight("/orders/").header(name, "forged"));
+    let hidden = preflight("/orders/").header("X-Tokenward-Id", "forged").header("Connection", "X-Tokenward-Id");
+    let tokens = preflight("/orders/").bearer(secret).header("X-API-Key", secret);
+    for request in forged.into_iter().chain([hidden, tokens]) {
+        let reply = request.send();
+        if reply.status != 400 {
+            let seen = reply.seen();
+            assert_eq!(seen.method, "OPTIONS");
+            assert_eq!(seen.identity(), [], "{seen:?}");
+            assert!(seen.values("authorization").is_empty(), "{seen:?}");
+            assert!(!format!("{seen:?}").contains(secret.as_str()), "{seen:?}");
+        }
+    }
+
+    // What no browser sends with a preflight, and a service could take for another request, arrives as little as without it.
+    let overrides = ["X-HTTP-Method-Override", "x-http-method", "X-METHOD-OVERRIDE"];
+    let overridden = overrides.map(|name| preflight("/orders/").header(name, "DELETE"));
+    let bodies = [
+        preflight("/orders/").body("_method=DELETE"),
+        preflight("/orders/").body("_method=DELETE").header("Transfer-Encoding", "chunked"),
+    ];
+    let dropped = ["Origin", "close, access-control-request-method"]
+        .map(|names| preflight("/orders/").header("Connection", names));
+    for request in overridden.into_iter().chain(bodies).chain(dropped) {
+        let reply = request.send();
+        if !matches!(reply.status, 400 | 401 | 413) {
+            let seen = reply.seen();
+            assert_eq!((&*seen.method, seen.body), ("OPTIONS", 0));
+            assert_eq!([seen.values("origin").len(), seen.values(&method.0.to_lowercase()).len()], [1, 1]);
+            assert!(!format!("{seen:?}").to_lowercase().contains("override"), "{seen:?}");
+            assert!(seen.values("x-http-method").is_empty(), "{seen:?}");
+        }
+    }
+
+    for (name, headers) in [
+        ("OPTIONS", &[][..]),
+        ("OPTIONS", &[origin]),
+        ("OPTIONS", &[method]),
+        ("OPTIONS", &[("Access-Control-Request-Method", "GET https://shop.example")]),
+        ("OPTIONS", &[("Origin", "GET https://shop.example")]),
+        ("GET", &[origin, method]),
+        ("HEAD", &[origin, method]),
+        ("POST", &[origin, method]),
+        ("DELETE", &[origin, method, ("X-HTTP-Method-Override", "OPTIONS")]),
+        ("options", &[origin, method]),
+    ] {
+        let reply = request(name, "/orders/1", headers).send();
+        let unknown_method = name == "options" && matches!(reply.status, 400 | 501);
+        assert!(reply.status == 401 || unknown_method, "{name} {headers:?}: {reply:?}");
+    }
+    for path in ["/", "/other", "/orders", "/ordersx/1", "/_tokenward", "/auth"] {
+        let reply = preflight(path).send();
+        assert!(matches!(reply.status, 301 | 307 | 308 | 404), "{path}: {reply:?}");
+    }
+    for path in AMBIGUOUS_PATHS.map(|path| path.replace("admin", "other")) {
+        let reply = preflight(&path).send();
+        assert_ne!(reply.status, 0, "{path}");
+        if reply.status == 200 {
+            let meant = meaning(&reply.seen().path);
+            assert!(meant.starts_with("/orders/"), "{path} reached {meant}");
+        }
+    }
+}
+
 /// A path that means one route to the gateway and another to the service would be checked for the wrong scope.
 pub async fn a_path_has_one_meaning(shared: &Shared, stage: &Stage) {
-    for path in [
-        "/orders/../admin/x",
-        "/orders/./../admin/x",
-        "/orders/%2e%2e/admin/x",
-        "/orders/.%2E/admin/x",
-        "/orders/..%2fadmin/x",
-        "/orders/%2e%2e%2fadmin/x",
-        "/orders/..//admin/x",
-        "/orders//../../admin/x",
-        "/orders/..;/admin/x",
-        "/orders/..;a=b/admin/x",
-        "/orders/%2e%2e;/admin/x",
-        "/orders/..%3b/admin/x",
-        "/orders/..%3B/admin/x",
-        "/orders/.;/..;/admin/x",
-        "//admin/x",
-        "/./admin/x",
-        "/orders/1/../../admin/x?y=/../",
-    ] {
+    for path in AMBIGUOUS_PATHS {
         let reply = stage.curl(path).bearer(&shared.orders.secret).send();
         if reply.status == 200 {
             let meant = meaning(&reply.seen().path);

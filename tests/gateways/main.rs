@@ -97,6 +97,7 @@ fn main() -> ExitCode {
         denials_reach_the_client,
         every_way_to_present_a_token,
         no_method_goes_unchecked,
+        a_preflight_passes_and_nothing_else_does,
         a_path_has_one_meaning,
         cidrs_apply_to_the_clients_address,
         a_route_without_a_scope_is_closed,
