@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use devcluster::process::Guarded;
 
+use crate::control_plane::{gateway_api, ingress_nginx, istio};
 use testkit::{Process, free_port};
 
 /// A gateway that users put in front of their services.
@@ -17,34 +18,64 @@ pub struct Gateway {
     program: fn() -> Result<PathBuf, programs::Error>,
     /// Sets the arguments and variables of the program; it runs in the folder of its files.
     command: fn(&mut Command, &Path, SocketAddr),
+    /// Makes the program's file of an example's, for the addresses of verifier, upstream and gateway.
+    render: fn(&str, &Path, [SocketAddr; 3]) -> String,
     /// The verifier's address that it sends checks to.
     pub endpoint: fn(&Process) -> SocketAddr,
+    /// Whether the client gets the verifier's status and headers with each denial.
+    pub passes_denials: bool,
     /// Whether the client gets the verifier's body with a denial.
     pub passes_body: bool,
     /// Whether it can remove headers by a pattern, and not only by name.
     pub drops_by_pattern: bool,
     /// Whether its time limit for the verifier can be configured.
     pub gives_up: bool,
+    /// Whether the example lets preflights pass.
+    pub passes_preflights: bool,
+    /// Whether it can keep a body from the service that a preflight has.
+    pub drops_preflight_bodies: bool,
+    /// Whether the route `/orders/` is `/orders` too.
+    pub routes_are_segments: bool,
+    /// Whether it rejects paths with `..;`, which some services read as `..`.
+    pub rejects_semicolons: bool,
+    /// What clients may get while no verifier can be reached.
+    pub unavailable: &'static [u16],
+    /// Checks that are not run, because of what it can't do.
+    pub skips: &'static [&'static str],
     /// Further replacements in the files.
     edits: &'static [(&'static str, &'static str)],
 }
 
-const HTTP: fn(&Process) -> SocketAddr = |verifier| verifier.listen;
+/// What most have in common.
+const COMMON: Gateway = Gateway {
+    name: "",
+    files: &[],
+    program: programs::envoy,
+    command: |_, _, _| {},
+    render: replaced,
+    endpoint: |verifier| verifier.listen,
+    passes_denials: true,
+    passes_body: true,
+    drops_by_pattern: true,
+    gives_up: true,
+    passes_preflights: true,
+    drops_preflight_bodies: true,
+    routes_are_segments: false,
+    rejects_semicolons: true,
+    unavailable: &[500, 502, 503, 504],
+    skips: &[],
+    edits: &[],
+};
 
-pub const ALL: [Gateway; 6] = [
+pub const ALL: [Gateway; 10] = [
     Gateway {
         name: "nginx",
         files: &["nginx.conf"],
         program: programs::nginx,
-        command: |command, folder, _| {
-            let globals = format!("daemon off; pid {};", folder.join("pid").display());
-            command.args(["-e", "stderr", "-g", &globals, "-c"]).arg(folder.join("nginx.conf"));
-        },
-        endpoint: HTTP,
+        command: |command, folder, _| nginx(command, folder, "nginx.conf"),
         passes_body: false,
         drops_by_pattern: false,
-        gives_up: true,
-        edits: &[],
+        ..COMMON
     },
     Gateway {
         name: "haproxy",
@@ -53,11 +84,7 @@ pub const ALL: [Gateway; 6] = [
         command: |command, _, _| {
             command.args(["-f", "haproxy.cfg"]);
         },
-        endpoint: HTTP,
-        passes_body: true,
-        drops_by_pattern: true,
-        gives_up: true,
-        edits: &[],
+        ..COMMON
     },
     Gateway {
         name: "caddy",
@@ -69,24 +96,13 @@ pub const ALL: [Gateway; 6] = [
             command.env("CADDY_ADMIN", format!("unix/{}", folder.join("admin").display()));
             command.env("XDG_DATA_HOME", folder).env("XDG_CONFIG_HOME", folder);
         },
-        endpoint: HTTP,
-        passes_body: true,
-        drops_by_pattern: true,
-        gives_up: true,
-        edits: &[],
+        ..COMMON
     },
     Gateway {
         name: "envoy-http",
         files: &["envoy-http.yaml"],
-        program: programs::envoy,
-        command: |command, _, _| {
-            command.args(["--disable-hot-restart", "--concurrency", "2", "-c", "envoy-http.yaml"]);
-        },
-        endpoint: HTTP,
-        passes_body: true,
-        drops_by_pattern: true,
-        gives_up: true,
-        edits: &[],
+        command: |command, _, _| envoy(command, "envoy-http.yaml"),
+        ..COMMON
     },
     Gateway {
         name: "traefik",
@@ -98,28 +114,65 @@ pub const ALL: [Gateway; 6] = [
             // Otherwise it checks for new versions.
             command.args(["--global.checknewversion=false", "--global.sendanonymoususage=false"]);
         },
-        endpoint: HTTP,
-        passes_body: true,
-        drops_by_pattern: true,
         // After 30 s, which can't be changed.
         gives_up: false,
-        edits: &[],
+        ..COMMON
     },
     ENVOY_GRPC,
+    Gateway {
+        name: "envoy-gateway",
+        files: &["envoy-gateway.yaml"],
+        command: |command, _, _| envoy(command, "envoy-gateway.yaml"),
+        render: |text, _, addresses| gateway_api::render(text, addresses),
+        routes_are_segments: true,
+        ..COMMON
+    },
+    Gateway {
+        name: "istio",
+        files: &["istio.yaml"],
+        command: |command, _, _| envoy(command, "istio.yaml"),
+        render: |text, _, addresses| istio::render(text, addresses),
+        // It has no policy for bodies.
+        drops_preflight_bodies: false,
+        ..COMMON
+    },
+    Gateway {
+        name: "gateway-api",
+        files: &["gateway-api.yaml"],
+        command: |command, _, _| envoy(command, "gateway-api.yaml"),
+        render: |text, _, addresses| gateway_api::render(text, addresses),
+        // The Gateway API has no fields for these.
+        drops_by_pattern: false,
+        drops_preflight_bodies: false,
+        routes_are_segments: true,
+        // Envoy's own default.
+        unavailable: &[403],
+        ..COMMON
+    },
+    Gateway {
+        name: "ingress-nginx",
+        files: &["ingress-nginx.yaml"],
+        program: programs::nginx,
+        command: |command, folder, _| nginx(command, folder, "ingress-nginx.yaml"),
+        render: |text, _, addresses| ingress_nginx::render(text, addresses),
+        passes_denials: false,
+        passes_body: false,
+        drops_by_pattern: false,
+        gives_up: false,
+        passes_preflights: false,
+        rejects_semicolons: false,
+        // It opens a connection for each check.
+        skips: &["connections_are_reused_and_bodies_are_not_sent"],
+        ..COMMON
+    },
 ];
 
 const ENVOY_GRPC: Gateway = Gateway {
     name: "envoy-grpc",
     files: &["envoy-grpc.yaml"],
-    program: programs::envoy,
-    command: |command, _, _| {
-        command.args(["--disable-hot-restart", "--concurrency", "2", "-c", "envoy-grpc.yaml"]);
-    },
+    command: |command, _, _| envoy(command, "envoy-grpc.yaml"),
     endpoint: |verifier| verifier.grpc,
-    passes_body: true,
-    drops_by_pattern: true,
-    gives_up: true,
-    edits: &[],
+    ..COMMON
 };
 
 /// Envoy over gRPC, with another filter behind ext_authz that sends its dynamic metadata to the client.
@@ -147,6 +200,15 @@ pub const ENVOY_WITH_A_FILTER: Gateway = Gateway {
     ..ENVOY_GRPC
 };
 
+fn envoy(command: &mut Command, file: &str) {
+    command.args(["--disable-hot-restart", "--concurrency", "2", "-c", file]);
+}
+
+fn nginx(command: &mut Command, folder: &Path, file: &str) {
+    let globals = format!("daemon off; pid {};", folder.join("pid").display());
+    command.args(["-e", "stderr", "-g", &globals, "-c"]).arg(folder.join(file));
+}
+
 pub struct Running {
     pub address: SocketAddr,
     guarded: Guarded,
@@ -165,8 +227,11 @@ impl Gateway {
         let address = free_port();
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{}", self.name, address.port()));
         fs::create_dir_all(&folder).expect("a folder");
-        let mut texts: Vec<String> =
-            self.files.iter().map(|file| replaced(file, &folder, [verifier, upstream, address])).collect();
+        let mut texts: Vec<String> = self
+            .files
+            .iter()
+            .map(|file| (self.render)(&example(file), &folder, [verifier, upstream, address]))
+            .collect();
         for (written, here) in self.edits {
             assert!(texts.iter().any(|text| text.contains(written)), "{} lacks {written:?}", self.name);
             texts.iter_mut().for_each(|text| *text = text.replace(written, here));
@@ -202,10 +267,14 @@ impl Drop for Running {
     }
 }
 
-/// The text of an example with the addresses of this test, and otherwise as users copy it.
-fn replaced(file: &str, folder: &Path, [verifier, upstream, gateway]: [SocketAddr; 3]) -> String {
+fn example(file: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/gateways").join(file);
-    let mut text = fs::read_to_string(path).expect("an example");
+    fs::read_to_string(path).expect("an example")
+}
+
+/// The text of an example with the addresses of this test, and otherwise as users copy it.
+fn replaced(text: &str, folder: &Path, [verifier, upstream, gateway]: [SocketAddr; 3]) -> String {
+    let mut text = text.to_owned();
     let yaml = |host: &str, port: u16| format!("{{address: {host}, port_value: {port}}}");
     let address = |of: SocketAddr| yaml(&of.ip().to_string(), of.port());
     // The name of an abstract socket is unique on the machine.
