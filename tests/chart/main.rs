@@ -69,6 +69,7 @@ fn main() -> ExitCode {
         values::the_namespace_can_be_set,
         values::further_flags_replace_the_charts,
         values::further_fields_are_rendered,
+        values::the_job_of_the_uninstall_can_be_left_out,
         values::the_controller_moves_into_the_network_of_its_node,
         values::wrong_values_are_rejected_by_name,
     );
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
         runtime,
         shared,
         Stage::start(),
+        install::finalizers_that_stay_are_an_error,
         install::an_upgrade_keeps_the_ca_bundle_and_mints_nothing,
         install::pods_are_admitted_where_restricted_is_enforced,
         install::the_installed_processes_mint_and_check,

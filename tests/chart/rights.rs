@@ -9,6 +9,7 @@ use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use crate::helm::{object, objects, render};
+use crate::install::{has_finalizers, subscribe_to_deletions};
 use crate::stage::Stage;
 use testkit::{client_of, eventually, message};
 use tokenward_core::crd::labels::{TOKEN_LABEL, WEBHOOKS_FINALIZER};
@@ -212,28 +213,15 @@ pub async fn the_controller_changes_nothing_of_a_token_but_its_finalizer(stage: 
         let why = patch(&denied).await.expect_err(&denied.to_string());
         assert!(why.contains("changes the finalizer tokenward.dev/webhooks"), "{denied}: {why}");
     }
-    // By itself, and while there are other finalizers. The controller adds it, and would add it again: it removes it once
-    // nothing subscribes to deletions.
-    let webhook = json!({
-        "metadata": {"name": "audit", "namespace": space.name},
-        "spec": {"url": "https://audit.example.com", "events": ["token.deleted"]},
-    });
-    let webhooks = Api::<TokenWebhook>::namespaced(stage.site.client.clone(), &space.name);
-    let webhook = serde_json::from_value(webhook).expect("a TokenWebhook");
-    webhooks.create(&PostParams::default(), &webhook).await.expect("a TokenWebhook");
-    let finalizers = async |expected: &[&str]| {
-        eventually("finalizers", async || {
-            let found = space.get("t").await.metadata.finalizers.unwrap_or_default();
-            if found == expected { Ok(()) } else { Err(format!("{found:?}")) }
-        })
-        .await;
-    };
-    finalizers(&["example.com/theirs", WEBHOOKS_FINALIZER]).await;
+    // The controller itself adds its own beside others, and removes it once nothing subscribes to deletions.
+    subscribe_to_deletions(&space).await;
+    has_finalizers(&space, "t", &["example.com/theirs", WEBHOOKS_FINALIZER]).await;
     // Others edit tokens as before.
     space.patch("t", json!({"metadata": {"finalizers": [WEBHOOKS_FINALIZER], "labels": null}})).await;
     space.patch("t", json!({"spec": {"scopes": ["a:b", "c:d"]}})).await;
+    let webhooks = Api::<TokenWebhook>::namespaced(stage.site.client.clone(), &space.name);
     webhooks.delete("audit", &Default::default()).await.expect("a deletion");
-    finalizers(&[]).await;
+    has_finalizers(&space, "t", &[]).await;
     has_no_type_warnings(stage, "tokenward-finalizers");
 }
 

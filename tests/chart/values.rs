@@ -68,8 +68,9 @@ pub fn the_linter_finds_nothing() {
 
 pub fn every_flag_is_understood() {
     for form in FORMS.iter().chain(&[ALL_ON]) {
-        for deployment in objects(&render(form)).iter().filter(|object| object["kind"] == "Deployment") {
-            let arguments = arguments(deployment);
+        let rendered = objects(&render(form));
+        for process in rendered.iter().filter(|o| o["kind"] == "Deployment" || o["kind"] == "Job") {
+            let arguments = arguments(process);
             let line = std::iter::once("tokenward").chain(arguments.iter().map(String::as_str));
             let parsed = Cli::try_parse_from(line);
             assert!(
@@ -216,12 +217,21 @@ pub fn further_fields_are_rendered() {
     assert_eq!((&scraped["interval"], &scraped["relabelings"][0]["regex"]), (&json!("30s"), &json!("pod")));
     // Rights go to the accounts by their names, and no other is made.
     let accounts: Vec<_> = rendered.iter().filter(|object| object["kind"] == "ServiceAccount").collect();
-    assert_eq!(accounts.iter().map(|account| &account["metadata"]["name"]).collect::<Vec<_>>(), ["minter"]);
+    assert_eq!(
+        accounts.iter().map(|account| &account["metadata"]["name"]).collect::<Vec<_>>(),
+        ["minter", "tokenward-remove-finalizers"]
+    );
     for (binding, account) in [("tokenward-controller", "minter"), ("tokenward-verifier", "theirs")] {
         assert_eq!(object(&rendered, "ClusterRoleBinding", binding)["subjects"][0]["name"], account);
     }
     let policy = object(&rendered, "ValidatingAdmissionPolicy", "tokenward-status");
     assert!(policy.to_string().contains("endsWith(':minter')"), "{policy}");
+}
+
+pub fn the_job_of_the_uninstall_can_be_left_out() {
+    assert!(render(&[]).contains("post-delete"));
+    let rendered = render(&["--set=uninstall.removeFinalizers=false"]);
+    assert!(!rendered.contains("post-delete") && !rendered.contains("remove-finalizers"), "{rendered}");
 }
 
 /// For clusters whose API server reaches nodes, but not pods.
