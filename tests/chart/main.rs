@@ -69,7 +69,9 @@ fn main() -> ExitCode {
         values::the_namespace_can_be_set,
         values::further_flags_replace_the_charts,
         values::further_fields_are_rendered,
+        values::rights_can_be_left_out,
         values::the_job_of_the_uninstall_can_be_left_out,
+        values::the_name_can_be_set,
         values::the_controller_moves_into_the_network_of_its_node,
         values::wrong_values_are_rejected_by_name,
     );
