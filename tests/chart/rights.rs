@@ -222,6 +222,13 @@ pub async fn the_controller_changes_nothing_of_a_token_but_its_finalizer(stage: 
     let webhooks = Api::<TokenWebhook>::namespaced(stage.site.client.clone(), &space.name);
     webhooks.delete("audit", &Default::default()).await.expect("a deletion");
     has_finalizers(&space, "t", &[]).await;
+    // A deletion is not blocked by what a mutating policy of others adds to the controller's patch.
+    space.patch("t", json!({"metadata": {"finalizers": ["example.com/theirs"]}})).await;
+    space.delete("t").await;
+    patch(&json!({"metadata": {"labels": {"a": "c"}}})).await.expect("a patch");
+    let why = patch(&json!({"metadata": {"finalizers": null}})).await.expect_err("a denial");
+    assert!(why.contains("changes the finalizer tokenward.dev/webhooks"), "{why}");
+    space.patch("t", json!({"metadata": {"finalizers": null}})).await;
     has_no_type_warnings(stage, "tokenward-finalizers");
 }
 
