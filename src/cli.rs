@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use tokenward_controller::config::ControllerArgs;
+use tokenward_controller::remove_finalizers::RemoveFinalizersArgs;
 use tokenward_verifier::config::VerifierArgs;
 
 /// API tokens as Kubernetes objects: minted, delivered, checked, rotated and revoked.
@@ -25,6 +26,8 @@ pub enum Role {
     /// Checks presented tokens, from memory. Any number of replicas
     #[command(args_override_self = true)]
     Verifier(VerifierArgs),
+    /// Removes the controller's finalizer from all ApiTokens, which could not be deleted after an uninstall
+    RemoveFinalizers(RemoveFinalizersArgs),
     /// Prints the CustomResourceDefinitions
     Crds(CrdsArgs),
     /// Prints the OpenAPI document of the verifier's HTTP endpoints

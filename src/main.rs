@@ -7,9 +7,11 @@ use anyhow::Context;
 use clap::Parser;
 use tokenward::cli::{Cli, CrdsArgs, Role};
 use tokenward::manifests;
+use tokenward_controller::remove_finalizers;
 use tokenward_core::crd;
 use tokenward_runtime::config::CommonArgs;
-use tokenward_runtime::telemetry;
+use tokenward_runtime::telemetry::log;
+use tokenward_runtime::telemetry::log::Format;
 
 // The image is built with musl, whose allocator serves one thread at a time. Other builds use the same allocator, so that
 // what is tested is what is shipped.
@@ -30,13 +32,22 @@ fn run(role: Role) -> anyhow::Result<()> {
     match role {
         Role::Controller(args) => serve(&args.common.clone(), tokenward_controller::run(args)),
         Role::Verifier(args) => serve(&args.common.clone(), tokenward_verifier::run(args)),
+        Role::RemoveFinalizers(args) => block_on(remove_finalizers::run(args), Format::Auto, "info"),
         Role::Crds(args) => crds(&args),
         Role::Openapi => print(&tokenward_verifier::endpoints::openapi::json()),
     }
 }
 
 fn serve(common: &CommonArgs, role: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    telemetry::log::init(common.log_format, &common.log)?;
+    block_on(role, common.log_format, &common.log)
+}
+
+fn block_on(
+    role: impl Future<Output = anyhow::Result<()>>,
+    format: Format,
+    filter: &str,
+) -> anyhow::Result<()> {
+    log::init(format, filter)?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no runtime")?.block_on(role)
 }
 

@@ -77,7 +77,7 @@ pub fn variables(deployment: &Value) -> Vec<(String, String)> {
     variables.filter_map(|variable| Some((text(&variable["name"])?, text(&variable["value"])?))).collect()
 }
 
-/// The arguments of a Deployment's container, as a process would get them in a pod of this name.
+/// The arguments of the container of a Deployment or a Job, as a process would get them in a pod of this name.
 pub fn arguments(deployment: &Value) -> Vec<String> {
     let namespace = deployment["metadata"]["namespace"].as_str().expect("a namespace");
     let container = &deployment["spec"]["template"]["spec"]["containers"][0];

@@ -2,13 +2,16 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use devcluster::Options;
 use serde_json::{Value, json};
 
 use crate::helm::{objects, root};
+use crate::install::{has_finalizers, subscribe_to_deletions};
 use crate::stage::{self, Stage, cluster};
 use testkit::Site;
+use tokenward_core::crd::labels::WEBHOOKS_FINALIZER;
 
 /// `deploy/` as a base, in a namespace of its own, with the processes and their rights.
 pub async fn it_moves_everything_into_another_namespace() {
@@ -40,7 +43,7 @@ pub async fn it_moves_everything_into_another_namespace() {
         let account = site.cluster.kubeconfig_for_service_account("infra", &name).expect("an account");
         stage::start(&deployment, role, &account)
     };
-    let _controller = start("controller").ready().await;
+    let mut controller = start("controller").ready().await;
     let verifier = start("verifier").ready().await;
     let space = site.namespace("moved").await;
     let token = space.active("t", json!({"scopes": ["a:b"]})).await;
@@ -71,6 +74,26 @@ pub async fn it_moves_everything_into_another_namespace() {
     }
     space.patch("t", json!({"spec": {"revoked": true}})).await;
     verifier.answers(&token, "", 401).await;
+    // Deleted after the controller has gone, tokens keep the CRDs until the command in the documentation is run.
+    subscribe_to_deletions(&space).await;
+    has_finalizers(&space, "t", &[WEBHOOKS_FINALIZER]).await;
+    space.patch("t", json!({"metadata": {"finalizers": ["example.com/theirs", WEBHOOKS_FINALIZER]}})).await;
+    controller.kill();
+    site.kubectl(&["delete", "--wait=false", "-k", &overlay.display().to_string()]);
+    let documentation = fs::read_to_string(root().join("docs/install.md")).expect("docs/install.md");
+    let mut blocks = documentation.split("```sh\n").filter_map(|rest| rest.split("```").next());
+    let commands = blocks.find(|block| block.starts_with("kubectl get apitokens")).expect("commands");
+    let kubectl = site.cluster.kubectl();
+    let folder = Path::new(kubectl.get_program()).parent().expect("the folder of kubectl");
+    let path = format!("{}:{}", folder.display(), std::env::var("PATH").expect("PATH"));
+    let mut shell = Command::new("sh");
+    shell.args(["-euc", commands]).env("PATH", path).env("KUBECONFIG", site.cluster.kubeconfig());
+    let output = shell.output().expect("sh");
+    assert!(output.status.success(), "{output:?}");
+    has_finalizers(&space, "t", &["example.com/theirs"]).await;
+    space.patch("t", json!({"metadata": {"finalizers": null}})).await;
+    let crd = ["crd/apitokens.tokenward.dev", "crd/tokenwebhooks.tokenward.dev"];
+    site.kubectl(&[&["wait", "--for=delete", "--timeout=60s"], &crd[..]].concat());
 }
 
 /// With `examples/kustomize/tokenward.yaml`.

@@ -9,10 +9,11 @@ use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use crate::helm::{object, objects, render};
+use crate::install::{has_finalizers, subscribe_to_deletions};
 use crate::stage::Stage;
 use testkit::{client_of, eventually, message};
-use tokenward_core::crd::ApiToken;
-use tokenward_core::crd::labels::TOKEN_LABEL;
+use tokenward_core::crd::labels::{TOKEN_LABEL, WEBHOOKS_FINALIZER};
+use tokenward_core::crd::{ApiToken, TokenWebhook};
 
 /// An account, a right, where, and whether it has it.
 type Right = (&'static str, &'static [&'static str], bool);
@@ -174,6 +175,61 @@ pub async fn the_controller_writes_no_secret_of_others(stage: &Stage) {
     })
     .await;
     has_no_type_warnings(stage, "tokenward-secrets");
+}
+
+/// By RBAC alone, the right to patch its finalizer would be one to change scopes.
+pub async fn the_controller_changes_nothing_of_a_token_but_its_finalizer(stage: &Stage) {
+    let space = stage.site.namespace("finalizers").await;
+    space.active("t", json!({"scopes": ["a:b"]})).await;
+    let theirs = json!({"metadata": {
+        "finalizers": ["example.com/theirs"], "labels": {"a": "b"}, "annotations": {"a": "b"},
+    }});
+    space.patch("t", theirs).await;
+    let controller = client_of(&stage.site.rights_of(CONTROLLER)).await;
+    let as_controller = Api::<ApiToken>::namespaced(controller, &space.name);
+    let patch = async |change: &serde_json::Value| {
+        let patched = as_controller.patch("t", &PatchParams::default(), &Patch::Merge(change)).await;
+        patched.map(|token| token.metadata.finalizers).map_err(|error| message(&error))
+    };
+    let owner = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "a", "uid": "a"}]);
+    let more = json!({"spec": {"scopes": ["a:b", "c:d"]}});
+    eventually("the policy is in force", async || match patch(&more).await {
+        Err(why) if why.contains("changes the finalizer tokenward.dev/webhooks and the status only") => {
+            Ok(())
+        }
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    for denied in [
+        json!({"spec": {"revoked": true}}),
+        json!({"metadata": {"labels": {"a": "c"}}}),
+        json!({"metadata": {"labels": null}}),
+        json!({"metadata": {"annotations": {"c": "d"}}}),
+        json!({"metadata": {"ownerReferences": owner}}),
+        json!({"metadata": {"finalizers": null}}),
+        json!({"metadata": {"finalizers": ["tokenward.dev/webhooks"]}}),
+        json!({"metadata": {"finalizers": ["example.com/theirs", "example.com/another"]}}),
+    ] {
+        let why = patch(&denied).await.expect_err(&denied.to_string());
+        assert!(why.contains("changes the finalizer tokenward.dev/webhooks"), "{denied}: {why}");
+    }
+    // The controller itself adds its own beside others, and removes it once nothing subscribes to deletions.
+    subscribe_to_deletions(&space).await;
+    has_finalizers(&space, "t", &["example.com/theirs", WEBHOOKS_FINALIZER]).await;
+    // Others edit tokens as before.
+    space.patch("t", json!({"metadata": {"finalizers": [WEBHOOKS_FINALIZER], "labels": null}})).await;
+    space.patch("t", json!({"spec": {"scopes": ["a:b", "c:d"]}})).await;
+    let webhooks = Api::<TokenWebhook>::namespaced(stage.site.client.clone(), &space.name);
+    webhooks.delete("audit", &Default::default()).await.expect("a deletion");
+    has_finalizers(&space, "t", &[]).await;
+    // A deletion is not blocked by what a mutating policy of others adds to the controller's patch.
+    space.patch("t", json!({"metadata": {"finalizers": ["example.com/theirs"]}})).await;
+    space.delete("t").await;
+    patch(&json!({"metadata": {"labels": {"a": "c"}}})).await.expect("a patch");
+    let why = patch(&json!({"metadata": {"finalizers": null}})).await.expect_err("a denial");
+    assert!(why.contains("changes the finalizer tokenward.dev/webhooks"), "{why}");
+    space.patch("t", json!({"metadata": {"finalizers": null}})).await;
+    has_no_type_warnings(stage, "tokenward-finalizers");
 }
 
 pub async fn view_edit_and_admin_include_tokens_but_no_status(stage: &Stage) {

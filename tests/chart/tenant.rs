@@ -4,7 +4,9 @@ use devcluster::Options;
 use serde_json::{Value, json};
 
 use crate::helm::{chart, helm, root};
+use crate::install::{self, has_finalizers, subscribe_to_deletions};
 use crate::stage::{self, cluster};
+use tokenward_core::crd::labels::WEBHOOKS_FINALIZER;
 
 pub async fn a_tenant_installs_with_rights_in_its_namespaces_alone() {
     let site = cluster(Options::default()).await;
@@ -38,6 +40,8 @@ pub async fn a_tenant_installs_with_rights_in_its_namespaces_alone() {
     let _controller = start("controller").ready().await;
     let verifier = start("verifier").ready().await;
     foreign.create("t", json!({"scopes": ["a:b"]})).await;
+    foreign.patch("t", json!({"metadata": {"finalizers": [WEBHOOKS_FINALIZER]}})).await;
+    subscribe_to_deletions(&shop).await;
     for space in [&shop, &billing] {
         let token = space.active("t", json!({"scopes": ["a:b"]})).await;
         verifier.answers(&token, "scope=a:b", 200).await;
@@ -64,4 +68,9 @@ pub async fn a_tenant_installs_with_rights_in_its_namespaces_alone() {
             assert!(!may, "{account} {right:?}: {answer}");
         }
     }
+
+    has_finalizers(&shop, "t", &[WEBHOOKS_FINALIZER]).await;
+    install::uninstall(&site, &tenant, "tenant-tokenward", &operator.name).await;
+    has_finalizers(&shop, "t", &[]).await;
+    has_finalizers(&foreign, "t", &[WEBHOOKS_FINALIZER]).await;
 }

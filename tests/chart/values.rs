@@ -38,6 +38,18 @@ pub const ALL_ON: &[&str] = &[
     r#"--set-json=verifier.extraVolumeMounts=[{"name":"ca","mountPath":"/etc/ca","readOnly":true}]"#,
     r#"--set-json=controller.extraVolumes=[{"name":"tmp","emptyDir":{}}]"#,
     r#"--set-json=controller.extraVolumeMounts=[{"name":"tmp","mountPath":"/tmp"}]"#,
+    "--set=controller.schedulerName=theirs,controller.runtimeClassName=gvisor,controller.hostUsers=false",
+    "--set=controller.enableServiceLinks=true,verifier.automountServiceAccountToken=false,verifier.livenessProbe=null",
+    "--set=global.nodeSelector.a=global,global.nodeSelector.zone=x,global.imagePullSecrets={named}",
+    "--set=controller.serviceAccount.labels.a=b,crds.annotations.a=b,admission.annotations.a=b",
+    "--set=admission.service.labels.a=b,admission.service.annotations.a=b,admission.service.ipFamilyPolicy=SingleStack",
+    "--set=monitoring.service.annotations.a=b,monitoring.service.ipFamilies={IPv4}",
+    "--set=monitoring.serviceMonitor.namespace=monitoring,monitoring.podMonitor.annotations.a=b",
+    "--set=admission.certificate.certManager.renewBefore=720h,admission.certificate.certManager.revisionHistoryLimit=2",
+    "--set=admission.certificate.certManager.privateKey.size=384,admission.certificate.certManager.annotations.a=b",
+    "--set=uninstall.podLabels.a=b,uninstall.podAnnotations.a=b",
+    r#"--set-json=verifier.extraContainers=[{"name":"beside","image":"example.com/beside","securityContext":{"allowPrivilegeEscalation":false,"capabilities":{"drop":["ALL"]}}}]"#,
+    r#"--set-json=verifier.extraInitContainers=[{"name":"before","image":"example.com/before","securityContext":{"allowPrivilegeEscalation":false,"capabilities":{"drop":["ALL"]}}}]"#,
     EXTRA,
 ];
 
@@ -51,6 +63,7 @@ const EXTRA: &str = r#"--set-json=extraObjects=[
 pub const FORMS: &[&[&str]] = &[
     &[],
     &["--set=watchNamespaces={shop,billing}"],
+    &["--set=nameOverride=keys,rbac.create=false"],
     &[
         "--set=verifier.grpc.enabled=false,verifier.drainSeconds=0,admission.enabled=false,networkPolicy.enabled=false",
     ],
@@ -68,8 +81,9 @@ pub fn the_linter_finds_nothing() {
 
 pub fn every_flag_is_understood() {
     for form in FORMS.iter().chain(&[ALL_ON]) {
-        for deployment in objects(&render(form)).iter().filter(|object| object["kind"] == "Deployment") {
-            let arguments = arguments(deployment);
+        let rendered = objects(&render(form));
+        for process in rendered.iter().filter(|o| o["kind"] == "Deployment" || o["kind"] == "Job") {
+            let arguments = arguments(process);
             let line = std::iter::once("tokenward").chain(arguments.iter().map(String::as_str));
             let parsed = Cli::try_parse_from(line);
             assert!(
@@ -204,6 +218,58 @@ pub fn further_fields_are_rendered() {
         *probe,
         json!({"httpGet": {"path": "/readyz", "port": "telemetry"}, "periodSeconds": 7, "timeoutSeconds": 3, "failureThreshold": 1})
     );
+    let pods = |kind: &str, name: &str| object(&rendered, kind, name)["spec"]["template"]["spec"].clone();
+    for pod in [pods("Deployment", "tokenward-controller"), pods("Job", "tokenward-remove-finalizers")] {
+        let named =
+            ["schedulerName", "runtimeClassName", "hostUsers", "enableServiceLinks"].map(|key| &pod[key]);
+        assert_eq!(named, [&json!("theirs"), &json!("gvisor"), &json!(false), &json!(true)]);
+        // The controller's own comes before that of the parent chart.
+        assert_eq!(pod["nodeSelector"], json!({"a": "b", "zone": "x"}));
+        assert_eq!(pod["imagePullSecrets"], json!([{"name": "pull"}, {"name": "named"}]));
+    }
+    let pod = pods("Deployment", "tokenward-verifier");
+    assert_eq!(
+        (&pod["automountServiceAccountToken"], &pod["enableServiceLinks"]),
+        (&json!(false), &json!(false))
+    );
+    assert_eq!(
+        (&pod["hostUsers"], &pod["nodeSelector"]),
+        (&json!(null), &json!({"a": "global", "zone": "x"}))
+    );
+    let containers =
+        |key: &str| pod[key].as_array().map(|list| list.iter().map(|c| c["name"].clone()).collect());
+    assert_eq!(containers("containers"), Some(vec![json!("verifier"), json!("beside")]));
+    assert_eq!(containers("initContainers"), Some(vec![json!("before")]));
+    assert!(
+        pod["containers"][0].get("livenessProbe").is_none()
+            && pod["containers"][0]["readinessProbe"].is_object()
+    );
+    for (kind, name, field) in [
+        ("ServiceAccount", "minter", "labels"),
+        ("CustomResourceDefinition", "apitokens.tokenward.dev", "annotations"),
+        ("ValidatingWebhookConfiguration", "tokenward", "annotations"),
+        ("Service", "tokenward-admission", "labels"),
+        ("Service", "tokenward-admission", "annotations"),
+        ("Service", "tokenward-telemetry", "annotations"),
+        ("Certificate", "tokenward-admission", "annotations"),
+        ("PodMonitor", "tokenward", "annotations"),
+    ] {
+        assert_eq!(object(&rendered, kind, name)["metadata"][field]["a"], "b", "{kind} {name}");
+    }
+    let job = &object(&rendered, "Job", "tokenward-remove-finalizers")["spec"]["template"]["metadata"];
+    assert_eq!((&job["labels"]["a"], &job["annotations"]["a"]), (&json!("b"), &json!("b")));
+    assert_eq!(object(&rendered, "Service", "tokenward-admission")["spec"]["ipFamilyPolicy"], "SingleStack");
+    assert_eq!(object(&rendered, "Service", "tokenward-telemetry")["spec"]["ipFamilies"], json!(["IPv4"]));
+    let certificate = &object(&rendered, "Certificate", "tokenward-admission")["spec"];
+    assert_eq!(
+        (&certificate["renewBefore"], &certificate["revisionHistoryLimit"]),
+        (&json!("720h"), &json!(2))
+    );
+    let key = json!({"algorithm": "ECDSA", "size": 384, "rotationPolicy": "Always"});
+    assert_eq!(certificate["privateKey"], key);
+    let monitor = object(&rendered, "ServiceMonitor", "tokenward");
+    assert_eq!(monitor["metadata"]["namespace"], "monitoring");
+    assert_eq!(monitor["spec"]["namespaceSelector"], json!({"matchNames": ["tokenward"]}));
     let service = &object(&rendered, "Service", "tokenward-verifier");
     assert_eq!(service["spec"]["loadBalancerSourceRanges"], json!(["10.0.0.0/8"]));
     assert_eq!(
@@ -216,12 +282,50 @@ pub fn further_fields_are_rendered() {
     assert_eq!((&scraped["interval"], &scraped["relabelings"][0]["regex"]), (&json!("30s"), &json!("pod")));
     // Rights go to the accounts by their names, and no other is made.
     let accounts: Vec<_> = rendered.iter().filter(|object| object["kind"] == "ServiceAccount").collect();
-    assert_eq!(accounts.iter().map(|account| &account["metadata"]["name"]).collect::<Vec<_>>(), ["minter"]);
+    assert_eq!(
+        accounts.iter().map(|account| &account["metadata"]["name"]).collect::<Vec<_>>(),
+        ["minter", "tokenward-remove-finalizers"]
+    );
     for (binding, account) in [("tokenward-controller", "minter"), ("tokenward-verifier", "theirs")] {
         assert_eq!(object(&rendered, "ClusterRoleBinding", binding)["subjects"][0]["name"], account);
     }
     let policy = object(&rendered, "ValidatingAdmissionPolicy", "tokenward-status");
     assert!(policy.to_string().contains("endsWith(':minter')"), "{policy}");
+}
+
+/// Everything that selects pods still finds them.
+pub fn the_name_can_be_set() {
+    let rendered = objects(&render(&["--set=nameOverride=keys,monitoring.podMonitor.enabled=true"]));
+    let pods = &object(&rendered, "Deployment", "tokenward-keys-verifier")["spec"]["template"]["metadata"];
+    assert_eq!(pods["labels"]["app.kubernetes.io/name"], "keys");
+    let selectors = [
+        &object(&rendered, "Service", "tokenward-keys-verifier")["spec"]["selector"],
+        &object(&rendered, "Service", "tokenward-keys-telemetry")["spec"]["selector"],
+        &object(&rendered, "PodMonitor", "tokenward-keys")["spec"]["selector"]["matchLabels"],
+        &object(&rendered, "NetworkPolicy", "tokenward-keys-verifier")["spec"]["podSelector"]["matchLabels"],
+    ];
+    for selector in selectors {
+        let labels = selector.as_object().expect("labels");
+        assert!(labels.iter().all(|(key, value)| pods["labels"][key] == *value), "{selector}");
+    }
+    let (ok, _, complaint) = try_render(&["--set=nameOverride=a-name-that-is-too-long"]);
+    assert!(!ok && complaint.contains("at '/nameOverride'"), "{complaint}");
+}
+
+pub fn rights_can_be_left_out() {
+    let rendered = objects(&render(&["--set=rbac.create=false"]));
+    let rights = rendered.iter().filter(|object| {
+        let group = object["apiVersion"].as_str().unwrap_or_default();
+        group.starts_with("rbac.authorization.k8s.io/") || object["kind"] == "Job"
+    });
+    assert_eq!(rights.collect::<Vec<_>>(), Vec::<&serde_json::Value>::new());
+    object(&rendered, "ServiceAccount", "tokenward-controller");
+}
+
+pub fn the_job_of_the_uninstall_can_be_left_out() {
+    assert!(render(&[]).contains("post-delete"));
+    let rendered = render(&["--set=uninstall.removeFinalizers=false"]);
+    assert!(!rendered.contains("post-delete") && !rendered.contains("remove-finalizers"), "{rendered}");
 }
 
 /// For clusters whose API server reaches nodes, but not pods.

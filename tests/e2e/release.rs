@@ -66,8 +66,14 @@ pub async fn a_reinstall_picks_up_the_tokens(stage: &Stage) {
     let pepper_before = stage.sh(pepper);
     let client = Client::mounting(stage, &space, "t");
     client.answered(5).await;
+    let webhook = r#"{"apiVersion": "tokenward.dev/v1alpha1", "kind": "TokenWebhook", "metadata": {"name": "audit"},
+        "spec": {"url": "https://audit.example.com", "events": ["token.deleted"]}}"#;
+    stage.sh(&format!("kubectl apply -n {} -f - <<'END'\n{webhook}\nEND", space.name));
+    space.until("t", "a finalizer", |token| token.metadata.finalizers.is_some()).await;
 
+    // Its Job removes the finalizer.
     stage.sh("helm uninstall -n tokenward tokenward --wait --timeout 120s");
+    assert_eq!(space.get("t").await.metadata.finalizers, None);
     eventually("no pods of tokenward", async || {
         let pods = stage.sh("kubectl get pods -n tokenward -o name");
         if pods.is_empty() { Ok(()) } else { Err(pods) }

@@ -1,11 +1,17 @@
+{{/* What it is called in the names of objects, and in the label by which pods are selected. */}}
+{{- define "tokenward.name" -}}
+{{- default "tokenward" .Values.nameOverride -}}
+{{- end -}}
+
 {{/* The prefix of all names. */}}
 {{- define "tokenward.fullname" -}}
+{{- $name := include "tokenward.name" . -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
-{{- else if contains "tokenward" .Release.Name -}}
+{{- else if contains $name .Release.Name -}}
 {{- .Release.Name | trunc 40 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-tokenward" (.Release.Name | trunc 30 | trimSuffix "-") -}}
+{{- printf "%s-%s" (.Release.Name | trunc (sub 39 (len $name) | int) | trimSuffix "-") $name -}}
 {{- end -}}
 {{- end -}}
 
@@ -20,11 +26,16 @@
 {{- default (printf "%s-%s" (include "tokenward.fullname" $root) $role) (index $root.Values $role).serviceAccount.name -}}
 {{- end -}}
 
+{{/* The pods of a release. */}}
+{{- define "tokenward.releaseSelector" -}}
+app.kubernetes.io/name: {{ include "tokenward.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
 {{/* Labels for selectors, which never change in the life of a release. Call: (list "controller" $). */}}
 {{- define "tokenward.selector" -}}
 {{- $component := index . 0 -}}{{- $root := index . 1 -}}
-app.kubernetes.io/name: tokenward
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+{{ include "tokenward.releaseSelector" $root }}
 app.kubernetes.io/component: {{ $component }}
 {{- end -}}
 
@@ -157,33 +168,59 @@ Fail
 {{- end }}
 {{- end -}}
 
-{{/* Where a pod may run, its priority, and how it finds other hosts. Call with the values of a role. */}}
-{{- define "tokenward.scheduling" -}}
-{{- with .dnsConfig }}
-dnsConfig: {{- toYaml . | nindent 2 }}
+{{/* What a pod needs to pull its image, where it may run, its priority, and how it finds other hosts.
+Call: (list "controller" $). */}}
+{{- define "tokenward.podFields" -}}
+{{- $root := last . -}}{{- $values := index $root.Values (first .) -}}
+enableServiceLinks: {{ $values.enableServiceLinks }}
+{{- if ne $values.hostUsers nil }}
+hostUsers: {{ $values.hostUsers }}
 {{- end }}
-{{- with .hostAliases }}
-hostAliases: {{- toYaml . | nindent 2 }}
+{{- with include "tokenward.pullSecrets" $root | fromYamlArray }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .priorityClassName }}
-priorityClassName: {{ . }}
-{{- end }}
-{{- with .nodeSelector }}
+securityContext: {{- toYaml $root.Values.podSecurityContext | nindent 2 }}
+{{- with merge (deepCopy (default dict $values.nodeSelector)) $root.Values.global.nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .tolerations }}
-tolerations: {{- toYaml . | nindent 2 }}
+{{- range $field := list "dnsConfig" "hostAliases" "priorityClassName" "schedulerName" "runtimeClassName" "tolerations" "affinity" }}
+{{- with index $values $field }}
+{{ toYaml (dict $field .) }}
 {{- end }}
-{{- with .affinity }}
-affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* A list, of which a parent chart may have names alone. */}}
+{{- define "tokenward.pullSecrets" -}}
+{{- range concat (default list .Values.imagePullSecrets) (default list .Values.global.imagePullSecrets) }}
+{{ list (kindIs "string" . | ternary (dict "name" .) .) | toYaml }}
+{{- end }}
+{{- end -}}
+
+{{/* Labels and annotations of a Service. Call: (list "admission" $ .service). */}}
+{{- define "tokenward.serviceMetadata" -}}
+labels: {{- include "tokenward.mergedLabels" (list (first .) (index . 1) (last .).labels) | nindent 2 }}
+{{- with (last .).annotations }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* Fields of a Service. Call: (list .service "ipFamilyPolicy" ...). */}}
+{{- define "tokenward.serviceFields" -}}
+{{- range $field := rest . }}
+{{- with index (first $) $field }}
+{{ $field }}: {{ toJson . }}
+{{- end }}
 {{- end }}
 {{- end -}}
 
 {{/* Probes on the telemetry port. Call with the values of a role. */}}
 {{- define "tokenward.probes" -}}
 {{- range $probe, $path := dict "livenessProbe" "/livez" "readinessProbe" "/readyz" }}
+{{- with index $ $probe }}
 {{ $probe }}:
-  {{- merge (dict "httpGet" (dict "path" $path "port" "telemetry")) (index $ $probe) | toYaml | nindent 2 }}
+  {{- merge (dict "httpGet" (dict "path" $path "port" "telemetry")) . | toYaml | nindent 2 }}
+{{- end }}
 {{- end }}
 {{- end -}}
 

@@ -11,6 +11,7 @@ mod context;
 mod metrics;
 mod objects;
 mod recorder;
+pub mod remove_finalizers;
 mod requeue;
 mod tokenwebhook;
 mod watches;
