@@ -154,6 +154,22 @@ pub async fn the_controller_writes_no_secret_of_others(stage: &Stage) {
             "{what}: {why}"
         );
     }
+    // Its owner's consent is for edits, with creationPolicy Merge.
+    let consent = json!({"metadata": {"labels": {TOKEN_LABEL: "t"}}});
+    space
+        .secrets()
+        .patch("database", &PatchParams::default(), &Patch::Merge(&consent))
+        .await
+        .expect("a patch");
+    let mut agreed = as_controller.get("database").await.expect("a Secret");
+    agreed.metadata.annotations = Some([("example.com/edited".to_owned(), "yes".to_owned())].into());
+    let agreed = as_controller.replace("database", &PostParams::default(), &agreed).await.expect("an edit");
+    denied(as_controller.delete("database", &Default::default()).await.map(|_| foreign.clone()))
+        .expect("a deletion");
+    let withdrawn = Secret { metadata: ObjectMeta { labels: None, ..agreed.metadata.clone() }, ..agreed };
+    let why = denied(as_controller.replace("database", &PostParams::default(), &withdrawn).await);
+    let why = why.expect("an edit that takes the consent away");
+    assert!(why.contains("writes no Secret without the label"), "{why}");
     for type_ in ["bootstrap.kubernetes.io/token", "kubernetes.io/service-account-token"] {
         let mut login = secret("login", Some(&ours), type_);
         let account = ("kubernetes.io/service-account.name".to_owned(), "default".to_owned());

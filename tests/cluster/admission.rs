@@ -144,10 +144,20 @@ pub async fn a_secret_has_one_token(shared: &Shared) {
     assert!(denial.contains("Secret same is that of ApiToken first"), "{denial}");
     let denial = space.try_create("same", spec(&["a:b"])).await.expect_err("a denial");
     assert!(denial.contains("Secret same is that of ApiToken first"), "{denial}");
-    let template =
-        json!({"scopes": ["a:b"], "secret": {"template": {"labels": {"argoproj.io/instance": "x"}}}});
+    let labels = json!({"metadata": {"labels": {"argoproj.io/instance": "x"}}});
+    let template = json!({"scopes": ["a:b"], "secret": {"template": labels}});
     let denial = space.try_create("labelled", template).await.expect_err("a denial");
     assert!(denial.contains("argoproj.io"), "{denial}");
+    // Somebody else's Secret takes its owner's consent; one that is still to come does not yet.
+    let theirs = json!({"metadata": {"name": "from-git", "labels": {"tokenward.dev/token": "merged"}}});
+    let theirs = serde_json::from_value(theirs).expect("a Secret");
+    space.secrets().create(&Default::default(), &theirs).await.expect("a Secret");
+    let merge =
+        |secret: &str| json!({"scopes": ["a:b"], "secret": {"name": secret, "creationPolicy": "Merge"}});
+    let denial = space.try_create("stranger", merge("from-git")).await.expect_err("a denial");
+    assert!(denial.contains("lacks the label tokenward.dev/token=stranger"), "{denial}");
+    space.create("merged", merge("from-git")).await;
+    space.create("early", merge("to-come")).await;
 }
 
 pub async fn scopes_are_granted_only_with_the_right(shared: &Shared) {

@@ -230,7 +230,7 @@ mod tests {
             headers: [("authorization".to_owned(), header.to_owned())].into(),
             size: 7,
             body,
-            raw_body: raw_body.into(),
+            raw_body,
             path: "/orders".to_owned(),
             ..Default::default()
         };
