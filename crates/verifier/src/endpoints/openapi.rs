@@ -12,8 +12,8 @@ use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
 };
 use utoipa::openapi::{
-    ComponentsBuilder, Content, HeaderBuilder, InfoBuilder, LicenseBuilder, Object, OpenApiBuilder, PathItem,
-    Ref, RefOr, Required, ResponseBuilder, Schema,
+    ComponentsBuilder, Content, HeaderBuilder, InfoBuilder, LicenseBuilder, Object, ObjectBuilder,
+    OpenApiBuilder, PathItem, Ref, RefOr, Required, ResponseBuilder, Schema,
 };
 
 use super::authenticated::Handler;
@@ -159,7 +159,7 @@ fn require(schemas: &mut Schemas) -> Operation {
                 ParameterIn::Path,
                 "What `/auth` takes as its query, as one segment: `scope=orders:read&audience=orders`.",
             )
-            .schema(text()),
+            .schema(Some(ObjectBuilder::new().schema_type(Type::String).pattern(Some(REQUIREMENTS)))),
         )
         .parameter(parameter("path", ParameterIn::Path, "The client's path, of any depth.").schema(text()));
     for_gateways(operation, schemas)
@@ -193,6 +193,9 @@ fn for_gateways(operation: OperationBuilder, schemas: &mut Schemas) -> Operation
     }
     operation.security(requirement("presented")).security(requirement("presented_as_key")).build()
 }
+
+/// The usual forms of the segment with the requirements; the server admits more scopes, and repetitions.
+const REQUIREMENTS: &str = "^(scope=[a-z]+(:[a-z]+){1,2}(&audience=[a-z]+)?|audience=[a-z]+)$";
 
 /// What an operation's description says apart from its types.
 struct Text {

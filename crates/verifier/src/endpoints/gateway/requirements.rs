@@ -25,6 +25,31 @@ impl<'q> Requirements<'q> {
         Self::from_parameters(form_urlencoded::parse(query.as_bytes()))
     }
 
+    /// Parses a path segment of a query's form, which requires something. Clients of an OpenAPI document encode it as a whole,
+    /// `=` and `&` included.
+    pub(super) fn from_segment(segment: &'q str) -> Result<Self, GatewayError> {
+        let requirements = Self::of_segment(segment)?;
+        if requirements.scopes.is_empty() && requirements.audience.is_none() {
+            return Err(GatewayError::Malformed(
+                "the segment below /require names neither scope nor audience".into(),
+            ));
+        }
+        Ok(requirements)
+    }
+
+    fn of_segment(segment: &'q str) -> Result<Self, GatewayError> {
+        if segment.contains(['=', '&']) {
+            return Self::from_query(segment);
+        }
+        // A query of one name and no value, which is thereby decoded.
+        let Some((query, _)) = form_urlencoded::parse(segment.as_bytes()).next() else {
+            return Ok(Self::default());
+        };
+        let Requirements { scopes, audience } = Requirements::from_query(&query)?;
+        let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        Ok(Self { scopes: scopes.into_iter().map(owned).collect(), audience: audience.map(owned) })
+    }
+
     /// Takes parameters that are already decoded.
     pub(super) fn from_parameters(
         parameters: impl IntoIterator<Item = (Cow<'q, str>, Cow<'q, str>)>,

@@ -21,7 +21,7 @@ use crate::endpoints::routes::Route;
 pub(super) fn requirements(uri: &Uri) -> Result<Requirements<'_>, GatewayError> {
     let path = uri.path();
     if let Some(below) = path.strip_prefix(Route::Require.path()) {
-        return Requirements::from_query(operators_segment(below)?);
+        return Requirements::from_segment(operators_segment(below)?);
     }
     let below = path.strip_prefix(Route::ForwardAuth.path()).unwrap_or_default();
     if below.bytes().all(|byte| byte == b'/') {
