@@ -167,6 +167,30 @@ pub async fn every_way_to_present_a_token(shared: &Shared, stage: &Stage) {
     }
 }
 
+/// As the password of a user in the URL, which git sends if it is asked for one.
+pub async fn git_presents_a_token(shared: &Shared, stage: &mut Stage) {
+    let basic = stage.kind.edited(&[("?scope=$tokenward_scope", "?scope=$tokenward_scope&challenge=Basic")]);
+    stage.gateway = basic.start(stage.relay.address, stage.upstream.address);
+    eventually("a gateway", async || match stage.curl("/orders/").bearer(&shared.orders.secret).send() {
+        Reply { status: 200, .. } => Ok(()),
+        reply => Err(format!("{reply:?}")),
+    })
+    .await;
+    let list = |password: &str| {
+        let mut git = std::process::Command::new("git");
+        git.args(["-c", "credential.helper=", "ls-remote"]);
+        git.arg(format!("http://any:{password}@{}/orders/repository.git", stage.gateway.address));
+        let output = git.env("GIT_TERMINAL_PROMPT", "0").env("LC_ALL", "C").output().expect("git");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let passed = stage.upstream.requests();
+    let denied = list("tw_junk");
+    assert!(denied.contains("Authentication failed"), "{denied}");
+    assert_eq!(stage.upstream.requests(), passed, "a request has passed unchecked");
+    let allowed = list(&shared.orders.secret);
+    assert!(stage.upstream.requests() > passed && !allowed.contains("Authentication"), "{allowed}");
+}
+
 fn assert_body(stage: &Stage, reply: &Reply, error: &str) {
     if stage.kind.passes_body {
         let body: Value = serde_json::from_str(&reply.body).unwrap_or_else(|e| panic!("{e}: {reply:?}"));

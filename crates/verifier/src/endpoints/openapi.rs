@@ -140,6 +140,13 @@ fn forward_auth(schemas: &mut Schemas) -> Operation {
             parameter("audience", ParameterIn::Query, "The service for which the token is presented.")
                 .required(Required::False)
                 .schema(Some(Object::with_type(Type::String))),
+        )
+        .parameter(
+            parameter("challenge", ParameterIn::Query, "The scheme that a 401 asks for.")
+                .required(Required::False)
+                .schema(Some(
+                    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["Bearer", "Basic"])),
+                )),
         );
     for_gateways(operation, schemas)
 }

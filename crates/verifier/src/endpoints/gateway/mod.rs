@@ -76,7 +76,8 @@ impl GatewayCheck {
         let requirements = request.requirements()?;
         let headers = request.headers()?;
         let scopes: Vec<&str> = requirements.scopes.iter().map(AsRef::as_ref).collect();
-        let presented = presented_token(&headers)?;
+        let presented = presented_token(&headers)
+            .map_err(|error| GatewayError::of_presented(error, requirements.challenge))?;
         let check = TokenCheck {
             presented: &presented,
             scopes: &scopes,

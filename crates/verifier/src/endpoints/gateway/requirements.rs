@@ -1,4 +1,5 @@
-//! The scopes and the audience that a route requires of a token, as the gateway's operator configures them.
+//! The scopes and the audience that a route requires of a token, and how its clients are asked for one, as the gateway's operator
+//! configures them.
 
 use std::borrow::Cow;
 
@@ -13,6 +14,17 @@ pub(super) struct Requirements<'q> {
     /// All of them are required.
     pub(super) scopes: Vec<Cow<'q, str>>,
     pub(super) audience: Option<Cow<'q, str>>,
+    pub(super) challenge: Challenge,
+}
+
+/// The scheme that a 401 asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Challenge {
+    #[default]
+    Bearer,
+    /// For clients such as git and docker, which send a password only if they are asked for one. It makes browsers open a
+    /// dialog, so it is not the default.
+    Basic,
 }
 
 impl<'q> Requirements<'q> {
@@ -45,16 +57,16 @@ impl<'q> Requirements<'q> {
         let Some((query, _)) = form_urlencoded::parse(segment.as_bytes()).next() else {
             return Ok(Self::default());
         };
-        let Requirements { scopes, audience } = Requirements::from_query(&query)?;
+        let Requirements { scopes, audience, challenge } = Requirements::from_query(&query)?;
         let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
-        Ok(Self { scopes: scopes.into_iter().map(owned).collect(), audience: audience.map(owned) })
+        Ok(Self { scopes: scopes.into_iter().map(owned).collect(), audience: audience.map(owned), challenge })
     }
 
     /// Takes parameters that are already decoded.
     pub(super) fn from_parameters(
         parameters: impl IntoIterator<Item = (Cow<'q, str>, Cow<'q, str>)>,
     ) -> Result<Self, GatewayError> {
-        let mut requirements = Self::default();
+        let (mut requirements, mut challenge) = (Self::default(), None);
         for (name, value) in parameters {
             match &*name {
                 "scope" => {
@@ -71,15 +83,26 @@ impl<'q> Requirements<'q> {
                     return Err(GatewayError::Malformed("more than one audience".into()));
                 }
                 "audience" => requirements.audience = Some(value),
+                "challenge" if challenge.is_some() => {
+                    return Err(GatewayError::Malformed("more than one challenge".into()));
+                }
+                "challenge" => {
+                    challenge = Some(match value {
+                        value if value.eq_ignore_ascii_case("Bearer") => Challenge::Bearer,
+                        value if value.eq_ignore_ascii_case("Basic") => Challenge::Basic,
+                        _ => return Err(GatewayError::Malformed("challenge is Bearer or Basic".into())),
+                    });
+                }
                 _ => {
                     let name: String = name.chars().take(MAX_SHOWN_NAME_CHARS).collect();
                     return Err(GatewayError::Malformed(
-                        format!("unknown parameter {name:?}: there are scope and audience").into(),
+                        format!("unknown parameter {name:?}: there are scope, audience and challenge").into(),
                     ));
                 }
             }
         }
         scope::validate(&requirements.scopes)?;
+        requirements.challenge = challenge.unwrap_or_default();
         Ok(requirements)
     }
 }

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, StatusCode};
 use hyper::body::Bytes;
 
 use super::error::GatewayError;
-use super::requirements::Requirements;
+use super::requirements::{Challenge, Requirements};
 use crate::endpoints::verify::VerifyError;
 use crate::endpoints::{HttpResponse, RETRY_AFTER_SECONDS, response};
 use tokenward_core::check::{Code, Identity};
@@ -16,6 +16,9 @@ use tokenward_core::check::{Code, Identity};
 const ID: HeaderName = HeaderName::from_static("x-tokenward-id");
 const SUBJECT: HeaderName = HeaderName::from_static("x-tokenward-subject");
 const SCOPES: HeaderName = HeaderName::from_static("x-tokenward-scopes");
+
+/// RFC 7617 section 2.
+const BASIC: &str = r#"Basic realm="tokenward""#;
 
 /// Identifies the token to the service behind the gateway.
 pub(super) fn insert_identity(headers: &mut HeaderMap, identity: Identity<'_>) {
@@ -37,7 +40,7 @@ pub(super) fn deny_response(code: Code, requirements: &Requirements<'_>) -> Http
                 format!(r#"Bearer realm="tokenward", error="insufficient_scope", scope="{scopes}""#);
             json_error(
                 StatusCode::FORBIDDEN,
-                Some(&challenge),
+                (requirements.challenge == Challenge::Bearer).then_some(&*challenge),
                 "insufficient_scope",
                 "the token lacks a scope that this needs",
             )
@@ -56,7 +59,10 @@ pub(super) fn deny_response(code: Code, requirements: &Requirements<'_>) -> Http
         | Code::Retired
         | Code::AudienceMismatch => with_challenge(
             StatusCode::UNAUTHORIZED,
-            Some(HeaderValue::from_static(r#"Bearer realm="tokenward", error="invalid_token""#)),
+            Some(HeaderValue::from_static(match requirements.challenge {
+                Challenge::Bearer => r#"Bearer realm="tokenward", error="invalid_token""#,
+                Challenge::Basic => BASIC,
+            })),
             Bytes::from_static(br#"{"error":"invalid_token","message":"the token is not valid"}"#),
         ),
     }
@@ -71,11 +77,17 @@ pub(super) fn error_response(error: &GatewayError) -> HttpResponse {
             "invalid_request",
             how.clone(),
         ),
-        GatewayError::NoToken => json_error(
+        GatewayError::NoToken(Challenge::Bearer) => json_error(
             StatusCode::UNAUTHORIZED,
             Some(r#"Bearer realm="tokenward""#),
             "no_token",
             "present a token as Authorization: Bearer, or as X-API-Key",
+        ),
+        GatewayError::NoToken(Challenge::Basic) => json_error(
+            StatusCode::UNAUTHORIZED,
+            Some(BASIC),
+            "no_token",
+            "present a token as the password of Basic, with any user name",
         ),
         GatewayError::Unavailable(why) => {
             let mut response = json_error(StatusCode::SERVICE_UNAVAILABLE, None, why.code(), why.message());

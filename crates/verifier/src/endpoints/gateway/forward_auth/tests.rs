@@ -368,6 +368,32 @@ fn no_token_is_unknown_before_list_and_pepper_are_read() {
 }
 
 #[test]
+fn clients_that_send_a_password_only_if_asked_are_asked() {
+    let fixture = Fixture::new();
+    let basic = Some(r#"Basic realm="tokenward""#);
+    for (uri, headers, status, challenge) in [
+        ("/auth?challenge=Basic", &[][..], 401, basic),
+        ("/auth?challenge=basic&scope=orders:read", &[], 401, basic),
+        ("/require/scope=orders:read&challenge=Basic/x", &[], 401, basic),
+        ("/auth?challenge=Basic", &[("authorization", &b"Bearer junk"[..])], 401, basic),
+        ("/auth?challenge=Basic&scope=audit:write", &[("authorization", &bearer(1)[..])], 403, None),
+        ("/auth?challenge=Bearer", &[], 401, Some(r#"Bearer realm="tokenward""#)),
+        ("/auth?challenge=Basic", &[("authorization", &bearer(1)[..])], 200, None),
+    ] {
+        let response = fixture.get(uri, headers);
+        assert_eq!((response.status, response.header("www-authenticate")), (status, challenge), "{uri}");
+    }
+    for uri in [
+        "/auth?challenge=",
+        "/auth?challenge=Digest",
+        "/auth?challenge=Basic&challenge=Basic",
+        "/require/challenge=Basic/x",
+    ] {
+        assert_eq!(fixture.get(uri, &[("authorization", &bearer(1))]).status, 400, "{uri}");
+    }
+}
+
+#[test]
 fn challenges_follow_rfc_6750() {
     let fixture = Fixture::new();
     let challenge = |uri: &str, headers: &[(&str, &[u8])]| {
