@@ -126,7 +126,7 @@ pub async fn what_a_policy_changes_back_is_not_fought_over(site: &Site) {
     let secret = space.active("t", spec).await;
     let token = space.reason("t", ConditionType::Stalled, "Contested").await;
     let (_, message) = condition(&token, ConditionType::Stalled).expect("Stalled");
-    assert!(message.contains("label team (Secret t)"), "{message}");
+    assert!(message.contains("label team of Secret t;"), "{message}");
     let writes = controller.metric("tokenward_secret_writes_total").await;
     assert!(writes <= 5.0, "{writes} writes");
     tokio::time::sleep(Duration::from_secs(3)).await;

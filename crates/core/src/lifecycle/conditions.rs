@@ -174,7 +174,7 @@ fn stalled(cause: &Cause, secret: &str) -> Option<Reason> {
         Cause::Contested(over) => Reason::new(
             "Contested",
             format!(
-                "somebody else changes what tokenward writes back, a mutating policy or another controller: {over} (Secret {secret}); make it leave this ApiToken's Secret alone. The token works; the next attempts are 5 minutes apart"
+                "somebody else, a mutating policy or another controller, changes back what tokenward writes: {over}; make it leave that alone. It is tried again every 5 minutes, and at once if the spec changes"
             ),
         ),
         Cause::Throttled { reason, until, stalled: true } => Reason::new(

@@ -4,6 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::contest::Contest;
+use super::finalizer;
 use super::secret::{desired_metadata, repairs};
 use super::spec::{InvalidSpec, Spec};
 use crate::crd::{ApiToken, ApiTokenStatus, CreationPolicy, TokenVersion};
@@ -72,20 +73,19 @@ impl<'a> Observed<'a> {
         self.token.spec.suspend == Some(true)
     }
 
-    /// What of the Secret or the finalizer is changed back each time, for people, and until when that is told if it is not any more.
+    /// What is changed back each time, for people, and until when that is told if it is not any more.
     pub(super) fn contested(&self, now: Timestamp) -> Option<(String, Timestamp)> {
-        let told = |contest: &'_ Option<Contest>| {
-            let (over, until) = contest.as_ref()?.told(now)?;
-            Some((over.join(", "), until))
+        let spec = self.spec.as_ref().ok()?;
+        let needs_repair = || {
+            let (_, metadata) = desired_metadata(self, spec)?;
+            Some(!repairs(self.secret.ours()?, &metadata).is_empty())
         };
-        let needs_secret = || {
-            let own = self.secret.ours()?;
-            let (_, metadata) = desired_metadata(self, self.spec.as_ref().ok()?)?;
-            Some(!repairs(own, &metadata).is_empty())
-        };
-        told(&self.contests.secret)
-            .filter(|(_, until)| now < *until || needs_secret() == Some(true))
-            .or_else(|| told(&self.contests.finalizer).filter(|_| super::finalizer::is_missing(self)))
+        let secret = self.contests.secret.as_ref().and_then(|contest| contest.told(now));
+        let secret = secret.filter(|(_, until)| now < *until || needs_repair() == Some(true));
+        let finalizer = self.contests.finalizer.as_ref().filter(|_| finalizer::is_missing(self));
+        secret
+            .map(|(over, until)| (format!("{} of Secret {}", over.join(", "), spec.secret_name), until))
+            .or_else(|| finalizer?.told(now).map(|(over, until)| (over.join(", "), until)))
     }
 
     /// Whether the Secret that somebody else makes is not there yet.
