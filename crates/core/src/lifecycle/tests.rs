@@ -6,11 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use proptest::prelude::*;
 
 use super::*;
 use crate::check::{Audience, Code, Decision, Entry, Indexed, Request, ScopePool, decide};
-use crate::crd::labels::{SCOPES_ANNOTATION, SEAL_ANNOTATION, WEBHOOKS_FINALIZER};
+use crate::crd::CreationPolicy;
+use crate::crd::labels::{MANAGED_BY, SCOPES_ANNOTATION, SEAL_ANNOTATION, TOKEN_LABEL, WEBHOOKS_FINALIZER};
 use crate::crd::{
     ApiToken, ApiTokenSpec, ApiTokenStatus, OnDelete, OnRevoke, OnSpecChange, Rotation, SecretSpec,
     TokenWebhook, TokenWebhookSpec, VersionState, find_condition,
@@ -227,6 +229,10 @@ impl World {
                     plaintext: minted.map(|(_, p)| p),
                     previous: previous_version(&status, content),
                 };
+                if spec.creation_policy == CreationPolicy::Merge {
+                    let theirs = self.secret.as_ref().expect("none is made in the place of somebody else's");
+                    assert!(consents(&theirs.metadata, "name"), "written without consent");
+                }
                 let secret =
                     compose(self.secret.clone(), &self.token, &spec, &self.peppers, &metadata, &desired);
                 let mut secret = secret.expect("a Secret");
@@ -624,6 +630,61 @@ proptest! {
         let before = world.token.clone();
         prop_assert!(!world.step());
         prop_assert_eq!(before.status, world.token.status);
+    }
+
+    /// With `creationPolicy: Merge`, whatever its owner does to the Secret.
+    #[test]
+    fn a_secret_of_somebody_else_is_written_with_consent_and_keeps_the_rest(
+        acts in proptest::collection::vec((happening(), 0u8..8), 0..40),
+    ) {
+        let theirs = |consent: bool| Secret {
+            metadata: ObjectMeta {
+                labels: consent.then(|| [(TOKEN_LABEL.to_owned(), "name".to_owned())].into()),
+                uid: Some("theirs".to_owned()),
+                ..Default::default()
+            },
+            data: Some([("username".to_owned(), ByteString(b"ci".to_vec()))].into()),
+            ..Default::default()
+        };
+        let mut world = World::new();
+        world.secret_spec(|secret| secret.creation_policy = Some(CreationPolicy::Merge));
+        for (happening, act) in &acts {
+            let concerns_the_owner = matches!(
+                happening,
+                Happening::OnRevoke(_) | Happening::Retain(_) | Happening::StripSecret | Happening::RestoreSecret
+                    | Happening::ForgeStatus | Happening::SetBackStatus
+            );
+            if !concerns_the_owner {
+                world.happen(happening, &mut None);
+            }
+            match act {
+                0 => world.secret = None,
+                1 => world.secret = Some(theirs(true)),
+                2 => world.secret = Some(theirs(false)),
+                3 => {
+                    if let Some(secret) = &mut world.secret {
+                        secret.metadata.labels = None;
+                    }
+                }
+                _ => _ = world.step(),
+            }
+            if let Some(secret) = &world.secret {
+                prop_assert_eq!(world.data(secret, "username"), Some("ci".to_owned()));
+                prop_assert!(secret.metadata.owner_references.as_ref().is_none_or(Vec::is_empty));
+                prop_assert!(!secret.metadata.labels.iter().flatten().any(|(key, _)| key == MANAGED_BY));
+            }
+        }
+        // In one whose owner agrees, there is a token that works in the end.
+        world.secret = Some(theirs(true));
+        for _ in 0..100 {
+            if !world.step() {
+                world.now += SignedDuration::from_secs(700);
+            }
+        }
+        if world.wanted() && world.status().revocation.is_none() {
+            let current = world.current().expect("a token");
+            prop_assert!(world.check(&current).is_ok(), "{:#?}", world.status());
+        }
     }
 
     /// A crash after any number of steps of a rotation, and no check of the Secret's content ever fails.
