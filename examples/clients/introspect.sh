@@ -8,9 +8,10 @@
 # Neither token is an argument, which other users of the machine could see.
 set -euo pipefail
 : "${TOKENWARD_URL:?the address of a verifier}" "${TOKENWARD_CALLER_FILE:?the file with the token of your service}"
+: "${1:?name the scopes that are needed, such as orders:read}"
 
 curl --silent --show-error --fail-with-body \
     --header @<(printf 'Authorization: Bearer %s\n' "$(<"$TOKENWARD_CALLER_FILE")") \
     --data-urlencode token@- \
-    --data-urlencode "scope=${*:?name the scopes that are needed}" \
+    --data-urlencode "scope=$*" \
     "$TOKENWARD_URL/oauth2/introspect"

@@ -61,6 +61,15 @@ const HELM: Module = Module {
 const HELM_PROGRAM: Program =
     Program { name: "helm", package: "helm.sh/helm/v4/cmd/helm", usual: Duration::from_secs(30) };
 
+const HELM3: Module = Module {
+    cache: CACHE,
+    go_mod: include_str!("../go/helm3/go.mod"),
+    go_sum: include_str!("../go/helm3/go.sum"),
+    ldflags: "-s -w",
+};
+const HELM3_PROGRAM: Program =
+    Program { name: "helm", package: "helm.sh/helm/v3/cmd/helm", usual: Duration::from_secs(60) };
+
 const KUBECONFORM: Module = Module {
     cache: CACHE,
     go_mod: include_str!("../go/kubeconform/go.mod"),
@@ -129,6 +138,11 @@ pub fn helm() -> Result<PathBuf, Error> {
     Ok(HELM.provide(&[&HELM_PROGRAM])?.join(HELM_PROGRAM.name))
 }
 
+/// The last Helm of the major version before.
+pub fn helm3() -> Result<PathBuf, Error> {
+    Ok(HELM3.provide(&[&HELM3_PROGRAM])?.join(HELM3_PROGRAM.name))
+}
+
 /// kubeconform, which validates manifests against JSON schemas.
 pub fn kubeconform() -> Result<PathBuf, Error> {
     Ok(KUBECONFORM.provide(&[&KUBECONFORM_PROGRAM])?.join(KUBECONFORM_PROGRAM.name))
@@ -148,7 +162,12 @@ mod tests {
 
     #[test]
     fn every_program_is_the_tool_of_its_module() {
-        let built = [(&CADDY, &CADDY_PROGRAM), (&HELM, &HELM_PROGRAM), (&KUBECONFORM, &KUBECONFORM_PROGRAM)];
+        let built = [
+            (&CADDY, &CADDY_PROGRAM),
+            (&HELM, &HELM_PROGRAM),
+            (&HELM3, &HELM3_PROGRAM),
+            (&KUBECONFORM, &KUBECONFORM_PROGRAM),
+        ];
         for (module, program) in built {
             assert!(module.go_mod.lines().any(|line| line == format!("tool {}", program.package)));
         }

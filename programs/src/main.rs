@@ -9,13 +9,14 @@ use programs::Error;
 
 type Provide = fn() -> Result<PathBuf, Error>;
 
-const ALL: [(&str, Provide); 10] = [
+const ALL: [(&str, Provide); 11] = [
     ("nginx", programs::nginx),
     ("haproxy", programs::haproxy),
     ("caddy", programs::caddy),
     ("envoy", programs::envoy),
     ("traefik", programs::traefik),
     ("helm", programs::helm),
+    ("helm3", programs::helm3),
     ("kubeconform", programs::kubeconform),
     ("wrk", programs::wrk),
     ("promtool", programs::promtool),

@@ -20,8 +20,13 @@ pub fn chart() -> String {
 
 /// Runs Helm, by default without a cluster; returns whether it succeeded, its stdout and its stderr.
 pub fn try_helm(kubeconfig: Option<&Path>, args: &[&str]) -> (bool, String, String) {
+    try_helm_of(&PROGRAM, kubeconfig, args)
+}
+
+/// The same with another Helm.
+pub fn try_helm_of(program: &Path, kubeconfig: Option<&Path>, args: &[&str]) -> (bool, String, String) {
     let home = tempfile::tempdir().expect("a folder");
-    let mut command = Command::new(&*PROGRAM);
+    let mut command = Command::new(program);
     // Isolated from the user's own configuration.
     for (variable, folder) in
         [("HELM_CACHE_HOME", "cache"), ("HELM_CONFIG_HOME", "config"), ("HELM_DATA_HOME", "data")]

@@ -62,6 +62,7 @@ fn main() -> ExitCode {
         monitoring::alerts_fire_when_they_should,
         values::every_flag_is_understood,
         values::every_variable_is_read,
+        values::helm_3_renders_the_same,
         values::the_linter_finds_nothing,
         values::users_values_replace_the_defaults,
         values::users_labels_and_annotations_come_before_the_charts,

@@ -170,6 +170,13 @@ pub async fn the_controller_writes_no_secret_of_others(stage: &Stage) {
     let why = denied(as_controller.replace("database", &PostParams::default(), &withdrawn).await);
     let why = why.expect("an edit that takes the consent away");
     assert!(why.contains("writes no Secret without the label"), "{why}");
+    // A policy of others may have changed the label of what is made.
+    let relabelled = BTreeMap::from([
+        ("app.kubernetes.io/managed-by".to_owned(), "corp".to_owned()),
+        (TOKEN_LABEL.to_owned(), "t".to_owned()),
+    ]);
+    let relabelled = secret("relabelled", Some(&relabelled), "Opaque");
+    as_controller.create(&PostParams::default(), &relabelled).await.expect("a Secret");
     for type_ in ["bootstrap.kubernetes.io/token", "kubernetes.io/service-account-token"] {
         let mut login = secret("login", Some(&ours), type_);
         let account = ("kubernetes.io/service-account.name".to_owned(), "default".to_owned());
@@ -296,7 +303,6 @@ pub fn editors_write_tokens_where_grants_are_enforced() {
     };
     assert_eq!(labels(&[]), [false, false]);
     assert_eq!(labels(&["--set=admission.enforceScopeGrants=true"]), [true, true]);
-    assert_eq!(labels(&["--set=admission.enforceScopeGrants=true,admission.enabled=false"]), [false, false]);
     assert_eq!(labels(&["--set=admission.enforceScopeGrants=true,rbac.aggregate=false"]), [false, false]);
 }
 

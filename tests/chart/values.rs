@@ -6,7 +6,7 @@ use clap::{CommandFactory, Parser};
 use serde_json::json;
 use tokenward::cli::{Cli, Role};
 
-use crate::helm::{arguments, chart, object, objects, render, try_helm, try_render};
+use crate::helm::{arguments, chart, object, objects, render, try_helm, try_helm_of, try_render};
 
 /// Sets everything that is off by default, and every list.
 pub const ALL_ON: &[&str] = &[
@@ -71,6 +71,21 @@ pub const FORMS: &[&[&str]] = &[
         "--set=fullnameOverride=keys,image.digest=sha256:0000000000000000000000000000000000000000000000000000000000000000",
     ],
 ];
+
+/// Many still install with the major version before.
+pub fn helm_3_renders_the_same() {
+    let objects_by = |program: &std::path::Path, args: &[&str]| {
+        let chart = chart();
+        let fixed = ["template", "tokenward", &chart, "--namespace", "tokenward", "--kube-version", "1.36.0"];
+        let (ok, rendered, complaint) = try_helm_of(program, None, &[&fixed, args].concat());
+        assert!(ok, "{args:?}: {complaint}");
+        objects(&rendered)
+    };
+    let (helm_3, helm_4) = (programs::helm3().expect("Helm 3"), programs::helm().expect("Helm"));
+    for args in [&[][..], ALL_ON, &["--set=watchNamespaces={a,b}"]] {
+        assert_eq!(objects_by(&helm_3, args), objects_by(&helm_4, args), "{args:?}");
+    }
+}
 
 pub fn the_linter_finds_nothing() {
     for form in FORMS {
@@ -375,6 +390,8 @@ pub fn wrong_values_are_rejected_by_name() {
             "verifier.extraEnv[0].name=TOKENWARD_MAX_STALENESS,verifier.extraEnv[0].value=1m",
             "verifier.extraEnv: TOKENWARD_MAX_STALENESS would have no effect",
         ),
+        ("admission.enforceScopeGrants=true,admission.enabled=false", "needs the admission webhook"),
+        ("admission.enforceScopeGrants=true,watchNamespaces={a}", "needs the admission webhook"),
         (
             "admission.enforceScopeGrants=true,admission.failurePolicy.apiTokens=Ignore",
             "would let anybody grant any scope",

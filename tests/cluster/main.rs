@@ -198,6 +198,7 @@ fn main() -> ExitCode {
         secret::the_template_is_applied_and_removed,
         secret::constants_stand_beside_the_token,
         secret::a_token_is_merged_into_the_secret_of_somebody_else,
+        secret::no_value_of_somebody_else_is_overwritten,
         secret::nothing_is_merged_without_the_owners_consent,
         secret::a_renamed_key_moves_the_token,
         secret::a_secret_that_the_api_server_rejects_is_reported,

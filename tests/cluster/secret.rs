@@ -350,6 +350,51 @@ pub async fn a_token_is_merged_into_the_secret_of_somebody_else(shared: &Shared)
     shared.verifier.answers(&data(&merged, "password").expect("a token"), "", 200).await;
 }
 
+pub async fn no_value_of_somebody_else_is_overwritten(shared: &Shared) {
+    let space = shared.site.namespace("taken").await;
+    let keys = json!({"password": "mine", "old": "older", "user": "x"});
+    let theirs =
+        json!({"metadata": {"name": "theirs", "labels": {"tokenward.dev/token": "t"}}, "stringData": keys});
+    let theirs = serde_json::from_value(theirs).expect("a Secret");
+    space.secrets().create(&Default::default(), &theirs).await.expect("a Secret");
+    let before = space.secrets().get("theirs").await.expect("a Secret");
+    let secret = json!({
+        "name": "theirs", "creationPolicy": "Merge", "keys": {"token": "password", "previous": "old"},
+        "template": {"data": {"user": "ci"}},
+    });
+    space.create("t", json!({"scopes": ["a:b"], "secret": secret})).await;
+    let token = space.reason("t", ConditionType::Stalled, "SecretConflict").await;
+    let (_, message) = condition(&token, ConditionType::Stalled).expect("Stalled");
+    assert!(message.contains("under password, old, user, which is not overwritten"), "{message}");
+    assert_eq!(space.secrets().get("theirs").await.expect("a Secret"), before);
+    let keys = json!({"token": "token", "previous": ""});
+    let secret = json!({"keys": keys, "template": {"data": {"user": null, "username": "ci"}}});
+    space.patch("t", json!({"spec": {"secret": secret}})).await;
+    space.condition("t", ConditionType::Active, "True").await;
+    let merged = space.secrets().get("theirs").await.expect("a Secret");
+    assert_eq!(data(&merged, "username").as_deref(), Some("ci"));
+    // A live token does not move onto one either; what is left out of the template goes, and theirs stays.
+    space.patch("t", json!({"spec": {"secret": {"keys": {"token": "old"}, "template": null}}})).await;
+    space.reason("t", ConditionType::Stalled, "SecretConflict").await;
+    space.patch("t", json!({"spec": {"secret": {"keys": {"token": "token"}}}})).await;
+    eventually("the constant is gone", async || {
+        let secret = space.secrets().get("theirs").await.expect("a Secret");
+        if data(&secret, "username").is_none() { Ok(()) } else { Err(format!("{:?}", secret.metadata)) }
+    })
+    .await;
+    let merged = space.secrets().get("theirs").await.expect("a Secret");
+    for (key, value) in [("password", "mine"), ("old", "older"), ("user", "x")] {
+        assert_eq!(data(&merged, key).as_deref(), Some(value), "{key}");
+    }
+    // What was tokenward's own is repaired.
+    patch_secret(&space, "theirs", json!({"stringData": {"token": "hunter2"}})).await;
+    space
+        .until("t", "version 2", |t| {
+            t.status.as_ref().and_then(|s| s.secret_ref.as_ref()).is_some_and(|r| r.version == 2)
+        })
+        .await;
+}
+
 pub async fn nothing_is_merged_without_the_owners_consent(shared: &Shared) {
     let space = shared.site.namespace("noconsent").await;
     let before = create_theirs(&space, json!({"tokenward.dev/token": "another"})).await;
@@ -357,13 +402,19 @@ pub async fn nothing_is_merged_without_the_owners_consent(shared: &Shared) {
     space.create("t", json!({"scopes": ["a:b"], "secret": secret})).await;
     let token = space.reason("t", ConditionType::Stalled, "SecretConflict").await;
     let (_, message) = condition(&token, ConditionType::Stalled).expect("Stalled");
-    assert!(message.contains("lacks the label tokenward.dev/token=t"), "{message}");
+    assert!(message.contains("belongs to ApiToken another"), "{message}");
     assert_eq!(space.secrets().get("theirs").await.expect("a Secret"), before);
+    patch_secret(&space, "theirs", json!({"metadata": {"labels": {"tokenward.dev/token": null}}})).await;
+    let token = space.reason("t", ConditionType::Ready, "SecretNotFound").await;
+    let (_, message) = condition(&token, ConditionType::Ready).expect("Ready");
+    assert!(message.contains("waiting for Secret theirs with the label tokenward.dev/token=t"), "{message}");
     patch_secret(&space, "theirs", json!({"metadata": {"labels": {"tokenward.dev/token": "t"}}})).await;
     space.condition("t", ConditionType::Active, "True").await;
     // Whoever takes it back is not written to any more.
     patch_secret(&space, "theirs", json!({"metadata": {"labels": {"tokenward.dev/token": null}}})).await;
-    space.reason("t", ConditionType::Stalled, "SecretConflict").await;
+    let token = space.reason("t", ConditionType::Stalled, "SecretConflict").await;
+    let (_, message) = condition(&token, ConditionType::Stalled).expect("Stalled");
+    assert!(message.contains("lacks the label tokenward.dev/token=t"), "{message}");
     let taken_back = space.secrets().get("theirs").await.expect("a Secret");
     space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
     space.reason("t", ConditionType::Stalled, "SecretConflict").await;

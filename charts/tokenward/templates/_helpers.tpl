@@ -98,6 +98,9 @@ Call: (list "controller" $ "- --flag=..."). */}}
 
 {{/* "true" if the controller serves the admission webhook. */}}
 {{- define "tokenward.admission" -}}
+{{- if and .Values.admission.enforceScopeGrants (or (not .Values.admission.enabled) .Values.watchNamespaces) -}}
+{{- fail "admission.enforceScopeGrants needs the admission webhook: leave admission.enabled true and watchNamespaces empty" -}}
+{{- end -}}
 {{- if and .Values.admission.enabled (not .Values.watchNamespaces) }}true{{ end -}}
 {{- end -}}
 

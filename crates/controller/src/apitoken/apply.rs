@@ -206,7 +206,10 @@ impl StepContext<'_> {
     async fn read_existing(&self, spec: &Spec) -> Result<Existing, Error> {
         let own = match &self.observed.secret {
             SecretState::Absent => return Ok(Existing::Absent),
-            SecretState::Foreign(_) | SecretState::UnknownPepper(_) | SecretState::Unreadable(_) => {
+            SecretState::Foreign(_)
+            | SecretState::Taken(_)
+            | SecretState::UnknownPepper(_)
+            | SecretState::Unreadable(_) => {
                 return Ok(Existing::Changed);
             }
             SecretState::Ours(own) => own,

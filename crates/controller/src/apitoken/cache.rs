@@ -99,7 +99,7 @@ impl Inspected {
 fn fingerprint(token: &ApiToken, spec: &Spec, peppers: &Peppers) -> u64 {
     let mut hasher = DefaultHasher::new();
     peppers.ids().for_each(|id| id.hash(&mut hasher));
-    (&spec.token_key, &spec.data, spec.creation_policy as u8).hash(&mut hasher);
+    (&spec.token_key, &spec.previous_key, &spec.data, spec.creation_policy as u8).hash(&mut hasher);
     for version in token.status.iter().flat_map(|status| &status.versions) {
         (&version.key_id, &version.hash).hash(&mut hasher);
     }

@@ -237,6 +237,12 @@ pub struct SecretSpec {
     pub name: Option<String>,
 
     /// Who makes the Secret. Immutable.
+    ///
+    /// `Owner`, the default: tokenward makes it and owns it. `Merge`: somebody else makes it, such as a manifest in Git,
+    /// before or after the ApiToken. tokenward writes its keys into it, and never makes or deletes it. It must have the label
+    /// `tokenward.dev/token` with the ApiToken's name, by which its owner agrees; so a Secret takes one ApiToken. A key
+    /// that it has from elsewhere is not overwritten. After a revocation, or the deletion of the ApiToken, the dead
+    /// token stays in it, with tokenward's annotations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creation_policy: Option<CreationPolicy>,
 
@@ -260,6 +266,8 @@ pub struct SecretSpec {
 /// The names of the data keys in the Secret.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("[has(self.token) ? self.token : '', has(self.previous) ? self.previous : ''].all(key, key != '.' && !key.startsWith('..'))")
+    .message("a key must not be . or begin with .., as in every Secret"))]
 #[x_kube(validation = Rule::new("!has(self.previous) || self.previous == '' || self.previous != (has(self.token) ? self.token : 'token')")
     .message("previous must name another key than token"))]
 pub struct SecretKeys {
@@ -294,8 +302,8 @@ pub struct SecretTemplate {
     /// ApiToken reads them. At most 16, of up to 1024 characters each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxProperties" = 16))]
-    #[x_kube(validation = Rule::new("self.all(key, key.matches('^[-._a-zA-Z0-9]{1,253}$'))")
-        .message("each key must consist of letters, digits and - . _, as in every Secret"))]
+    #[x_kube(validation = Rule::new("self.all(key, key.matches('^[-._a-zA-Z0-9]{1,253}$') && key != '.' && !key.startsWith('..'))")
+        .message("each key must consist of letters, digits and - . _, and not be . or begin with .., as in every Secret"))]
     pub data: Option<BTreeMap<String, DataValue>>,
 }
 
@@ -415,9 +423,7 @@ pub enum CreationPolicy {
     /// tokenward makes it, and owns it.
     #[default]
     Owner,
-    /// Somebody else makes it, such as a manifest in Git, before or after the ApiToken. tokenward writes its keys into it, makes
-    /// none and deletes none. The Secret must have the label `tokenward.dev/token` with the ApiToken's name, by which its
-    /// owner agrees to that.
+    /// Somebody else makes it, and agrees by its label that tokenward writes into it.
     Merge,
 }
 

@@ -23,6 +23,8 @@ enum Cause {
     Foreign(Option<String>),
     /// The Secret is somebody else's, who has not agreed that it is written, or there is none yet. The name of the ApiToken.
     NoConsent(String),
+    /// These keys of it are theirs.
+    Taken(Vec<String>),
     Awaited(String),
     Rejected(RejectionKind, String),
     /// The active version, or the Secret, can't be verified without this pepper.
@@ -60,7 +62,8 @@ fn cause(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timest
     let merges = observed.spec.as_ref().is_ok_and(|spec| spec.creation_policy == CreationPolicy::Merge);
     let name = || observed.token.metadata.name.clone().unwrap_or_default();
     match (&observed.secret, due) {
-        (SecretState::Foreign(_), _) if merges => Cause::NoConsent(name()),
+        (SecretState::Foreign(None), _) if merges => Cause::NoConsent(name()),
+        (SecretState::Taken(keys), _) => Cause::Taken(keys.clone()),
         (SecretState::Absent, _) if merges => Cause::Awaited(name()),
         (SecretState::Foreign(owner), _) => Cause::Foreign(owner.clone()),
         (SecretState::UnknownPepper(pepper), _) => Cause::PepperMissing(*pepper),
@@ -157,6 +160,13 @@ fn stalled(cause: &Cause, secret: &str) -> Option<Reason> {
                 "Secret {secret} lacks the label tokenward.dev/token={token}, so it is not written; its owner agrees by adding it"
             ),
         ),
+        Cause::Taken(keys) => Reason::new(
+            "SecretConflict",
+            format!(
+                "Secret {secret} has a value of somebody else under {}, which is not overwritten; remove it there, or choose another key in secret.keys or secret.template.data",
+                keys.join(", ")
+            ),
+        ),
         Cause::PepperMissing(pepper) => Reason::new(
             "PepperMissing",
             format!(
@@ -224,6 +234,7 @@ fn ready(cause: &Cause, stalled: Option<&Reason>, status: &ApiTokenStatus, secre
         Cause::Invalid(_)
         | Cause::Foreign(_)
         | Cause::NoConsent(_)
+        | Cause::Taken(_)
         | Cause::Contested(_)
         | Cause::Rejected(..)
         | Cause::PepperMissing(_)
@@ -277,6 +288,10 @@ fn delivered(observed: &Observed<'_>, status: &ApiTokenStatus, secret: &str, cau
         (Cause::NoConsent(_), _) => Outcome::no(
             "SecretConflict",
             format!("Secret {secret} may not be written without its owner's label"),
+        ),
+        (Cause::Taken(keys), _) => Outcome::no(
+            "SecretConflict",
+            format!("Secret {secret} has {} from somebody else", keys.join(", ")),
         ),
         (Cause::Foreign(_), _) => {
             Outcome::no("SecretConflict", format!("Secret {secret} is not tokenward's"))
@@ -360,6 +375,7 @@ mod tests {
             (Cause::Invalid("why".to_owned()), Some("InvalidSpec")),
             (Cause::Foreign(None), Some("SecretConflict")),
             (Cause::NoConsent("t".to_owned()), Some("SecretConflict")),
+            (Cause::Taken(vec!["password".to_owned()]), Some("SecretConflict")),
             (Cause::Awaited("t".to_owned()), None),
             (Cause::Contested("label x".to_owned()), Some("Contested")),
             (rejected(RejectionKind::Forbidden), Some("Forbidden")),

@@ -135,6 +135,8 @@ pub enum SecretState {
     Absent,
     /// There is a Secret that is not ours. It is never written. What it belongs to, as far as it says.
     Foreign(Option<String>),
+    /// There is a Secret of somebody else who agrees that it is written, but these keys of it are theirs already.
+    Taken(Vec<String>),
     /// There is a Secret with our seal, made under a pepper that is not known here, so nobody can tell whether it is ours. It
     /// may contain the only copy of a token.
     UnknownPepper(PepperId),
@@ -148,7 +150,7 @@ impl SecretState {
     /// Whether it can neither be used nor written: it is not ours, or could not be read.
     pub fn is_inaccessible(&self) -> bool {
         match self {
-            Self::Foreign(_) | Self::UnknownPepper(_) | Self::Unreadable(_) => true,
+            Self::Foreign(_) | Self::Taken(_) | Self::UnknownPepper(_) | Self::Unreadable(_) => true,
             Self::Absent | Self::Ours(_) => false,
         }
     }
@@ -157,7 +159,11 @@ impl SecretState {
     pub fn ours(&self) -> Option<&OwnSecret> {
         match self {
             Self::Ours(own) => Some(own),
-            Self::Absent | Self::Foreign(_) | Self::UnknownPepper(_) | Self::Unreadable(_) => None,
+            Self::Absent
+            | Self::Foreign(_)
+            | Self::Taken(_)
+            | Self::UnknownPepper(_)
+            | Self::Unreadable(_) => None,
         }
     }
 
@@ -176,8 +182,8 @@ pub struct OwnSecret {
     pub metadata: ObjectMeta,
     /// The key id of the token that it contains, verified against the status.
     pub verified: Option<KeyId>,
-    /// Whether that token is under the data key that the spec names, and the constants are under theirs.
-    pub in_place: bool,
+    /// The data keys that lack what the spec puts there: that token, or a constant.
+    pub wrong_keys: Vec<String>,
     /// The version that a valid seal authenticates and whose token the Secret contains.
     pub sealed: Option<SealedVersion>,
 }

@@ -76,6 +76,7 @@ fn damage(observed: &Observed<'_>, active: &str) -> Option<RotationReason> {
         }
         SecretState::Ours(_)
         | SecretState::Foreign(_)
+        | SecretState::Taken(_)
         | SecretState::UnknownPepper(_)
         | SecretState::Unreadable(_) => None,
     }

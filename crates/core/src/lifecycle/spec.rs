@@ -188,6 +188,13 @@ impl Spec {
     }
 }
 
+impl Spec {
+    /// The data keys of tokens.
+    pub fn token_keys(&self) -> impl Iterator<Item = &str> {
+        [Some(&self.token_key), self.previous_key.as_ref()].into_iter().flatten().map(String::as_str)
+    }
+}
+
 /// Label and annotation domains by which tools own their objects.
 const RESERVED: [&str; 6] = [GROUP, "argoproj.io", "fluxcd.io", "helm.sh", "k8s.io", "kubernetes.io"];
 

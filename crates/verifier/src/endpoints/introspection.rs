@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
+use http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 use zeroize::Zeroizing;
@@ -135,7 +136,13 @@ impl Handler for Introspection {
     }
 
     fn error_body(error: &RequestError) -> OAuthError {
-        OAuthError { error: error.code(), error_description: error.message() }
+        // RFC 6749 section 5.2 for the credentials, RFC 6750 section 3.1 for their scope, as RFC 7662 section 2.3 says.
+        let code = match error.status() {
+            StatusCode::UNAUTHORIZED => "invalid_client",
+            StatusCode::FORBIDDEN => "insufficient_scope",
+            _ => error.code(),
+        };
+        OAuthError { error: code, error_description: error.message() }
     }
 }
 

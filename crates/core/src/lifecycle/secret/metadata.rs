@@ -25,11 +25,20 @@ struct TemplateKeys {
     annotations: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     data: Vec<String>,
+    /// Those of tokens, in a Secret of somebody else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    tokens: Vec<String>,
 }
 
-/// The constants in the data that came from a template.
+/// The data keys of constants that came from a template.
 pub(super) fn templated_data(metadata: &ObjectMeta) -> Vec<String> {
     TemplateKeys::of(metadata).data
+}
+
+/// The data keys in the Secret of somebody else that tokenward has written.
+pub(super) fn written_data(metadata: &ObjectMeta) -> Vec<String> {
+    let TemplateKeys { data, tokens, .. } = TemplateKeys::of(metadata);
+    [data, tokens].concat()
 }
 
 impl TemplateKeys {
@@ -81,6 +90,10 @@ impl SecretMetadata {
             labels: spec.labels.keys().cloned().collect(),
             annotations: spec.annotations.keys().cloned().collect(),
             data: spec.data.keys().cloned().collect(),
+            tokens: match spec.creation_policy {
+                CreationPolicy::Owner => Vec::new(),
+                CreationPolicy::Merge => spec.token_keys().map(str::to_owned).collect(),
+            },
         };
         if keys != TemplateKeys::default() {
             // Lists of strings always serialize.
@@ -161,9 +174,7 @@ impl SecretMetadata {
 /// What has to be repaired in our Secret, for people: its metadata, and where its data stands.
 pub fn repairs(own: &OwnSecret, metadata: &SecretMetadata) -> Vec<String> {
     let mut repairs = metadata.differences(&own.metadata);
-    if !own.in_place {
-        repairs.push("data".to_owned());
-    }
+    repairs.extend(own.wrong_keys.iter().map(|key| format!("data key {key}")));
     repairs
 }
 

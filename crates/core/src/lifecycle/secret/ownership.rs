@@ -15,11 +15,14 @@
 //! With `creationPolicy: Merge` the Secret is somebody else's, and only its owner's consent counts ([`consents`]): who may
 //! write ApiTokens need not be who may write Secrets.
 
+use std::str;
+
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube_core::Resource;
 
+use super::metadata::written_data;
 use super::{Object, annotation};
 use crate::crd::labels::{
     ISSUED_AT_ANNOTATION, KEY_ID_ANNOTATION, MANAGED_BY, MANAGED_BY_VALUE, PART_OF, PART_OF_VALUE,
@@ -73,8 +76,10 @@ pub fn inspect(secret: &Secret, token: &ApiToken, spec: &Spec, peppers: &Peppers
         data?.values().filter_map(verified).find(|key_id| key_id.as_str() == annotated)
     };
     let contained = in_place.or_else(elsewhere);
-    let has_constants =
-        spec.data.iter().all(|(key, value)| at(key).is_some_and(|found| found.0 == value.as_bytes()));
+    let constants =
+        spec.data.iter().filter(|(key, value)| at(key).is_none_or(|found| found.0 != value.as_bytes()));
+    let misplaced = in_place.is_none().then_some(&spec.token_key);
+    let wrong_keys = misplaced.into_iter().chain(constants.map(|(key, _)| key)).cloned().collect();
     let sealed = seal(secret, &object, peppers);
     let recorded_uid =
         token.status.as_ref().and_then(|s| s.secret_ref.as_ref()).and_then(|r| r.uid.as_deref());
@@ -87,6 +92,23 @@ pub fn inspect(secret: &Secret, token: &ApiToken, spec: &Spec, peppers: &Peppers
                 || is_controlled_by(&secret.metadata, object.uid)
         }
     };
+    if spec.creation_policy == CreationPolicy::Merge {
+        if !is_ours {
+            let label = secret.metadata.labels.as_ref().and_then(|labels| labels.get(TOKEN_LABEL));
+            return SecretState::Foreign(label.map(|token| format!("{} {token}", ApiToken::kind(&()))));
+        }
+        let written = written_data(&secret.metadata);
+        let is_theirs = |key: &&str| {
+            let is_dead =
+                |value: &ByteString| str::from_utf8(&value.0).is_ok_and(|text| Token::parse(text).is_some());
+            at(key).is_some_and(|value| !is_dead(value)) && !written.iter().any(|ours| ours == key)
+        };
+        let keys = spec.token_keys().chain(spec.data.keys().map(String::as_str));
+        let taken: Vec<String> = keys.filter(is_theirs).map(str::to_owned).collect();
+        if !taken.is_empty() {
+            return SecretState::Taken(taken);
+        }
+    }
     if !is_ours {
         return unknown_pepper(&secret.metadata, &object, peppers).map_or_else(
             || SecretState::Foreign(owner(&secret.metadata, &object)),
@@ -96,7 +118,7 @@ pub fn inspect(secret: &Secret, token: &ApiToken, spec: &Spec, peppers: &Peppers
     SecretState::Ours(Box::new(OwnSecret {
         metadata: ObjectMeta { managed_fields: None, ..secret.metadata.clone() },
         verified: contained,
-        in_place: in_place.is_some() && has_constants,
+        wrong_keys,
         sealed: sealed.flatten(),
     }))
 }

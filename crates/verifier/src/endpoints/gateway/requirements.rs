@@ -82,6 +82,11 @@ impl<'q> Requirements<'q> {
                 "audience" if requirements.audience.is_some() => {
                     return Err(GatewayError::Malformed("more than one audience".into()));
                 }
+                "audience" if value.is_empty() => {
+                    return Err(GatewayError::Malformed(
+                        "audience is empty: leave it out, or name one".into(),
+                    ));
+                }
                 "audience" => requirements.audience = Some(value),
                 "challenge" if challenge.is_some() => {
                     return Err(GatewayError::Malformed("more than one challenge".into()));

@@ -230,6 +230,7 @@ fn requirements_in_the_path_are_closed_against_the_client() {
         (1, "/require/scope%3D/x", 400),
         (1, "/require/scope=/x", 400),
         (1, "/require/audience=a&audience=b/x", 400),
+        (1, "/require/audience=/x", 400),
     ];
     for (number, uri, status) in table {
         assert_eq!(fixture.get(uri, &[("authorization", &bearer(*number))]).status, *status, "{uri}");
@@ -300,7 +301,8 @@ fn audience_of_a_route() {
     assert_eq!(status(2, "audience=billing"), 200);
     assert_eq!(status(2, "audience=bill%69ng"), 200);
     assert_eq!(status(2, "audience=search"), 401);
-    assert_eq!(status(2, "audience="), 401);
+    assert_eq!(status(2, "audience="), 400);
+    assert_eq!(status(1, "audience="), 400, "a template whose variable is lost must not open a route");
     assert_eq!(status(2, ""), 401, "nobody says for which service it is presented");
     assert_eq!(status(2, "audience=Billing"), 401);
     assert_eq!(status(2, "audience=billing&audience=billing"), 400);
@@ -325,7 +327,11 @@ fn below_auth_the_query_may_contain_a_clients_parameters() {
     fixture.with(2, ApiTokenSpec { audiences: Some(vec!["billing".to_owned()]), ..spec() });
     let bound = |uri: &str| fixture.get(uri, &[("authorization", &bearer(2))]).status;
     assert_eq!(bound("/auth?audience=billing"), 200);
-    assert_eq!(bound("/auth/?audience=billing"), 200);
+    for below in
+        ["/auth/?audience=billing", "/auth//?audience=billing", "/auth/?scope=orders:read&audience=billing"]
+    {
+        assert_eq!(bound(below), 400, "{below}");
+    }
     assert_eq!(bound("/auth/orders?audience=billing"), 401);
     assert_eq!(bound("/auth/orders"), 401);
     assert_eq!(status("/auth/orders?audience=a&audience=b"), 200);

@@ -5,6 +5,7 @@
 //! | `/auth?scope=orders:read` | all | |
 //! | `/require/scope=orders:read/orders/7?page=2` | the first segment below `/require`, of a query's form | the rest |
 //! | `/auth/orders/7?page=2` | | all below `/auth` |
+//! | `/auth/?scope=orders:read` | maybe | maybe: as strict as `/auth`, and without an audience |
 //!
 //! The second is for gateways that can only prefix the client's path, as the Gateway API's external authorization does. It is
 //! not below `/auth`, or a client behind a gateway that prefixes `/auth` could name requirements by a path of its own.
@@ -25,7 +26,12 @@ pub(super) fn requirements(uri: &Uri) -> Result<Requirements<'_>, GatewayError> 
     }
     let below = path.strip_prefix(Route::ForwardAuth.path()).unwrap_or_default();
     if below.bytes().all(|byte| byte == b'/') {
-        return Requirements::from_query(uri.query().unwrap_or_default());
+        let requirements = Requirements::from_query(uri.query().unwrap_or_default())?;
+        // Behind a gateway that prefixes /auth, this is a client's path, and a client would name what its token is for.
+        if !below.is_empty() && requirements.audience.is_some() {
+            return malformed("audience is named at /auth, without a slash, or in /require/audience=.../");
+        }
+        return Ok(requirements);
     }
     if contains_encoded_query(below) {
         return malformed(
