@@ -1,7 +1,7 @@
 //! `ANY /auth` and `ANY /require/…`: a gateway checks a request that it is about to forward.
 //!
 //! nginx calls this `auth_request`, Traefik ForwardAuth, Caddy `forward_auth`, and Envoy an HTTP authorization service.
-//! The gateway passes the client's headers on; its operator writes the route's requirements into the URL ([`url`]).
+//! The gateway passes the client's headers on; its operator writes the route's requirements into the URL (`url.rs`).
 
 use std::borrow::Cow;
 use std::net::IpAddr;
