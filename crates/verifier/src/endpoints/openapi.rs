@@ -139,7 +139,7 @@ fn forward_auth(schemas: &mut Schemas) -> Operation {
         .parameter(
             parameter("audience", ParameterIn::Query, "The service for which the token is presented.")
                 .required(Required::False)
-                .schema(Some(Object::with_type(Type::String))),
+                .schema(Some(ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)))),
         )
         .parameter(
             parameter("challenge", ParameterIn::Query, "The scheme that a 401 asks for.")
