@@ -42,6 +42,7 @@ const ENDPOINTS: [Endpoint; 4] = [
             br#"{"token":"x","token":"y"}"#,
             br#"{"token":"x","scope":["a:b"]}"#,
             br#"{"token":"x","scopes":["nonsense"]}"#,
+            br#"{"token":"x","audience":""}"#,
             br#"{"token":"x","clientIp":"999.0.0.1"}"#,
             br#"{"token":1e999}"#,
         ],

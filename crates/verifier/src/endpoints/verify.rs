@@ -43,7 +43,7 @@ pub(super) struct VerifyRequest<'a> {
     #[schema(value_type = Vec<Scope>, max_items = 64)]
     scopes: Vec<Cow<'a, str>>,
     /// The service for which the token is presented.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, min_length = 1)]
     audience: Option<Cow<'a, str>>,
     /// The client's address. Without it a token with `constraints.cidrs` is denied.
     #[schema(value_type = Option<IpAddress>)]
@@ -181,6 +181,10 @@ impl Handler for VerifyBatch {
 impl VerifyRequest<'_> {
     /// `field` is the JSON path of this check, with a dot at its end.
     fn validate(&self, field: &str) -> Result<(), RequestError> {
+        if self.audience.as_deref() == Some("") {
+            let why = format!("{field}audience is empty: leave it out, or name one");
+            return Err(RequestError::Malformed(why.into()));
+        }
         scope::validate(&self.scopes)
             .map_err(|error| RequestError::Malformed(format!("{field}scopes: {error}").into()))
     }
