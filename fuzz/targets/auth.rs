@@ -42,7 +42,9 @@ fn operators_parameters(uri: &Uri) -> String {
 fn request(input: &[u8]) -> Option<Request<Full<Bytes>>> {
     let mut lines = input.split(|byte| *byte == b'\n');
     let path = std::str::from_utf8(lines.next()?).ok()?;
-    let is_ours = |route: &str| path.strip_prefix(route).is_some_and(|rest| rest.is_empty() || rest.starts_with(['?', '/']));
+    let is_ours = |route: &str| {
+        path.strip_prefix(route).is_some_and(|rest| rest.is_empty() || rest.starts_with(['?', '/']))
+    };
     if !is_ours("/auth") && !is_ours("/require") {
         return None;
     }
