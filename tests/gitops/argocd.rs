@@ -109,7 +109,7 @@ fn edits(example: &Path) -> bool {
     std::fs::read_to_string(example).expect("an example").contains("displayName")
 }
 
-/// The examples that are ApiTokens.
+/// The examples that are an ApiToken, and nothing beside it.
 fn examples() -> Vec<PathBuf> {
     let folders = ["examples", "examples/gitops"].map(|folder| std::fs::read_dir(root().join(folder)));
     let files = folders
@@ -117,8 +117,9 @@ fn examples() -> Vec<PathBuf> {
         .flat_map(|folder| folder.expect("a folder"))
         .map(|file| file.expect("a file").path());
     let is_token = |path: &PathBuf| {
-        path.extension().is_some_and(|extension| extension == "yaml")
-            && std::fs::read_to_string(path).expect("a file").contains("kind: ApiToken")
+        let is_yaml = path.extension().is_some_and(|extension| extension == "yaml");
+        let text = if is_yaml { std::fs::read_to_string(path).expect("a file") } else { String::new() };
+        text.contains("kind: ApiToken") && !text.contains("\n---\n")
     };
     files.filter(is_token).collect()
 }
