@@ -158,11 +158,7 @@ pub async fn the_previous_secret_stays_under_its_own_key(shared: &Shared) {
     space.condition("t", ConditionType::Active, "True").await;
     let old = data(&space.secrets().get("t").await.expect("a Secret"), "TOKEN");
     space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
-    space
-        .until("t", "version 2", |t| {
-            t.status.as_ref().and_then(|s| s.secret_ref.as_ref()).is_some_and(|r| r.version == 2)
-        })
-        .await;
+    space.delivered("t", 2).await;
     let secret = space.secrets().get("t").await.expect("a Secret");
     assert_eq!(data(&secret, "PREVIOUS"), old);
     assert_ne!(data(&secret, "TOKEN"), old);
@@ -179,11 +175,7 @@ pub async fn the_previous_secret_stays_under_its_own_key(shared: &Shared) {
     assert_eq!(after.metadata.resource_version, secret.metadata.resource_version);
     // At the next rotation it gives way.
     space.patch("t", json!({"spec": {"rotation": {"trigger": "again"}}})).await;
-    space
-        .until("t", "version 3", |t| {
-            t.status.as_ref().and_then(|s| s.secret_ref.as_ref()).is_some_and(|r| r.version == 3)
-        })
-        .await;
+    space.delivered("t", 3).await;
     let third = space.secrets().get("t").await.expect("a Secret");
     assert_eq!(data(&third, "PREVIOUS"), data(&secret, "TOKEN"));
 }

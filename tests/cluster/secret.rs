@@ -270,11 +270,7 @@ pub async fn constants_stand_beside_the_token(shared: &Shared) {
         .await;
     becomes(Some("deploy"), None).await;
     space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
-    space
-        .until("t", "version 2", |t| {
-            t.status.as_ref().and_then(|s| s.secret_ref.as_ref()).is_some_and(|r| r.version == 2)
-        })
-        .await;
+    space.delivered("t", 2).await;
     let rotated = space.secrets().get("t").await.expect("a Secret");
     assert_ne!(data(&rotated, "password"), password);
     assert_eq!(data(&rotated, "username").as_deref(), Some("deploy"));
@@ -317,11 +313,7 @@ pub async fn a_token_is_merged_into_the_secret_of_somebody_else(shared: &Shared)
     let other = space.active("other", json!({"scopes": ["a:c"]})).await;
     patch_secret(&space, "theirs", json!({"stringData": {"other": other}})).await;
     space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
-    space
-        .until("t", "version 2", |t| {
-            t.status.as_ref().and_then(|s| s.secret_ref.as_ref()).is_some_and(|r| r.version == 2)
-        })
-        .await;
+    space.delivered("t", 2).await;
     let rotated = space.secrets().get("theirs").await.expect("a Secret");
     assert_ne!(data(&rotated, "password").as_deref(), Some(&*first));
     assert_eq!((data(&rotated, "username").as_deref(), data(&rotated, "other")), (Some("ci"), Some(other)));
@@ -331,11 +323,7 @@ pub async fn a_token_is_merged_into_the_secret_of_somebody_else(shared: &Shared)
     space.stays("t", Duration::from_secs(1)).await;
     assert!(space.secrets().get_opt("theirs").await.expect("an answer").is_none());
     create_theirs(&space, consent.clone()).await;
-    space
-        .until("t", "version 3", |t| {
-            t.status.as_ref().and_then(|s| s.secret_ref.as_ref()).is_some_and(|r| r.version == 3)
-        })
-        .await;
+    space.delivered("t", 3).await;
     // Neither a revocation nor the deletion of the ApiToken takes it away.
     space.patch("t", json!({"spec": {"revoked": true}})).await;
     space.reason("t", ConditionType::Revoked, "Enforced").await;
@@ -388,11 +376,7 @@ pub async fn no_value_of_somebody_else_is_overwritten(shared: &Shared) {
     }
     // What was tokenward's own is repaired.
     patch_secret(&space, "theirs", json!({"stringData": {"token": "hunter2"}})).await;
-    space
-        .until("t", "version 2", |t| {
-            t.status.as_ref().and_then(|s| s.secret_ref.as_ref()).is_some_and(|r| r.version == 2)
-        })
-        .await;
+    space.delivered("t", 2).await;
 }
 
 pub async fn nothing_is_merged_without_the_owners_consent(shared: &Shared) {

@@ -497,13 +497,18 @@ impl Space {
         .await
     }
 
+    /// Waits until this version is in the Secret, under whichever key.
+    pub async fn delivered(&self, name: &str, version: i64) -> ApiToken {
+        let what = format!("version {version} of {name}");
+        self.until(name, &what, |token| delivered(token) == Some(version)).await
+    }
+
     /// Waits until the Secret contains this version; returns its token.
     pub async fn version(&self, name: &str, version: i64) -> String {
         let what = format!("version {version} of {name}");
         let token = self
             .until(name, &what, |token| {
-                let delivered = token.status.as_ref().and_then(|s| s.secret_ref.as_ref()).map(|r| r.version);
-                delivered == Some(version) && has(token, ConditionType::Ready, "True")
+                delivered(token) == Some(version) && has(token, ConditionType::Ready, "True")
             })
             .await;
         let secret = token.status.and_then(|s| s.secret_ref).expect("a Secret").name;
@@ -544,6 +549,11 @@ impl Space {
 pub fn condition(token: &ApiToken, type_: ConditionType) -> Option<(String, String)> {
     let found = find_condition(&token.status.as_ref()?.conditions, type_)?;
     Some((found.reason.clone(), found.message.clone()))
+}
+
+/// The version that the Secret contains, by the status.
+fn delivered(token: &ApiToken) -> Option<i64> {
+    Some(token.status.as_ref()?.secret_ref.as_ref()?.version)
 }
 
 /// Whether a condition has this status, as of the current spec.
