@@ -63,7 +63,7 @@ pub(super) fn due(observed: &Observed<'_>, status: &ApiTokenStatus, spec: &Spec,
     let scheduled = scheduled(observed, active, spec);
     match scheduled {
         Some(at) if now >= at => Due::Now(RotationReason::Schedule),
-        _ => Due::Nothing(scheduled.into_iter().chain(spec.not_before.filter(|cut| *cut > now)).min()),
+        _ => Due::Nothing(scheduled.into_iter().chain(observed.not_before().filter(|cut| *cut > now)).min()),
     }
 }
 
@@ -152,7 +152,7 @@ fn scheduled(observed: &Observed<'_>, version: &TokenVersion, spec: &Spec) -> Op
 pub(super) fn update_record(status: &mut ApiTokenStatus, observed: &Observed<'_>, spec: &Spec) {
     let next = active(status).and_then(|version| {
         let scheduled = scheduled(observed, version, spec);
-        let cut = spec.not_before.filter(|cut| *cut > version.issued_at);
+        let cut = observed.not_before().filter(|cut| *cut > version.issued_at);
         scheduled.into_iter().chain(cut).min()
     });
     let ignores_changes = spec.on_spec_change == OnSpecChange::Keep && pending(status).is_none();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -37,8 +37,6 @@ pub struct Spec {
     pub overlap: SignedDuration,
     /// Whether a change of the hash rotates.
     pub on_spec_change: OnSpecChange,
-    /// `rotation.notBefore`: versions that were issued before it stop working.
-    pub not_before: Option<Timestamp>,
     /// `secret.name`; by default the name of the ApiToken.
     pub secret_name: String,
     /// The data key of the current token.
@@ -172,7 +170,6 @@ impl Spec {
             interval,
             overlap,
             on_spec_change: rotation.on_spec_change.unwrap_or_default(),
-            not_before: rotation.not_before,
             secret_name: secret.name.unwrap_or(name),
             token_key,
             previous_key,

@@ -43,9 +43,8 @@ pub fn is_controlled_by(metadata: &ObjectMeta, uid: &str) -> bool {
 /// Whether the labels say that it is the Secret of the ApiToken of this name. Anybody can set labels, so this is
 /// enough for advice, but not for a write.
 pub fn has_labels_of(metadata: &ObjectMeta, name: &str) -> bool {
-    let label = |key| metadata.labels.as_ref().and_then(|labels| labels.get(key));
-    label(MANAGED_BY).is_some_and(|by| by == MANAGED_BY_VALUE)
-        && label(TOKEN_LABEL).is_some_and(|token| token == name)
+    let managed_by = metadata.labels.as_ref().and_then(|labels| labels.get(MANAGED_BY));
+    managed_by.is_some_and(|by| by == MANAGED_BY_VALUE) && consents(metadata, name)
 }
 
 /// Whether the owner of a Secret lets the ApiToken of this name write into it.
