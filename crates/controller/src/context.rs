@@ -15,6 +15,7 @@ use crate::metrics::Metrics;
 use crate::objects::SecretMeta;
 use crate::recorder::EventRecorder;
 use crate::requeue::Load;
+use crate::tokenlock::KnownLocks;
 use crate::tokenwebhook::Webhooks;
 use crate::tokenwebhook::resolve::Resolve;
 use tokenward_core::outbox::destination::AddressPolicy;
@@ -28,6 +29,7 @@ pub(crate) struct Common {
     pub(crate) client: Client,
     pub(crate) claim: watch::Receiver<Claim>,
     pub(crate) peppers: watch::Receiver<PepperState>,
+    pub(crate) locks: KnownLocks,
     pub(crate) events: EventRecorder,
     pub(crate) metrics: Metrics,
     /// To which addresses webhooks may be sent.
@@ -47,6 +49,7 @@ pub(crate) struct Context {
     /// Whether a write was skipped for want of the lease, so that everything is reconciled once this replica leads.
     pub(crate) skipped: AtomicBool,
     pub(crate) peppers: watch::Receiver<PepperState>,
+    pub(crate) locks: KnownLocks,
     pub(crate) secrets: Store<SecretMeta>,
     pub(crate) cache: Arc<StateCache>,
     /// The namespaces in which nothing can be made any more.

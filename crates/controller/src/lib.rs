@@ -13,6 +13,7 @@ mod objects;
 mod recorder;
 pub mod remove_finalizers;
 mod requeue;
+mod tokenlock;
 mod tokenwebhook;
 mod watches;
 mod workqueue;
@@ -115,11 +116,13 @@ impl Process {
             allow_private: args.webhooks.webhook_allow_private,
             allow: args.webhooks.webhook_allow_cidrs.clone(),
         });
+        let (known_locks, lock_stores, follow_locks) = tokenlock::watch::follow(&client, &namespaces);
         let common = Common {
             client: client.clone(),
+            locks: known_locks.clone(),
             claim: claim.clone(),
             peppers: peppers.clone(),
-            events,
+            events: events.clone(),
             metrics,
             addresses: addresses.clone(),
             resolve: resolve::system(),
@@ -132,7 +135,22 @@ impl Process {
             .iter()
             .map(|namespace| watches::watch_and_reconcile(namespace.as_deref(), common.clone()))
             .unzip();
-        let tokens = stores.iter().map(|stores| stores.tokens.clone()).collect();
+        let tokens: Vec<_> = stores.iter().map(|stores| stores.tokens.clone()).collect();
+        let reconcile_locks = tokenlock::reconcile_all(tokenlock::Parts {
+            client: client.clone(),
+            claim: claim.clone(),
+            events,
+            known: known_locks,
+            stores: lock_stores,
+            tokens: tokens.clone(),
+            stop: stop.clone(),
+        });
+        let reconcile_locks = async {
+            future::join_all(stores.iter().map(watches::Stores::wait_until_ready)).await;
+            reconcile_locks.await;
+            // Until the controllers have finished, too.
+            future::pending::<()>().await;
+        };
         let reconcile = run_controllers(controllers, election, peppers.clone(), pepper_ready, stop.clone());
         let report_lists = async {
             future::join_all(stores.iter().map(watches::Stores::wait_until_ready)).await;
@@ -143,6 +161,8 @@ impl Process {
         tokio::select! {
             () = reconcile => Ok(()),
             () = report_lists => Ok(()),
+            () = reconcile_locks => Ok(()),
+            () = follow_locks => bail!("the watch of TokenLocks has ended"),
             () = follow_pepper => bail!("the watch of the pepper has ended"),
             () = write_events => bail!("the queue of Events has ended"),
             Err(error) = optional(admission) => Err(error),

@@ -75,7 +75,8 @@ impl EventRecorder {
             metadata: ObjectMeta {
                 // As client-go names them.
                 name: Some(format!("{}.{:x}", about.name_any(), now.as_nanosecond())),
-                namespace: about.namespace(),
+                // As client-go does for objects that have none.
+                namespace: Some(about.namespace().unwrap_or_else(|| "default".to_owned())),
                 ..Default::default()
             },
             event_time: Some(MicroTime(now)),

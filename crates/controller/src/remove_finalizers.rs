@@ -1,6 +1,7 @@
-//! Removes the finalizer from all ApiTokens once no controller runs any more, as after an uninstall. With it neither they
-//! nor their namespaces could be deleted.
+//! Removes the finalizers from all ApiTokens and locks once no controller runs any more, as after an uninstall. With them
+//! neither they nor their namespaces could be deleted.
 
+use std::fmt::Debug;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -8,14 +9,15 @@ use clap::Args;
 use futures::{StreamExt, stream};
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::core::PartialObjectMeta;
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tracing::{info, warn};
 
 use crate::objects::FIELD_MANAGER;
 use crate::watches::api;
-use tokenward_core::crd::ApiToken;
-use tokenward_core::crd::labels::WEBHOOKS_FINALIZER;
+use tokenward_core::crd::labels::{LOCK_FINALIZER, WEBHOOKS_FINALIZER};
+use tokenward_core::crd::{ApiToken, ClusterTokenLock, TokenLock};
 use tokenward_runtime::backoff::Backoff;
 use tokenward_runtime::cluster::client::Cluster;
 use tokenward_runtime::cluster::error::{is_not_found, message};
@@ -32,12 +34,15 @@ const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from
 /// The flags of `tokenward remove-finalizers`.
 #[derive(Clone, Debug, Args)]
 pub struct RemoveFinalizersArgs {
-    /// Namespaces with the ApiTokens, separated by commas [default: all]
+    /// Namespaces with the ApiTokens and TokenLocks, separated by commas [default: all, and ClusterTokenLocks]
     #[arg(long, value_delimiter = ',')]
     pub namespaces: Vec<String>,
 }
 
-/// Removes the finalizer until a pass through all ApiTokens finds none. So what failed is tried again, as is a token that
+/// The finalizers of tokenward.
+const OWN: [&str; 2] = [WEBHOOKS_FINALIZER, LOCK_FINALIZER];
+
+/// Removes the finalizers until a pass through all objects finds none. So what failed is tried again, as is a token that
 /// somebody changed meanwhile.
 pub async fn run(args: RemoveFinalizersArgs) -> anyhow::Result<()> {
     let client = Cluster::find("remove-finalizers").await?.client()?;
@@ -52,34 +57,60 @@ pub async fn run(args: RemoveFinalizersArgs) -> anyhow::Result<()> {
         }
         let mut is_done = true;
         for namespace in &namespaces {
-            match go_through(&client, *namespace, &mut removed).await {
-                Ok(found) => is_done &= !found,
-                Err(error) => {
-                    warn!(namespace, error = message(&error), "ApiTokens can't be listed");
-                    is_done = false;
-                }
-            }
+            let found = [
+                go_through::<ApiToken>(&client, *namespace, api, &mut removed).await,
+                go_through::<TokenLock>(&client, *namespace, api, &mut removed).await,
+            ];
+            is_done &= found.into_iter().all(is_free);
+        }
+        if namespaces.contains(&None) {
+            let all = |client: &Client, _: Option<&str>| Api::<ClusterTokenLock>::all(client.clone());
+            is_done &= is_free(go_through(&client, None, all, &mut removed).await);
         }
         if is_done {
-            info!(removed, "no ApiToken has the finalizer {WEBHOOKS_FINALIZER}");
+            info!(removed, "no object has a finalizer of tokenward");
             return Ok(());
         }
     }
     bail!(
-        "{removed} removed, but some ApiTokens still have the finalizer {WEBHOOKS_FINALIZER}; run this again"
+        "{removed} removed, but some ApiTokens or locks still have a finalizer of tokenward; run this again"
     )
 }
 
-/// Returns whether any ApiToken had the finalizer.
-async fn go_through(client: &Client, namespace: Option<&str>, removed: &mut usize) -> kube::Result<bool> {
-    let tokens: Api<ApiToken> = api(client, namespace);
+/// Whether a pass found nothing.
+fn is_free(found: kube::Result<bool>) -> bool {
+    match found {
+        Ok(found) => !found,
+        Err(error) => {
+            warn!(error = message(&error), "not all objects can be listed");
+            false
+        }
+    }
+}
+
+/// Returns whether any object of a kind had a finalizer of tokenward.
+async fn go_through<K>(
+    client: &Client,
+    namespace: Option<&str>,
+    api: impl Fn(&Client, Option<&str>) -> Api<K>,
+    removed: &mut usize,
+) -> kube::Result<bool>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
     let mut params = ListParams::default().limit(PAGE_SIZE);
     let mut found = false;
     loop {
         // One that can't be parsed has metadata too.
-        let page = tokens.list_metadata(&params).await?;
-        let with_finalizer = page.items.iter().filter(|token| has_finalizer(token));
-        let writes = stream::iter(with_finalizer).map(|token| remove(client, token));
+        let page = match api(client, namespace).list_metadata(&params).await {
+            Ok(page) => page,
+            // The CRD is gone, and with it every object.
+            Err(error) if is_not_found(&error) => return Ok(found),
+            Err(error) => return Err(error),
+        };
+        let with_finalizer = page.items.iter().filter(|object| has_finalizer(object));
+        let writes = with_finalizer.map(|object| (object, api(client, object.namespace().as_deref())));
+        let writes = stream::iter(writes).map(|(object, api)| remove(api, object));
         let results: Vec<bool> = writes.buffer_unordered(CONCURRENT).collect().await;
         if !results.is_empty() {
             found = true;
@@ -93,20 +124,25 @@ async fn go_through(client: &Client, namespace: Option<&str>, removed: &mut usiz
     }
 }
 
-fn has_finalizer(token: &PartialObjectMeta<ApiToken>) -> bool {
-    token.finalizers().iter().any(|finalizer| finalizer == WEBHOOKS_FINALIZER)
+fn has_finalizer<K>(object: &PartialObjectMeta<K>) -> bool {
+    object.metadata.finalizers.iter().flatten().any(|finalizer| OWN.contains(&&**finalizer))
 }
 
-/// Removes tokenward's finalizer, and no other. Returns whether it is gone.
+/// Removes tokenward's finalizers, and no other. Returns whether they are gone.
 // Without failpoints: each write stands alone, so after a crash anywhere another run does the rest.
-async fn remove(client: &Client, token: &PartialObjectMeta<ApiToken>) -> bool {
-    let (namespace, name) = (token.namespace().unwrap_or_default(), token.name_any());
-    let others: Vec<_> = token.finalizers().iter().filter(|name| *name != WEBHOOKS_FINALIZER).collect();
+async fn remove<K>(api: Api<K>, object: &PartialObjectMeta<K>) -> bool
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let (namespace, name) =
+        (object.metadata.namespace.as_deref(), object.metadata.name.as_deref().unwrap_or_default());
+    let others = object.metadata.finalizers.iter().flatten().filter(|name| !OWN.contains(&&***name));
+    let others: Vec<_> = others.collect();
     // With the resourceVersion that was read, the patch fails if anybody has changed the list meanwhile.
-    let patch = json!({"metadata": {"finalizers": others, "resourceVersion": token.resource_version()}});
+    let patch =
+        json!({"metadata": {"finalizers": others, "resourceVersion": object.metadata.resource_version}});
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
-    let tokens: Api<ApiToken> = api(client, Some(&namespace));
-    match tokens.patch_metadata(&name, &params, &Patch::Merge(patch)).await {
+    match api.patch_metadata(name, &params, &Patch::Merge(patch)).await {
         Ok(_) => true,
         Err(error) if is_not_found(&error) => true,
         Err(error) => {

@@ -19,6 +19,7 @@ use crate::apitoken::terminating::Terminating;
 use crate::context::{Common, Context};
 use crate::objects::{SecretMeta, TOKEN_SECRETS_SELECTOR, Token};
 use crate::requeue::{self, Load, RequeueSender};
+use crate::tokenlock;
 use crate::tokenwebhook::{self, Webhooks};
 use crate::workqueue::{self, Next};
 use tokenward_core::crd::labels::TOKEN_LABEL;
@@ -74,6 +75,7 @@ pub(crate) fn watch_and_reconcile(
         claim: common.claim,
         skipped: AtomicBool::new(false),
         peppers: common.peppers,
+        locks: common.locks,
         secrets: secrets_store.clone(),
         cache,
         terminating: Terminating::default(),
@@ -90,11 +92,18 @@ pub(crate) fn watch_and_reconcile(
         watch_secrets(api(&client, namespace), secrets_store, secrets_writer, requeue).boxed(),
         requeued,
         all_when_leading(context.clone(), tokens_store.clone()).boxed(),
+        tokenlock::concerned(context.locks.clone(), tokens_store.clone())
+            .flat_map(|tokens| stream::iter(tokens).map(|token| ObjectRef::from_obj(&*token)))
+            .boxed(),
     ]);
-    // Before that, a Secret that is not in the store may be there all the same.
+    // Before that, a Secret that is not in the store may be there all the same, and so may a lock.
     let listed = {
         let stores = stores.clone();
-        async move { stores.wait_until_ready().await }
+        let locks = context.locks.clone();
+        async move {
+            stores.wait_until_ready().await;
+            locks.listed().await;
+        }
     };
     let reconcile = {
         let (context, tokens_store) = (context.clone(), tokens_store.clone());

@@ -18,6 +18,7 @@ pub mod admission;
 pub mod check;
 pub mod crd;
 pub mod lifecycle;
+pub mod lock;
 pub mod outbox;
 pub mod signing_key;
 pub mod token;

@@ -62,8 +62,8 @@ pub(super) async fn feed(
                         sources[at].heartbeat.beat();
                     }
                     lacks_pepper |= listings[at].take(event, &snapshot, &peppers);
-                    if !snapshot.is_listed() && listings.iter().all(|listing| listing.listed) {
-                        snapshot.set_listed();
+                    if !snapshot.are_tokens_listed() && listings.iter().all(|listing| listing.listed) {
+                        snapshot.set_tokens_listed();
                         ready.set(true);
                     }
                     metrics.tokens.set(i64::try_from(snapshot.index.len()).unwrap_or(i64::MAX));

@@ -160,7 +160,7 @@ mod tests {
     /// These are what a million tokens have a million of.
     #[test]
     fn entries_and_claims_stay_small() {
-        assert_eq!((size_of::<Entry>(), size_of::<Version>(), size_of::<Claimants>()), (8, 56, 56));
+        assert_eq!((size_of::<Entry>(), size_of::<Version>(), size_of::<Claimants>()), (8, 64, 64));
     }
 
     fn key_id(byte: u8) -> KeyId {

@@ -1,7 +1,7 @@
 //! The I/O of the request path: a watch feeds the index, and endpoints ask [`tokenward_core::check`] for decisions.
 //!
-//! This file only wires the parts. A verifier needs no lease and writes nothing; it reads ApiTokens and one Secret, the
-//! pepper. With the API server down it still decides from memory, and whatever ends at a given time ends in time.
+//! This file only wires the parts. A verifier needs no lease and writes nothing; it reads ApiTokens, locks and one Secret,
+//! the pepper. With the API server down it still decides from memory, and whatever ends at a given time ends in time.
 
 mod authorization;
 pub mod caller_auth;
@@ -11,6 +11,7 @@ mod feed;
 pub mod index;
 mod issuer_keys;
 mod jwt;
+mod locks;
 pub mod metrics;
 mod outcome;
 pub mod server;
@@ -65,6 +66,7 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     let max_connections = capacity::connections(args.max_connections);
     let readiness = Readiness::default();
     let (pepper_ready, list_ready) = (readiness.part("pepper"), readiness.part("first list of ApiTokens"));
+    let locks_ready = readiness.part("first list of TokenLocks");
     let fresh = readiness.part("news from the API server");
     let telemetry = probes::serve(args.common.telemetry_listen, readiness.clone(), registry, stop.clone())?;
     let listener = listen_on("--listen", args.listen)?;
@@ -80,8 +82,12 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     let trusted_proxies = TrustedProxies(args.trusted_proxies);
     let ext_authz = ExtAuthz::new(snapshot.clone(), trusted_proxies.clone(), &metrics);
     let endpoints = Endpoints::new(snapshot.clone(), trusted_proxies, callers, &metrics);
-    let sources = sources(&cluster, args.common.namespaces())?;
-    let heartbeats = sources.iter().map(|source| source.heartbeat.clone()).collect();
+    let namespaces = args.common.namespaces();
+    let lock_sources = lock_sources(&cluster, namespaces.clone())?;
+    let sources = sources(&cluster, namespaces)?;
+    let heartbeats = sources.iter().map(|source| &source.heartbeat);
+    let heartbeats = heartbeats.chain(lock_sources.iter().map(|source| &source.heartbeat)).cloned().collect();
+    let locks = locks::follow(lock_sources, snapshot.clone(), locks_ready, metrics.clone());
     let feed = feed::feed(sources, snapshot.clone(), peppers.clone(), list_ready, metrics.clone());
     let limit = Limit { max_staleness: args.max_staleness.unsigned_abs(), policy: args.stale_policy };
     let staleness = staleness::watch(heartbeats, limit, snapshot.clone(), fresh, metrics);
@@ -96,6 +102,7 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
         served = future::try_join_all(servers) => served.map(|_| ()).context("a server task failed"),
         () = optional(follow_certificates) => bail!("the watch of the TLS certificate has ended"),
         () = feed => bail!("the watch of ApiTokens has ended"),
+        () = locks => bail!("the watch of TokenLocks has ended"),
         () = staleness => bail!("the staleness check has ended"),
         () = follow_pepper => bail!("the watch of the pepper has ended"),
         () = use_pepper(peppers, snapshot, pepper_ready) => bail!("the pepper watch has closed"),
@@ -111,6 +118,20 @@ fn sources(cluster: &Cluster, namespaces: Option<Vec<String>>) -> anyhow::Result
         Ok(Source { namespace, client, heartbeat })
     };
     namespaces.into_iter().map(source).collect()
+}
+
+/// A source for the TokenLocks of each namespace, with a connection of its own. Cluster-wide, one for ClusterTokenLocks too: a
+/// verifier of some namespaces has no rights beyond them.
+fn lock_sources(cluster: &Cluster, namespaces: Option<Vec<String>>) -> anyhow::Result<Vec<locks::Source>> {
+    let of = match namespaces {
+        Some(named) => named.into_iter().map(|namespace| locks::Of::Namespace(Some(namespace))).collect(),
+        None => vec![locks::Of::Namespace(None), locks::Of::Cluster],
+    };
+    let source = |of| {
+        let (client, heartbeat) = cluster.watch_client()?;
+        Ok(locks::Source { of, client, heartbeat })
+    };
+    of.into_iter().map(source).collect()
 }
 
 /// Puts every usable pepper into the snapshot. One that is deleted later stays there, because checks depend on it.

@@ -3,21 +3,25 @@
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
 
 use crate::index::Index;
 use tokenward_core::check;
 use tokenward_core::check::{Audience, Code, Decision, decide};
+use tokenward_core::lock::Locks;
 use tokenward_core::token::{Peppers, Token};
 
-/// The index and the pepper in use.
+/// The index, the locks, and the pepper in use.
 #[derive(Debug, Default)]
 pub struct Snapshot {
     pub index: Index,
     /// Empty until the pepper's Secret was read.
     pub peppers: ArcSwapOption<Peppers>,
-    listed: AtomicBool,
+    /// The locks that stop tokens, whatever their entries in the index say.
+    pub locks: ArcSwap<Locks>,
+    tokens_listed: AtomicBool,
+    locks_listed: AtomicBool,
     stale: AtomicBool,
 }
 
@@ -37,7 +41,7 @@ pub struct TokenCheck<'a> {
 /// Why a snapshot makes no decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unavailable {
-    /// The list of tokens or the pepper has not been read yet.
+    /// The list of tokens, that of locks or the pepper has not been read yet.
     NotReady,
     /// The API server was silent for longer than `--max-staleness`, and `--stale-policy` is `deny`.
     Stale,
@@ -55,7 +59,7 @@ impl Unavailable {
     /// The explanation, for people.
     pub fn message(self) -> &'static str {
         match self {
-            Self::NotReady => "the tokens are not known yet",
+            Self::NotReady => "the tokens and the locks on them are not known yet",
             Self::Stale => "nothing was received from the API server for longer than --max-staleness",
         }
     }
@@ -63,13 +67,23 @@ impl Unavailable {
 
 impl Snapshot {
     /// Whether the index contains a full list. Until then, a token that it lacks is not known to be invalid.
-    pub fn is_listed(&self) -> bool {
-        self.listed.load(Ordering::Acquire)
+    pub fn are_tokens_listed(&self) -> bool {
+        self.tokens_listed.load(Ordering::Acquire)
     }
 
     /// To be called when the index contains a full list.
-    pub fn set_listed(&self) {
-        self.listed.store(true, Ordering::Release);
+    pub fn set_tokens_listed(&self) {
+        self.tokens_listed.store(true, Ordering::Release);
+    }
+
+    /// Whether all locks are known. Until then, a token is not known to be valid.
+    pub fn are_locks_listed(&self) -> bool {
+        self.locks_listed.load(Ordering::Acquire)
+    }
+
+    /// To be called when all locks are known.
+    pub fn set_locks_listed(&self) {
+        self.locks_listed.store(true, Ordering::Release);
     }
 
     /// Sets whether the snapshot is too old to decide by.
@@ -87,13 +101,17 @@ impl Snapshot {
             return Err(Unavailable::Stale);
         }
         let peppers = self.peppers.load();
-        let peppers = peppers.as_deref().filter(|_| self.is_listed()).ok_or(Unavailable::NotReady)?;
+        let is_listed = self.are_tokens_listed() && self.are_locks_listed();
+        let peppers = peppers.as_deref().filter(|_| is_listed).ok_or(Unavailable::NotReady)?;
         let Some(token) = std::str::from_utf8(check.presented).ok().and_then(Token::parse) else {
             return Ok(f(Decision::Deny(Code::NotFound)));
         };
         let TokenCheck { scopes, audience, client, .. } = *check;
         let request = check::Request { token, scopes, audience, client };
+        let locks = self.locks.load();
         let now = Timestamp::now();
-        Ok(self.index.claimants(token.key_id(), |claimants| f(decide(claimants, peppers, &request, now))))
+        Ok(self
+            .index
+            .claimants(token.key_id(), |claimants| f(decide(claimants, peppers, &locks, &request, now))))
     }
 }

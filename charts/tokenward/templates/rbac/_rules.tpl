@@ -5,10 +5,14 @@
   # patch: for its finalizer on tokens to whose deletion a TokenWebhook subscribes.
   verbs: [get, list, watch, patch]
 - apiGroups: [tokenward.dev]
+  resources: [tokenlocks]
+  # patch: for its finalizer on those that revoke.
+  verbs: [get, list, watch, patch]
+- apiGroups: [tokenward.dev]
   resources: [tokenwebhooks]
   verbs: [get, list, watch]
 - apiGroups: [tokenward.dev]
-  resources: [apitokens/status, tokenwebhooks/status]
+  resources: [apitokens/status, tokenlocks/status, tokenwebhooks/status]
   verbs: [update]
 # The Secrets that tokens are delivered into. Listed and watched by label and as metadata only.
 - apiGroups: [""]
@@ -22,7 +26,22 @@
 {{/* What a verifier may do in each namespace that it watches. */}}
 {{- define "tokenward.verifierRules" -}}
 - apiGroups: [tokenward.dev]
-  resources: [apitokens]
+  resources: [apitokens, tokenlocks]
+  verbs: [get, list, watch]
+{{- end -}}
+
+{{/* What both do with ClusterTokenLocks, which only an installation for all namespaces follows. */}}
+{{- define "tokenward.controllerClusterRules" -}}
+- apiGroups: [tokenward.dev]
+  resources: [clustertokenlocks]
+  verbs: [get, list, watch, patch]
+- apiGroups: [tokenward.dev]
+  resources: [clustertokenlocks/status]
+  verbs: [update]
+{{- end -}}
+{{- define "tokenward.verifierClusterRules" -}}
+- apiGroups: [tokenward.dev]
+  resources: [clustertokenlocks]
   verbs: [get, list, watch]
 {{- end -}}
 

@@ -15,11 +15,14 @@ use tracing::warn;
 
 use super::metrics::{Metrics, Verdict};
 use crate::objects::Token;
+use crate::tokenlock::candidate;
 use tokenward_core::admission::grants;
+use tokenward_core::admission::preview::Preview;
 use tokenward_core::admission::rules::{ClusterChecks, Violation, validate_destination, validate_token};
 use tokenward_core::crd::CreationPolicy;
-use tokenward_core::crd::{ApiToken, TokenWebhook};
+use tokenward_core::crd::{AnyLock, ApiToken, TokenWebhook};
 use tokenward_core::lifecycle::{consents, has_labels_of};
+use tokenward_core::lock::{Lock, Progress};
 use tokenward_core::outbox::destination::AddressPolicy;
 use tokenward_runtime::cluster::access;
 use tokenward_runtime::cluster::error::message;
@@ -84,6 +87,24 @@ impl Reviewer {
         let Some(new) = &request.object else { return response };
         let result = validate_destination(new, request.old_object.as_ref(), &self.addresses);
         self.respond("TokenWebhook", response, result.map(|()| Vec::new()).map_err(Into::into))
+    }
+
+    /// Responds to the review of a lock: with a warning that says what it will stop, which `--dry-run=server` shows too.
+    pub(crate) fn lock<K>(&self, kind: &'static str, request: &AdmissionRequest<K>) -> AdmissionResponse
+    where
+        K: AnyLock + Resource<DynamicType = ()>,
+    {
+        let response = AdmissionResponse::from(request);
+        let is_new = request.old_object.is_none();
+        let Some(new) = request.object.as_ref().filter(|_| is_new) else { return response };
+        let lock = Lock::of(new);
+        let mut preview = Preview::default();
+        for token in self.tokens.iter().flat_map(Store::state) {
+            if candidate(&token).is_some_and(|candidate| candidate.progress(&lock) == Progress::Outstanding) {
+                preview.add(&token.namespace().unwrap_or_default(), &token.name_any());
+            }
+        }
+        self.respond(kind, response, Ok(vec![preview.message(lock.action())]))
     }
 
     /// The response to a review, whose result is warnings for the user, or why the object is denied.

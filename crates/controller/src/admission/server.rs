@@ -16,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::reviewer::Reviewer;
-use tokenward_core::crd::{ApiToken, TokenWebhook};
+use tokenward_core::crd::{ApiToken, ClusterTokenLock, TokenLock, TokenWebhook};
 use tokenward_runtime::serve::{self, Limits, response, text};
 
 /// API servers have a few connections each, and wait for 30 s at most. Anybody on the pod network can connect, so a new
@@ -69,7 +69,18 @@ async fn respond_to(
             Ok(request) => review(reviewer.token_webhook(&request)),
             Err(why) => text(StatusCode::BAD_REQUEST, why),
         },
-        _ => text(StatusCode::NOT_FOUND, "there are /validate/apitoken and /validate/tokenwebhook\n"),
+        "/validate/tokenlock" => match parse::<TokenLock>(&body) {
+            Ok(request) => review(reviewer.lock("TokenLock", &request)),
+            Err(why) => text(StatusCode::BAD_REQUEST, why),
+        },
+        "/validate/clustertokenlock" => match parse::<ClusterTokenLock>(&body) {
+            Ok(request) => review(reviewer.lock("ClusterTokenLock", &request)),
+            Err(why) => text(StatusCode::BAD_REQUEST, why),
+        },
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "there is /validate/ with apitoken, tokenwebhook, tokenlock and clustertokenlock\n",
+        ),
     }
 }
 

@@ -144,7 +144,10 @@ impl StepContext<'_> {
                 "{}",
                 transition.message
             );
-            self.context.events.publish(token, transition.into());
+            // A lock that has stopped very many tokens has an Event of its own.
+            if transition.lock.as_ref().is_none_or(|lock| !self.context.locks.is_bulk(lock)) {
+                self.context.events.publish(token, transition.into());
+            }
         }
         Ok(Applied::Status(Box::new(written)))
     }

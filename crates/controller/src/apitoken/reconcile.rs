@@ -75,11 +75,13 @@ async fn make_steps(mut token: ApiToken, key: &TokenKey, context: &Context) -> R
             )
         });
         let (minted, rejection, contests, receipts) = memory.unwrap_or_default();
+        let locks = context.locks.current();
         let subscriptions = context.webhooks.subscriptions(&key.namespace);
         let observed = Observed {
             token: &token,
             spec,
             secret,
+            locks: &locks,
             peppers: &peppers,
             minted,
             rejection,

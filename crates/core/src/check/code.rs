@@ -9,11 +9,11 @@ use serde::Serialize;
 pub enum Code {
     /// No version has this key id and hash.
     NotFound,
-    /// The token is revoked.
+    /// The token is revoked, or a lock with the action Revoke stops it.
     Revoked,
     /// The token is past its `expiresAt`.
     Expired,
-    /// The token is suspended, until `spec.suspend` is false again.
+    /// The token is suspended, until `spec.suspend` is false again, or the lock is deleted that stops it.
     Suspended,
     /// This secret of the token has been replaced, or cut by `rotation.notBefore`.
     Retired,

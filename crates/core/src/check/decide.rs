@@ -6,6 +6,8 @@ use jiff::Timestamp;
 
 use super::entry::{Limits, Standing};
 use super::{Code, Entry, Version};
+use crate::crd::LockAction;
+use crate::lock::Locks;
 use crate::token::scope::any_covers;
 use crate::token::{KeyId, Peppers, Token};
 
@@ -96,6 +98,7 @@ impl<'e> Identity<'e> {
 pub fn decide<'e>(
     candidates: impl IntoIterator<Item = &'e Version>,
     peppers: &Peppers,
+    locks: &Locks,
     request: &Request<'_>,
     now: Timestamp,
 ) -> Decision<'e> {
@@ -105,21 +108,27 @@ pub fn decide<'e>(
     });
     let Some(version) = verified else { return Decision::Deny(Code::NotFound) };
     let identity = Identity { entry: &version.entry, version, key_id: request.token.key_id() };
-    match denial(identity, request, now.as_millisecond()) {
+    match denial(identity, locks, request, now.as_millisecond()) {
         Some(code) => Decision::Deny(code),
         None => Decision::Allow(identity),
     }
 }
 
 /// The first rule that denies the request. `None`: allow.
-fn denial(Identity { entry, version, .. }: Identity<'_>, request: &Request<'_>, now: i64) -> Option<Code> {
-    if entry.standing() == Standing::Revoked {
+fn denial(
+    Identity { entry, version, key_id }: Identity<'_>,
+    locks: &Locks,
+    request: &Request<'_>,
+    now: i64,
+) -> Option<Code> {
+    let held = version.held_by(locks, key_id);
+    if entry.standing() == Standing::Revoked || held == Some(LockAction::Revoke) {
         return Some(Code::Revoked);
     }
     if now >= entry.expires_at() {
         return Some(Code::Expired);
     }
-    if entry.standing() == Standing::Suspended {
+    if entry.standing() == Standing::Suspended || held == Some(LockAction::Suspend) {
         return Some(Code::Suspended);
     }
     if now >= version.ends_at {
@@ -240,7 +249,7 @@ mod tests {
     }
 
     fn denial_of(versions: &[Version], request: &Request<'_>) -> Option<Code> {
-        match decide(versions, &peppers(), request, at(0)) {
+        match decide(versions, &peppers(), &Locks::default(), request, at(0)) {
             Decision::Allow(_) => None,
             Decision::Deny(code) => Some(code),
         }
@@ -493,7 +502,7 @@ mod tests {
             });
             let text = plaintext(1);
             let request = Request { token: Token::parse(text.expose()).expect("token"), scopes: &[], audience: Audience::Unnamed, client: None };
-            let allowed = |offset| matches!(decide(&entry, &peppers(), &request, at(0) + SignedDuration::from_millis(offset)), Decision::Allow(_));
+            let allowed = |offset| matches!(decide(&entry, &peppers(), &Locks::default(), &request, at(0) + SignedDuration::from_millis(offset)), Decision::Allow(_));
             if allowed(later) {
                 prop_assert!(allowed(earlier));
             }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{ApiTokenStatus, DurationString};
 
 /// Text that is shown to people contains nothing that a terminal would act upon.
-const PRINTABLE: &str = r"!self.matches('\\p{Cc}')";
+pub(super) const PRINTABLE: &str = r"!self.matches('\\p{Cc}')";
 
 /// An API token: who it is for, what it may do, how long it lives and how it rotates.
 ///
@@ -361,7 +361,7 @@ pub struct Format {
 
 // `kubectl explain` shows the text of the enum, not of its variants, so it describes all of them.
 
-/// Why the token was revoked, for the record. Only together with `revoked: true`.
+/// Why a token is revoked, for the record. On an ApiToken only together with `revoked: true`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub enum RevocationReason {

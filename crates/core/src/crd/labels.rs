@@ -62,6 +62,9 @@ pub const REPLAY_ANNOTATION: &str = "tokenward.dev/replay";
 /// The finalizer of an ApiToken whose deletion a TokenWebhook subscribes to.
 pub const WEBHOOKS_FINALIZER: &str = "tokenward.dev/webhooks";
 
+/// The finalizer of a lock that revokes: it stays until every token that it matches is revoked by its own record.
+pub const LOCK_FINALIZER: &str = "tokenward.dev/lock";
+
 /// `reportingController` of the Kubernetes Events that the controller writes.
 pub const REPORTING_CONTROLLER: &str = "tokenward.dev/controller";
 
@@ -99,6 +102,7 @@ mod tests {
             PING_ANNOTATION,
             REPLAY_ANNOTATION,
             WEBHOOKS_FINALIZER,
+            LOCK_FINALIZER,
             REPORTING_CONTROLLER,
             SCOPES_EXTRA,
             KEY_ID_EXTRA,

@@ -1,4 +1,4 @@
-//! What is stored: the two kinds of `tokenward.dev/v1alpha1`, their field documentation and their CEL rules.
+//! What is stored: the kinds of `tokenward.dev/v1alpha1`, their field documentation and their CEL rules.
 //!
 //! These types have no behaviour beyond accessors. The CRD carries no `default:`: a default written into the
 //! stored object would be a difference from Git that Argo CD reports, so effective defaults are applied
@@ -15,6 +15,7 @@ mod duration;
 mod event_type;
 pub mod labels;
 mod status;
+mod tokenlock;
 mod tokenwebhook;
 
 pub use apitoken::{
@@ -26,8 +27,12 @@ pub use conditions::{ConditionType, Conditions, Outcome, Reason, find as find_co
 pub use duration::{DurationError, DurationString};
 pub use event_type::EventType;
 pub use status::{
-    ApiTokenStatus, Outbox, OutboxEvent, Phase, RevocationSource, RevocationStatus, RotationReason,
-    RotationStatus, SecretRef, TokenVersion, VersionState,
+    ApiTokenStatus, LockKind, LockRef, Outbox, OutboxEvent, Phase, RevocationSource, RevocationStatus,
+    RotationReason, RotationStatus, SecretRef, TokenVersion, VersionState,
+};
+pub use tokenlock::{
+    AnyLock, ClusterTokenLock, ClusterTokenLockSpec, LockAction, LockMatch, LockSelector,
+    LockSelectorOperator, LockSelectorRequirement, LockSpec, TokenLock, TokenLockSpec, TokenLockStatus,
 };
 pub use tokenwebhook::{
     DeadLetter, Delivery, SecretKeyRef, Signing, SigningAlgorithm, SigningRotation, StoredEvent, TokenHandle,
@@ -39,18 +44,22 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube_core::CustomResourceExt;
 
-/// Both CRDs, each with the name of its file in `crds/`.
-pub fn all() -> [(&'static str, CustomResourceDefinition); 2] {
-    [("apitokens.yaml", ApiToken::crd()), ("tokenwebhooks.yaml", TokenWebhook::crd())].map(
-        |(name, mut crd)| {
-            for version in &mut crd.spec.versions {
-                if let Some(schema) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) {
-                    unwrap_lines(schema);
-                }
+/// Every CRD, each with the name of its file in `crds/`.
+pub fn all() -> [(&'static str, CustomResourceDefinition); 4] {
+    [
+        ("apitokens.yaml", ApiToken::crd()),
+        ("clustertokenlocks.yaml", ClusterTokenLock::crd()),
+        ("tokenlocks.yaml", TokenLock::crd()),
+        ("tokenwebhooks.yaml", TokenWebhook::crd()),
+    ]
+    .map(|(name, mut crd)| {
+        for version in &mut crd.spec.versions {
+            if let Some(schema) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) {
+                unwrap_lines(schema);
             }
-            (name, crd)
-        },
-    )
+        }
+        (name, crd)
+    })
 }
 
 /// Joins the lines of each paragraph of the descriptions: where a source file breaks them means nothing to

@@ -1,6 +1,7 @@
 //! `ApiToken.status`: what the controller recorded. Only the controller writes it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -223,10 +224,48 @@ pub struct RevocationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub actor: Option<String>,
+    /// The lock that asked for it, which need not exist any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lock: Option<LockRef>,
+}
+
+/// A TokenLock of the namespace, or a ClusterTokenLock.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LockRef {
+    /// Its kind.
+    pub kind: LockKind,
+    /// Its name.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// Its uid: another lock of the same name is not this one.
+    #[schemars(length(max = 64))]
+    pub uid: String,
+}
+
+/// The kind of a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[schemars(inline)]
+pub enum LockKind {
+    /// Of the namespace of the ApiToken.
+    TokenLock,
+    /// Of the cluster.
+    ClusterTokenLock,
+}
+
+/// Kind and name, for people: `TokenLock incident-7`.
+impl fmt::Display for LockRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            LockKind::TokenLock => "TokenLock",
+            LockKind::ClusterTokenLock => "ClusterTokenLock",
+        };
+        write!(f, "{kind} {}", self.name)
+    }
 }
 
 /// Where a revocation came from.
-// Only `Spec` is produced today. The others are part of the stored API already, because an enum value added to a CRD
+// Only `Spec` and `Lock` are produced today. The others are part of the stored API already, because an enum value added to a CRD
 // later is one that older controllers and clients can't read: `Api` and `Bulk` wait for the management API, `Cli` for
 // the kubectl plugin, `Anomaly` for the rules over usage statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -234,6 +273,8 @@ pub struct RevocationStatus {
 pub enum RevocationSource {
     /// `spec.revoked` was set to true.
     Spec,
+    /// A TokenLock or ClusterTokenLock.
+    Lock,
     /// A request to the management API.
     Api,
     /// The kubectl plugin.

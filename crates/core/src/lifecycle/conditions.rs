@@ -1,9 +1,12 @@
 //! The conditions and the phase of an ApiToken. All are derived from one [`Cause`], so they never contradict each
 //! other.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 
 use super::authentication::missing_pepper;
+use super::locked::suspending;
 use super::observed::{Observed, RejectionKind, SecretState};
 use super::rotate::Due;
 use super::transitions::{Transition, add_condition_changes, add_expiry_notice};
@@ -12,6 +15,7 @@ use crate::crd::{
     ApiTokenStatus, ConditionType, Conditions, CreationPolicy, OnRevoke, Outcome, Phase, Reason,
     RotationReason,
 };
+use crate::lock::Lock;
 use crate::token::PepperId;
 
 /// Why a token is not simply active: the first of these that applies.
@@ -39,11 +43,45 @@ enum Cause {
     Damaged(RotationReason),
     /// Somebody else changes this back each time it is written.
     Contested(String),
-    Suspended,
+    Suspended(Suspension),
     None,
 }
 
-fn cause(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timestamp) -> Cause {
+/// What suspends a token.
+#[derive(Clone, Debug)]
+enum Suspension {
+    Spec,
+    Lock(Arc<Lock>),
+}
+
+impl Suspension {
+    fn of(observed: &Observed<'_>, status: &ApiTokenStatus) -> Option<Self> {
+        if observed.suspended() { Some(Self::Spec) } else { suspending(observed, status).map(Self::Lock) }
+    }
+
+    fn lock(&self) -> Option<&Arc<Lock>> {
+        match self {
+            Self::Spec => None,
+            Self::Lock(lock) => Some(lock),
+        }
+    }
+
+    /// Until when the token is refused, for people.
+    fn until(&self) -> String {
+        match self {
+            Self::Spec => "refused until suspend is false".to_owned(),
+            Self::Lock(lock) => format!("refused until {lock} is deleted ({})", lock.why()),
+        }
+    }
+}
+
+fn cause(
+    observed: &Observed<'_>,
+    status: &ApiTokenStatus,
+    suspension: Option<&Suspension>,
+    due: Due,
+    now: Timestamp,
+) -> Cause {
     if status.revocation.is_some() {
         return Cause::Revoked;
     }
@@ -76,8 +114,7 @@ fn cause(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timest
         }
         _ => match observed.contested(now) {
             Some((over, _)) => Cause::Contested(over),
-            None if observed.suspended() => Cause::Suspended,
-            None => Cause::None,
+            None => suspension.cloned().map_or(Cause::None, Cause::Suspended),
         },
     }
 }
@@ -90,16 +127,18 @@ pub(super) fn describe(
     transitions: &mut Vec<Transition>,
     now: Timestamp,
 ) {
-    let cause = cause(observed, status, due, now);
-    let suspended = observed.suspended();
+    let suspension = Suspension::of(observed, status);
+    let suspension = suspension.as_ref();
+    let cause = cause(observed, status, suspension, due, now);
     let secret = observed.spec.as_ref().map_or("the Secret", |spec| &spec.secret_name);
     let stalled = stalled(&cause, secret);
     let ready = ready(&cause, stalled.as_ref(), status, secret);
     let delivered = delivered(observed, status, secret, &cause);
-    let active = active_now(&cause, suspended, status, &delivered);
-    let phase = phase(&cause, stalled.is_some(), suspended, status);
+    let active = active_now(&cause, suspension, status, &delivered);
+    let phase = phase(&cause, stalled.is_some(), suspension.is_some(), status);
 
-    add_condition_changes(status, &active, stalled.as_ref(), transitions);
+    let lock = suspension.and_then(Suspension::lock).cloned();
+    add_condition_changes(status, &active, lock, stalled.as_ref(), transitions);
     add_expiry_notice(status, observed, transitions, now);
 
     let before = std::mem::take(&mut status.conditions);
@@ -110,7 +149,9 @@ pub(super) fn describe(
     // The others are present only while they are true, as kstatus expects.
     if let Some(revocation) = &status.revocation {
         let reason = if is_enforced(status) { "Enforced" } else { "Requested" };
-        let message = format!("revoked at {} ({})", revocation.requested_at, revocation.reason.as_str());
+        let by = revocation.lock.as_ref().map(|lock| format!(" by {lock}")).unwrap_or_default();
+        let (at, why) = (revocation.requested_at, revocation.reason.as_str());
+        let message = format!("revoked at {at}{by} ({why})");
         conditions.set(ConditionType::Revoked, Outcome::yes(reason, message));
     }
     if let Some(message) = open_overlaps(status) {
@@ -206,9 +247,7 @@ fn ready(cause: &Cause, stalled: Option<&Reason>, status: &ApiTokenStatus, secre
     }
     let current = current(status);
     match cause {
-        Cause::Revoked if is_enforced(status) => {
-            Outcome::yes("Revoked", "revoked for good, as the spec says")
-        }
+        Cause::Revoked if is_enforced(status) => Outcome::yes("Revoked", "revoked for good"),
         Cause::Revoked => Outcome::no("Revoking", "the revocation is being recorded"),
         Cause::Expired(at) if status.versions.is_empty() => Outcome::yes(
             "Expired",
@@ -230,7 +269,10 @@ fn ready(cause: &Cause, stalled: Option<&Reason>, status: &ApiTokenStatus, secre
             Some(_) => Outcome::no("Rotating", "a new secret is on its way into the Secret"),
             None => Outcome::no("Minting", "the first secret is on its way into the Secret"),
         },
-        Cause::Suspended => Outcome::yes("Suspended", "suspended, as the spec says"),
+        Cause::Suspended(Suspension::Spec) => Outcome::yes("Suspended", "suspended, as the spec says"),
+        Cause::Suspended(Suspension::Lock(lock)) => {
+            Outcome::yes("Suspended", format!("suspended, as {lock} says"))
+        }
         Cause::Invalid(_)
         | Cause::Foreign(_)
         | Cause::NoConsent(_)
@@ -245,15 +287,20 @@ fn ready(cause: &Cause, stalled: Option<&Reason>, status: &ApiTokenStatus, secre
 }
 
 /// The condition Active: whether a check with the Secret's content succeeds.
-fn active_now(cause: &Cause, suspended: bool, status: &ApiTokenStatus, delivered: &Outcome) -> Outcome {
-    match cause {
-        Cause::Revoked => Outcome::no("Revoked", "every secret of this token is refused, for good"),
-        Cause::Expired(at) => Outcome::no("Expired", format!("refused since {at}")),
-        Cause::PepperMissing(pepper) => Outcome::no(
+fn active_now(
+    cause: &Cause,
+    suspension: Option<&Suspension>,
+    status: &ApiTokenStatus,
+    delivered: &Outcome,
+) -> Outcome {
+    match (cause, suspension) {
+        (Cause::Revoked, _) => Outcome::no("Revoked", "every secret of this token is refused, for good"),
+        (Cause::Expired(at), _) => Outcome::no("Expired", format!("refused since {at}")),
+        (Cause::PepperMissing(pepper), _) => Outcome::no(
             "PepperMissing",
             format!("refused, as pepper {} is not there to verify it", pepper.as_str()),
         ),
-        _ if suspended => Outcome::no("Suspended", "refused until suspend is false"),
+        (_, Some(suspension)) => Outcome::no("Suspended", suspension.until()),
         _ if current(status).is_none() => Outcome::no("Pending", "no secret has been delivered yet"),
         _ if !delivered.status => delivered.clone(),
         _ => Outcome::yes("Active", "a check with the Secret's content succeeds"),
@@ -356,6 +403,7 @@ mod tests {
                 reason: RevocationReason::Unspecified,
                 source: RevocationSource::Spec,
                 actor: None,
+                lock: None,
             }),
             ..status(&[VersionState::Revoked])
         }
@@ -386,7 +434,7 @@ mod tests {
             (Cause::Expired(at(1)), None),
             (Cause::Minting, None),
             (Cause::Damaged(RotationReason::SecretMissing), None),
-            (Cause::Suspended, None),
+            (Cause::Suspended(Suspension::Spec), None),
             (Cause::None, None),
         ] {
             let reason = stalled(&cause, "s").map(|reason| reason.code);
@@ -399,7 +447,7 @@ mod tests {
         let active = || status(&[VersionState::Active]);
         for (cause, status, expected) in [
             (Cause::None, active(), (true, "Active")),
-            (Cause::Suspended, active(), (true, "Suspended")),
+            (Cause::Suspended(Suspension::Spec), active(), (true, "Suspended")),
             (Cause::Expired(at(1)), active(), (true, "Expired")),
             (Cause::Revoked, revoked(None), (false, "Revoking")),
             (Cause::Revoked, revoked(Some(at(1))), (true, "Revoked")),
@@ -424,14 +472,14 @@ mod tests {
         for (cause, suspended, status, delivered, expected) in [
             (Cause::None, false, active(), &delivered, (true, "Active")),
             (Cause::Foreign(None), false, active(), &delivered, (true, "Active")),
-            (Cause::Suspended, true, active(), &delivered, (false, "Suspended")),
+            (Cause::Suspended(Suspension::Spec), true, active(), &delivered, (false, "Suspended")),
             (Cause::Foreign(None), true, active(), &missing, (false, "Suspended")),
             (Cause::Revoked, true, active(), &delivered, (false, "Revoked")),
             (Cause::Expired(at(1)), true, active(), &delivered, (false, "Expired")),
             (Cause::Minting, false, status(&[VersionState::Pending]), &missing, (false, "Pending")),
             (Cause::None, false, active(), &missing, (false, "SecretMissing")),
         ] {
-            let active = active_now(&cause, suspended, &status, delivered);
+            let active = active_now(&cause, suspended.then_some(&Suspension::Spec), &status, delivered);
             assert_eq!((active.status, active.reason.code), expected, "{cause:?}");
         }
     }
@@ -443,7 +491,7 @@ mod tests {
             (Cause::Revoked, true, active(), Phase::Revoked),
             (Cause::Expired(at(1)), true, active(), Phase::Expired),
             (Cause::Foreign(None), true, active(), Phase::Failed),
-            (Cause::Suspended, true, active(), Phase::Suspended),
+            (Cause::Suspended(Suspension::Spec), true, active(), Phase::Suspended),
             (Cause::Minting, false, status(&[VersionState::Pending]), Phase::Pending),
             (Cause::Minting, false, status(&[VersionState::Pending, VersionState::Active]), Phase::Rotating),
             (Cause::None, false, status(&[VersionState::Active, VersionState::Retiring]), Phase::Rotating),

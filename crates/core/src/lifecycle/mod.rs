@@ -11,6 +11,7 @@ mod authentication;
 mod conditions;
 mod contest;
 mod finalizer;
+mod locked;
 mod next_step;
 mod observed;
 mod revoke;

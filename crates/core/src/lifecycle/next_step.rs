@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use super::authentication::{authenticate, can_judge, verify};
 use super::conditions::describe;
 use super::finalizer;
+use super::locked::{Ended, ended, revocation};
 use super::observed::{Observed, RETRY};
 use super::revoke;
 use super::rotate::{Due, due, update_record};
@@ -98,6 +99,22 @@ fn update(
     if can_judge {
         let token_id = status.token_id.as_deref();
         normalise(&mut status.versions, |version| verify(observed, token_id, version) != MacCheck::Invalid);
+    }
+    match ended(observed, &status) {
+        Ended::Token(lock) => {
+            status.revocation = Some(revocation(&lock, now));
+            let message = format!(
+                "every secret of this token is refused from now on, for good, by {lock} ({})",
+                lock.why()
+            );
+            transitions.push(Transition::new(TransitionKind::Revoked, message).by(lock));
+        }
+        Ended::Versions(ended) => {
+            for (number, lock) in ended {
+                retire(status.versions.iter_mut().filter(|version| version.version == number));
+                transitions.push(Transition::retired(number, &format!("{lock} has ended it")).by(lock));
+            }
+        }
     }
     if let Ok(spec) = &observed.spec {
         if status.revocation.is_none()

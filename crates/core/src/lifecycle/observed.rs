@@ -8,6 +8,7 @@ use super::finalizer;
 use super::secret::{desired_metadata, repairs};
 use super::spec::{InvalidSpec, Spec};
 use crate::crd::{ApiToken, ApiTokenStatus, CreationPolicy, TokenVersion};
+use crate::lock::Locks;
 use crate::outbox::events::Receipts;
 use crate::outbox::subscription::Subscription;
 use crate::token::{Hash, KeyId, PepperId, Peppers};
@@ -25,6 +26,8 @@ pub struct Observed<'a> {
     pub spec: Result<Spec, InvalidSpec>,
     /// The Secret that its spec names.
     pub secret: SecretState,
+    /// The locks of the cluster.
+    pub locks: &'a Locks,
     /// The keys of hashes, seals and MACs.
     pub peppers: &'a Peppers,
     /// The key id of the token that this process has in memory: minted and not delivered yet.
@@ -68,7 +71,7 @@ impl<'a> Observed<'a> {
         self.token.spec.expires_at.is_some_and(|at| now >= at)
     }
 
-    /// Whether the token is suspended.
+    /// Whether the spec suspends the token.
     pub fn suspended(&self) -> bool {
         self.token.spec.suspend == Some(true)
     }

@@ -19,6 +19,7 @@ pub(super) fn latch(status: &mut ApiTokenStatus, observed: &Observed<'_>, now: T
         reason: observed.token.spec.revocation_reason.unwrap_or(RevocationReason::Unspecified),
         source: RevocationSource::Spec,
         actor: None,
+        lock: None,
     });
     true
 }

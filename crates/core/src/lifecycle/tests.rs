@@ -2,11 +2,12 @@
 //! the Secret and the memory of the process. Whether a token works is decided as in the verifier.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use proptest::prelude::*;
 
 use super::*;
@@ -14,9 +15,11 @@ use crate::check::{Audience, Code, Decision, Entry, Indexed, Request, ScopePool,
 use crate::crd::CreationPolicy;
 use crate::crd::labels::{MANAGED_BY, SCOPES_ANNOTATION, SEAL_ANNOTATION, TOKEN_LABEL, WEBHOOKS_FINALIZER};
 use crate::crd::{
-    ApiToken, ApiTokenSpec, ApiTokenStatus, OnDelete, OnRevoke, OnSpecChange, Rotation, SecretSpec,
-    TokenWebhook, TokenWebhookSpec, VersionState, find_condition,
+    ApiToken, ApiTokenSpec, ApiTokenStatus, ClusterTokenLock, ClusterTokenLockSpec, ConditionType,
+    LockAction, LockMatch, LockSpec, OnDelete, OnRevoke, OnSpecChange, Rotation, SecretSpec, TokenWebhook,
+    TokenWebhookSpec, VersionState, find_condition,
 };
+use crate::lock::{Candidate, Lock, Locks, Progress};
 use crate::outbox::events::{Receipt, Receipts};
 use crate::outbox::subscription::Subscription;
 use crate::token::format;
@@ -53,6 +56,10 @@ struct World {
     earlier: Option<ApiTokenStatus>,
     /// Somebody else has written the status, so transitions may happen again, whose events have the ids that they had.
     rewritten: bool,
+    /// The locks as the API server and the verifiers have them.
+    locks: Locks,
+    /// The same as the controller has them, which may be late.
+    known_locks: Locks,
 }
 
 /// What can happen between two steps.
@@ -91,6 +98,46 @@ enum Happening {
     /// Every event in the outbox is accepted.
     Accept,
     Collect,
+}
+
+/// What can happen to locks.
+#[derive(Clone, Debug)]
+enum LockAct {
+    Create(LockAction, Matched),
+    /// All are deleted that may be.
+    Delete,
+    /// The controller learns of the locks.
+    Learn,
+    Nothing,
+}
+
+/// What a lock of a test matches.
+#[derive(Clone, Debug)]
+enum Matched {
+    All,
+    /// What was issued before so many milliseconds ago.
+    IssuedBefore(i64),
+    /// One of the delivered secrets.
+    KeyId(usize),
+    Scope(u8),
+    Nothing,
+}
+
+fn lock_act() -> impl Strategy<Value = LockAct> {
+    let action = prop_oneof![Just(LockAction::Revoke), Just(LockAction::Suspend)];
+    let matched = prop_oneof![
+        Just(Matched::All),
+        (0i64..5000).prop_map(Matched::IssuedBefore),
+        (0usize..4).prop_map(Matched::KeyId),
+        (1u8..8).prop_map(Matched::Scope),
+        Just(Matched::Nothing),
+    ];
+    prop_oneof![
+        2 => (action, matched).prop_map(|(action, matched)| LockAct::Create(action, matched)),
+        2 => Just(LockAct::Delete),
+        4 => Just(LockAct::Learn),
+        12 => Just(LockAct::Nothing),
+    ]
 }
 
 /// The type of event that TokenWebhooks receive, by the documentation.
@@ -151,6 +198,8 @@ impl World {
         token.metadata.namespace = Some("ns".to_owned());
         token.metadata.uid = Some("0f8fad5b-d9cb-469f-a165-70867728950e".to_owned());
         token.metadata.generation = Some(1);
+        let start = Timestamp::from_millisecond(START).expect("an instant");
+        token.metadata.creation_timestamp = Some(Time(start));
         Self {
             token,
             secret: None,
@@ -168,6 +217,8 @@ impl World {
             restored: false,
             earlier: None,
             rewritten: false,
+            locks: Locks::default(),
+            known_locks: Locks::default(),
         }
     }
 
@@ -181,6 +232,7 @@ impl World {
             token: &self.token,
             spec,
             secret,
+            locks: &self.known_locks,
             peppers: &self.peppers,
             minted: self.minted.as_ref().map(|(key_id, _)| *key_id),
             rejection: None,
@@ -190,6 +242,28 @@ impl World {
             receipts: self.receipts.clone(),
             expiry_notice: SignedDuration::from_secs(500),
         }
+    }
+
+    /// A lock that is created now.
+    fn lock(&self, action: LockAction, what: &Matched, number: u32) -> ClusterTokenLock {
+        let mut matches = LockMatch::default();
+        match what {
+            Matched::All => matches.all = Some(true),
+            Matched::IssuedBefore(ago) => {
+                matches.issued_before = Some(self.now - SignedDuration::from_millis(*ago));
+            }
+            Matched::KeyId(at) => {
+                let key_ids: Vec<_> = self.delivered.keys().collect();
+                matches.key_ids = Some(vec![key_ids[at % key_ids.len()].clone()]);
+            }
+            Matched::Scope(scope) => matches.scopes = Some(vec![format!("s:{scope}")]),
+            Matched::Nothing => matches.names = Some(vec!["another".to_owned()]),
+        }
+        let lock = LockSpec { matches, action, ..Default::default() };
+        let mut lock = ClusterTokenLock::new(&format!("lock-{number}"), ClusterTokenLockSpec { lock });
+        lock.metadata.uid = Some(format!("uid-{number}"));
+        lock.metadata.creation_timestamp = Some(Time(self.now));
+        lock
     }
 
     /// Makes the next step, as `controller::apply` does. Returns whether there was one.
@@ -309,6 +383,7 @@ impl World {
         match decide(
             versions.iter().map(|(_, version)| version),
             &self.peppers,
+            &self.locks,
             &Request { token, scopes, audience: Audience::Unnamed, client: None },
             self.now,
         ) {
@@ -630,6 +705,77 @@ proptest! {
         let before = world.token.clone();
         prop_assert!(!world.step());
         prop_assert_eq!(before.status, world.token.status);
+    }
+
+    /// What a lock stops is refused while the lock is there, whatever else happens, and whenever the controller learns of it; and
+    /// what a Revoke lock has stopped is refused for ever, unless somebody brings back what was stored before.
+    #[test]
+    fn what_a_lock_has_stopped_stays_stopped(
+        acts in proptest::collection::vec((happening(), lock_act()), 0..40),
+    ) {
+        let mut world = World::new();
+        world.run_to_rest();
+        let mut older = None;
+        let mut locks: Vec<(ClusterTokenLock, Arc<Lock>)> = Vec::new();
+        let mut ended: BTreeSet<String> = BTreeSet::new();
+        let mut brought_back = false;
+        for (generation, (happening, act)) in (1..).zip(&acts) {
+            // No two events of one kind happen in a millisecond.
+            world.now += SignedDuration::from_millis(1);
+            world.happen(happening, &mut older);
+            brought_back |= matches!(
+                happening,
+                Happening::RestoreSecret | Happening::ForgeStatus | Happening::SetBackStatus | Happening::WipeStatus
+            );
+            match act {
+                LockAct::Create(action, what) => {
+                    let lock = world.lock(*action, what, generation);
+                    let prepared = Arc::new(Lock::of(&lock));
+                    locks.push((lock, prepared));
+                }
+                // What the controller has not taken note of can't be deleted; nor, by the finalizer, before all is recorded.
+                LockAct::Delete => locks.retain(|(_, lock)| {
+                    let status = world.status();
+                    lock.action() == LockAction::Revoke
+                        && (Candidate::of(&world.token, Some(&status)).progress(lock) == Progress::Outstanding
+                            || world.known_locks.generation() != world.locks.generation())
+                }),
+                LockAct::Learn => world.known_locks = world.locks.clone(),
+                LockAct::Nothing => {}
+            }
+            if matches!(act, LockAct::Create(..) | LockAct::Delete) {
+                world.locks = Locks::new(generation, locks.iter().map(|(_, lock)| lock.clone()));
+            }
+            let status = world.status();
+            let candidate = Candidate::of(&world.token, Some(&status));
+            for version in &status.versions {
+                let Some(text) = world.delivered.get(&version.key_id) else { continue };
+                if let Some(lock) = candidate.lock_on(version, &world.locks) {
+                    let refused = world.check(text).expect_err("what a lock stops works");
+                    if lock.action() == LockAction::Revoke && refused == Code::Revoked {
+                        ended.insert(text.clone());
+                    }
+                }
+            }
+            if !brought_back {
+                for text in &ended {
+                    prop_assert!(world.check(text).is_err(), "what a lock had stopped works again");
+                }
+            }
+        }
+        // At rest, the record says what verifiers do, and no Revoke lock is needed any more.
+        world.now += SignedDuration::from_millis(1);
+        world.known_locks = world.locks.clone();
+        world.run_to_rest();
+        let status = world.status();
+        let candidate = Candidate::of(&world.token, Some(&status));
+        for (_, lock) in &locks {
+            prop_assert_ne!(candidate.progress(lock), Progress::Outstanding, "{} {:#?}", lock, status);
+        }
+        let active = find_condition(&status.conditions, ConditionType::Active).map(|c| c.status == "True");
+        if let (Some(true), Some(current)) = (active, world.current()) {
+            prop_assert!(world.check(&current).is_ok(), "said to work, and refused");
+        }
     }
 
     /// With `creationPolicy: Merge`, whatever its owner does to the Secret.

@@ -8,6 +8,8 @@
 //! An event enters the outbox in the status write that makes the transition. Delivered events are removed in batches:
 //! one write for several events and endpoints, and none of its own if the status is written anyway.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 
 use super::observed::Observed;
@@ -16,6 +18,7 @@ use super::versions::{active, overlaps};
 use crate::crd::{
     ApiTokenStatus, ConditionType, EventType, OutboxEvent, Outcome, Reason, RotationReason, find_condition,
 };
+use crate::lock::Lock;
 use crate::outbox::events;
 use crate::outbox::events::{NewEvent, Owner};
 
@@ -27,6 +30,8 @@ pub struct Transition {
     pub message: String,
     /// The version concerned, if it is not the current one.
     pub version: Option<i64>,
+    /// The lock that made it, which may have made it for many tokens.
+    pub lock: Option<Arc<Lock>>,
 }
 
 /// What can happen to a token, by the reasons of its Kubernetes Events.
@@ -105,7 +110,12 @@ impl TransitionKind {
 
 impl Transition {
     pub(super) fn new(kind: TransitionKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), version: None }
+        Self { kind, message: message.into(), version: None, lock: None }
+    }
+
+    /// Sets the lock that made it.
+    pub(super) fn by(self, lock: Arc<Lock>) -> Self {
+        Self { lock: Some(lock), ..self }
     }
 
     /// Sets the version concerned, where that is not the current one.
@@ -156,10 +166,11 @@ pub(super) fn current_version(status: &ApiTokenStatus) -> Option<i64> {
 }
 
 /// Adds the transitions that follow from a change of the conditions, before the new ones replace those in the status.
-/// `stalled` is the reason of that condition, if it is true.
+/// `suspending` is the lock that suspends the token, if one does, and `stalled` the reason of that condition, if it is true.
 pub(super) fn add_condition_changes(
     status: &ApiTokenStatus,
     active: &Outcome,
+    suspending: Option<Arc<Lock>>,
     stalled: Option<&Reason>,
     transitions: &mut Vec<Transition>,
 ) {
@@ -168,7 +179,8 @@ pub(super) fn add_condition_changes(
     let before = reason_of(ConditionType::Active);
     let entered = |code: &str| active.reason.code == code && before != Some(code);
     if entered("Suspended") {
-        transitions.push(Transition::new(TransitionKind::Suspended, "refused until suspend is false"));
+        let transition = Transition::new(TransitionKind::Suspended, active.reason.message.clone());
+        transitions.push(Transition { lock: suspending, ..transition });
     }
     if entered("Expired") {
         transitions.push(Transition::new(TransitionKind::Expired, active.reason.message.clone()));
@@ -274,7 +286,7 @@ mod tests {
                 status.conditions = conditions.into_vec();
             }
             let mut transitions = Vec::new();
-            add_condition_changes(&status, &after, None, &mut transitions);
+            add_condition_changes(&status, &after, None, None, &mut transitions);
             let kinds: Vec<_> = transitions.iter().map(|transition| transition.kind).collect();
             assert_eq!(kinds, expected.into_iter().collect::<Vec<_>>(), "{before:?} -> {after:?}");
         }
@@ -289,7 +301,7 @@ mod tests {
         for (code, expected) in [("Forbidden", 0), ("InvalidSpec", 1)] {
             let mut transitions = Vec::new();
             let stalled = Reason::new(code, "why");
-            add_condition_changes(&status, &active(true, "Active"), Some(&stalled), &mut transitions);
+            add_condition_changes(&status, &active(true, "Active"), None, Some(&stalled), &mut transitions);
             assert_eq!(transitions.len(), expected, "{code}");
         }
     }

@@ -36,6 +36,7 @@ pub struct Metrics {
     checks: Family<CheckLabels, Counter>,
     latency: Family<EndpointLabels, LatencyHistogram>,
     pub(super) tokens: Gauge,
+    pub(super) locks: Gauge,
     pub(super) watch_staleness: Gauge<f64, AtomicU64>,
     pub(super) connections: ConnectionMetrics,
     /// In seconds since the epoch; 0 without TLS.
@@ -74,6 +75,7 @@ impl Metrics {
                 "Time from a request's head to its response, by endpoint",
             ),
             tokens: register(registry, "tokens_indexed", "ApiTokens in the index"),
+            locks: register(registry, "locks", "TokenLocks and ClusterTokenLocks that checks go by"),
             watch_staleness: register_seconds(
                 registry,
                 "watch_staleness",

@@ -14,7 +14,8 @@ pub mod wire;
 
 use self::scopes::{ScopePool, Scopes};
 use self::wire::WireToken;
-use crate::crd::VersionState;
+use crate::crd::{LockAction, VersionState};
+use crate::lock::{Facet, Facets, Locks, Memo, Subject, SubjectVersion, facets};
 use crate::token::scope::granted_by_both;
 use crate::token::{Hash, KeyId, MacCheck, Owner, Peppers, VersionFacts};
 
@@ -24,8 +25,8 @@ const RECORD: usize = KEY_ID + size_of::<u32>();
 
 /// A token in the index. A clone is another handle to the same token.
 ///
-/// The bytes are the namespace, a slash, the name, `status.tokenId`, and for each version its key id and when it was
-/// issued, in seconds since the epoch.
+/// The bytes are the namespace, a slash, the name, `status.tokenId`, what locks compare of labels and owner, and for each
+/// version its key id and when it was issued, in seconds since the epoch.
 #[derive(Clone)]
 pub struct Entry(ThinArc<Head, u8>);
 
@@ -35,7 +36,10 @@ struct Head {
     /// In milliseconds since the epoch; `i64::MAX` stands for never.
     expires_at: i64,
     seen_in: u32,
+    /// In seconds since the epoch.
+    created_at: u32,
     token_id_at: u16,
+    facets: u16,
     versions: u8,
     standing: Standing,
 }
@@ -64,8 +68,9 @@ pub struct Version {
     pub(super) hash: [u8; 32],
     /// When it stops working, by `retireAt` or `rotation.notBefore`, in milliseconds since the epoch.
     pub(super) ends_at: i64,
-    /// The scopes that both the version and the spec grant.
+    /// The scopes that both the version and the spec grant, and those that it was issued with.
     pub(super) scopes: Scopes,
+    held: Memo,
 }
 
 /// An ApiToken as the index has it.
@@ -92,6 +97,10 @@ impl Entry {
         let mut bytes = format!("{}/{}", token.metadata.namespace, token.metadata.name).into_bytes();
         let token_id_at = bytes.len();
         bytes.extend(token_id.bytes());
+        let facets = facets(token.metadata.labels.as_ref(), token.spec.owner.as_ref());
+        // An object of the API server has room for no more.
+        let facets = facets.get(..usize::from(u16::MAX)).unwrap_or(&facets);
+        bytes.extend(facets.as_flattened());
         for (key_id, issued_at, _) in &read {
             bytes.extend(key_id.as_str().bytes());
             bytes.extend(u32::try_from(issued_at.as_second()).unwrap_or_default().to_be_bytes());
@@ -100,6 +109,8 @@ impl Entry {
             limits: Limits::of(token),
             expires_at: millisecond(token.spec.expires_at).unwrap_or(i64::MAX),
             seen_in,
+            created_at: created_at(token),
+            facets: u16::try_from(facets.len()).unwrap_or(u16::MAX),
             // Kubernetes admits names of 253 characters.
             token_id_at: u16::try_from(token_id_at).unwrap_or(u16::MAX),
             versions: u8::try_from(read.len()).unwrap_or(u8::MAX),
@@ -142,7 +153,8 @@ impl Entry {
                 entry: entry.clone(),
                 hash: hash.mac,
                 ends_at: ends_at(state, version.retire_at, issued_at, &cuts),
-                scopes: pool.share(&granted_by_both(&version.scopes, &token.spec.scopes)),
+                scopes: pool.share(&granted_by_both(&version.scopes, &token.spec.scopes), &version.scopes),
+                held: Memo::default(),
             };
             Some((key_id, version))
         });
@@ -172,7 +184,7 @@ impl Entry {
 
     /// `status.tokenId` of the ApiToken. Empty if it has none.
     pub fn token_id(&self) -> &str {
-        self.text(usize::from(self.head().token_id_at)..self.records_at())
+        self.text(usize::from(self.head().token_id_at)..self.facets_at())
     }
 
     /// The key ids under which the index has this token.
@@ -216,6 +228,22 @@ impl Entry {
         self.0.slice.len().saturating_sub(RECORD * usize::from(self.head().versions))
     }
 
+    fn facets_at(&self) -> usize {
+        self.records_at().saturating_sub(size_of::<Facet>() * usize::from(self.head().facets))
+    }
+
+    fn facets(&self) -> Facets<'_> {
+        let bytes = self.0.slice.get(self.facets_at()..self.records_at()).unwrap_or_default();
+        Facets(bytes.as_chunks().0)
+    }
+
+    /// The token as locks see it.
+    fn subject_of_locks(&self) -> Subject<'_> {
+        let (namespace, name) = self.object();
+        let created_at = self.head().created_at.into();
+        Subject { namespace, name, token_id: self.token_id(), created_at, facets: self.facets() }
+    }
+
     fn records(&self) -> impl Iterator<Item = (KeyId, u32)> {
         let (records, _) = self.0.slice.get(self.records_at()..).unwrap_or_default().as_chunks::<RECORD>();
         records.iter().filter_map(|record| {
@@ -228,6 +256,21 @@ impl Entry {
     fn text(&self, range: std::ops::Range<usize>) -> &str {
         // All ranges are those of strings that were written here.
         self.0.slice.get(range).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default()
+    }
+}
+
+impl Version {
+    /// What the locks do to it.
+    pub(super) fn held_by(&self, locks: &Locks, key_id: KeyId) -> Option<LockAction> {
+        if locks.is_empty() {
+            return None;
+        }
+        self.held.recall(locks, || {
+            // One that is older than all locks, should it have none.
+            let issued_at = self.entry.issued_at(key_id).map_or(i64::MIN, Timestamp::as_second);
+            let version = SubjectVersion { key_id, issued_at, scopes: self.scopes.issued() };
+            Some(locks.on(&self.entry.subject_of_locks(), &version)?.action())
+        })
     }
 }
 
@@ -266,6 +309,12 @@ impl Limits {
         let limits = !audiences.is_empty() || !networks.is_empty();
         limits.then(|| Box::new(Self { audiences, networks }))
     }
+}
+
+/// In seconds since the epoch. An object without it is taken for old, so that locks reach it.
+fn created_at(token: &WireToken) -> u32 {
+    let created_at = token.metadata.creation_timestamp.map(Timestamp::as_second);
+    created_at.and_then(|second| u32::try_from(second).ok()).unwrap_or_default()
 }
 
 /// When a version stops working: at `retireAt`, or at a `rotation.notBefore` after its issue, whichever is first.

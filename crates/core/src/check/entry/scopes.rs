@@ -1,12 +1,19 @@
-//! Lists of scopes, interned: many tokens have the same list.
+//! Lists of scopes, interned: many tokens have the same ones.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// A list of scopes, separated by spaces. A clone shares it.
-// The second box makes the handle one word: an Arc<str> is two.
+/// The scopes of a version, as lists separated by spaces. A clone shares them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(in crate::check) struct Scopes(Arc<Box<str>>);
+pub(in crate::check) struct Scopes(Arc<Lists>);
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Lists {
+    /// What both the version and the spec grant.
+    granted: Box<str>,
+    /// What the version was issued with, if that is something else.
+    issued: Option<Box<str>>,
+}
 
 /// The set of interned lists.
 #[derive(Debug, Default)]
@@ -17,19 +24,26 @@ pub struct ScopePool {
 }
 
 impl Scopes {
+    /// Those that both the version and the spec grant.
     pub(in crate::check) fn as_str(&self) -> &str {
-        &self.0
+        &self.0.granted
     }
 
     pub(in crate::check) fn iter(&self) -> impl Iterator<Item = &str> {
-        self.0.split_ascii_whitespace()
+        self.0.granted.split_ascii_whitespace()
+    }
+
+    /// Those that the version was issued with, whatever the spec says by now.
+    pub(in crate::check) fn issued(&self) -> &str {
+        self.0.issued.as_ref().unwrap_or(&self.0.granted)
     }
 }
 
 impl ScopePool {
-    /// The interned list of these scopes in this order.
-    pub(in crate::check) fn share(&mut self, scopes: &[&str]) -> Scopes {
-        let wanted = Scopes(Arc::new(scopes.join(" ").into()));
+    /// The interned lists of these scopes in this order.
+    pub(in crate::check) fn share(&mut self, granted: &[&str], issued: &[String]) -> Scopes {
+        let issued = (granted != issued).then(|| issued.join(" ").into());
+        let wanted = Scopes(Arc::new(Lists { granted: granted.join(" ").into(), issued }));
         if let Some(list) = self.lists.get(&wanted) {
             return list.clone();
         }
@@ -53,7 +67,8 @@ mod tests {
     use super::*;
 
     fn shared(pool: &mut ScopePool, number: usize) -> Scopes {
-        pool.share(&[&format!("orders-{number}:read"), "audit:read"])
+        let scopes = [format!("orders-{number}:read"), "audit:read".to_owned()];
+        pool.share(&scopes.each_ref().map(String::as_str), &scopes)
     }
 
     #[test]
@@ -62,6 +77,15 @@ mod tests {
         let (one, same, other) = (shared(&mut pool, 1), shared(&mut pool, 1), shared(&mut pool, 2));
         assert!(Arc::ptr_eq(&one.0, &same.0));
         assert_eq!(other.iter().collect::<Vec<_>>(), ["orders-2:read", "audit:read"]);
+    }
+
+    #[test]
+    fn what_a_version_was_issued_with_is_known() {
+        let issued = ["orders:*".to_owned(), "audit:read".to_owned()];
+        let narrowed = ScopePool::default().share(&["audit:read"], &issued);
+        assert_eq!((narrowed.as_str(), narrowed.issued()), ("audit:read", "orders:* audit:read"));
+        let whole = ScopePool::default().share(&["orders:*", "audit:read"], &issued);
+        assert_eq!((whole.as_str(), whole.issued()), ("orders:* audit:read", "orders:* audit:read"));
     }
 
     #[test]

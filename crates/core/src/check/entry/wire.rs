@@ -3,11 +3,13 @@
 //! It is a tolerant reader: a value that only a newer CRD admits invalidates at most the version that contains it. Any
 //! other invalid value is an error, and a token that can't be parsed is denied.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use crate::crd::VersionState;
+use crate::crd::{Owner, VersionState};
 
 /// An ApiToken, as far as checks need it.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -31,12 +33,15 @@ pub struct Metadata {
     pub(in crate::check) uid: String,
     /// The resourceVersion, from which a watch can continue.
     pub resource_version: Option<String>,
+    pub(in crate::check) creation_timestamp: Option<Timestamp>,
+    pub(in crate::check) labels: Option<BTreeMap<String, String>>,
     pub(in crate::check) deletion_timestamp: Option<IgnoredAny>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(in crate::check) struct Spec {
+    pub(in crate::check) owner: Option<Owner>,
     pub(in crate::check) scopes: Vec<String>,
     pub(in crate::check) audiences: Option<Vec<String>>,
     pub(in crate::check) constraints: Option<Constraints>,

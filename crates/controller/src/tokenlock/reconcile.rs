@@ -1,0 +1,249 @@
+//! The finalizers and the status of locks.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::runtime::reflector::Store;
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::watch::{Guarded, LockStores};
+use super::{KnownLocks, candidate};
+use crate::objects::{FIELD_MANAGER, Token};
+use crate::recorder::{EventRecorder, NewEvent};
+use crate::watches::api;
+use tokenward_core::crd::labels::LOCK_FINALIZER;
+use tokenward_core::crd::{
+    AnyLock, ClusterTokenLock, ConditionType, LockAction, Reason, TokenLock, find_condition,
+};
+use tokenward_core::lock::{Candidate, Lock, Tally, report};
+use tokenward_runtime::cluster::error::{is_not_found, message};
+use tokenward_runtime::cluster::lease::Claim;
+use tokenward_runtime::failpoint;
+
+/// How often the status of a lock is brought up to date while tokens are still to be recorded.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How many of these pass until locks are looked at again on whose part nothing is left to do: tokens may have been restored.
+const SETTLED_ROUNDS: u32 = 30;
+/// Objects in a page of the list.
+const PAGE_SIZE: u32 = 50;
+/// Tokens that are counted before other tasks have their turn.
+const TOKENS_AT_A_TIME: usize = 256;
+/// Locks that are reconciled at a time.
+const CONCURRENT: usize = 8;
+
+/// What a reconciliation of locks needs.
+#[derive(Clone)]
+pub(crate) struct Parts {
+    pub(crate) client: Client,
+    pub(crate) claim: tokio::sync::watch::Receiver<Claim>,
+    pub(crate) events: EventRecorder,
+    pub(crate) known: KnownLocks,
+    pub(crate) stores: LockStores,
+    pub(crate) tokens: Vec<Store<Token>>,
+    pub(crate) stop: CancellationToken,
+}
+
+/// Keeps finalizers and statuses of all locks up to date, until `stop`.
+pub(crate) async fn reconcile_all(mut parts: Parts) {
+    parts.known.listed().await;
+    let mut interval = tokio::time::interval(INTERVAL);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut rounds = 0u32;
+    loop {
+        let news = tokio::select! {
+            () = parts.stop.cancelled() => return,
+            changed = parts.known.current.changed() => {
+                if changed.is_err() { return }
+                true
+            }
+            _ = interval.tick() => false,
+        };
+        rounds = rounds.wrapping_add(1);
+        if !parts.claim.borrow().is_valid() {
+            continue;
+        }
+        let all = news || rounds.is_multiple_of(SETTLED_ROUNDS);
+        for store in &parts.stores.of_namespaces {
+            parts.reconcile_store(store, all, api::<TokenLock>).await;
+        }
+        if let Some(store) = &parts.stores.of_cluster {
+            parts.reconcile_store(store, all, |client, _| Api::<ClusterTokenLock>::all(client.clone())).await;
+        }
+    }
+}
+
+impl Parts {
+    /// Reconciles the locks of a store: `all`, or those with which something is left to do.
+    async fn reconcile_store<K>(
+        &self,
+        store: &Store<Guarded<K>>,
+        all: bool,
+        api: impl Fn(&Client, Option<&str>) -> Api<K>,
+    ) where
+        K: AnyLock
+            + Resource<DynamicType = ()>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Serialize
+            + Sync
+            + 'static,
+    {
+        let locks = store.state();
+        let readable = locks.iter().filter_map(|lock| lock.0.as_ref().ok());
+        let locks: Vec<&K> = readable.filter(|lock| all || !is_settled(*lock)).collect();
+        let prepared: Vec<Lock> = locks.iter().map(|lock| Lock::of(*lock)).collect();
+        let tallies = self.count(&prepared).await;
+        let work = locks.into_iter().zip(prepared.iter().zip(tallies)).map(|(lock, (prepared, tally))| {
+            let api = api(&self.client, lock.namespace().as_deref());
+            async move {
+                if let Err(error) = self.reconcile(lock, prepared, tally, &api).await {
+                    let (namespace, name) = (lock.namespace(), lock.name_any());
+                    warn!(namespace, name, error = message(&error), "a lock could not be written yet");
+                }
+            }
+        });
+        stream::iter(work).buffer_unordered(CONCURRENT).collect::<()>().await;
+    }
+
+    /// Makes the next write of a lock, if it needs one.
+    async fn reconcile<K>(&self, lock: &K, prepared: &Lock, tally: Tally, api: &Api<K>) -> kube::Result<()>
+    where
+        K: AnyLock + Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize,
+    {
+        let is_deleted = lock.meta().deletion_timestamp.is_some();
+        let has_finalizer = lock.finalizers().iter().any(|name| name == LOCK_FINALIZER);
+        if is_deleted && !has_finalizer {
+            return Ok(());
+        }
+        if prepared.action() == LockAction::Revoke && !has_finalizer {
+            return self.write_finalizer(lock, api, true).await;
+        }
+        if is_deleted && !tally.holds() && !self.count_anew(prepared).await?.holds() {
+            return self.write_finalizer(lock, api, false).await;
+        }
+        let before = lock.lock_status();
+        let status = report(before, prepared, tally, lock.meta().generation, Timestamp::now());
+        if before == Some(&status) || !self.claim.borrow().is_valid() {
+            return Ok(());
+        }
+        let event = event(prepared, before.map(|before| &*before.conditions), &status.conditions);
+        let mut object = lock.clone();
+        object.set_lock_status(status);
+        failpoint::before("lock-status");
+        api.replace_status(&lock.name_any(), &params(), &object).await?;
+        failpoint::after("lock-status");
+        if let Some(event) = event {
+            info!(namespace = lock.namespace(), name = lock.name_any(), "{}", event.reason.message);
+            self.events.publish(lock, event);
+        }
+        Ok(())
+    }
+
+    /// How far each lock has come, by the caches.
+    async fn count(&self, locks: &[Lock]) -> Vec<Tally> {
+        let mut tallies = vec![Tally::default(); locks.len()];
+        if locks.is_empty() {
+            return tallies;
+        }
+        for (at, token) in self.tokens.iter().flat_map(Store::state).enumerate() {
+            let candidate = candidate(&token);
+            for (lock, tally) in locks.iter().zip(&mut tallies) {
+                add(tally, &token, candidate.as_ref(), lock);
+            }
+            if at % TOKENS_AT_A_TIME == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        tallies
+    }
+
+    /// The same by the API server: a cache may lack a token that was made just before the lock.
+    async fn count_anew(&self, lock: &Lock) -> kube::Result<Tally> {
+        let tokens: Api<Token> = api(&self.client, lock.namespace());
+        let (mut tally, mut params) = (Tally::default(), ListParams::default().limit(PAGE_SIZE));
+        loop {
+            let page = tokens.list(&params).await?;
+            page.items.iter().for_each(|token| add(&mut tally, token, candidate(token).as_ref(), lock));
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params = params.continue_token(&token),
+                None => return Ok(tally),
+            }
+        }
+    }
+
+    async fn write_finalizer<K>(&self, lock: &K, api: &Api<K>, wanted: bool) -> kube::Result<()>
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    {
+        if !self.claim.borrow().is_valid() {
+            return Ok(());
+        }
+        let mut finalizers = lock.finalizers().to_vec();
+        finalizers.retain(|finalizer| finalizer != LOCK_FINALIZER);
+        finalizers.extend(wanted.then(|| LOCK_FINALIZER.to_owned()));
+        // With the resourceVersion that was read, the patch fails if anybody has changed the list meanwhile.
+        let patch = json!({
+            "metadata": {"finalizers": finalizers, "resourceVersion": lock.resource_version()},
+        });
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
+        let point = if wanted { "add-lock-finalizer" } else { "remove-lock-finalizer" };
+        failpoint::before(point);
+        let written = api.patch_metadata(&lock.name_any(), &params, &Patch::Merge(patch)).await;
+        failpoint::after(point);
+        match written {
+            Ok(_) => Ok(()),
+            Err(error) if is_not_found(&error) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn add(tally: &mut Tally, token: &Token, candidate: Option<&Candidate<'_>>, lock: &Lock) {
+    match candidate {
+        Some(candidate) => tally.add(candidate.progress(lock)),
+        None if lock.namespace().is_none_or(|own| token.namespace().as_deref() == Some(own)) => {
+            tally.unreadable += 1;
+        }
+        None => {}
+    }
+}
+
+/// Whether nothing is left to do about a lock until something changes.
+fn is_settled<K: AnyLock + Resource>(lock: &K) -> bool {
+    let ready =
+        lock.lock_status().and_then(|status| find_condition(&status.conditions, ConditionType::Ready));
+    lock.meta().deletion_timestamp.is_none() && ready.is_some_and(|ready| ready.status == "True")
+}
+
+/// What is told once of a lock, each time that it says something else.
+fn event(lock: &Lock, before: Option<&[Condition]>, after: &[Condition]) -> Option<NewEvent> {
+    let before = before.and_then(|before| find_condition(before, ConditionType::Ready));
+    let ready = find_condition(after, ConditionType::Ready)?;
+    if before.is_some_and(|before| before.reason == ready.reason) {
+        return None;
+    }
+    let code = match (lock.action(), &*ready.reason) {
+        (_, "NoMatch") => "NoMatch",
+        (_, "Unreadable") => "Unreadable",
+        (LockAction::Suspend, "Suspending") => "Suspending",
+        (LockAction::Suspend, _) => "Suspended",
+        (LockAction::Revoke, "Revoking") => "Revoking",
+        (LockAction::Revoke, _) => "Revoked",
+    };
+    Some(NewEvent { reason: Reason::new(code, ready.message.clone()), warning: code == "Unreadable" })
+}
+
+fn params() -> PostParams {
+    PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() }
+}

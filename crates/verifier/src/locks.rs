@@ -1,0 +1,205 @@
+//! The watches of TokenLocks and ClusterTokenLocks. Each change makes another set of locks, by which every check from then on
+//! decides: a lock takes effect at once, whatever the number of tokens that it stops.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt, future, stream};
+use kube::core::DeserializeGuard;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{Event, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tracing::{info, warn};
+
+use crate::metrics::Metrics;
+use crate::snapshot::Snapshot;
+use tokenward_core::crd::{AnyLock, ClusterTokenLock, TokenLock};
+use tokenward_core::lock::{Lock, Locks};
+use tokenward_runtime::backoff::WatchBackoff;
+use tokenward_runtime::cluster::client::WatchHeartbeat;
+use tokenward_runtime::cluster::error::watch_message;
+use tokenward_runtime::cluster::watch::in_pages;
+use tokenward_runtime::telemetry::probes::Part;
+
+/// The source of one watch.
+pub(super) struct Source {
+    pub of: Of,
+    pub client: Client,
+    /// That of the client, to which the end of a list is news.
+    pub heartbeat: WatchHeartbeat,
+}
+
+/// The locks of one watch.
+pub(super) enum Of {
+    /// TokenLocks of a namespace. `None`: of all.
+    Namespace(Option<String>),
+    /// ClusterTokenLocks.
+    Cluster,
+}
+
+/// A lock by namespace and name.
+type Key = (Option<String>, String);
+
+/// An event of a watch, with what is needed of the lock.
+type LockEvent = Event<(Key, Result<Arc<Lock>, String>)>;
+
+/// Puts the locks into the snapshot for as long as it is polled. Sets `ready` after the first list of every source.
+pub(super) async fn follow(sources: Vec<Source>, snapshot: Arc<Snapshot>, ready: Part, metrics: Metrics) {
+    let mut events = stream::select_all(
+        sources.iter().enumerate().map(|(at, source)| source.events().map(move |e| (at, e))),
+    );
+    let mut known: Vec<Known> = sources.iter().map(|_| Known::default()).collect();
+    let mut generation = 0u32;
+    while let Some((at, event)) = events.next().await {
+        if matches!(event, Event::InitDone) {
+            sources[at].heartbeat.beat();
+        }
+        if known[at].take(event) {
+            generation = generation.wrapping_add(1);
+            let locks = known.iter().flat_map(|known| known.locks.values().cloned());
+            snapshot.locks.store(Arc::new(Locks::new(generation, locks)));
+            let number: usize = known.iter().map(|known| known.locks.len()).sum();
+            metrics.locks.set(i64::try_from(number).unwrap_or(i64::MAX));
+        }
+        if !snapshot.are_locks_listed() && known.iter().all(|known| known.is_listed) {
+            info!("listed TokenLocks and ClusterTokenLocks");
+            snapshot.set_locks_listed();
+            ready.set(true);
+        }
+    }
+}
+
+impl Source {
+    fn events(&self) -> BoxStream<'static, LockEvent> {
+        match &self.of {
+            Of::Namespace(Some(namespace)) => {
+                events::<TokenLock>(Api::namespaced(self.client.clone(), namespace), "TokenLocks")
+            }
+            Of::Namespace(None) => events::<TokenLock>(Api::all(self.client.clone()), "TokenLocks"),
+            Of::Cluster => events::<ClusterTokenLock>(Api::all(self.client.clone()), "ClusterTokenLocks"),
+        }
+    }
+}
+
+fn events<K>(api: Api<DeserializeGuard<K>>, kind: &'static str) -> BoxStream<'static, LockEvent>
+where
+    K: AnyLock + Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug + Send + 'static,
+{
+    watcher(api, in_pages())
+        .inspect_err(move |error| {
+            warn!(
+                error = watch_message(error),
+                "{kind} can't be watched; checks go on by those that are known"
+            )
+        })
+        .backoff(WatchBackoff::default())
+        .filter_map(|event| future::ready(event.ok().map(prepared)))
+        .boxed()
+}
+
+fn prepared<K: AnyLock + Resource<DynamicType = ()>>(event: Event<DeserializeGuard<K>>) -> LockEvent {
+    let prepare = |object: DeserializeGuard<K>| {
+        let key = (object.namespace(), object.name_any());
+        (key, object.0.map(|lock| Arc::new(Lock::of(&lock))).map_err(|invalid| invalid.error))
+    };
+    match event {
+        Event::Init => Event::Init,
+        Event::InitApply(object) => Event::InitApply(prepare(object)),
+        Event::InitDone => Event::InitDone,
+        Event::Apply(object) => Event::Apply(prepare(object)),
+        Event::Delete(object) => Event::Delete(prepare(object)),
+    }
+}
+
+/// The locks of one watch.
+#[derive(Default)]
+struct Known {
+    locks: HashMap<Key, Arc<Lock>>,
+    /// Those that the list has brought that is under way.
+    listed: Vec<Key>,
+    is_listed: bool,
+}
+
+impl Known {
+    /// Applies an event. Returns whether the locks have changed.
+    fn take(&mut self, event: LockEvent) -> bool {
+        match event {
+            Event::Init => {
+                self.listed.clear();
+                false
+            }
+            Event::InitApply((key, lock)) => {
+                self.listed.push(key.clone());
+                self.apply(key, lock)
+            }
+            Event::Apply((key, lock)) => self.apply(key, lock),
+            Event::Delete((key, _)) => self.locks.remove(&key).is_some(),
+            Event::InitDone => {
+                self.is_listed = true;
+                let (before, listed) = (self.locks.len(), std::mem::take(&mut self.listed));
+                self.locks.retain(|key, _| listed.contains(key));
+                self.locks.len() != before
+            }
+        }
+    }
+
+    fn apply(&mut self, key: Key, lock: Result<Arc<Lock>, String>) -> bool {
+        match lock {
+            // Only its metadata or status has changed.
+            Ok(lock) if self.locks.get(&key) == Some(&lock) => false,
+            Ok(lock) => {
+                self.locks.insert(key, lock);
+                true
+            }
+            // What it stops is unknown. It can't be changed, so what was read of it before still holds.
+            Err(error) => {
+                let (namespace, name) = key;
+                warn!(
+                    namespace,
+                    name, error, "a lock can't be read; it stops what it stopped before, if anything"
+                );
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn event(name: &str, spec: serde_json::Value) -> (Key, Result<Arc<Lock>, String>) {
+        let object = json!({"metadata": {"namespace": "ns", "name": name}, "spec": spec});
+        let guard: DeserializeGuard<TokenLock> = serde_json::from_value(object).expect("an object");
+        let Event::Apply(prepared) = prepared(Event::Apply(guard)) else { panic!("another event") };
+        prepared
+    }
+
+    fn names(known: &Known) -> Vec<&str> {
+        let mut names: Vec<_> = known.locks.keys().map(|(_, name)| &**name).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn a_list_replaces_the_previous_one_but_for_what_can_not_be_read() {
+        let readable = || json!({"match": {"all": true}, "action": "Suspend"});
+        let unreadable = || json!({"match": {"tomorrow": 1}, "action": "Suspend"});
+        let mut known = Known::default();
+        assert!(known.take(Event::Apply(event("a", readable()))));
+        assert!(!known.take(Event::Apply(event("a", readable()))), "nothing has changed");
+        assert!(known.take(Event::Apply(event("b", readable()))));
+        assert!(!known.take(Event::Apply(event("new", unreadable()))), "what it stops is unknown");
+        assert_eq!(names(&known), ["a", "b"]);
+        for event in [Event::Init, Event::InitApply(event("a", unreadable())), Event::InitDone] {
+            known.take(event);
+        }
+        assert_eq!(names(&known), ["a"], "what was read before still holds");
+        assert!(known.take(Event::Delete(event("a", unreadable()))));
+        assert!(known.locks.is_empty() && known.is_listed);
+    }
+}
