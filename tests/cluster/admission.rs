@@ -22,7 +22,7 @@ use super::Shared;
 use testkit::{Site, Space, TIMEOUT, Tenant, eventually, free_port, message};
 
 /// The label of namespaces whose objects the shared controller reviews.
-const REVIEW_LABEL: &str = "tokenward.test/admission";
+pub const REVIEW_LABEL: &str = "tokenward.test/admission";
 const SECRET: &str = "tokenward-admission";
 
 /// Makes the API server send reviews to a port, for namespaces with this label.
@@ -50,7 +50,7 @@ pub async fn configure_webhooks(client: &Client, namespace: &str, name: &str, po
     };
     let configuration = json!({
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
-        "metadata": {"name": name}, "webhooks": [webhook("apitoken"), webhook("tokenwebhook")],
+        "metadata": {"name": name}, "webhooks": [webhook("apitoken"), webhook("tokenlock"), webhook("tokenwebhook")],
     });
     create(client, "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations", configuration)
         .await;

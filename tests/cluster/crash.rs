@@ -11,12 +11,15 @@ use futures::{StreamExt, stream};
 use serde_json::json;
 use tokenward_core::crd::ConditionType;
 
+use crate::lock;
 use testkit::{Process, Site, Space, data, has};
 
 /// The writes at which the controller is killed, for each kind of case.
 const MINT: [&str; 3] = ["announce", "deliver", "record"];
 const ROTATE: [&str; 3] = ["announce", "deliver", "record"];
 const REVOKE: [&str; 3] = ["record", "record@2", "update-secret"];
+const LOCK: [&str; 6] =
+    ["add-lock-finalizer", "lock-status", "record", "record@2", "update-secret", "remove-lock-finalizer"];
 
 /// How many cases run at once.
 const CONCURRENT_CASES: usize = 6;
@@ -28,12 +31,14 @@ pub async fn no_crash_loses_or_revives_a_token(site: &Site) {
         cases.extend(MINT.map(|point| ("mint", when, point)));
         cases.extend(ROTATE.map(|point| ("rotate", when, point)));
         cases.extend(REVOKE.map(|point| ("revoke", when, point)));
+        cases.extend(LOCK.map(|point| ("lock", when, point)));
     }
     let run = async |(what, when, point): (&str, &str, &str)| {
         let case = Case::new(site, what, format!("{when}:{point}")).await;
         match what {
             "mint" => case.mint(verifier).await,
             "rotate" => case.rotate(verifier).await,
+            "lock" => case.lock(verifier).await,
             _ => case.revoke(verifier).await,
         }
     };
@@ -112,6 +117,39 @@ impl<'s> Case<'s> {
         assert_eq!(verifier.check(&token, "").await, 401, "{}", self.failpoint);
         let _controller = self.controller(&[]);
         self.space.reason("t", ConditionType::Revoked, "Enforced").await;
+        assert_eq!(verifier.check(&token, "").await, 401, "{}", self.failpoint);
+        assert_eq!(self.assert_sound().await, token_id);
+    }
+
+    /// A Revoke lock is created and, once it says that it may go, deleted.
+    async fn lock(&self, verifier: &Process) {
+        let (token, token_id) = self.active(verifier).await;
+        let lock_and_unlock = async {
+            lock::create(&self.space, "l", json!({"match": {"all": true}, "action": "Revoke"})).await;
+            verifier.answers(&token, "", 401).await;
+            if self.failpoint.contains("remove-lock-finalizer") {
+                lock::reason(&self.space, "l", "Revoked").await;
+                lock::locks(&self.space).delete("l", &Default::default()).await.expect("a deletion");
+            }
+        };
+        self.crash(lock_and_unlock).await;
+        assert_eq!(verifier.check(&token, "").await, 401, "{}", self.failpoint);
+        let _controller = self.controller(&[]);
+        self.space.reason("t", ConditionType::Revoked, "Enforced").await;
+        if lock::locks(&self.space)
+            .get_opt("l")
+            .await
+            .expect("an answer")
+            .is_some_and(|l| l.metadata.deletion_timestamp.is_none())
+        {
+            lock::reason(&self.space, "l", "Revoked").await;
+            lock::delete(&self.space, "l").await;
+        }
+        testkit::eventually("the lock is gone", async || {
+            let lock = lock::locks(&self.space).get_opt("l").await.expect("an answer");
+            lock.map_or(Ok(()), |lock| Err(format!("{:?}", lock.status)))
+        })
+        .await;
         assert_eq!(verifier.check(&token, "").await, 401, "{}", self.failpoint);
         assert_eq!(self.assert_sound().await, token_id);
     }

@@ -21,6 +21,7 @@ mod ext_authz;
 mod faults;
 mod install;
 mod kubernetes;
+mod lock;
 mod oldest;
 mod revocation;
 mod rotation;
@@ -144,6 +145,7 @@ fn main() -> ExitCode {
         faults::nothing_is_minted_for_secrets_that_go_with_their_namespace,
         faults::a_missing_pepper_stops_the_controller,
         faults::a_pepper_that_is_gone_for_a_while_ends_no_token,
+        lock::a_verifier_that_starts_knows_the_locks_first,
         sockets::a_verifier_reports_what_its_tls_flags_lack,
         webhook::events_arrive_signed_and_in_order,
         webhook::filters_choose_tokens_and_events,
@@ -190,6 +192,14 @@ fn main() -> ExitCode {
         revocation::a_token_expires_on_time,
         revocation::a_token_created_expired_is_not_minted,
         revocation::a_token_created_revoked_is_not_minted,
+        lock::a_suspending_lock_stops_what_it_matches_until_it_is_deleted,
+        lock::a_revoking_lock_ends_what_is_there_and_nothing_later,
+        lock::what_was_rotated_since_is_not_stopped,
+        lock::a_cluster_lock_reaches_the_namespaces_that_it_names,
+        lock::a_lock_says_before_what_it_will_stop,
+        lock::a_lock_that_means_nothing_or_everything_is_refused,
+        lock::nothing_that_is_written_to_a_lock_releases_what_it_stops,
+        lock::two_hundred_locks_are_as_good_as_one,
         secret::a_conflict_says_whose_the_secret_is,
         secret::a_deleted_secret_is_minted_again,
         secret::a_label_that_names_another_token_hides_nothing,
