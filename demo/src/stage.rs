@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
 use serde_json::Value;
-use tokenward_core::crd::{ApiToken, TokenWebhook};
+use tokenward_core::crd::{ApiToken, TokenLock, TokenWebhook};
 
 use crate::TIMEOUT;
 use crate::gate::{Gate, Presented};
@@ -122,6 +122,10 @@ impl Stage {
         Api::namespaced(self.client.clone(), NAMESPACE)
     }
 
+    pub fn locks(&self) -> Api<TokenLock> {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
     pub fn webhooks(&self) -> Api<TokenWebhook> {
         Api::namespaced(self.client.clone(), NAMESPACE)
     }
@@ -155,8 +159,13 @@ impl Stage {
         self.kubectl(&["apply", "-f", "deploy/namespace.yaml"]).await?;
         self.kubectl(&["apply", "-f", "deploy/rbac.yaml"]).await?;
         self.kubectl(&["apply", "-f", "deploy/policies.yaml"]).await?;
-        let crds = ["crd/apitokens.tokenward.dev", "crd/tokenwebhooks.tokenward.dev"];
-        let wait = ["wait", "--for=condition=Established", "--timeout=30s", crds[0], crds[1]];
+        let crds = [
+            "crd/apitokens.tokenward.dev",
+            "crd/clustertokenlocks.tokenward.dev",
+            "crd/tokenlocks.tokenward.dev",
+            "crd/tokenwebhooks.tokenward.dev",
+        ];
+        let wait = [&["wait", "--for=condition=Established", "--timeout=30s"], &crds[..]].concat();
         self.kubectl(&wait).await.map(drop)
     }
 

@@ -9,9 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
-use tokenward_core::crd::{ApiToken, ConditionType, TokenWebhook, TokenWebhookSpec};
+use tokenward_core::crd::{
+    ApiToken, ConditionType, LockAction, LockMatch, LockSpec, TokenLock, TokenLockSpec, TokenWebhook,
+    TokenWebhookSpec,
+};
 use tokio::task::JoinSet;
 use zeroize::Zeroizing;
 
@@ -33,6 +36,9 @@ const PIPELINE_AUDIENCE: &str = "audience=https://webhooks.example.com";
 
 /// The TokenWebhook.
 const WEBHOOK: &str = "audit";
+
+/// The TokenLock.
+const LOCK: &str = "incident-7";
 
 /// A scope that backend-prod keeps, one that it gets, and one that it loses.
 const UNCHANGED_SCOPE: &str = "scope=orders:read";
@@ -58,6 +64,7 @@ pub async fn run(show: &mut Show, stage: &Stage) -> anyhow::Result<()> {
     let second = story.rotate(&first).await?;
     story.narrow(&first, &second).await?;
     story.suspend().await?;
+    story.lock().await?;
     let (endpoint, key) = story.subscribe().await?;
     story.revoke(&first, &second).await?;
     story.hear(&endpoint, &key).await?;
@@ -214,6 +221,41 @@ impl Story<'_> {
         Ok(())
     }
 
+    /// One object stops all tokens of a namespace, and lets them go again.
+    async fn lock(&mut self) -> anyhow::Result<()> {
+        self.show.step("One TokenLock stops all three at once, and its deletion lets them go");
+        let (pipeline_secret, pipeline_key) = PIPELINE_SECRET;
+        let mut tokens = Vec::new();
+        for (secret, key) in [(BACKEND, "token"), (CI, "token"), (pipeline_secret, pipeline_key)] {
+            tokens.push(self.stage.token_in(secret, key).await?);
+        }
+        let tokens: Vec<&Presented> = tokens.iter().collect();
+        let matches = LockMatch { all: Some(true), ..Default::default() };
+        let message = Some("something is wrong, and nobody knows yet what".to_owned());
+        let lock = LockSpec { matches, action: LockAction::Suspend, message, ..Default::default() };
+        let lock = TokenLock::new(LOCK, TokenLockSpec { lock });
+        let locks = self.stage.locks();
+        let create = async {
+            locks.create(&PostParams::default(), &lock).await.context("the TokenLock")?;
+            Ok(())
+        };
+        // The tokens without audiences are for any.
+        let lags = self.gate.measure(&tokens, PIPELINE_AUDIENCE, 401, create).await?;
+        self.slowest("lock: create answered -> first 401", 401, &lags);
+        let resource = format!("tokenlock/{LOCK}");
+        let wait = ["wait", "-n", NAMESPACE, "--for=condition=Ready", "--timeout=30s", &resource];
+        self.stage.kubectl(&wait).await?;
+        let shown = self.stage.kubectl(&["get", "tokenlocks,apitokens", "-n", NAMESPACE]).await?;
+        self.show.quote(&format!("kubectl get tokenlocks,apitokens -n {NAMESPACE}"), &shown);
+        let delete = async {
+            locks.delete(LOCK, &DeleteParams::default()).await.context("the TokenLock")?;
+            Ok(())
+        };
+        let lags = self.gate.measure(&tokens, PIPELINE_AUDIENCE, 200, delete).await?;
+        self.slowest("unlock: delete answered -> first 200", 200, &lags);
+        Ok(())
+    }
+
     /// A team subscribes an endpoint. Returns it, and the key that it verifies by.
     async fn subscribe(&mut self) -> anyhow::Result<(Endpoint, Zeroizing<String>)> {
         self.show.step("A team subscribes: a TokenWebhook to its endpoint");
@@ -358,6 +400,15 @@ impl Story<'_> {
             }
             self.show.figure(format!("{what}{secret}"), lag.to_string());
         }
+    }
+
+    /// Shows when each of the three tokens had followed, and notes the slowest for the summary.
+    fn slowest(&mut self, what: &str, status: u16, lags: &[Lag]) {
+        for (name, lag) in NAMES.iter().zip(lags) {
+            self.show.ok(&format!("{what}, {name}"), status, Some(lag.duration()));
+        }
+        let slowest = lags.iter().map(|lag| lag.duration()).max().unwrap_or_default();
+        self.show.figure(format!("{what}, the slowest of three"), duration(slowest));
     }
 
     /// Changes an ApiToken; returns when the API server had answered.

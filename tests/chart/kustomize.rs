@@ -82,7 +82,7 @@ pub async fn it_moves_everything_into_another_namespace() {
     site.kubectl(&["delete", "--wait=false", "-k", &overlay.display().to_string()]);
     let documentation = fs::read_to_string(root().join("docs/install.md")).expect("docs/install.md");
     let mut blocks = documentation.split("```sh\n").filter_map(|rest| rest.split("```").next());
-    let commands = blocks.find(|block| block.starts_with("kubectl get apitokens")).expect("commands");
+    let commands = blocks.find(|block| block.starts_with("for kind in apitokens")).expect("commands");
     let kubectl = site.cluster.kubectl();
     let folder = Path::new(kubectl.get_program()).parent().expect("the folder of kubectl");
     let path = format!("{}:{}", folder.display(), std::env::var("PATH").expect("PATH"));
@@ -92,7 +92,12 @@ pub async fn it_moves_everything_into_another_namespace() {
     assert!(output.status.success(), "{output:?}");
     has_finalizers(&space, "t", &["example.com/theirs"]).await;
     space.patch("t", json!({"metadata": {"finalizers": null}})).await;
-    let crd = ["crd/apitokens.tokenward.dev", "crd/tokenwebhooks.tokenward.dev"];
+    let crd = [
+        "crd/apitokens.tokenward.dev",
+        "crd/clustertokenlocks.tokenward.dev",
+        "crd/tokenlocks.tokenward.dev",
+        "crd/tokenwebhooks.tokenward.dev",
+    ];
     site.kubectl(&[&["wait", "--for=delete", "--timeout=60s"], &crd[..]].concat());
 }
 

@@ -92,6 +92,8 @@ fn main() -> ExitCode {
         rights::each_account_has_the_rights_it_needs_and_no_others,
         rights::nobody_else_writes_a_status,
         rights::scopes_of_tokenward_itself_take_a_grant,
+        rights::whoever_may_stop_tokens_may_do_no_more,
+        rights::what_a_lock_says_is_true_and_it_stays_until_it_is_recorded,
         rights::the_controller_changes_nothing_of_a_token_but_its_finalizer,
         rights::the_controller_writes_no_secret_of_others,
         rights::the_metadata_of_an_object_is_bounded,

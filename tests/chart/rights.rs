@@ -12,8 +12,8 @@ use crate::helm::{object, objects, render};
 use crate::install::{has_finalizers, subscribe_to_deletions};
 use crate::stage::Stage;
 use testkit::{client_of, eventually, message};
-use tokenward_core::crd::labels::{TOKEN_LABEL, WEBHOOKS_FINALIZER};
-use tokenward_core::crd::{ApiToken, TokenWebhook};
+use tokenward_core::crd::labels::{LOCK_FINALIZER, TOKEN_LABEL, WEBHOOKS_FINALIZER};
+use tokenward_core::crd::{ApiToken, TokenLock, TokenWebhook};
 
 /// An account, a right, where, and whether it has it.
 type Right = (&'static str, &'static [&'static str], bool);
@@ -26,6 +26,10 @@ const RIGHTS: &[Right] = &[
     (CONTROLLER, &["watch", "tokenwebhooks.tokenward.dev", "-A"], true),
     (CONTROLLER, &["update", "apitokens.tokenward.dev", "--subresource=status", "-A"], true),
     (CONTROLLER, &["update", "tokenwebhooks.tokenward.dev", "--subresource=status", "-A"], true),
+    (CONTROLLER, &["list", "tokenlocks.tokenward.dev", "-A"], true),
+    (CONTROLLER, &["watch", "clustertokenlocks.tokenward.dev"], true),
+    (CONTROLLER, &["update", "tokenlocks.tokenward.dev", "--subresource=status", "-A"], true),
+    (CONTROLLER, &["update", "clustertokenlocks.tokenward.dev", "--subresource=status"], true),
     (CONTROLLER, &["create", "secrets", "-A"], true),
     (CONTROLLER, &["create", "events.events.k8s.io", "-A"], true),
     (CONTROLLER, &["update", "leases.coordination.k8s.io/tokenward-controller", "-n", "tokenward"], true),
@@ -33,10 +37,15 @@ const RIGHTS: &[Right] = &[
     (CONTROLLER, &["create", "subjectaccessreviews.authorization.k8s.io"], true),
     // For its finalizer.
     (CONTROLLER, &["patch", "apitokens.tokenward.dev", "-A"], true),
+    (CONTROLLER, &["patch", "tokenlocks.tokenward.dev", "-A"], true),
+    (CONTROLLER, &["patch", "clustertokenlocks.tokenward.dev"], true),
     // Nothing of others.
     (CONTROLLER, &["update", "apitokens.tokenward.dev", "-A"], false),
     (CONTROLLER, &["patch", "tokenwebhooks.tokenward.dev", "-A"], false),
     (CONTROLLER, &["delete", "apitokens.tokenward.dev", "-A"], false),
+    // What stops tokens is not its to make or to take away.
+    (CONTROLLER, &["create", "tokenlocks.tokenward.dev", "-A"], false),
+    (CONTROLLER, &["delete", "clustertokenlocks.tokenward.dev"], false),
     (CONTROLLER, &["update", "leases.coordination.k8s.io/another", "-n", "tokenward"], false),
     (CONTROLLER, &["create", "leases.coordination.k8s.io", "-n", "default"], false),
     (CONTROLLER, &["patch", "validatingwebhookconfigurations/another"], false),
@@ -46,6 +55,8 @@ const RIGHTS: &[Right] = &[
     (CONTROLLER, &["create", "serviceaccounts", "--subresource=token", "-n", "tokenward"], false),
     (CONTROLLER, &["deletecollection", "secrets", "-A"], false),
     (VERIFIER, &["list", "apitokens.tokenward.dev", "-A"], true),
+    (VERIFIER, &["watch", "tokenlocks.tokenward.dev", "-A"], true),
+    (VERIFIER, &["watch", "clustertokenlocks.tokenward.dev"], true),
     (VERIFIER, &["get", "secrets/tokenward-pepper", "-n", "tokenward"], true),
     (VERIFIER, &["create", "tokenreviews.authentication.k8s.io"], true),
     (VERIFIER, &["create", "subjectaccessreviews.authorization.k8s.io"], true),
@@ -57,6 +68,7 @@ const RIGHTS: &[Right] = &[
     (VERIFIER, &["get", "secrets/tokenward-admission", "-n", "tokenward"], false),
     (VERIFIER, &["update", "secrets/tokenward-pepper", "-n", "tokenward"], false),
     (VERIFIER, &["update", "apitokens.tokenward.dev", "--subresource=status", "-A"], false),
+    (VERIFIER, &["patch", "tokenlocks.tokenward.dev", "-A"], false),
     (VERIFIER, &["create", "events.events.k8s.io", "-A"], false),
     (VERIFIER, &["get", "tokenwebhooks.tokenward.dev", "-A"], false),
     (VERIFIER, &["update", "leases.coordination.k8s.io/tokenward-controller", "-n", "tokenward"], false),
@@ -217,9 +229,7 @@ pub async fn the_controller_changes_nothing_of_a_token_but_its_finalizer(stage: 
     let owner = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "a", "uid": "a"}]);
     let more = json!({"spec": {"scopes": ["a:b", "c:d"]}});
     eventually("the policy is in force", async || match patch(&more).await {
-        Err(why) if why.contains("changes the finalizer tokenward.dev/webhooks and the status only") => {
-            Ok(())
-        }
+        Err(why) if why.contains("changes its own finalizer and the status only") => Ok(()),
         other => Err(format!("{other:?}")),
     })
     .await;
@@ -234,7 +244,7 @@ pub async fn the_controller_changes_nothing_of_a_token_but_its_finalizer(stage: 
         json!({"metadata": {"finalizers": ["example.com/theirs", "example.com/another"]}}),
     ] {
         let why = patch(&denied).await.expect_err(&denied.to_string());
-        assert!(why.contains("changes the finalizer tokenward.dev/webhooks"), "{denied}: {why}");
+        assert!(why.contains("changes its own finalizer"), "{denied}: {why}");
     }
     // The controller itself adds its own beside others, and removes it once nothing subscribes to deletions.
     subscribe_to_deletions(&space).await;
@@ -250,7 +260,7 @@ pub async fn the_controller_changes_nothing_of_a_token_but_its_finalizer(stage: 
     space.delete("t").await;
     patch(&json!({"metadata": {"labels": {"a": "c"}}})).await.expect("a patch");
     let why = patch(&json!({"metadata": {"finalizers": null}})).await.expect_err("a denial");
-    assert!(why.contains("changes the finalizer tokenward.dev/webhooks"), "{why}");
+    assert!(why.contains("changes its own finalizer"), "{why}");
     space.patch("t", json!({"metadata": {"finalizers": null}})).await;
     has_no_type_warnings(stage, "tokenward-finalizers");
 }
@@ -280,6 +290,10 @@ pub async fn view_edit_and_admin_include_tokens_but_no_status(stage: &Stage) {
         .await;
         let writes = role != "view";
         assert!(may(&["list", "tokenwebhooks.tokenward.dev"]));
+        assert!(may(&["list", "tokenlocks.tokenward.dev"]));
+        // Who may edit tokens is not who may stop them.
+        assert!(!may(&["create", "tokenlocks.tokenward.dev"]), "{role}");
+        assert!(!may(&["delete", "tokenlocks.tokenward.dev"]), "{role}");
         // Not before grants are enforced: scopes know no namespace.
         assert!(!may(&["create", "apitokens.tokenward.dev"]), "{role}");
         assert!(!may(&["delete", "tokenwebhooks.tokenward.dev"]), "{role}");
@@ -292,6 +306,83 @@ pub async fn view_edit_and_admin_include_tokens_but_no_status(stage: &Stage) {
     let secrets: kube::Api<k8s_openapi::api::core::v1::Secret> = kube::Api::namespaced(viewer, namespace);
     let denied = secrets.get("t").await.expect_err("a denial").to_string();
     assert!(denied.contains("forbidden"), "{denied}");
+}
+
+pub async fn whoever_may_stop_tokens_may_do_no_more(stage: &Stage) {
+    let space = stage.site.namespace("incident").await;
+    let (site, namespace) = (&stage.site, space.name.as_str());
+    let user = site.cluster.kubeconfig_for_user("responder", None).expect("a user");
+    let bind = ["create", "rolebinding", "responder", "-n", namespace];
+    site.kubectl(&[&bind[..], &["--clusterrole=tokenward-lock", "--user=responder"]].concat());
+    let may = |right: &[&str]| {
+        let mut command = site.cluster.kubectl_as(&user);
+        let command = command.args(["auth", "can-i", "-n", namespace]).args(right);
+        command.output().expect("kubectl").status.success()
+    };
+    eventually("the role is bound", async || {
+        if may(&["create", "tokenlocks.tokenward.dev"]) { Ok(()) } else { Err("not yet".to_owned()) }
+    })
+    .await;
+    for right in [
+        &["create", "clustertokenlocks.tokenward.dev"][..],
+        &["create", "apitokens.tokenward.dev"],
+        &["patch", "apitokens.tokenward.dev"],
+        &["update", "tokenlocks.tokenward.dev", "--subresource=status"],
+        &["get", "secrets"],
+    ] {
+        assert!(!may(right), "{right:?}");
+    }
+}
+
+pub async fn what_a_lock_says_is_true_and_it_stays_until_it_is_recorded(stage: &Stage) {
+    let space = stage.site.namespace("locks").await;
+    let locks = Api::<TokenLock>::namespaced(stage.site.client.clone(), &space.name);
+    let create = async |name: &str, spec: serde_json::Value| {
+        let lock: TokenLock =
+            serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec})).expect("a lock");
+        locks.create(&PostParams::default(), &lock).await.map_err(|error| message(&error))
+    };
+    let mut names = (0..).map(|number| format!("probe-{number}"));
+    eventually("the policy is in force", async || {
+        let name = names.next().expect("a name");
+        let spec = json!({"match": {"names": ["t"]}, "action": "Suspend", "requestedBy": "somebody-else"});
+        match create(&name, spec).await {
+            Err(why) if why.contains("spec.requestedBy is who creates the lock: write ") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let before = |seconds: i64| {
+        let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds);
+        json!({"match": {"issuedBefore": at, "names": ["t"]}, "action": "Revoke"})
+    };
+    let why = create("future", before(3600)).await.expect_err("a lock of the future");
+    assert!(why.contains("match.issuedBefore is in the future"), "{why}");
+    create("now", before(0)).await.expect("a lock");
+    // Noted by the controller, nobody else lets it go.
+    let noted = || async {
+        let lock = locks.get("now").await.expect("a lock");
+        let finalizers = lock.metadata.finalizers.unwrap_or_default();
+        if finalizers == [LOCK_FINALIZER] { Ok(()) } else { Err(format!("{finalizers:?}")) }
+    };
+    eventually("the controller notes it", async || noted().await).await;
+    let freed = json!({"metadata": {"finalizers": null}});
+    let why = locks.patch("now", &PatchParams::default(), &Patch::Merge(&freed)).await;
+    let why = message(&why.expect_err("a patch"));
+    assert!(why.contains("controller removes the finalizer tokenward.dev/lock"), "{why}");
+    locks.delete("now", &Default::default()).await.expect("a deletion");
+    // What the controller has not noted yet can't be deleted. It is fast, so several tries.
+    let mut names = (0..).map(|number| format!("hasty-{number}"));
+    eventually("a deletion before it is noted", async || {
+        let name = names.next().expect("a name");
+        create(&name, json!({"match": {"names": ["t"]}, "action": "Revoke"})).await.expect("a lock");
+        match locks.delete(&name, &Default::default()).await {
+            Err(error) if message(&error).contains("has not taken note of this lock yet") => Ok(()),
+            other => Err(format!("{:?}", other.map(|_| ()))),
+        }
+    })
+    .await;
+    has_no_type_warnings(stage, "tokenward-locks");
 }
 
 pub fn editors_write_tokens_where_grants_are_enforced() {
