@@ -28,6 +28,31 @@ pub async fn every_example_becomes_active(shared: &Shared) {
     }
 }
 
+/// The examples of locks, over the tokens that they are meant for and one that they are not.
+pub async fn every_example_of_a_lock_stops_what_it_says(shared: &Shared) {
+    let space = shared.site.namespace("lock-examples").await;
+    let spec = |team: &str| serde_json::json!({"scopes": ["a:b"], "owner": {"team": team}});
+    let meant = space.active("meant", spec("payments")).await;
+    let other = space.active("other", spec("search")).await;
+    shared.verifier.answers(&meant, "", 200).await;
+    let locks = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/locks");
+    let incident = locks.join("incident.yaml").display().to_string();
+    shared.site.kubectl(&["apply", "-n", &space.name, "-f", &incident]);
+    shared.verifier.answers(&meant, "", 401).await;
+    assert_eq!(shared.verifier.check(&other, "").await, 200);
+    let wait = ["wait", "-n", &space.name, "--for=condition=Ready", "tokenlock/incident-7", "--timeout=30s"];
+    shared.site.kubectl(&wait);
+    shared.site.kubectl(&["delete", "-n", &space.name, "-f", &incident]);
+    shared.verifier.answers(&meant, "", 200).await;
+    // It names namespaces of its own.
+    let leak = locks.join("leak.yaml").display().to_string();
+    shared.site.kubectl(&["apply", "-f", &leak]);
+    let wait = ["wait", "--for=condition=Ready", "clustertokenlock/build-log-2026-11", "--timeout=30s"];
+    shared.site.kubectl(&wait);
+    assert_eq!(shared.verifier.check(&meant, "").await, 200);
+    shared.site.kubectl(&["delete", "-f", &leak, "--timeout=30s"]);
+}
+
 pub async fn columns_and_explanations_read_well(shared: &Shared) {
     let space = shared.site.namespace("columns").await;
     space.active("t", serde_json::json!({"scopes": ["a:b"], "rotation": {"interval": "720h"}})).await;
@@ -39,6 +64,10 @@ pub async fn columns_and_explanations_read_well(shared: &Shared) {
     );
     let wide = head(&["get", "tokenward", "-n", &space.name, "-o", "wide"]);
     assert!(wide.contains("NEXT-ROTATION") && wide.contains("SECRET") && wide.contains("REASON"), "{wide}");
+    let explained = shared.site.kubectl(&["explain", "tokenlock.spec.match"]);
+    for words in ["At least one is", "ci- matches ci-staging", "orders:* matches those with orders:read"] {
+        assert!(explained.split_whitespace().collect::<Vec<_>>().join(" ").contains(words), "{explained}");
+    }
     let explained = shared.site.kubectl(&["explain", "apitoken.spec.rotation"]);
     for words in ["Default 1h", "at least 10s", "Any change of this text rotates once", "enum: Rotate, Keep"]
     {

@@ -174,6 +174,7 @@ fn main() -> ExitCode {
         admission::a_token_from_before_the_webhook_can_be_edited,
         admission::a_webhook_that_points_inside_is_denied,
         install::every_example_becomes_active,
+        install::every_example_of_a_lock_stops_what_it_says,
         install::columns_and_explanations_read_well,
         install::the_verifier_can_read_no_token,
         spec::bad_specs_are_rejected_with_a_reason,
