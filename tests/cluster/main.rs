@@ -23,6 +23,7 @@ mod install;
 mod kubernetes;
 mod lock;
 mod oldest;
+mod proof;
 mod revocation;
 mod rotation;
 mod secret;
@@ -146,6 +147,8 @@ fn main() -> ExitCode {
         faults::a_missing_pepper_stops_the_controller,
         faults::a_pepper_that_is_gone_for_a_while_ends_no_token,
         lock::a_verifier_that_starts_knows_the_locks_first,
+        proof::a_revocation_is_enforced_once_every_verifier_has_confirmed_it,
+        proof::a_verifier_that_starts_late_counts_once_it_knows_all,
         sockets::a_verifier_reports_what_its_tls_flags_lack,
         webhook::events_arrive_signed_and_in_order,
         webhook::filters_choose_tokens_and_events,

@@ -33,6 +33,22 @@ pub struct ControllerArgs {
     pub expiry_notice: SignedDuration,
     #[command(flatten)]
     pub webhooks: WebhookArgs,
+    #[command(flatten)]
+    pub verifiers: VerifierArgs,
+}
+
+/// Flags of the proof that revocations are in force.
+#[derive(Clone, Debug, Args)]
+pub struct VerifierArgs {
+    /// Service of the verifiers, in the operator's namespace: each of its endpoints is asked to confirm a revocation before it is called enforced [default: none is asked]
+    #[arg(long, env = "TOKENWARD_VERIFIER_SERVICE")]
+    pub verifier_service: Option<String>,
+    /// Port of /watermark on the endpoints of --verifier-service: that of the verifiers' --telemetry-listen
+    #[arg(long, env = "TOKENWARD_VERIFIER_TELEMETRY_PORT", default_value_t = 9090)]
+    pub verifier_telemetry_port: u16,
+    /// Telemetry addresses of verifiers that are behind no Service, such as those outside of the cluster, separated by commas [default: none]
+    #[arg(long, env = "TOKENWARD_VERIFIERS", value_delimiter = ',')]
+    pub verifiers: Vec<SocketAddr>,
 }
 
 /// Flags of the admission webhook.

@@ -18,6 +18,7 @@ use crate::requeue::Load;
 use crate::tokenlock::KnownLocks;
 use crate::tokenwebhook::Webhooks;
 use crate::tokenwebhook::resolve::Resolve;
+use crate::verifiers::Verifiers;
 use tokenward_core::outbox::destination::AddressPolicy;
 use tokenward_core::outbox::retry::Schedule;
 use tokenward_runtime::cluster::lease::Claim;
@@ -30,6 +31,7 @@ pub(crate) struct Common {
     pub(crate) claim: watch::Receiver<Claim>,
     pub(crate) peppers: watch::Receiver<PepperState>,
     pub(crate) locks: KnownLocks,
+    pub(crate) verifiers: Verifiers,
     pub(crate) events: EventRecorder,
     pub(crate) metrics: Metrics,
     /// To which addresses webhooks may be sent.
@@ -50,6 +52,7 @@ pub(crate) struct Context {
     pub(crate) skipped: AtomicBool,
     pub(crate) peppers: watch::Receiver<PepperState>,
     pub(crate) locks: KnownLocks,
+    pub(crate) verifiers: Verifiers,
     pub(crate) secrets: Store<SecretMeta>,
     pub(crate) cache: Arc<StateCache>,
     /// The namespaces in which nothing can be made any more.

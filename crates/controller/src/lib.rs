@@ -15,6 +15,7 @@ pub mod remove_finalizers;
 mod requeue;
 mod tokenlock;
 mod tokenwebhook;
+mod verifiers;
 mod watches;
 mod workqueue;
 
@@ -65,7 +66,7 @@ pub async fn run(args: ControllerArgs) -> anyhow::Result<()> {
     let pepper_ready = readiness.part("pepper");
     let lists_ready = readiness.part("first list of ApiTokens and Secrets");
     let admission = Admission::new(&args.admission, &namespace, &mut registry, &readiness).await?;
-    let telemetry = probes::serve(args.common.telemetry_listen, readiness, registry, stop.clone())?;
+    let telemetry = probes::serve(args.common.telemetry_listen, readiness, registry, None, stop.clone())?;
     info!(version = env!("CARGO_PKG_VERSION"), namespace, "controller starts");
 
     let process = Process { args, client, namespace, metrics, pepper_ready, lists_ready, stop: stop.clone() };
@@ -106,7 +107,7 @@ impl Process {
         let identity = args.identity();
         let (events, write_events) = recorder::channel(client.clone(), identity.clone());
         let lease = lease::Config {
-            namespace,
+            namespace: namespace.clone(),
             name: args.lease_name.clone(),
             identity,
             duration: args.lease_duration(),
@@ -116,10 +117,13 @@ impl Process {
             allow_private: args.webhooks.webhook_allow_private,
             allow: args.webhooks.webhook_allow_cidrs.clone(),
         });
+        let (verifiers, ask_verifiers) =
+            verifiers::follow(&client, &namespace, &args.verifiers, peppers.clone());
         let (known_locks, lock_stores, follow_locks) = tokenlock::watch::follow(&client, &namespaces);
         let common = Common {
             client: client.clone(),
             locks: known_locks.clone(),
+            verifiers: verifiers.clone(),
             claim: claim.clone(),
             peppers: peppers.clone(),
             events: events.clone(),
@@ -141,8 +145,10 @@ impl Process {
             claim: claim.clone(),
             events,
             known: known_locks,
+            verifiers,
             stores: lock_stores,
             tokens: tokens.clone(),
+            first_seen: Default::default(),
             stop: stop.clone(),
         });
         let reconcile_locks = async {
@@ -162,6 +168,7 @@ impl Process {
             () = reconcile => Ok(()),
             () = report_lists => Ok(()),
             () = reconcile_locks => Ok(()),
+            () = ask_verifiers => bail!("the watch of the verifiers has ended"),
             () = follow_locks => bail!("the watch of TokenLocks has ended"),
             () = follow_pepper => bail!("the watch of the pepper has ended"),
             () = write_events => bail!("the queue of Events has ended"),

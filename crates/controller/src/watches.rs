@@ -76,6 +76,7 @@ pub(crate) fn watch_and_reconcile(
         skipped: AtomicBool::new(false),
         peppers: common.peppers,
         locks: common.locks,
+        verifiers: common.verifiers,
         secrets: secrets_store.clone(),
         cache,
         terminating: Terminating::default(),

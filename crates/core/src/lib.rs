@@ -20,5 +20,6 @@ pub mod crd;
 pub mod lifecycle;
 pub mod lock;
 pub mod outbox;
+pub mod proof;
 pub mod signing_key;
 pub mod token;

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
+use crate::watermark::Mark;
 use tokenward_core::check::{Metadata, WireToken};
 use tokenward_core::crd::ApiToken;
 use tokenward_core::token::Peppers;
@@ -37,6 +38,7 @@ pub(super) struct Source {
     pub client: Client,
     /// That of the client, to which the end of a list is news.
     pub heartbeat: WatchHeartbeat,
+    pub mark: Mark,
 }
 
 /// Feeds the snapshot for as long as it is polled, once there is a pepper: without one, no version is authentic. Sets
@@ -48,7 +50,8 @@ pub(super) async fn feed(
     ready: Part,
     metrics: Metrics,
 ) {
-    let mut listings: Vec<_> = sources.iter().map(|source| Listing::new(source.namespace.clone())).collect();
+    let mut listings: Vec<_> =
+        sources.iter().map(|source| Listing::new(source.namespace.clone(), source.mark.clone())).collect();
     let Some(mut peppers) = next_peppers(&mut pepper_state).await else { return };
     loop {
         let mut events =
@@ -117,23 +120,40 @@ struct Listing {
     list: u32,
     /// Whether the first list is complete.
     listed: bool,
+    mark: Mark,
 }
 
 impl Listing {
-    fn new(namespace: Option<String>) -> Self {
-        Self { namespace, list: 0, listed: false }
+    fn new(namespace: Option<String>, mark: Mark) -> Self {
+        Self { namespace, list: 0, listed: false, mark }
     }
 
     /// Applies an event to the index. Returns whether a version was left out because its pepper is not among these.
     fn take(&mut self, event: Event<Object>, snapshot: &Snapshot, peppers: &Peppers) -> bool {
         match event {
-            Event::Init => self.list = self.list.wrapping_add(1),
-            Event::InitApply(object) | Event::Apply(object) => return self.apply(&object, snapshot, peppers),
-            Event::Delete(object) => snapshot.index.delete(object.namespace(), object.name()),
+            Event::Init => {
+                self.list = self.list.wrapping_add(1);
+                self.mark.list_begins();
+            }
+            Event::InitApply(object) => {
+                let lacks_pepper = self.apply(&object, snapshot, peppers);
+                self.mark.listed(object.metadata.resource_version.as_deref());
+                return lacks_pepper;
+            }
+            Event::Apply(object) => {
+                let lacks_pepper = self.apply(&object, snapshot, peppers);
+                self.mark.applied(object.metadata.resource_version.as_deref());
+                return lacks_pepper;
+            }
+            Event::Delete(object) => {
+                snapshot.index.delete(object.namespace(), object.name());
+                self.mark.applied(object.metadata.resource_version.as_deref());
+            }
             Event::InitDone => {
                 let within = |namespace: &str| self.namespace.as_deref().is_none_or(|own| own == namespace);
                 snapshot.index.retain(|entry| !within(entry.namespace()) || entry.seen_in() == self.list);
                 info!(tokens = snapshot.index.len(), "listed ApiTokens");
+                self.mark.list_ends();
                 self.listed = true;
             }
         }
@@ -257,7 +277,7 @@ mod tests {
         let snapshot = Snapshot::default();
         let peppers = Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers");
         let object = |text: &str| serde_json::from_str::<Object>(text).expect("an object");
-        let mut all = Listing::new(None);
+        let mut all = Listing::new(None, Mark::default());
         let list = |listing: &mut Listing, objects: &[&str]| {
             listing.take(Event::Init, &snapshot, &peppers);
             for text in objects {
@@ -268,7 +288,8 @@ mod tests {
         list(&mut all, &[GOOD, &GOOD.replace("good", "other")]);
         assert!(all.listed);
         assert_eq!(snapshot.index.len(), 2);
-        let mut elsewhere = Listing { list: 6, ..Listing::new(Some("elsewhere".to_owned())) };
+        let mut elsewhere =
+            Listing { list: 6, ..Listing::new(Some("elsewhere".to_owned()), Mark::default()) };
         list(&mut elsewhere, &[]);
         assert_eq!(snapshot.index.len(), 2);
         list(&mut all, &[GOOD]);

@@ -17,6 +17,7 @@ mod outcome;
 pub mod server;
 pub mod snapshot;
 mod staleness;
+mod watermark;
 
 use std::sync::Arc;
 
@@ -35,6 +36,7 @@ use crate::metrics::Metrics;
 use crate::server::{Server, Timeouts, capacity};
 use crate::snapshot::Snapshot;
 use crate::staleness::Limit;
+use crate::watermark::{Mark, Teller};
 use tokenward_runtime::cluster::client::Cluster;
 use tokenward_runtime::cluster::pepper;
 use tokenward_runtime::cluster::pepper::PepperState;
@@ -42,7 +44,7 @@ use tokenward_runtime::listen::listen_on;
 use tokenward_runtime::shutdown;
 use tokenward_runtime::sync::optional;
 use tokenward_runtime::telemetry::probes;
-use tokenward_runtime::telemetry::probes::{Part, Readiness};
+use tokenward_runtime::telemetry::probes::{Further, Part, Readiness};
 use tokenward_runtime::tls::Clients;
 use tokenward_runtime::tls::files::Certificates;
 
@@ -68,13 +70,25 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     let (pepper_ready, list_ready) = (readiness.part("pepper"), readiness.part("first list of ApiTokens"));
     let locks_ready = readiness.part("first list of TokenLocks");
     let fresh = readiness.part("news from the API server");
-    let telemetry = probes::serve(args.common.telemetry_listen, readiness.clone(), registry, stop.clone())?;
+    let namespaces = args.common.namespaces();
+    let lock_sources = lock_sources(&cluster, namespaces.clone())?;
+    let sources = sources(&cluster, namespaces)?;
+    let snapshot = Arc::new(Snapshot::default());
+    let limit = Limit { max_staleness: args.max_staleness.unsigned_abs(), policy: args.stale_policy };
+    let teller = teller(&snapshot, limit, &sources, &lock_sources);
+    let further: Further = Box::new(move |uri| teller.answer(uri));
+    let telemetry = probes::serve(
+        args.common.telemetry_listen,
+        readiness.clone(),
+        registry,
+        Some(further),
+        stop.clone(),
+    )?;
     let listener = listen_on("--listen", args.listen)?;
     let grpc_listener = args.grpc_listen.map(|listen| listen_on("--grpc-listen", listen)).transpose()?;
     let version = env!("CARGO_PKG_VERSION");
     info!(version, namespace, listen = %args.listen, grpc_listen = ?args.grpc_listen, "verifier starts");
 
-    let snapshot = Arc::new(Snapshot::default());
     let client = cluster.client()?;
     let (peppers, follow_pepper) = pepper::follow(client.clone(), &namespace);
     let connections = metrics.connections.clone();
@@ -82,14 +96,10 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     let trusted_proxies = TrustedProxies(args.trusted_proxies);
     let ext_authz = ExtAuthz::new(snapshot.clone(), trusted_proxies.clone(), &metrics);
     let endpoints = Endpoints::new(snapshot.clone(), trusted_proxies, callers, &metrics);
-    let namespaces = args.common.namespaces();
-    let lock_sources = lock_sources(&cluster, namespaces.clone())?;
-    let sources = sources(&cluster, namespaces)?;
     let heartbeats = sources.iter().map(|source| &source.heartbeat);
     let heartbeats = heartbeats.chain(lock_sources.iter().map(|source| &source.heartbeat)).cloned().collect();
     let locks = locks::follow(lock_sources, snapshot.clone(), locks_ready, metrics.clone());
     let feed = feed::feed(sources, snapshot.clone(), peppers.clone(), list_ready, metrics.clone());
-    let limit = Limit { max_staleness: args.max_staleness.unsigned_abs(), policy: args.stale_policy };
     let staleness = staleness::watch(heartbeats, limit, snapshot.clone(), fresh, metrics);
     let timeouts = Timeouts::default();
     let server = Server::new(endpoints, http_tls, timeouts, max_connections, connections.clone());
@@ -115,7 +125,7 @@ fn sources(cluster: &Cluster, namespaces: Option<Vec<String>>) -> anyhow::Result
     let namespaces = namespaces.map_or(vec![None], |named| named.into_iter().map(Some).collect());
     let source = |namespace| {
         let (client, heartbeat) = cluster.watch_client()?;
-        Ok(Source { namespace, client, heartbeat })
+        Ok(Source { namespace, client, heartbeat, mark: Mark::default() })
     };
     namespaces.into_iter().map(source).collect()
 }
@@ -129,9 +139,25 @@ fn lock_sources(cluster: &Cluster, namespaces: Option<Vec<String>>) -> anyhow::R
     };
     let source = |of| {
         let (client, heartbeat) = cluster.watch_client()?;
-        Ok(locks::Source { of, client, heartbeat })
+        Ok(locks::Source { of, client, heartbeat, mark: Mark::default() })
     };
     of.into_iter().map(source).collect()
+}
+
+/// What tells the controller how far the watches have come.
+fn teller(snapshot: &Arc<Snapshot>, limit: Limit, tokens: &[Source], locks: &[locks::Source]) -> Teller {
+    let cluster_locks = locks.iter().find(|source| matches!(source.of, locks::Of::Cluster));
+    let of_namespace = |source: &locks::Source| match &source.of {
+        locks::Of::Namespace(namespace) => Some((namespace.clone(), source.mark.clone())),
+        locks::Of::Cluster => None,
+    };
+    Teller {
+        snapshot: snapshot.clone(),
+        limit,
+        tokens: tokens.iter().map(|source| (source.namespace.clone(), source.mark.clone())).collect(),
+        locks: locks.iter().filter_map(of_namespace).collect(),
+        cluster_locks: cluster_locks.map(|source| source.mark.clone()),
+    }
 }
 
 /// Puts every usable pepper into the snapshot. One that is deleted later stays there, because checks depend on it.

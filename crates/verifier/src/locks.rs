@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
+use crate::watermark::Mark;
 use tokenward_core::crd::{AnyLock, ClusterTokenLock, TokenLock};
 use tokenward_core::lock::{Lock, Locks};
 use tokenward_runtime::backoff::WatchBackoff;
@@ -29,6 +30,7 @@ pub(super) struct Source {
     pub client: Client,
     /// That of the client, to which the end of a list is news.
     pub heartbeat: WatchHeartbeat,
+    pub mark: Mark,
 }
 
 /// The locks of one watch.
@@ -42,8 +44,14 @@ pub(super) enum Of {
 /// A lock by namespace and name.
 type Key = (Option<String>, String);
 
-/// An event of a watch, with what is needed of the lock.
-type LockEvent = Event<(Key, Result<Arc<Lock>, String>)>;
+/// What is needed of an object.
+struct Prepared {
+    key: Key,
+    resource_version: Option<String>,
+    lock: Result<Arc<Lock>, String>,
+}
+
+type LockEvent = Event<Prepared>;
 
 /// Puts the locks into the snapshot for as long as it is polled. Sets `ready` after the first list of every source.
 pub(super) async fn follow(sources: Vec<Source>, snapshot: Arc<Snapshot>, ready: Part, metrics: Metrics) {
@@ -51,11 +59,10 @@ pub(super) async fn follow(sources: Vec<Source>, snapshot: Arc<Snapshot>, ready:
         sources.iter().enumerate().map(|(at, source)| source.events().map(move |e| (at, e))),
     );
     let mut known: Vec<Known> = sources.iter().map(|_| Known::default()).collect();
+    let mut marks: Vec<Mark> = sources.iter().map(|source| source.mark.clone()).collect();
     let mut generation = 0u32;
     while let Some((at, event)) = events.next().await {
-        if matches!(event, Event::InitDone) {
-            sources[at].heartbeat.beat();
-        }
+        let passed = Passed::of(&event);
         if known[at].take(event) {
             generation = generation.wrapping_add(1);
             let locks = known.iter().flat_map(|known| known.locks.values().cloned());
@@ -63,10 +70,39 @@ pub(super) async fn follow(sources: Vec<Source>, snapshot: Arc<Snapshot>, ready:
             let number: usize = known.iter().map(|known| known.locks.len()).sum();
             metrics.locks.set(i64::try_from(number).unwrap_or(i64::MAX));
         }
+        // Once checks go by it.
+        match passed {
+            Passed::ListBegins => marks[at].list_begins(),
+            Passed::Listed(version) => marks[at].listed(version.as_deref()),
+            Passed::ListEnds => {
+                marks[at].list_ends();
+                sources[at].heartbeat.beat();
+            }
+            Passed::Event(version) => marks[at].applied(version.as_deref()),
+        }
         if !snapshot.are_locks_listed() && known.iter().all(|known| known.is_listed) {
             info!("listed TokenLocks and ClusterTokenLocks");
             snapshot.set_locks_listed();
             ready.set(true);
+        }
+    }
+}
+
+/// What an event says of how far its watch has come.
+enum Passed {
+    ListBegins,
+    Listed(Option<String>),
+    ListEnds,
+    Event(Option<String>),
+}
+
+impl Passed {
+    fn of(event: &LockEvent) -> Self {
+        match event {
+            Event::Init => Self::ListBegins,
+            Event::InitApply(object) => Self::Listed(object.resource_version.clone()),
+            Event::InitDone => Self::ListEnds,
+            Event::Apply(object) | Event::Delete(object) => Self::Event(object.resource_version.clone()),
         }
     }
 }
@@ -101,8 +137,9 @@ where
 
 fn prepared<K: AnyLock + Resource<DynamicType = ()>>(event: Event<DeserializeGuard<K>>) -> LockEvent {
     let prepare = |object: DeserializeGuard<K>| {
-        let key = (object.namespace(), object.name_any());
-        (key, object.0.map(|lock| Arc::new(Lock::of(&lock))).map_err(|invalid| invalid.error))
+        let (key, resource_version) = ((object.namespace(), object.name_any()), object.resource_version());
+        let lock = object.0.map(|lock| Arc::new(Lock::of(&lock))).map_err(|invalid| invalid.error);
+        Prepared { key, resource_version, lock }
     };
     match event {
         Event::Init => Event::Init,
@@ -130,12 +167,12 @@ impl Known {
                 self.listed.clear();
                 false
             }
-            Event::InitApply((key, lock)) => {
+            Event::InitApply(Prepared { key, lock, .. }) => {
                 self.listed.push(key.clone());
                 self.apply(key, lock)
             }
-            Event::Apply((key, lock)) => self.apply(key, lock),
-            Event::Delete((key, _)) => self.locks.remove(&key).is_some(),
+            Event::Apply(Prepared { key, lock, .. }) => self.apply(key, lock),
+            Event::Delete(Prepared { key, .. }) => self.locks.remove(&key).is_some(),
             Event::InitDone => {
                 self.is_listed = true;
                 let (before, listed) = (self.locks.len(), std::mem::take(&mut self.listed));
@@ -172,7 +209,7 @@ mod tests {
 
     use super::*;
 
-    fn event(name: &str, spec: serde_json::Value) -> (Key, Result<Arc<Lock>, String>) {
+    fn event(name: &str, spec: serde_json::Value) -> Prepared {
         let object = json!({"metadata": {"namespace": "ns", "name": name}, "spec": spec});
         let guard: DeserializeGuard<TokenLock> = serde_json::from_value(object).expect("an object");
         let Event::Apply(prepared) = prepared(Event::Apply(guard)) else { panic!("another event") };

@@ -120,6 +120,12 @@ subjects:
   verbs: [get, update]
 {{- end -}}
 
+{{- define "tokenward.endpointRules" -}}
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  verbs: [get, list, watch]
+{{- end -}}
+
 {{- define "tokenward.pepperRules" -}}
 - apiGroups: [""]
   resources: [secrets]

@@ -28,6 +28,9 @@ pub(crate) struct TokenState {
     pub(crate) inspected: Option<Inspected>,
     /// The resourceVersion of the last write of this process. The watch may still deliver older ones.
     pub(crate) written: Option<u64>,
+    /// The resourceVersion by which verifiers have to know that it is revoked. One of a later write of ours would do too, and
+    /// each write would then need another confirmation.
+    pub(crate) revoked_at: Option<u64>,
     /// How often its reconciliation has failed in a row.
     pub(crate) failures: u32,
     /// Whether to read the Secret before creating one: there may be one without labels, which the watch does not see.

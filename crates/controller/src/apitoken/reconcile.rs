@@ -18,6 +18,7 @@ use crate::objects::{Token, TokenKey};
 use crate::workqueue::Next;
 use tokenward_core::crd::ApiToken;
 use tokenward_core::lifecycle::{Observed, OwnSecret, SecretState, Spec, Step, inspect, next_step, wipe};
+use tokenward_core::proof::{Confirmations, Written};
 use tokenward_core::token::Peppers;
 use tokenward_runtime::backoff::Backoff;
 use tokenward_runtime::cluster::error::{ErrorClass, classify, is_not_found, message};
@@ -78,6 +79,7 @@ async fn make_steps(mut token: ApiToken, key: &TokenKey, context: &Context) -> R
         let locks = context.locks.current();
         let subscriptions = context.webhooks.subscriptions(&key.namespace);
         let observed = Observed {
+            confirmations: confirmations(&token, key, context),
             token: &token,
             spec,
             secret,
@@ -118,6 +120,23 @@ async fn make_steps(mut token: ApiToken, key: &TokenKey, context: &Context) -> R
         "still not at rest after many steps; reconciling again soon"
     );
     Ok(Next::After(Duration::from_secs(1)))
+}
+
+/// How many verifiers know a revoked token as it is stored. Of others nobody asks.
+fn confirmations(token: &ApiToken, key: &TokenKey, context: &Context) -> Option<Confirmations> {
+    let revocation = token.status.as_ref()?.revocation.as_ref()?;
+    if revocation.enforced_at.is_some() {
+        return None;
+    }
+    let version: Option<u64> = token.resource_version().and_then(|version| version.parse().ok());
+    let noted = context.cache.with_existing(&key.uid, |state| {
+        state.revoked_at = state.revoked_at.or(version);
+        state.revoked_at
+    });
+    let written = noted
+        .unwrap_or(version)
+        .map(|resource_version| Written::Token { namespace: &key.namespace, resource_version });
+    context.verifiers.confirmations(written, revocation.requested_at)
 }
 
 fn wait(until: Option<Timestamp>, now: Timestamp) -> Next {

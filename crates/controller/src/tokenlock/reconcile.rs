@@ -1,6 +1,8 @@
 //! The finalizers and the status of locks.
 
+use std::collections::HashMap;
 use std::fmt::Debug;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
@@ -20,15 +22,18 @@ use super::watch::{Guarded, LockStores};
 use super::{KnownLocks, candidate};
 use crate::objects::{FIELD_MANAGER, Token};
 use crate::recorder::{EventRecorder, NewEvent};
+use crate::verifiers::Verifiers;
 use crate::watches::api;
 use tokenward_core::crd::labels::LOCK_FINALIZER;
 use tokenward_core::crd::{
     AnyLock, ClusterTokenLock, ConditionType, LockAction, Reason, TokenLock, find_condition,
 };
 use tokenward_core::lock::{Candidate, Lock, Tally, report};
+use tokenward_core::proof::Written;
 use tokenward_runtime::cluster::error::{is_not_found, message};
 use tokenward_runtime::cluster::lease::Claim;
 use tokenward_runtime::failpoint;
+use tokenward_runtime::sync::lock;
 
 /// How often the status of a lock is brought up to date while tokens are still to be recorded.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -48,8 +53,11 @@ pub(crate) struct Parts {
     pub(crate) claim: tokio::sync::watch::Receiver<Claim>,
     pub(crate) events: EventRecorder,
     pub(crate) known: KnownLocks,
+    pub(crate) verifiers: Verifiers,
     pub(crate) stores: LockStores,
     pub(crate) tokens: Vec<Store<Token>>,
+    /// By uid, the resourceVersion by which verifiers have to know a lock: the first that was seen, as a lock never changes.
+    pub(crate) first_seen: Arc<Mutex<HashMap<String, u64>>>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -72,6 +80,7 @@ pub(crate) async fn reconcile_all(mut parts: Parts) {
         if !parts.claim.borrow().is_valid() {
             continue;
         }
+        parts.forget_deleted();
         let all = news || rounds.is_multiple_of(SETTLED_ROUNDS);
         for store in &parts.stores.of_namespaces {
             parts.reconcile_store(store, all, api::<TokenLock>).await;
@@ -83,6 +92,15 @@ pub(crate) async fn reconcile_all(mut parts: Parts) {
 }
 
 impl Parts {
+    fn first_seen(&self, uid: &str, version: u64) -> u64 {
+        *lock(&self.first_seen).entry(uid.to_owned()).or_insert(version)
+    }
+
+    fn forget_deleted(&self) {
+        let known = self.known.current();
+        lock(&self.first_seen).retain(|uid, _| known.iter().any(|lock| lock.uid() == uid));
+    }
+
     /// Reconciles the locks of a store: `all`, or those with which something is left to do.
     async fn reconcile_store<K>(
         &self,
@@ -133,7 +151,17 @@ impl Parts {
             return self.write_finalizer(lock, api, false).await;
         }
         let before = lock.lock_status();
-        let status = report(before, prepared, tally, lock.meta().generation, Timestamp::now());
+        let now = Timestamp::now();
+        let version: Option<u64> = lock.resource_version().and_then(|version| version.parse().ok());
+        let written = version.map(|version| Written::Lock {
+            namespace: prepared.namespace(),
+            resource_version: self.first_seen(prepared.uid(), version),
+        });
+        let created = lock.meta().creation_timestamp.as_ref().map_or(now, |time| time.0);
+        let is_enforced = before.is_some_and(|before| before.enforced_at.is_some());
+        let confirmations = if is_enforced { None } else { self.verifiers.confirmations(written, created) };
+        let generation = lock.meta().generation;
+        let status = report(before, prepared, tally, confirmations.as_ref(), generation, now);
         if before == Some(&status) || !self.claim.borrow().is_valid() {
             return Ok(());
         }
@@ -223,7 +251,10 @@ fn add(tally: &mut Tally, token: &Token, candidate: Option<&Candidate<'_>>, lock
 fn is_settled<K: AnyLock + Resource>(lock: &K) -> bool {
     let ready =
         lock.lock_status().and_then(|status| find_condition(&status.conditions, ConditionType::Ready));
-    lock.meta().deletion_timestamp.is_none() && ready.is_some_and(|ready| ready.status == "True")
+    let is_enforced = lock.lock_status().is_some_and(|status| status.enforced_at.is_some());
+    lock.meta().deletion_timestamp.is_none()
+        && is_enforced
+        && ready.is_some_and(|ready| ready.status == "True")
 }
 
 /// What is told once of a lock, each time that it says something else.

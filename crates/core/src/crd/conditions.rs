@@ -15,6 +15,8 @@ pub enum ConditionType {
     Active,
     /// The token is revoked for good.
     Revoked,
+    /// Every verifier refuses what was revoked, or what a lock stops.
+    Enforced,
     /// An overlap is open: a replaced secret still works.
     Rotating,
     /// The Secret contains the current version.
@@ -36,6 +38,7 @@ impl ConditionType {
             Self::Ready => "Ready",
             Self::Active => "Active",
             Self::Revoked => "Revoked",
+            Self::Enforced => "Enforced",
             Self::Rotating => "Rotating",
             Self::Delivered => "Delivered",
             Self::Reconciling => "Reconciling",

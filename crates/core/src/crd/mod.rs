@@ -28,7 +28,7 @@ pub use duration::{DurationError, DurationString};
 pub use event_type::EventType;
 pub use status::{
     ApiTokenStatus, LockKind, LockRef, Outbox, OutboxEvent, Phase, RevocationSource, RevocationStatus,
-    RotationReason, RotationStatus, SecretRef, TokenVersion, VersionState,
+    RotationReason, RotationStatus, SecretRef, TokenVersion, VerifierCount, VersionState,
 };
 pub use tokenlock::{
     AnyLock, ClusterTokenLock, ClusterTokenLockSpec, LockAction, LockMatch, LockSelector,

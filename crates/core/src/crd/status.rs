@@ -212,10 +212,13 @@ pub struct RotationStatus {
 pub struct RevocationStatus {
     /// When the controller saw the request. Verifiers refuse the token from the request itself on.
     pub requested_at: Timestamp,
-    /// When every secret was marked revoked and the Secret was labelled or deleted. It is not an acknowledgement of
-    /// the verifiers, which refuse the token as soon as they see the request.
+    /// When every secret was marked revoked, the Secret was labelled or deleted, and every verifier that the controller knows had
+    /// confirmed that it refuses the token. Verifiers do so as soon as they see the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enforced_at: Option<Timestamp>,
+    /// How many verifiers have confirmed it. Unset: the controller knows of none, or has not asked yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verifiers: Option<VerifierCount>,
     /// Why, as given with the request.
     pub reason: RevocationReason,
     /// Where the request came from.
@@ -227,6 +230,16 @@ pub struct RevocationStatus {
     /// The lock that asked for it, which need not exist any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lock: Option<LockRef>,
+}
+
+/// How many verifiers have confirmed that something is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VerifierCount {
+    /// Those that may decide checks.
+    pub asked: i64,
+    /// Those of them that have confirmed it.
+    pub confirmed: i64,
 }
 
 /// A TokenLock of the namespace, or a ClusterTokenLock.

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::apitoken::PRINTABLE;
-use super::{Owner, RevocationReason};
+use super::{Owner, RevocationReason, VerifierCount};
 
 /// Stops every ApiToken of its namespace that it matches, with one write: verifiers refuse them as soon as they see it, whatever
 /// their number.
@@ -28,6 +28,11 @@ use super::{Owner, RevocationReason};
     printcolumn(name = "Action", type_ = "string", json_path = ".spec.action"),
     printcolumn(name = "Matched", type_ = "integer", json_path = ".status.matched"),
     printcolumn(name = "Latched", type_ = "integer", json_path = ".status.latched"),
+    printcolumn(
+        name = "Enforced",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Enforced\")].status"
+    ),
     printcolumn(
         name = "Ready",
         type_ = "string",
@@ -66,6 +71,11 @@ pub struct TokenLockSpec {
     printcolumn(name = "Action", type_ = "string", json_path = ".spec.action"),
     printcolumn(name = "Matched", type_ = "integer", json_path = ".status.matched"),
     printcolumn(name = "Latched", type_ = "integer", json_path = ".status.latched"),
+    printcolumn(
+        name = "Enforced",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Enforced\")].status"
+    ),
     printcolumn(
         name = "Ready",
         type_ = "string",
@@ -259,7 +269,13 @@ pub struct TokenLockStatus {
     /// How many of them have it on their own record, `status`. Verifiers need not wait for that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latched: Option<i64>,
-    /// Ready: every matched ApiToken has the lock on its own record. Reconciling and Stalled as kstatus defines them.
+    /// When every verifier that the controller knows had confirmed that it obeys the lock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enforced_at: Option<Timestamp>,
+    /// How many verifiers have confirmed it. Unset: the controller knows of none, or has not asked yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verifiers: Option<VerifierCount>,
+    /// Ready: every matched ApiToken has the lock on its own record. Enforced: every verifier obeys the lock. Reconciling and Stalled as kstatus defines them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -8,12 +8,13 @@ use jiff::Timestamp;
 use super::authentication::missing_pepper;
 use super::locked::suspending;
 use super::observed::{Observed, RejectionKind, SecretState};
+use super::revoke::{is_late, is_recorded};
 use super::rotate::Due;
 use super::transitions::{Transition, add_condition_changes, add_expiry_notice};
 use super::versions::{active, overlaps, pending};
 use crate::crd::{
     ApiTokenStatus, ConditionType, Conditions, CreationPolicy, OnRevoke, Outcome, Phase, Reason,
-    RotationReason,
+    RevocationStatus, RotationReason, VerifierCount,
 };
 use crate::lock::Lock;
 use crate::token::PepperId;
@@ -132,7 +133,10 @@ pub(super) fn describe(
     let cause = cause(observed, status, suspension, due, now);
     let secret = observed.spec.as_ref().map_or("the Secret", |spec| &spec.secret_name);
     let stalled = stalled(&cause, secret);
-    let ready = ready(&cause, stalled.as_ref(), status, secret);
+    // Told together with the confirmations, for one write less, unless these take too long.
+    let is_late = status.revocation.as_ref().is_some_and(|revocation| is_late(revocation.requested_at, now));
+    let is_recorded = is_enforced(status) || (is_late && is_recorded(observed, now));
+    let ready = ready(&cause, stalled.as_ref(), status, secret, is_recorded);
     let delivered = delivered(observed, status, secret, &cause);
     let active = active_now(&cause, suspension, status, &delivered);
     let phase = phase(&cause, stalled.is_some(), suspension.is_some(), status);
@@ -153,6 +157,7 @@ pub(super) fn describe(
         let (at, why) = (revocation.requested_at, revocation.reason.as_str());
         let message = format!("revoked at {at}{by} ({why})");
         conditions.set(ConditionType::Revoked, Outcome::yes(reason, message));
+        conditions.set(ConditionType::Enforced, enforced(observed, revocation, now));
     }
     if let Some(message) = open_overlaps(status) {
         conditions.set(ConditionType::Rotating, Outcome::yes("Overlap", message));
@@ -164,6 +169,25 @@ pub(super) fn describe(
     }
     status.conditions = conditions.into_vec();
     status.phase = Some(phase);
+}
+
+/// The condition Enforced of a revoked token: whether every verifier refuses it.
+fn enforced(observed: &Observed<'_>, revocation: &RevocationStatus, now: Timestamp) -> Outcome {
+    match (revocation.enforced_at, revocation.verifiers, &observed.confirmations) {
+        (Some(at), Some(VerifierCount { asked, .. }), _) => Outcome::yes(
+            "Confirmed",
+            format!("all {asked} verifiers had confirmed by {at} that they refuse it"),
+        ),
+        (Some(_), None, _) => {
+            Outcome::yes("Recorded", "recorded; the controller knows of no verifiers, so it has asked none")
+        }
+        (None, Some(_), Some(confirmations)) if is_late(revocation.requested_at, now) => {
+            Outcome::no("Unconfirmed", confirmations.message())
+        }
+        (None, ..) => {
+            Outcome::no("Pending", "verifiers refuse it as soon as they see it; none has confirmed that yet")
+        }
+    }
 }
 
 fn is_enforced(status: &ApiTokenStatus) -> bool {
@@ -241,13 +265,19 @@ fn stalled(cause: &Cause, secret: &str) -> Option<Reason> {
 }
 
 /// The condition Ready: whether the spec is realised.
-fn ready(cause: &Cause, stalled: Option<&Reason>, status: &ApiTokenStatus, secret: &str) -> Outcome {
+fn ready(
+    cause: &Cause,
+    stalled: Option<&Reason>,
+    status: &ApiTokenStatus,
+    secret: &str,
+    is_recorded: bool,
+) -> Outcome {
     if let Some(reason) = stalled {
         return Outcome { status: false, reason: reason.clone() };
     }
     let current = current(status);
     match cause {
-        Cause::Revoked if is_enforced(status) => Outcome::yes("Revoked", "revoked for good"),
+        Cause::Revoked if is_recorded => Outcome::yes("Revoked", "revoked for good"),
         Cause::Revoked => Outcome::no("Revoking", "the revocation is being recorded"),
         Cause::Expired(at) if status.versions.is_empty() => Outcome::yes(
             "Expired",
@@ -403,6 +433,7 @@ mod tests {
                 reason: RevocationReason::Unspecified,
                 source: RevocationSource::Spec,
                 actor: None,
+                verifiers: None,
                 lock: None,
             }),
             ..status(&[VersionState::Revoked])
@@ -459,7 +490,8 @@ mod tests {
             (Cause::Foreign(None), active(), (false, "SecretConflict")),
             (rejected(RejectionKind::Invalid), active(), (false, "SecretInvalid")),
         ] {
-            let ready = ready(&cause, stalled(&cause, "s").as_ref(), &status, "s");
+            let recorded = is_enforced(&status);
+            let ready = ready(&cause, stalled(&cause, "s").as_ref(), &status, "s", recorded);
             assert_eq!((ready.status, ready.reason.code), expected, "{cause:?}");
         }
     }

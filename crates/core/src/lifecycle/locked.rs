@@ -53,6 +53,7 @@ pub(super) fn revocation(lock: &Lock, now: Timestamp) -> RevocationStatus {
     RevocationStatus {
         requested_at: now,
         enforced_at: None,
+        verifiers: None,
         reason: lock.reason(),
         source: RevocationSource::Lock,
         actor: lock.requested_by().map(str::to_owned),

@@ -276,7 +276,8 @@ fn wake(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timesta
     let notice = observed.expiry_notice_at().filter(|_| status.revocation.is_none());
     let contest = observed.contested(now).map(|(_, until)| until);
     let finalizer = finalizer::retry_at(observed, now);
-    [retry, due, retirement, expiry, notice, contest, finalizer]
+    let confirmation = revoke::confirmation_at(status, now);
+    [retry, confirmation, due, retirement, expiry, notice, contest, finalizer]
         .into_iter()
         .flatten()
         .filter(|at| *at > now)

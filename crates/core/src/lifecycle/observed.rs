@@ -11,6 +11,7 @@ use crate::crd::{ApiToken, ApiTokenStatus, CreationPolicy, TokenVersion};
 use crate::lock::Locks;
 use crate::outbox::events::Receipts;
 use crate::outbox::subscription::Subscription;
+use crate::proof::Confirmations;
 use crate::token::{Hash, KeyId, PepperId, Peppers};
 
 /// How long until a Secret that could not be read or written is tried again. The watch selects by label, so it does not
@@ -42,6 +43,8 @@ pub struct Observed<'a> {
     pub subscriptions: &'a [Subscription],
     /// The events that they have accepted since the status was written.
     pub receipts: Receipts,
+    /// How many verifiers know this object as last read or written. `None`: the controller knows of none.
+    pub confirmations: Option<Confirmations>,
     /// How long before `expiresAt` the transition `Expiring` is reported.
     pub expiry_notice: SignedDuration,
 }

@@ -240,6 +240,7 @@ impl World {
             propagation: SignedDuration::from_secs(1),
             subscriptions: &self.subscriptions,
             receipts: self.receipts.clone(),
+            confirmations: None,
             expiry_notice: SignedDuration::from_secs(500),
         }
     }

@@ -3,7 +3,8 @@
 use jiff::Timestamp;
 
 use super::{Lock, Progress};
-use crate::crd::{ConditionType, Conditions, LockAction, Outcome, TokenLockStatus};
+use crate::crd::{ConditionType, Conditions, LockAction, Outcome, TokenLockStatus, VerifierCount};
+use crate::proof::Confirmations;
 
 /// How far a lock has come with all tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,10 +34,13 @@ impl Tally {
 }
 
 /// The status of a lock. It is as before if nothing has changed.
+///
+/// `confirmations` are of the lock as last read; `None`: the controller knows of no verifiers.
 pub fn report(
     before: Option<&TokenLockStatus>,
     lock: &Lock,
     tally: Tally,
+    confirmations: Option<&Confirmations>,
     generation: Option<i64>,
     now: Timestamp,
 ) -> TokenLockStatus {
@@ -75,10 +79,42 @@ pub fn report(
         let type_ = if outstanding > 0 { ConditionType::Reconciling } else { ConditionType::Stalled };
         conditions.set(type_, Outcome { status: true, reason: ready.reason });
     }
+    // Once it is enforced, it stays so: a verifier that starts later reads the lock before it decides anything.
+    let enforced_at = before.and_then(|before| before.enforced_at);
+    let is_complete = confirmations.is_none_or(Confirmations::are_complete);
+    let enforced_at = enforced_at.or(is_complete.then_some(now));
+    let count = |of: &Confirmations| VerifierCount { asked: of.asked, confirmed: of.confirmed };
+    let was_enforced = before.is_some_and(|before| before.enforced_at.is_some());
+    let verifiers = match before {
+        Some(before) if was_enforced => before.verifiers,
+        _ => confirmations.map(count),
+    };
+    conditions.set(ConditionType::Enforced, enforced(enforced_at, verifiers, confirmations));
     TokenLockStatus {
+        enforced_at,
+        verifiers,
         observed_generation: generation,
         matched: Some(matched),
         latched: Some(latched),
         conditions: conditions.into_vec(),
+    }
+}
+
+/// The condition Enforced: whether every verifier obeys the lock.
+fn enforced(
+    at: Option<Timestamp>,
+    verifiers: Option<VerifierCount>,
+    confirmations: Option<&Confirmations>,
+) -> Outcome {
+    match (at, verifiers, confirmations) {
+        (Some(at), Some(VerifierCount { asked, .. }), _) => Outcome::yes(
+            "Confirmed",
+            format!("all {asked} verifiers had confirmed by {at} that they obey it"),
+        ),
+        (Some(_), None, _) => {
+            Outcome::yes("Recorded", "the controller knows of no verifiers, so it has asked none")
+        }
+        (None, _, Some(confirmations)) => Outcome::no("Unconfirmed", confirmations.message()),
+        (None, _, None) => Outcome::no("Unconfirmed", "no verifier was asked yet"),
     }
 }

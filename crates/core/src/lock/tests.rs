@@ -10,8 +10,9 @@ use serde_json::json;
 use super::*;
 use crate::crd::{
     ClusterTokenLock, ClusterTokenLockSpec, LockMatch, LockSelector, LockSelectorOperator,
-    LockSelectorRequirement, Owner, TokenLock, TokenLockSpec,
+    LockSelectorRequirement, Owner, TokenLock, TokenLockSpec, TokenLockStatus,
 };
+use crate::proof::Confirmations;
 
 /// When the locks of these tests are created, in seconds.
 const CREATED: i64 = 1_800_000_000;
@@ -236,11 +237,39 @@ fn a_status_says_what_is_still_to_be_recorded() {
     ] {
         let lock = cluster_lock(json!({"all": true}), action);
         let now = Timestamp::UNIX_EPOCH;
-        let status = report(None, &lock, tally, Some(1), now);
-        let conditions: Vec<_> =
-            status.conditions.iter().map(|c| (&*c.type_, &*c.status, &*c.reason)).collect();
+        let status = report(None, &lock, tally, None, Some(1), now);
+        let conditions: Vec<_> = status
+            .conditions
+            .iter()
+            .filter(|c| c.type_ != "Enforced")
+            .map(|c| (&*c.type_, &*c.status, &*c.reason))
+            .collect();
         assert_eq!(conditions, expected, "{action:?} {tally:?}");
         let later = Timestamp::from_second(9).expect("an instant");
-        assert_eq!(report(Some(&status), &lock, tally, Some(1), later), status, "nothing has changed");
+        assert_eq!(report(Some(&status), &lock, tally, None, Some(1), later), status, "nothing has changed");
     }
+}
+
+#[test]
+fn a_lock_is_enforced_once_all_have_confirmed_it_and_stays_so() {
+    let lock = cluster_lock(json!({"all": true}), LockAction::Suspend);
+    let at = |second| Timestamp::from_second(second).expect("an instant");
+    let counted = |confirmed, missing: &[&str]| Confirmations {
+        asked: 2,
+        confirmed,
+        missing: missing.iter().map(|text| (*text).to_owned()).collect(),
+    };
+    let enforced = |status: &TokenLockStatus| {
+        let condition = status.conditions.iter().find(|c| c.type_ == "Enforced").expect("Enforced");
+        (condition.status.clone(), condition.message.clone())
+    };
+    let tally = Tally::default();
+    let first = report(None, &lock, tally, Some(&counted(1, &["b is silent"])), Some(1), at(1));
+    assert_eq!(first.enforced_at, None);
+    let message = "1 of 2 verifiers have confirmed it; b is silent".to_owned();
+    assert_eq!(enforced(&first), ("False".to_owned(), message));
+    let second = report(Some(&first), &lock, tally, Some(&counted(2, &[])), Some(1), at(2));
+    assert_eq!(second.enforced_at, Some(at(2)));
+    let third = report(Some(&second), &lock, tally, Some(&counted(0, &["b is silent"])), Some(1), at(3));
+    assert_eq!(third, second);
 }

@@ -9,6 +9,7 @@ pub mod pepper;
 pub mod plaintext;
 pub mod scope;
 pub mod seal;
+pub mod statement;
 pub mod version_mac;
 
 pub use format::{KeyId, Prefix, Token};

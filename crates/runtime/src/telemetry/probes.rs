@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::ALLOW;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use prometheus_client::registry::Registry;
@@ -65,32 +65,44 @@ impl Part {
     }
 }
 
+/// What a process answers on this port beside the probes, to a GET of a URI. `None`: it does not know the path.
+pub type Further = Box<dyn Fn(&Uri) -> Option<Response<Full<Bytes>>> + Send + Sync>;
+
 /// Binds to the address, and returns the server, which runs until `stop`.
 pub fn serve(
     listen: SocketAddr,
     readiness: Readiness,
     registry: Registry,
+    further: Option<Further>,
     stop: CancellationToken,
 ) -> anyhow::Result<impl Future<Output = ()>> {
-    Ok(run(listen_on("--telemetry-listen", listen)?, readiness, registry, stop))
+    let shared = Shared { readiness, registry, further };
+    Ok(run(listen_on("--telemetry-listen", listen)?, shared, stop))
 }
 
-async fn run(listener: TcpListener, readiness: Readiness, registry: Registry, stop: CancellationToken) {
-    let shared = Arc::new((readiness, registry));
+struct Shared {
+    readiness: Readiness,
+    registry: Registry,
+    further: Option<Further>,
+}
+
+async fn run(listener: TcpListener, shared: Shared, stop: CancellationToken) {
+    let shared = Arc::new(shared);
     let service = move |request: Request<Incoming>| {
         let shared = shared.clone();
-        async move { respond(request.method(), request.uri().path(), &shared.0, &shared.1) }
+        async move { respond(request.method(), request.uri(), &shared) }
     };
     serve::serve(listener, None, service, LIMITS, stop).await;
 }
 
-fn respond(method: &Method, path: &str, readiness: &Readiness, registry: &Registry) -> Response<Full<Bytes>> {
+fn respond(method: &Method, uri: &Uri, shared: &Shared) -> Response<Full<Bytes>> {
+    let Shared { readiness, registry, further } = shared;
     if !matches!(*method, Method::GET | Method::HEAD) {
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET,HEAD"));
         return response;
     }
-    match path {
+    match uri.path() {
         "/livez" => text(StatusCode::OK, "ok\n"),
         "/readyz" => match &*readiness.missing() {
             [] => text(StatusCode::OK, "ok\n"),
@@ -99,7 +111,9 @@ fn respond(method: &Method, path: &str, readiness: &Readiness, registry: &Regist
             }
         },
         "/metrics" => metrics(registry),
-        _ => text(StatusCode::NOT_FOUND, "not found; there are /livez, /readyz and /metrics\n"),
+        _ => further.as_ref().and_then(|further| further(uri)).unwrap_or_else(|| {
+            text(StatusCode::NOT_FOUND, "not found; there are /livez, /readyz and /metrics\n")
+        }),
     }
 }
 
@@ -125,11 +139,21 @@ mod tests {
 
     /// Status and body of the response to a request.
     fn ask(method: Method, path: &str, readiness: &Readiness) -> (u16, String) {
-        let response = respond(&method, path, readiness, &Registry::default());
+        let shared = Shared {
+            readiness: readiness.clone(),
+            registry: Registry::default(),
+            further: Some(Box::new(further)),
+        };
+        let response = respond(&method, &path.parse().expect("a URI"), &shared);
         let status = response.status().as_u16();
         let body =
             response.into_body().collect().now_or_never().expect("no wait").expect("a body").to_bytes();
         (status, String::from_utf8(body.into()).expect("text"))
+    }
+
+    fn further(uri: &Uri) -> Option<Response<Full<Bytes>>> {
+        (uri.path() == "/further")
+            .then(|| text(StatusCode::ACCEPTED, uri.query().unwrap_or_default().to_owned()))
     }
 
     #[test]
@@ -152,6 +176,8 @@ mod tests {
             (Method::HEAD, "/livez", 200),
             (Method::GET, "/metrics", 200),
             (Method::POST, "/metrics", 405),
+            (Method::GET, "/further?a=b", 202),
+            (Method::POST, "/further", 405),
             (Method::GET, "/", 404),
         ] {
             assert_eq!(ask(method, path, &Readiness::default()).0, status, "{path}");
@@ -164,7 +190,8 @@ mod tests {
     async fn unfinished_requests_lock_nobody_out() {
         let listener = listen("127.0.0.1:0".parse().expect("an address")).expect("a port");
         let address = listener.local_addr().expect("an address");
-        tokio::spawn(run(listener, Readiness::default(), Registry::default(), CancellationToken::new()));
+        let shared = Shared { readiness: Readiness::default(), registry: Registry::default(), further: None };
+        tokio::spawn(run(listener, shared, CancellationToken::new()));
         let head = format!("GET /metrics HTTP/1.1\r\nx: {}", "x".repeat(8 * 1024));
         let mut open = Vec::new();
         for _ in 0..10 * LIMITS.connections {

@@ -1,0 +1,189 @@
+//! The verifiers, asked how far they have come, so that a revocation or a lock is called in force once it is.
+//!
+//! They are asked while something waits for it, and now and then. What they say carries a MAC under the pepper, so no connection has
+//! to be trusted.
+
+mod ask;
+mod endpoints;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::FuturesUnordered;
+use futures::{StreamExt, future};
+use jiff::Timestamp;
+use kube::Client;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tracing::debug;
+
+use self::endpoints::{Endpoint, Endpoints};
+use tokenward_core::proof::{Confirmations, Heard, Watermark, Written};
+use tokenward_runtime::cluster::pepper::PepperState;
+
+/// How often they are asked while something waits: less and less, for the sake of one that stays silent.
+const BUSY_INTERVAL: Duration = Duration::from_millis(50);
+const LONGEST_BUSY_INTERVAL: Duration = Duration::from_secs(1);
+/// How often they are asked otherwise, so that the policy of one that falls silent is known.
+const QUIET_INTERVAL: Duration = Duration::from_secs(10);
+/// For how long they are asked often after something has waited.
+const BUSY_TIME: Duration = Duration::from_secs(3);
+/// Verifiers that are asked at a time.
+const CONCURRENT: usize = 32;
+
+/// What the verifiers have said, for those who wait for it.
+#[derive(Clone)]
+pub(crate) struct Verifiers {
+    heard: watch::Receiver<Arc<Vec<Heard>>>,
+    wanted: Arc<Notify>,
+    /// Whether any are known at all. If not, nobody is asked, and nothing waits.
+    are_known: bool,
+}
+
+impl Verifiers {
+    /// How many verifiers know what was written `at` an instant. `None`: the controller was told of none.
+    pub(crate) fn confirmations(&self, written: Option<Written<'_>>, at: Timestamp) -> Option<Confirmations> {
+        if !self.are_known {
+            return None;
+        }
+        let heard = self.heard.borrow().clone();
+        // Not even the list of them has been read.
+        let unknown = || Confirmations {
+            missing: vec!["the verifiers are not known yet".to_owned()],
+            ..Default::default()
+        };
+        let confirmations = match written {
+            Some(written) if !heard.is_empty() => Confirmations::count(&heard, written, at),
+            _ => unknown(),
+        };
+        if !confirmations.are_complete() {
+            self.wanted.notify_one();
+        }
+        Some(confirmations)
+    }
+}
+
+/// The verifiers of these flags, and the task that asks them.
+pub(crate) fn follow(
+    client: &Client,
+    namespace: &str,
+    args: &crate::config::VerifierArgs,
+    peppers: watch::Receiver<PepperState>,
+) -> (Verifiers, impl Future<Output = ()> + use<>) {
+    let (publish, heard) = watch::channel(Arc::default());
+    let wanted = Arc::new(Notify::new());
+    let endpoints = Endpoints::of(client, namespace, args);
+    let verifiers = Verifiers { heard, wanted: wanted.clone(), are_known: endpoints.is_some() };
+    let run = async move {
+        match endpoints {
+            Some((endpoints, watch)) => {
+                future::join(watch, ask_all(endpoints, publish, wanted, peppers)).await;
+            }
+            None => future::pending().await,
+        }
+    };
+    (verifiers, run)
+}
+
+async fn ask_all(
+    endpoints: Endpoints,
+    publish: watch::Sender<Arc<Vec<Heard>>>,
+    wanted: Arc<Notify>,
+    peppers: watch::Receiver<PepperState>,
+) {
+    let mut known: HashMap<Endpoint, Heard> = HashMap::new();
+    // Each by itself, so that one that is silent delays none.
+    let (mut asked, mut in_flight) = (FuturesUnordered::new(), HashSet::new());
+    let (mut busy_until, mut interval) = (Instant::now(), BUSY_INTERVAL);
+    let mut next = Instant::now();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep_until(next) => {
+                let is_busy = Instant::now() < busy_until;
+                interval = if is_busy { (interval * 5 / 4).min(LONGEST_BUSY_INTERVAL) } else { BUSY_INTERVAL };
+                next = Instant::now() + if is_busy { interval } else { QUIET_INTERVAL };
+                let current = endpoints.current();
+                known.retain(|endpoint, _| current.iter().any(|(other, _)| other == endpoint));
+                let PepperState::Present(peppers) = peppers.borrow().clone() else { continue };
+                for (endpoint, may_serve) in current {
+                    if in_flight.len() < CONCURRENT && in_flight.insert(endpoint.clone()) {
+                        let peppers = peppers.clone();
+                        asked.push(async move {
+                            let answer = ask::ask(endpoint.address, &peppers).await;
+                            (endpoint, may_serve, answer)
+                        });
+                    }
+                }
+            }
+            Some((endpoint, may_serve, answer)) = asked.next() => {
+                in_flight.remove(&endpoint);
+                note(&mut known, endpoint, may_serve, answer, Timestamp::now());
+            }
+            () = wanted.notified() => {
+                if Instant::now() >= busy_until {
+                    next = Instant::now();
+                }
+                busy_until = Instant::now() + BUSY_TIME;
+                continue;
+            }
+        }
+        let mut heard: Vec<_> = known.values().cloned().collect();
+        heard.sort_by(|a, b| a.name.cmp(&b.name));
+        publish.send_if_modified(|before| {
+            let changed = **before != heard;
+            if changed {
+                *before = Arc::new(heard);
+            }
+            changed
+        });
+    }
+}
+
+/// Notes what a verifier has said, or that it says nothing.
+fn note(
+    known: &mut HashMap<Endpoint, Heard>,
+    endpoint: Endpoint,
+    may_serve: bool,
+    answer: Result<Watermark, ask::Error>,
+    now: Timestamp,
+) {
+    match answer {
+        Ok(last) => {
+            let heard = Heard { name: endpoint.name.clone(), last: Some(last), silent_since: None };
+            known.insert(endpoint, heard);
+        }
+        // No process of it runs, by the API server and by its own port.
+        Err(ask::Error::Refused) if !may_serve => _ = known.remove(&endpoint),
+        Err(error) => {
+            debug!(verifier = endpoint.name, %error, "a verifier does not say how far it has come");
+            let name = endpoint.name.clone();
+            let heard = known.entry(endpoint).or_insert(Heard { name, last: None, silent_since: None });
+            heard.silent_since.get_or_insert(now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_is_silent_counts_unless_none_runs() {
+        let endpoint =
+            Endpoint { name: "a".to_owned(), address: "192.0.2.1:9090".parse().expect("an address") };
+        let at = |second| Timestamp::from_second(second).expect("an instant");
+        let mut known = HashMap::new();
+        let mut note = |may_serve, answer, second| {
+            note(&mut known, endpoint.clone(), may_serve, answer, at(second));
+            known.values().map(|heard| (heard.last.is_some(), heard.silent_since)).next()
+        };
+        assert_eq!(note(false, Err(ask::Error::Refused), 0), None);
+        assert_eq!(note(true, Err(ask::Error::Refused), 1), Some((false, Some(at(1)))));
+        assert_eq!(note(true, Err(ask::Error::TimedOut), 2), Some((false, Some(at(1)))));
+        assert_eq!(note(true, Ok(Watermark::default()), 3), Some((true, None)));
+        assert_eq!(note(false, Err(ask::Error::TimedOut), 4), Some((true, Some(at(4)))));
+        assert_eq!(note(false, Err(ask::Error::NotAuthentic), 5), Some((true, Some(at(4)))));
+        assert_eq!(note(false, Err(ask::Error::Refused), 6), None);
+    }
+}

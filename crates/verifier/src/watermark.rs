@@ -1,0 +1,138 @@
+//! Tells the controller how far this verifier has come, so that a revocation can be proved.
+//!
+//! Anybody on the pod network may ask: resourceVersions are no secret. The answer carries a MAC under the pepper over the nonce of
+//! whoever asks, so nobody else can give it, and none can be given again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use http::{Response, StatusCode, Uri};
+use http_body_util::Full;
+use hyper::body::Bytes;
+
+use crate::config::StalePolicy;
+use crate::snapshot::Snapshot;
+use crate::staleness::Limit;
+use tokenward_core::proof::{MAC_HEADER, PATH, Position, Watermark};
+use tokenward_core::token::statement;
+use tokenward_runtime::serve::{response, text};
+
+/// The longest nonce, in bytes.
+const MAX_NONCE_BYTES: usize = 64;
+
+/// The resourceVersion up to which everything that a watch brings is applied. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Mark {
+    applied: Arc<AtomicU64>,
+    /// The highest of the list that is under way, which is applied only as a whole.
+    listing: u64,
+}
+
+impl Mark {
+    /// A list begins.
+    pub(super) fn list_begins(&mut self) {
+        self.listing = 0;
+    }
+
+    /// An object of a list is applied.
+    pub(super) fn listed(&mut self, resource_version: Option<&str>) {
+        self.listing = self.listing.max(parse(resource_version));
+    }
+
+    /// A list is applied. It may have come from an older state than what was known.
+    pub(super) fn list_ends(&self) {
+        self.applied.store(self.listing, Ordering::Release);
+    }
+
+    /// An event is applied. Those of one watch are in order.
+    pub(super) fn applied(&self, resource_version: Option<&str>) {
+        self.applied.store(parse(resource_version), Ordering::Release);
+    }
+
+    fn get(&self) -> u64 {
+        self.applied.load(Ordering::Acquire)
+    }
+}
+
+/// 0, which proves nothing, for what is no number.
+fn parse(resource_version: Option<&str>) -> u64 {
+    resource_version.and_then(|text| text.parse().ok()).unwrap_or_default()
+}
+
+/// What a verifier tells of itself.
+pub(super) struct Teller {
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) limit: Limit,
+    /// With the namespace of each watch; `None`: all.
+    pub(super) tokens: Vec<(Option<String>, Mark)>,
+    pub(super) locks: Vec<(Option<String>, Mark)>,
+    pub(super) cluster_locks: Option<Mark>,
+}
+
+impl Teller {
+    /// Answers on the telemetry port.
+    pub(super) fn answer(&self, uri: &Uri) -> Option<Response<Full<Bytes>>> {
+        if uri.path() != PATH {
+            return None;
+        }
+        let query = uri.query().unwrap_or_default();
+        let nonce = query.strip_prefix("nonce=").filter(|nonce| !nonce.is_empty());
+        let Some(nonce) = nonce.filter(|nonce| nonce.len() <= MAX_NONCE_BYTES) else {
+            return Some(text(StatusCode::BAD_REQUEST, "the query is nonce=, and up to 64 characters\n"));
+        };
+        let signed = self.snapshot.peppers.load().as_deref().and_then(|peppers| {
+            let body = serde_json::to_string(&self.watermark()).ok()?;
+            let mac = statement::sign(peppers, nonce, body.as_bytes())?;
+            Some((body, mac.parse().ok()?))
+        });
+        Some(match signed {
+            Some((body, mac)) => {
+                let mut response = response(StatusCode::OK, "application/json", body);
+                response.headers_mut().insert(MAC_HEADER, mac);
+                response
+            }
+            None => text(StatusCode::SERVICE_UNAVAILABLE, "there is no pepper yet\n"),
+        })
+    }
+
+    fn watermark(&self) -> Watermark {
+        let positions = |marks: &[(Option<String>, Mark)]| {
+            let position = |(namespace, mark): &(Option<String>, Mark)| Position {
+                namespace: namespace.clone(),
+                resource_version: mark.get(),
+            };
+            marks.iter().map(position).collect()
+        };
+        Watermark {
+            tokens: positions(&self.tokens),
+            locks: positions(&self.locks),
+            cluster_locks: self.cluster_locks.as_ref().map(Mark::get),
+            max_staleness: i64::try_from(self.limit.max_staleness.as_secs()).unwrap_or(i64::MAX),
+            denies_when_stale: self.limit.policy == StalePolicy::Deny,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_counts_once_it_is_complete() {
+        let mut mark = Mark::default();
+        mark.applied(Some("9"));
+        mark.list_begins();
+        mark.listed(Some("12"));
+        assert_eq!(mark.get(), 9);
+        mark.listed(Some("11"));
+        mark.list_ends();
+        assert_eq!(mark.get(), 12);
+        // An etcd that was restored.
+        mark.list_begins();
+        mark.listed(Some("3"));
+        mark.list_ends();
+        assert_eq!(mark.get(), 3);
+        mark.applied(Some("no number"));
+        assert_eq!(mark.get(), 0);
+    }
+}
