@@ -112,8 +112,8 @@ fn endpoints() -> Endpoints {
         snapshot.index.apply(&wire, &peppers, 0);
     }
     snapshot.peppers.store(Some(Arc::new(peppers)));
-    snapshot.set_tokens_listed();
-    snapshot.set_locks_listed();
+    snapshot.set_tokens_listed(true);
+    snapshot.set_locks_listed(true);
     let metrics = Metrics::register(&mut Registry::default());
     let callers = Arc::new(CallerAuthenticator::new(snapshot.clone(), None));
     // Trusted, so that X-Forwarded-For is parsed.

@@ -1,22 +1,26 @@
 //! The feed: a watch of ApiTokens, applied to the index event by event. No whole object is stored.
 //!
-//! An object that can't be parsed loses its entry: an outdated decision about a token is worse than a denial. Lists are
-//! read page by page, so never are all objects in memory at once.
+//! An object that can't be parsed loses its entry: an outdated decision about a token is worse than a denial. Others are
+//! not concerned, unless none can be parsed at all: then nothing is known, as before the first list. An event that does not
+//! even name its object may have been a revocation, so all are listed again. Lists are read page by page, so never are all
+//! objects in memory at once.
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt, future, stream};
 use kube::api::ObjectMeta;
 use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{Event, watcher};
+use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tokio::time::{Instant, sleep_until};
+use tracing::{error, info, warn};
 
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
@@ -31,12 +35,18 @@ use tokenward_runtime::cluster::pepper::PepperState;
 use tokenward_runtime::cluster::watch::in_pages;
 use tokenward_runtime::telemetry::probes::Part;
 
+/// How long after something that could not be read everything is listed again: soon, as nobody knows what it said, but not
+/// at once, since it may go on like that.
+const RELIST_AFTER: Duration = Duration::from_secs(10);
+/// Of a list, how many objects that can't be read are named in the log.
+const NAMED_UNREADABLE: u32 = 20;
+
 /// The source of one watch.
 pub(super) struct Source {
     /// `None`: all namespaces.
     pub namespace: Option<String>,
     pub client: Client,
-    /// That of the client, to which the end of a list is news.
+    /// That of the client, to which an event that is taken in is news, and the end of a list.
     pub heartbeat: WatchHeartbeat,
     pub mark: Mark,
 }
@@ -57,17 +67,27 @@ pub(super) async fn feed(
         let mut events =
             stream::select_all(sources.iter().enumerate().map(|(at, source)| events(source, at)));
         let mut lacks_pepper = false;
+        let mut relist_at = None;
         loop {
             tokio::select! {
                 event = events.next() => {
                     let Some((at, event)) = event else { return };
-                    if matches!(event, Event::InitDone) {
+                    let Some(event) = event else {
+                        relist_at.get_or_insert_with(|| Instant::now() + RELIST_AFTER);
+                        continue;
+                    };
+                    let is_end_of_list = matches!(event, Event::InitDone);
+                    let taken = listings[at].take(event, &snapshot, &peppers);
+                    lacks_pepper |= taken.lacks_pepper;
+                    if taken.is_news {
                         sources[at].heartbeat.beat();
+                    } else if is_end_of_list {
+                        relist_at.get_or_insert_with(|| Instant::now() + RELIST_AFTER);
                     }
-                    lacks_pepper |= listings[at].take(event, &snapshot, &peppers);
-                    if !snapshot.are_tokens_listed() && listings.iter().all(|listing| listing.listed) {
-                        snapshot.set_tokens_listed();
-                        ready.set(true);
+                    let listed = listings.iter().all(|listing| listing.listed);
+                    if snapshot.are_tokens_listed() != listed {
+                        snapshot.set_tokens_listed(listed);
+                        ready.set(listed);
                     }
                     metrics.tokens.set(i64::try_from(snapshot.index.len()).unwrap_or(i64::MAX));
                 }
@@ -79,6 +99,7 @@ pub(super) async fn feed(
                         break;
                     }
                 }
+                () = sleep_until(relist_at.unwrap_or_else(Instant::now)), if relist_at.is_some() => break,
             }
         }
     }
@@ -94,11 +115,11 @@ async fn next_peppers(state: &mut watch::Receiver<PepperState>) -> Option<Arc<Pe
     }
 }
 
-/// The events of a source, each with the source's position.
+/// The events of a source, each with the source's position. `None`: one that can't be attributed to an object.
 fn events(
     Source { namespace, client, .. }: &Source,
     at: usize,
-) -> BoxStream<'static, (usize, Event<Object>)> {
+) -> BoxStream<'static, (usize, Option<Event<Object>>)> {
     let api: Api<Object> = match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
@@ -108,8 +129,19 @@ fn events(
             warn!(error = watch_message(error), "ApiTokens can't be watched; checks go on from memory")
         })
         .backoff(WatchBackoff::default())
-        .filter_map(move |result| future::ready(result.ok().map(|event| (at, event))))
+        .filter_map(move |result| {
+            future::ready(match result {
+                Ok(event) => Some((at, Some(event))),
+                Err(error) => leaves_a_gap(&error).then_some((at, None)),
+            })
+        })
         .boxed()
+}
+
+/// Whether a line of the watch could not be read. The watch goes on behind it, so what it said would never be heard.
+fn leaves_a_gap(error: &watcher::Error) -> bool {
+    // kube takes any JSON that is no event for the API server's error.
+    matches!(error, watcher::Error::WatchFailed(kube::Error::SerdeError(_) | kube::Error::Api(_)))
 }
 
 /// The lists of one watch.
@@ -118,56 +150,90 @@ struct Listing {
     namespace: Option<String>,
     /// The number of lists that were begun. At the end of one, an entry with an older number was not in it.
     list: u32,
-    /// Whether the first list is complete.
+    /// The number of objects in the last list that could not be parsed.
+    unreadable: u32,
+    /// Whether the last list that ended was understood.
     listed: bool,
     mark: Mark,
 }
 
+/// What came of an event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Taken {
+    /// Whether it says that the snapshot is up to date: a readable event, or the end of a list that was understood.
+    is_news: bool,
+    /// Whether a version was left out because its pepper is not among those in use.
+    lacks_pepper: bool,
+}
+
 impl Listing {
     fn new(namespace: Option<String>, mark: Mark) -> Self {
-        Self { namespace, list: 0, listed: false, mark }
+        Self { namespace, list: 0, unreadable: 0, listed: false, mark }
     }
 
-    /// Applies an event to the index. Returns whether a version was left out because its pepper is not among these.
-    fn take(&mut self, event: Event<Object>, snapshot: &Snapshot, peppers: &Peppers) -> bool {
+    /// Applies an event to the index.
+    fn take(&mut self, event: Event<Object>, snapshot: &Snapshot, peppers: &Peppers) -> Taken {
         match event {
             Event::Init => {
                 self.list = self.list.wrapping_add(1);
                 self.mark.list_begins();
+                self.unreadable = 0;
+                Taken::default()
             }
             Event::InitApply(object) => {
-                let lacks_pepper = self.apply(&object, snapshot, peppers);
+                self.unreadable += u32::from(object.token.is_err());
+                let log = self.unreadable <= NAMED_UNREADABLE;
+                let taken = self.apply(&object, snapshot, peppers, log);
                 self.mark.listed(object.metadata.resource_version.as_deref());
-                return lacks_pepper;
+                // Part of a list that may never end.
+                Taken { is_news: false, ..taken }
             }
             Event::Apply(object) => {
-                let lacks_pepper = self.apply(&object, snapshot, peppers);
+                let taken = self.apply(&object, snapshot, peppers, true);
                 self.mark.applied(object.metadata.resource_version.as_deref());
-                return lacks_pepper;
+                taken
             }
             Event::Delete(object) => {
                 snapshot.index.delete(object.namespace(), object.name());
                 self.mark.applied(object.metadata.resource_version.as_deref());
+                Taken { is_news: true, lacks_pepper: false }
             }
             Event::InitDone => {
                 let within = |namespace: &str| self.namespace.as_deref().is_none_or(|own| own == namespace);
                 snapshot.index.retain(|entry| !within(entry.namespace()) || entry.seen_in() == self.list);
-                info!(tokens = snapshot.index.len(), "listed ApiTokens");
+                self.end(snapshot.index.len());
                 self.mark.list_ends();
-                self.listed = true;
+                Taken { is_news: self.listed, lacks_pepper: false }
             }
         }
-        false
     }
 
-    fn apply(&self, object: &Object, snapshot: &Snapshot, peppers: &Peppers) -> bool {
+    /// Notes the end of a list, after which so many tokens are known.
+    fn end(&mut self, tokens: usize) {
+        let unreadable = self.unreadable;
+        self.listed = tokens > 0 || unreadable == 0;
+        if self.listed {
+            info!(tokens, unreadable, "listed ApiTokens");
+        } else {
+            error!(
+                unreadable,
+                "not ready: of all ApiTokens not one can be read; install the verifier and the CRDs of one version"
+            );
+        }
+    }
+
+    fn apply(&self, object: &Object, snapshot: &Snapshot, peppers: &Peppers, log: bool) -> Taken {
         match &object.token {
-            Ok(token) => snapshot.index.apply(token, peppers, self.list),
+            Ok(token) => {
+                Taken { is_news: true, lacks_pepper: snapshot.index.apply(token, peppers, self.list) }
+            }
             Err(error) => {
-                let token = format!("{}/{}", object.namespace(), object.name());
-                warn!(token, error, "an ApiToken can't be read, so its token is denied");
+                if log {
+                    let token = format!("{}/{}", object.namespace(), object.name());
+                    warn!(token, error, "an ApiToken can't be read, so its token is denied");
+                }
                 snapshot.index.delete(object.namespace(), object.name());
-                false
+                Taken::default()
             }
         }
     }
@@ -246,7 +312,14 @@ impl Resource for Object {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use http::{Request, Response};
+    use kube::client::Body;
     use kube::core::{ObjectList, WatchEvent};
+    use tokenward_runtime::telemetry::probes::Readiness;
+    use tower::service_fn;
 
     use super::*;
 
@@ -296,5 +369,78 @@ mod tests {
         assert_eq!(snapshot.index.len(), 1);
         all.take(Event::Apply(object(&BAD.replace("bad", "good"))), &snapshot, &peppers);
         assert!(snapshot.index.is_empty());
+    }
+
+    fn object(text: &str) -> Object {
+        serde_json::from_str(text).expect("an object")
+    }
+
+    /// What can't be read is denied, but it says nothing of how fresh the rest is; and where nothing can be read, nothing
+    /// is known.
+    #[test]
+    fn only_what_can_be_read_is_news() {
+        let snapshot = Snapshot::default();
+        let peppers = Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers");
+        let mut listing = Listing::new(None);
+        let mut news = |event| {
+            let taken = listing.take(event, &snapshot, &peppers).is_news;
+            (taken, listing.listed)
+        };
+        assert_eq!(news(Event::Init), (false, false));
+        assert_eq!(news(Event::InitApply(object(BAD))), (false, false));
+        assert_eq!(news(Event::InitDone), (false, false), "no object of the list can be read");
+        assert_eq!(news(Event::Init), (false, false));
+        assert_eq!(news(Event::InitApply(object(BAD))), (false, false));
+        assert_eq!(news(Event::InitApply(object(GOOD))), (false, false));
+        assert_eq!(news(Event::InitDone), (true, true), "one object does not make others unknown");
+        assert_eq!(news(Event::Apply(object(BAD))), (false, true));
+        assert_eq!(news(Event::Apply(object(GOOD))), (true, true));
+        assert_eq!(news(Event::Delete(object(BAD))), (true, true), "its name is enough");
+        news(Event::Init);
+        assert_eq!(news(Event::InitDone), (true, true), "there need not be any");
+        assert!(snapshot.index.is_empty());
+    }
+
+    /// An API server with a token in its first list only, and then an event that nobody can read, and a bookmark behind it.
+    fn garbled(lists: Arc<AtomicU32>) -> Client {
+        let answer = move |request: Request<Body>| {
+            let is_watch = request.uri().query().unwrap_or_default().contains("watch=true");
+            let body = if is_watch {
+                let events = "{\"type\":\"MODIFIED\",\"object\":{\"kind\":\"ApiToken\"}}\n\
+                    {\"type\":\"BOOKMARK\",\"object\":{\"metadata\":{\"resourceVersion\":\"9\"}}}\n";
+                events.to_owned()
+            } else {
+                let items = if lists.fetch_add(1, Ordering::Relaxed) == 0 { GOOD } else { "" };
+                format!(r#"{{"metadata":{{"resourceVersion":"1"}},"items":[{items}]}}"#)
+            };
+            future::ready(Ok::<_, Infallible>(Response::new(Body::from(body.into_bytes()))))
+        };
+        Client::new(service_fn(answer), "default")
+    }
+
+    /// The event may have been a revocation, which the watch would never repeat.
+    #[tokio::test(start_paused = true)]
+    async fn after_an_event_that_no_one_can_read_all_are_listed_again() {
+        let (lists, snapshot) = (Arc::<AtomicU32>::default(), Arc::new(Snapshot::default()));
+        let peppers = Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers");
+        let (_sender, peppers) = watch::channel(PepperState::Present(Arc::new(peppers)));
+        let mut peppers = peppers;
+        peppers.mark_changed();
+        let source =
+            Source { namespace: None, client: garbled(lists.clone()), heartbeat: WatchHeartbeat::default() };
+        let ready = Readiness::default().part("list");
+        let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
+        tokio::spawn(feed(vec![source], snapshot.clone(), peppers, ready, metrics));
+        let listed = tokio::time::timeout(RELIST_AFTER * 10, async {
+            while !(lists.load(Ordering::Relaxed) > 1 && snapshot.is_listed() && snapshot.index.is_empty()) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        assert!(
+            listed.await.is_ok(),
+            "{} lists, {} tokens",
+            lists.load(Ordering::Relaxed),
+            snapshot.index.len()
+        );
     }
 }

@@ -28,7 +28,7 @@ use tokenward_runtime::telemetry::probes::Part;
 pub(super) struct Source {
     pub of: Of,
     pub client: Client,
-    /// That of the client, to which the end of a list is news.
+    /// That of the client, to which an event that is taken in is news, and the end of a list.
     pub heartbeat: WatchHeartbeat,
     pub mark: Mark,
 }
@@ -78,11 +78,15 @@ pub(super) async fn follow(sources: Vec<Source>, snapshot: Arc<Snapshot>, ready:
                 marks[at].list_ends();
                 sources[at].heartbeat.beat();
             }
-            Passed::Event(version) => marks[at].applied(version.as_deref()),
+            Passed::Event(version) => {
+                marks[at].applied(version.as_deref());
+                sources[at].heartbeat.beat();
+            }
+            Passed::Unreadable(version) => marks[at].applied(version.as_deref()),
         }
         if !snapshot.are_locks_listed() && known.iter().all(|known| known.is_listed) {
             info!("listed TokenLocks and ClusterTokenLocks");
-            snapshot.set_locks_listed();
+            snapshot.set_locks_listed(true);
             ready.set(true);
         }
     }
@@ -94,6 +98,8 @@ enum Passed {
     Listed(Option<String>),
     ListEnds,
     Event(Option<String>),
+    /// It is no news, and what it is of goes on as before.
+    Unreadable(Option<String>),
 }
 
 impl Passed {
@@ -102,6 +108,7 @@ impl Passed {
             Event::Init => Self::ListBegins,
             Event::InitApply(object) => Self::Listed(object.resource_version.clone()),
             Event::InitDone => Self::ListEnds,
+            Event::Apply(object) if object.lock.is_err() => Self::Unreadable(object.resource_version.clone()),
             Event::Apply(object) | Event::Delete(object) => Self::Event(object.resource_version.clone()),
         }
     }

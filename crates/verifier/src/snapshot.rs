@@ -60,7 +60,9 @@ impl Unavailable {
     pub fn message(self) -> &'static str {
         match self {
             Self::NotReady => "the tokens and the locks on them are not known yet",
-            Self::Stale => "nothing was received from the API server for longer than --max-staleness",
+            Self::Stale => {
+                "nothing readable was received from the API server for longer than --max-staleness"
+            }
         }
     }
 }
@@ -71,9 +73,9 @@ impl Snapshot {
         self.tokens_listed.load(Ordering::Acquire)
     }
 
-    /// To be called when the index contains a full list.
-    pub fn set_tokens_listed(&self) {
-        self.tokens_listed.store(true, Ordering::Release);
+    /// Sets whether the index contains a full list.
+    pub fn set_tokens_listed(&self, listed: bool) {
+        self.tokens_listed.store(listed, Ordering::Release);
     }
 
     /// Whether all locks are known. Until then, a token is not known to be valid.
@@ -81,9 +83,9 @@ impl Snapshot {
         self.locks_listed.load(Ordering::Acquire)
     }
 
-    /// To be called when all locks are known.
-    pub fn set_locks_listed(&self) {
-        self.locks_listed.store(true, Ordering::Release);
+    /// Sets whether all locks are known.
+    pub fn set_locks_listed(&self, listed: bool) {
+        self.locks_listed.store(listed, Ordering::Release);
     }
 
     /// Sets whether the snapshot is too old to decide by.

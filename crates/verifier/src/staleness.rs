@@ -53,11 +53,11 @@ fn log(stale: bool, age: Duration, limit: Limit) {
     match (stale, limit.policy) {
         (false, _) => info!("ready again: the API server sends again"),
         (true, StalePolicy::Serve) => error!(
-            "not ready: the API server sent nothing for {seconds} s, more than the {max} s of --max-staleness; \
+            "not ready: the API server sent nothing readable for {seconds} s, more than the {max} s of --max-staleness; \
              checks go on from memory, revocations are not seen"
         ),
         (true, StalePolicy::Deny) => error!(
-            "not ready: the API server sent nothing for {seconds} s, more than the {max} s of --max-staleness; by \
+            "not ready: the API server sent nothing readable for {seconds} s, more than the {max} s of --max-staleness; by \
              --stale-policy every check is denied"
         ),
     }

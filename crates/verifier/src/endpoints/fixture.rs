@@ -109,8 +109,8 @@ impl Fixture {
     pub(crate) fn behind(trusted_proxies: &[&str]) -> Self {
         let fixture = Self::unready(trusted_proxies);
         fixture.snapshot.peppers.store(Some(Arc::new(fixture.peppers.clone())));
-        fixture.snapshot.set_tokens_listed();
-        fixture.snapshot.set_locks_listed();
+        fixture.snapshot.set_tokens_listed(true);
+        fixture.snapshot.set_locks_listed(true);
         fixture.with(1, spec());
         fixture
     }

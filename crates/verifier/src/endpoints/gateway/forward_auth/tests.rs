@@ -363,8 +363,8 @@ fn no_token_is_unknown_before_list_and_pepper_are_read() {
     not_ready(&fixture);
     fixture.with(1, spec());
     not_ready(&fixture);
-    fixture.snapshot.set_tokens_listed();
-    fixture.snapshot.set_locks_listed();
+    fixture.snapshot.set_tokens_listed(true);
+    fixture.snapshot.set_locks_listed(true);
     not_ready(&fixture);
     fixture.snapshot.peppers.store(Some(Arc::new(fixture.peppers.clone())));
     assert_eq!(status(&fixture, ""), 200);
@@ -537,8 +537,8 @@ fn every_outcome_is_counted() {
     let fixture = Fixture::unready(&[]);
     fixture.with(1, spec());
     status(&fixture, "");
-    fixture.snapshot.set_tokens_listed();
-    fixture.snapshot.set_locks_listed();
+    fixture.snapshot.set_tokens_listed(true);
+    fixture.snapshot.set_locks_listed(true);
     fixture.snapshot.peppers.store(Some(Arc::new(fixture.peppers.clone())));
     for query in ["", "", "scope=audit:write", "scope="] {
         status(&fixture, query);
