@@ -104,7 +104,14 @@ fn main() -> ExitCode {
     tests!(crashes, runtime, breakable, Site::start(), webhook::faults::no_crash_loses_an_event);
     suite.extend(crashes.into_iter().map(|trial| trial.with_ignored_flag(!cfg!(debug_assertions))));
     tests!(suite, runtime, alone, Site::start(), faults::a_failing_api_server_is_tolerated);
-    tests!(suite, runtime, loosened, Site::start(), faults::an_unreadable_token_is_reported);
+    tests!(
+        suite,
+        runtime,
+        loosened,
+        Site::start(),
+        faults::an_unreadable_token_is_reported,
+        webhook::faults::a_crd_that_lacks_the_outbox_loses_no_event,
+    );
     tests!(
         suite,
         runtime,

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt, stream};
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 use tokenward_core::crd::ConditionType;
 
@@ -252,6 +252,11 @@ pub async fn events_outlive_a_deleted_token(site: &Site) {
         w.status.as_ref().is_some_and(|s| s.outbox.len() == 5)
     });
     drop(stored.await);
+    assert!(
+        !controller.log().contains("dropped fields"),
+        "all that was written is stored: {}",
+        controller.log()
+    );
     // They survive the controller too.
     controller.kill();
     receiver.answer(200);
@@ -261,6 +266,53 @@ pub async fn events_outlive_a_deleted_token(site: &Site) {
     }
     receiver.until_received(&names[2], &["token.created", "token.deleted"]).await;
     hooks.until("hook", "an empty outbox", |w| w.status.as_ref().is_some_and(|s| s.outbox.is_empty())).await;
+}
+
+/// As after an upgrade of the controller without that of its CRDs.
+pub async fn a_crd_that_lacks_the_outbox_loses_no_event(site: &Site) {
+    let hooks = Hooks::new(site, "hook-dropped").await;
+    let receiver = Receiver::open().await;
+    let controller = hooks.controller(&["--webhook-time-scale", "20"]).await;
+    hooks.hook("hook", &receiver).await;
+    let names = tokens(&hooks, &receiver, 1).await;
+    hooks.settled().await;
+    receiver.answer(500);
+    let outbox = "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties/outbox";
+    let crd = ["get", "crd", "tokenwebhooks.tokenward.dev", "-o", "json"];
+    let before: serde_json::Value = serde_json::from_str(&site.kubectl(&crd)).expect("JSON");
+    let schema = before.pointer(outbox).expect("an outbox").clone();
+    let change = |operation: serde_json::Value| {
+        let patch = json!([operation]).to_string();
+        site.kubectl(&["patch", "crd", "tokenwebhooks.tokenward.dev", "--type=json", "-p", &patch]);
+    };
+    change(json!({"op": "remove", "path": outbox}));
+    // The API server may take a moment to forget the field.
+    eventually("a CRD without it", async || {
+        let event = json!({"id": "evt_0", "type": "ping", "time": "2026-01-01T00:00:00Z", "since": "2026-01-01T00:00:00Z"});
+        let probe = Patch::Merge(json!({"status": {"outbox": [event]}}));
+        let params = PatchParams { dry_run: true, ..Default::default() };
+        match hooks.api().patch_status("hook", &params, &probe).await {
+            Ok(written) if written.status.as_ref().is_none_or(|status| status.outbox.is_empty()) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    hooks.space().delete(&names[0]).await;
+    eventually("a message", async || {
+        let log = controller.log();
+        let told = log.contains("the API server dropped fields of the status");
+        if told { Ok(()) } else { Err(log) }
+    })
+    .await;
+    let token = hooks.space().get(&names[0]).await;
+    assert!(
+        token.metadata.finalizers.is_some_and(|all| !all.is_empty()),
+        "its events are stored nowhere else"
+    );
+    change(json!({"op": "add", "path": outbox, "value": schema}));
+    until_gone(&hooks, &names[0]).await;
+    receiver.answer(200);
+    receiver.until_received(&names[0], &["token.created", "token.deleted"]).await;
 }
 
 pub async fn a_hanging_endpoint_does_not_block_the_deletion_of_a_namespace(site: &Site) {

@@ -55,6 +55,14 @@ pub(crate) enum WriteError {
 /// The result of a read or a write.
 pub(crate) type ApiResult = Result<TokenWebhook, kube::Error>;
 
+/// The result of a write, and what depends on it.
+pub(crate) struct Written {
+    result: ApiResult,
+    /// Whether the API server stored less than was written, as with CRDs of an earlier version.
+    dropped: bool,
+    after_write: Vec<AfterWrite>,
+}
+
 /// What this process knows of the status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -208,10 +216,7 @@ impl StatusWriter {
     }
 
     /// Starts to write the status, if it has changed.
-    pub(crate) fn write(
-        &mut self,
-        view: &View<'_>,
-    ) -> Option<BoxFuture<'static, (ApiResult, Vec<AfterWrite>)>> {
+    pub(crate) fn write(&mut self, view: &View<'_>) -> Option<BoxFuture<'static, Written>> {
         self.write_at = None;
         conditions::describe(&mut self.status, view, Timestamp::now());
         if self.object.status.as_ref() == Some(&self.status) {
@@ -229,19 +234,21 @@ impl StatusWriter {
             failpoint::before("write-webhook-status");
             let result = api.replace_status(&object.name_any(), &PostParams::default(), &object).await;
             failpoint::after("write-webhook-status");
-            (result, after_write)
+            let dropped = result.as_ref().is_ok_and(|written| has_dropped(&object, written));
+            Written { result, dropped, after_write }
         };
         Some(write.boxed())
     }
 
     /// Handles the result of [`Self::write`].
-    pub(crate) fn on_written(
-        &mut self,
-        result: ApiResult,
-        after_write: Vec<AfterWrite>,
-    ) -> Result<(), WriteError> {
+    pub(crate) fn on_written(&mut self, written: Written) -> Result<(), WriteError> {
         self.writing = false;
+        let Written { result, dropped, after_write } = written;
         let error = match result {
+            Ok(object) if dropped => {
+                self.object = Arc::new(object);
+                None
+            }
             Ok(object) => {
                 self.shared.metrics.status_writes.inc();
                 self.failures = 0;
@@ -250,7 +257,7 @@ impl StatusWriter {
                 self.run(after_write);
                 return Ok(());
             }
-            Err(error) => error,
+            Err(error) => Some(error),
         };
         self.after_write.splice(0..0, after_write);
         if !self.is_known() {
@@ -258,14 +265,17 @@ impl StatusWriter {
         }
         self.failures = self.failures.saturating_add(1);
         self.write_within(BACKOFF.wait(self.failures));
-        match classify(&error) {
-            ErrorClass::Conflict => return Err(WriteError::Conflict),
-            ErrorClass::Drop => {}
-            _ => warn!(
-                webhook = &*self.name,
-                error = message(&error),
-                "the status was not written; trying again"
+        let webhook = &*self.name;
+        match error.as_ref().map(|error| (error, classify(error))) {
+            None => warn!(
+                webhook,
+                "the API server dropped fields of the status: install the CRDs of this version of tokenward"
             ),
+            Some((_, ErrorClass::Conflict)) => return Err(WriteError::Conflict),
+            Some((_, ErrorClass::Drop)) => {}
+            Some((error, _)) => {
+                warn!(webhook, error = message(error), "the status was not written; trying again");
+            }
         }
         Err(WriteError::Retry)
     }
@@ -317,6 +327,19 @@ impl StatusWriter {
     fn api(&self) -> Api<TokenWebhook> {
         Api::namespaced(self.shared.client.clone(), &self.object.namespace().unwrap_or_default())
     }
+}
+
+/// Whether the API server stored none of what is new in a status, or not all of its events, which exist nowhere else.
+fn has_dropped(sent: &TokenWebhook, written: &TokenWebhook) -> bool {
+    let stored = events(written);
+    written.resource_version() == sent.resource_version() || !events(sent).is_subset(&stored)
+}
+
+/// The ids of the events in a status.
+fn events(object: &TokenWebhook) -> HashSet<&str> {
+    let letters = object.status.iter().flat_map(|status| &status.dead_letters).map(|letter| &letter.event);
+    let waiting = object.status.iter().flat_map(|status| &status.outbox);
+    waiting.chain(letters).map(|event| &*event.id).collect()
 }
 
 fn healthy(object: &TokenWebhook) -> Option<&Condition> {

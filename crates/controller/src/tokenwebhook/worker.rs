@@ -31,7 +31,7 @@ use super::registry::NewWorker;
 use super::sender::Sent;
 use super::serving::Serving;
 use super::status_writer::{
-    AfterWrite, ApiResult, NUMBERS_WRITE_DELAY, StatusWriter, WRITE_DELAY, WriteError,
+    AfterWrite, ApiResult, NUMBERS_WRITE_DELAY, StatusWriter, WRITE_DELAY, WriteError, Written,
 };
 use super::target;
 use super::target::Target;
@@ -54,7 +54,7 @@ enum Completed {
     Resolved(Result<Box<Target>, Reason>),
     Read(ApiResult),
     Reread(ApiResult),
-    Written(ApiResult, Vec<AfterWrite>),
+    Written(Written),
 }
 
 pub(crate) struct Worker {
@@ -292,7 +292,7 @@ impl Worker {
             // The watch shows the object sooner or later.
             Completed::Reread(Err(_)) => {}
             Completed::Reread(Ok(object)) => self.update(Arc::new(object), self.serving.unserved.clone()),
-            Completed::Written(result, after_write) => self.on_written(result, after_write),
+            Completed::Written(written) => self.on_written(written),
         }
     }
 
@@ -512,12 +512,11 @@ impl Worker {
             lost: self.dispatcher.queue.lost(),
         };
         let write = self.writer.write(&view);
-        let completed = |(result, after_write)| Completed::Written(result, after_write);
-        self.beside.extend(write.map(|write| write.map(completed).boxed()));
+        self.beside.extend(write.map(|write| write.map(Completed::Written).boxed()));
     }
 
-    fn on_written(&mut self, result: ApiResult, after_write: Vec<AfterWrite>) {
-        match self.writer.on_written(result, after_write) {
+    fn on_written(&mut self, written: Written) {
+        match self.writer.on_written(written) {
             Ok(()) => self.queue_stored(),
             Err(WriteError::NotLeading) => self.step_down(),
             Err(WriteError::Conflict) => {

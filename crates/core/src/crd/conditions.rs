@@ -97,6 +97,8 @@ pub struct Conditions<'a> {
 impl<'a> Conditions<'a> {
     /// Starts a new list that follows `before`.
     pub fn after(before: &'a [Condition], generation: Option<i64>, now: Timestamp) -> Self {
+        // Kubernetes stores whole seconds. A list with more than that would never equal the one that is stored.
+        let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
         Self { before, now, generation, list: Vec::new() }
     }
 
@@ -126,4 +128,19 @@ impl<'a> Conditions<'a> {
 /// The condition of a type, if the list has one.
 pub fn find(conditions: &[Condition], type_: ConditionType) -> Option<&Condition> {
     conditions.iter().find(|c| c.type_ == type_.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_equal_those_that_are_stored() {
+        let now = "2026-11-01T08:00:01.123456789Z".parse().expect("a time");
+        let mut conditions = Conditions::after(&[], Some(1), now);
+        conditions.set(ConditionType::Ready, Outcome::yes("Ready", "all is well"));
+        let list = conditions.into_vec();
+        let stored = serde_json::to_string(&list).expect("JSON");
+        assert_eq!(list, serde_json::from_str::<Vec<Condition>>(&stored).expect("conditions"));
+    }
 }
