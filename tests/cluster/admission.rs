@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokenward_core::crd::{ConditionType, TokenWebhook};
 use tokio::net::{TcpListener, TcpStream};
@@ -42,6 +43,7 @@ pub async fn configure_webhooks(client: &Client, namespace: &str, name: &str, po
                 "namespace": namespace, "name": SECRET, "path": format!("/validate/{kind}"), "port": port,
             }},
             "namespaceSelector": {"matchLabels": {label: "asked"}},
+            "matchConditions": installed_conditions(kind),
             "rules": [{
                 "apiGroups": ["tokenward.dev"], "apiVersions": ["*"], "resources": [format!("{kind}s")],
                 "operations": ["CREATE", "UPDATE"],
@@ -54,6 +56,17 @@ pub async fn configure_webhooks(client: &Client, namespace: &str, name: &str, po
     });
     create(client, "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations", configuration)
         .await;
+}
+
+/// The conditions under which the API server asks, as they are installed: one that can't be evaluated would skip a review, or
+/// reject every write.
+fn installed_conditions(kind: &str) -> Value {
+    let file = std::fs::read_to_string(testkit::root().join("deploy/admission.yaml")).expect("a manifest");
+    let documents = serde_yaml::Deserializer::from_str(&file).map(|document| Value::deserialize(document));
+    let mut webhooks = documents
+        .flat_map(|document| document.expect("YAML")["webhooks"].as_array().cloned().unwrap_or_default());
+    let webhook = webhooks.find(|webhook| webhook["name"] == format!("{kind}s.tokenward.dev"));
+    webhook.expect("the webhook")["matchConditions"].clone()
 }
 
 async fn create(client: &Client, path: &str, object: Value) {
