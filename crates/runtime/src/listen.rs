@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::yield_now;
 use tokio::time::sleep;
 use tracing::warn;
 
@@ -34,7 +35,11 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// The next connection and its peer's address, which is IPv4 for an IPv4 client of a socket for both.
+///
+/// All that is ready on other connections has its turn first. Otherwise a flood of new connections would be accepted by the
+/// hundred in between, and each answer would wait for as many first steps.
 pub async fn accept(listener: &TcpListener) -> (TcpStream, IpAddr) {
+    yield_now().await;
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {

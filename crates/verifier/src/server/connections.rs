@@ -37,8 +37,8 @@ pub(super) struct Connections(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     table: Mutex<Table>,
-    /// Notified when the last connection is gone.
-    empty: Notify,
+    /// Notified when a connection is gone.
+    gone: Notify,
     metrics: ConnectionMetrics,
 }
 
@@ -74,7 +74,7 @@ impl Connections {
     /// At most `max` connections at a time, or one if it is 0.
     pub(super) fn new(max: usize, metrics: ConnectionMetrics) -> Self {
         let table = Table { max: max.max(1), entries: Slab::new(), quiet: Vec::new() };
-        Self(Arc::new(Shared { table: Mutex::new(table), empty: Notify::new(), metrics }))
+        Self(Arc::new(Shared { table: Mutex::new(table), gone: Notify::new(), metrics }))
     }
 
     /// Registers a new connection from this address. At the maximum, signals another to close.
@@ -105,8 +105,22 @@ impl Connections {
             entry.progress.send(Signal::Finish);
         }
         while self.len() > 0 {
-            self.0.empty.notified().await;
+            self.0.gone.notified().await;
         }
+    }
+
+    /// Waits until those that were signalled to close are gone, as far as they are too many. Only then may another be opened:
+    /// a signal frees nothing, so a flood would outrun it. All places would be of connections that are closing, and those of
+    /// others would be displaced for want of any else.
+    pub(super) async fn room(&self) {
+        while self.is_over_full() {
+            self.0.gone.notified().await;
+        }
+    }
+
+    fn is_over_full(&self) -> bool {
+        let table = self.table();
+        table.entries.len() > table.max
     }
 
     pub(super) fn len(&self) -> usize {
@@ -123,14 +137,11 @@ impl Drop for Slot {
         let shared = &self.connections.0;
         let mut table = self.connections.table();
         let removed = table.entries.try_remove(self.key);
-        let empty = table.entries.is_empty();
         drop(table);
         // Only now, without the lock: this may drop a task's waker.
         drop(removed);
         shared.metrics.open.dec();
-        if empty {
-            shared.empty.notify_one();
-        }
+        shared.gone.notify_one();
     }
 }
 
@@ -211,6 +222,8 @@ mod tests {
     use std::net::Ipv4Addr;
     use std::time::Duration;
 
+    use futures::FutureExt;
+
     use super::*;
 
     const PEER: IpAddr = address(1);
@@ -261,6 +274,19 @@ mod tests {
         assert_eq!(connections.0.metrics.open.get(), 7);
         opened.clear();
         assert_eq!((connections.len(), connections.0.metrics.open.get()), (0, 0));
+    }
+
+    #[test]
+    fn a_place_is_free_only_when_the_displaced_connection_is_gone() {
+        let (connections, now) = (connections(2), Instant::now());
+        let mut opened: Vec<_> = (0..2).map(|_| connections.open(PEER, now)).collect();
+        assert_eq!(connections.room().now_or_never(), Some(()));
+        opened.push(connections.open(PEER, now));
+        let room = connections.room();
+        let mut room = std::pin::pin!(room);
+        assert_eq!(room.as_mut().now_or_never(), None);
+        opened.retain(|(_, progress)| !progress.has_received(Signal::Close));
+        assert_eq!(room.now_or_never(), Some(()));
     }
 
     #[test]

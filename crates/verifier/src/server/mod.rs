@@ -99,6 +99,7 @@ impl Server {
                 (stream, peer) = accept(&listener) => {
                     let (slot, progress) = self.connections.open(peer, Instant::now());
                     self.spawn(Socket::new(stream, slot, progress.clone()), progress, peer);
+                    self.connections.room().await;
                 }
                 now = inspections.tick() => self.connections.close_stalled(now.into_std(), self.timeouts),
                 () = &mut stop => break,

@@ -144,6 +144,7 @@ impl Shared {
                 progress.run_until(Signal::Close, served).await;
                 drop(slot);
             });
+            self.connections.room().await;
         }
         drop(listener);
         self.connections.finish().await;
