@@ -62,7 +62,7 @@ pub async fn configure_webhooks(client: &Client, namespace: &str, name: &str, po
 /// reject every write.
 fn installed_conditions(kind: &str) -> Value {
     let file = std::fs::read_to_string(testkit::root().join("deploy/admission.yaml")).expect("a manifest");
-    let documents = serde_yaml::Deserializer::from_str(&file).map(|document| Value::deserialize(document));
+    let documents = serde_yaml::Deserializer::from_str(&file).map(Value::deserialize);
     let mut webhooks = documents
         .flat_map(|document| document.expect("YAML")["webhooks"].as_array().cloned().unwrap_or_default());
     let webhook = webhooks.find(|webhook| webhook["name"] == format!("{kind}s.tokenward.dev"));
