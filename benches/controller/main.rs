@@ -17,6 +17,8 @@ mod process;
 mod receiver;
 #[path = "../support/report.rs"]
 mod report;
+#[path = "../support/world.rs"]
+#[allow(dead_code, reason = "each benchmark does other things to it")]
 mod world;
 
 use std::net::SocketAddr;
@@ -99,7 +101,7 @@ async fn measure(args: &Args) -> anyhow::Result<()> {
     let how =
         "`cargo bench --bench controller`. API server, controller, receivers and load share the machine.";
     let mut report = Report::new("Controller", how);
-    let world = World::start(&args.tokenward).await?;
+    let world = World::start(&args.tokenward, &[]).await?;
     if args.wants(Part::Deliveries) {
         deliveries(&world, args, &mut report).await?;
     }

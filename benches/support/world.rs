@@ -1,7 +1,7 @@
 //! The cluster, the controller, and operations on tokens.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -60,6 +60,10 @@ impl Revocation {
 pub struct World {
     // In the order in which they are dropped.
     controller: Guarded,
+    /// The controller's program and its arguments.
+    command: Vec<String>,
+    /// The controller's kubeconfig.
+    rights: PathBuf,
     telemetry: String,
     client: Client,
     followed: Mutex<HashMap<String, Store<ApiToken>>>,
@@ -67,8 +71,8 @@ pub struct World {
 }
 
 impl World {
-    /// Starts a control plane with what users install, and a controller with its own rights.
-    pub async fn start(tokenward: &Path) -> anyhow::Result<Self> {
+    /// Starts a control plane with what users install, and a controller with its own rights and these further flags.
+    pub async fn start(tokenward: &Path, flags: &[&str]) -> anyhow::Result<Self> {
         let cluster = tokio::task::spawn_blocking(|| Cluster::start(Options::default())).await??;
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         for file in ["crds", "deploy/namespace.yaml", "deploy/rbac.yaml"] {
@@ -82,23 +86,48 @@ impl World {
         let telemetry = listener.local_addr()?.to_string();
         drop(listener);
         let rights = cluster.kubeconfig_for_service_account("tokenward", "tokenward-controller")?;
-        let log = std::fs::File::create(LOG)?;
-        let mut command = Command::new(tokenward);
-        command
-            .args(["controller", "--telemetry-listen", &telemetry, "--webhook-allow-cidrs", "127.0.0.0/8"])
-            .env("KUBECONFIG", rights)
-            .env("TOKENWARD_NAMESPACE", "tokenward")
-            .stdin(Stdio::null())
-            .stderr(log);
-        let controller = Guarded::spawn(command)?;
-        let world = Self { controller, telemetry, client, followed: Mutex::default(), cluster };
-        let url = format!("http://{}/readyz", world.telemetry);
-        world
-            .until("a ready controller", async || {
-                Ok(reqwest::get(&url).await.is_ok_and(|answer| answer.status().is_success()))
-            })
-            .await?;
+        std::fs::write(LOG, "")?;
+        let mut command = vec![tokenward.display().to_string(), "controller".to_owned()];
+        command.extend(["--telemetry-listen", &telemetry].map(str::to_owned));
+        command.extend(["--webhook-allow-cidrs", "127.0.0.0/8"].map(str::to_owned));
+        command.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        let controller = start_controller(&command, &rights)?;
+        let world =
+            Self { controller, command, rights, telemetry, client, followed: Mutex::default(), cluster };
+        world.ready().await?;
         Ok(world)
+    }
+
+    /// Ends the controller as a crash would, and starts it anew.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        self.controller.kill()?;
+        self.controller = start_controller(&self.command, &self.rights)?;
+        self.ready().await
+    }
+
+    async fn ready(&self) -> anyhow::Result<()> {
+        let url = format!("http://{}/readyz", self.telemetry);
+        self.until("a ready controller", async || {
+            Ok(reqwest::get(&url).await.is_ok_and(|answer| answer.status().is_success()))
+        })
+        .await
+    }
+
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub fn controller_pid(&self) -> u32 {
+        self.controller.pid()
+    }
+
+    /// The address of the controller's probes and metrics.
+    pub fn telemetry(&self) -> &str {
+        &self.telemetry
     }
 
     /// Creates a namespace, and watches its tokens.
@@ -300,7 +329,7 @@ impl World {
         Ok(store.state().iter().filter(|token| wanted(token)).count())
     }
 
-    async fn until(
+    pub async fn until(
         &self,
         what: &str,
         mut holds: impl AsyncFnMut() -> anyhow::Result<bool>,
@@ -318,15 +347,31 @@ impl World {
         Ok(())
     }
 
-    async fn create_object(&self, path: &str, object: &Value) -> anyhow::Result<()> {
-        let request = http::Request::post(path).header("content-type", "application/json");
-        self.client.request::<Value>(request.body(object.to_string().into_bytes())?).await?;
+    pub async fn create_object(&self, path: &str, object: &Value) -> anyhow::Result<()> {
+        let create = async || {
+            let request = http::Request::post(path).header("content-type", "application/json");
+            let request = request.body(object.to_string().into_bytes())?;
+            anyhow::Ok(self.client.request::<Value>(request).await)
+        };
+        match create().await? {
+            // The API server closes connections that were idle for long, at times just then.
+            Err(kube::Error::Service(_)) => create().await??,
+            other => other?,
+        };
         Ok(())
     }
 
     fn hooks(&self, namespace: &str) -> Api<TokenWebhook> {
         Api::namespaced(self.client.clone(), namespace)
     }
+}
+
+fn start_controller(command: &[String], rights: &Path) -> anyhow::Result<Guarded> {
+    let log = std::fs::File::options().create(true).append(true).open(LOG)?;
+    let mut process = Command::new(&command[0]);
+    process.args(&command[1..]).env("KUBECONFIG", rights).env("TOKENWARD_NAMESPACE", "tokenward");
+    process.stdin(Stdio::null()).stderr(log);
+    Ok(Guarded::spawn(process)?)
 }
 
 fn is_delivered(token: &ApiToken) -> bool {
