@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body, Bytes, Incoming};
 use kube::Resource;
 use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview};
 use serde::de::DeserializeOwned;
@@ -108,7 +108,7 @@ impl BodyError {
 
 /// Reads a body, and takes its bytes out of the budget until the permits are dropped.
 async fn read(
-    mut body: Incoming,
+    mut body: impl Body<Data = Bytes> + Unpin,
     budget: &Semaphore,
 ) -> Result<(Vec<u8>, Vec<SemaphorePermit<'_>>), BodyError> {
     let (mut read, mut permits) = (Vec::new(), Vec::new());
@@ -138,5 +138,29 @@ fn review(decision: AdmissionResponse) -> Response<Full<Bytes>> {
     match serde_json::to_vec(&decision.into_review()) {
         Ok(body) => response(StatusCode::OK, "application/json", body),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body(bytes: usize) -> Full<Bytes> {
+        Full::from(vec![b' '; bytes])
+    }
+
+    #[tokio::test]
+    async fn all_bodies_together_are_bounded() {
+        let budget = Semaphore::new(MAX_BODIES_BYTES);
+        let mut held = Vec::new();
+        for _ in 0..MAX_BODIES_BYTES / MAX_BODY_BYTES {
+            let Ok(read) = read(body(MAX_BODY_BYTES), &budget).await else { panic!("there is room") };
+            held.push(read);
+        }
+        assert!(matches!(read(body(1), &budget).await, Err(BodyError::NoBudget)));
+        // Once a review has its answer, its bytes are those of others.
+        held.pop();
+        assert!(read(body(1), &budget).await.is_ok());
+        assert!(matches!(read(body(MAX_BODY_BYTES + 1), &budget).await, Err(BodyError::TooLarge)));
     }
 }
