@@ -1,5 +1,6 @@
-//! The cluster that is flooded: a control plane, a controller with admission, a verifier alone on the first core, and all
-//! others, the floods and the good load included, on the second.
+//! The cluster that is flooded: a control plane, a controller with admission, and a verifier. The first core is the
+//! verifier's and the good load's, which takes some percent; all others, the floods included, have the second. On loopback
+//! a packet is handled on its sender's core, so beside the floods the good load would measure these.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -107,7 +108,7 @@ impl Site {
             Protocol::Http => ("http", self.verifier.http),
             Protocol::Grpc => ("grpc", self.verifier.grpc),
         };
-        let mut command = of_own(OTHER_CORE, "-10")?;
+        let mut command = of_own(VERIFIER_CORE, "-10")?;
         command.args(["good", protocol, &address.to_string()]).arg(self.folder.join("good"));
         command.arg(time.as_secs().to_string());
         Ok(GoodLoad(command))

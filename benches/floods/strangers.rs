@@ -213,7 +213,7 @@ pub async fn measure(
         &format!(
             "Each flood for {seconds} s, from an address of its own, on the second core with what the others there leave; \
              beside it 1,000 good checks a second over 20 connections, at the same port if it answers checks, and new \
-             tokens of a namespace that admission reviews. The verifier has the first core. p99 is that of a second, in \
+             tokens of a namespace that admission reviews. The verifier and the good load have the first core. p99 is that of a second, in \
              the median of the seconds, and then that of all checks. The baseline comes right after: the same good load \
              without the flood, but with a process on the verifier's core that uses as much of it as the flood made the \
              verifier use, and touches nothing, and one on the other core in the place of the flood. Memory is the peak of \

@@ -34,7 +34,7 @@ pub async fn measure(site: &mut Site, seconds: u64, report: &mut Report) -> anyh
     ];
     let of_quiet = rows[0].run.good.p99_of_a_second;
     report.section("A tenant", &format!(
-        "Each for {seconds} s, with 1,000 good checks a second beside it, and new tokens in another namespace. All but the verifier share the second core: the control plane, the controller and the good load. Memory is the peak since the objects were made; the limit is {:.0} MiB. Controller and verifier are started anew with the largest ApiTokens, which they list.",
+        "Each for {seconds} s, with 1,000 good checks a second beside it, and new tokens in another namespace. The control plane and the controller share the second core; the verifier and the good load have the first. Memory is the peak since the objects were made; the limit is {:.0} MiB. Controller and verifier are started anew with the largest ApiTokens, which they list.",
         site::LIMIT_MIB
     ));
     let table: Vec<_> = rows

@@ -206,7 +206,13 @@ impl World {
 
     pub async fn delete_tokens(&self, namespace: &str) -> anyhow::Result<()> {
         let tokens: Api<ApiToken> = Api::namespaced(self.client.clone(), namespace);
-        tokens.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
+        let delete =
+            async || tokens.delete_collection(&DeleteParams::default(), &ListParams::default()).await;
+        match delete().await {
+            // The API server closes connections that were idle for long, at times just then.
+            Err(kube::Error::Service(_)) => delete().await?,
+            other => other?,
+        };
         self.all(namespace, 0, "deleted", |_| true).await
     }
 
