@@ -381,7 +381,7 @@ mod tests {
     fn only_what_can_be_read_is_news() {
         let snapshot = Snapshot::default();
         let peppers = Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers");
-        let mut listing = Listing::new(None);
+        let mut listing = Listing::new(None, Mark::default());
         let mut news = |event| {
             let taken = listing.take(event, &snapshot, &peppers).is_news;
             (taken, listing.listed)
