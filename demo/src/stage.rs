@@ -33,6 +33,8 @@ pub struct Stage {
     // Before the cluster: they are its clients, and fields are dropped in this order.
     processes: Vec<Process>,
     verifier: SocketAddr,
+    /// Where the controller asks the verifier how far it has come.
+    verifier_telemetry: SocketAddr,
     client: Client,
     gate: Gate,
     cluster: Cluster,
@@ -75,6 +77,7 @@ pub async fn set(
     let stage = stage.insert(Stage {
         processes: Vec::new(),
         verifier,
+        verifier_telemetry: telemetry[1],
         client,
         gate,
         cluster,
@@ -202,6 +205,7 @@ impl Stage {
         if role == "controller" {
             // The demo's webhook goes to this machine, which it may only if that is said.
             command.args(["--webhook-allow-cidrs", "127.0.0.0/8"]);
+            command.args(["--verifiers", &self.verifier_telemetry.to_string()]);
         }
         if role == "verifier" {
             command.args(["--plain-http", "--listen", &self.verifier.to_string()]);

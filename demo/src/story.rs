@@ -13,7 +13,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use tokenward_core::crd::{
     ApiToken, ConditionType, LockAction, LockMatch, LockSpec, TokenLock, TokenLockSpec, TokenWebhook,
-    TokenWebhookSpec,
+    TokenWebhookSpec, find_condition,
 };
 use tokio::task::JoinSet;
 use zeroize::Zeroizing;
@@ -243,8 +243,14 @@ impl Story<'_> {
         let lags = self.gate.measure(&tokens, PIPELINE_AUDIENCE, 401, create).await?;
         self.slowest("lock: create answered -> first 401", 401, &lags);
         let resource = format!("tokenlock/{LOCK}");
-        let wait = ["wait", "-n", NAMESPACE, "--for=condition=Ready", "--timeout=30s", &resource];
-        self.stage.kubectl(&wait).await?;
+        for condition in ["--for=condition=Enforced", "--for=condition=Ready"] {
+            self.stage.kubectl(&["wait", "-n", NAMESPACE, condition, "--timeout=30s", &resource]).await?;
+        }
+        let message = ["-o", "jsonpath={.status.conditions[?(@.type==\"Enforced\")].message}"];
+        let enforced =
+            self.stage.kubectl(&[&["get", &resource, "-n", NAMESPACE], &message[..]].concat()).await?;
+        self.show.ok("Enforced=True in its status", "", None);
+        self.show.note(&enforced);
         let shown = self.stage.kubectl(&["get", "tokenlocks,apitokens", "-n", NAMESPACE]).await?;
         self.show.quote(&format!("kubectl get tokenlocks,apitokens -n {NAMESPACE}"), &shown);
         let delete = async {
@@ -322,8 +328,13 @@ impl Story<'_> {
             }
         }
         self.show.ok(&format!("{STILL} more checks, both secrets"), 401, None);
-        self.live.until(BACKEND, "revocation.enforcedAt in the status", live::enforced).await?;
-        self.show.ok("Revoked=True (Enforced) in the status, within", "", Some(start.elapsed()));
+        let (token, _) =
+            self.live.until(BACKEND, "revocation.enforcedAt in the status", live::enforced).await?;
+        self.show.ok("Enforced=True in the status, within", "", Some(start.elapsed()));
+        let conditions = token.status.map(|status| status.conditions).unwrap_or_default();
+        if let Some(enforced) = find_condition(&conditions, ConditionType::Enforced) {
+            self.show.note(&enforced.message);
+        }
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::client::Client;
 use crate::stage::{Stage, within};
 use testkit::{TIMEOUT, eventually};
+use tokenward_core::crd::ConditionType;
 
 /// How long a kubelet may take to write a changed Secret into a file: at most two minutes, and some more.
 const MOUNT_TIMEOUT: Duration = Duration::from_secs(150);
@@ -83,6 +84,10 @@ pub async fn a_revocation_is_seen_by_a_running_pod(stage: &Stage) {
     })
     .await;
     eprintln!("revocation: 401 in the pod's log after {:.1?}", start.elapsed());
+    // By the EndpointSlices of the Service, and from pod to pod.
+    let token = space.reason("t", ConditionType::Enforced, "Confirmed").await;
+    let count = token.status.and_then(|status| status.revocation?.verifiers).expect("a count");
+    assert!(count.asked >= 1 && count.confirmed == count.asked, "{count:?}");
     let seen = client.answers().len();
     eventually("more responses", async || {
         if client.answers().len() > seen + 20 { Ok(()) } else { Err(seen.to_string()) }

@@ -37,7 +37,7 @@ use tokenward_runtime::telemetry::probes::Part;
 
 /// How long after something that could not be read everything is listed again: soon, as nobody knows what it said, but not
 /// at once, since it may go on like that.
-const RELIST_AFTER: Duration = Duration::from_secs(10);
+pub(super) const RELIST_AFTER: Duration = Duration::from_secs(10);
 /// Of a list, how many objects that can't be read are named in the log.
 const NAMED_UNREADABLE: u32 = 20;
 
@@ -73,6 +73,7 @@ pub(super) async fn feed(
                 event = events.next() => {
                     let Some((at, event)) = event else { return };
                     let Some(event) = event else {
+                        listings[at].mark.has_gap();
                         relist_at.get_or_insert_with(|| Instant::now() + RELIST_AFTER);
                         continue;
                     };
@@ -139,7 +140,7 @@ fn events(
 }
 
 /// Whether a line of the watch could not be read. The watch goes on behind it, so what it said would never be heard.
-fn leaves_a_gap(error: &watcher::Error) -> bool {
+pub(super) fn leaves_a_gap(error: &watcher::Error) -> bool {
     // kube takes any JSON that is no event for the API server's error.
     matches!(error, watcher::Error::WatchFailed(kube::Error::SerdeError(_) | kube::Error::Api(_)))
 }
@@ -426,13 +427,20 @@ mod tests {
         let (_sender, peppers) = watch::channel(PepperState::Present(Arc::new(peppers)));
         let mut peppers = peppers;
         peppers.mark_changed();
-        let source =
-            Source { namespace: None, client: garbled(lists.clone()), heartbeat: WatchHeartbeat::default() };
+        let source = Source {
+            namespace: None,
+            client: garbled(lists.clone()),
+            heartbeat: WatchHeartbeat::default(),
+            mark: Mark::default(),
+        };
         let ready = Readiness::default().part("list");
         let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
         tokio::spawn(feed(vec![source], snapshot.clone(), peppers, ready, metrics));
         let listed = tokio::time::timeout(RELIST_AFTER * 10, async {
-            while !(lists.load(Ordering::Relaxed) > 1 && snapshot.is_listed() && snapshot.index.is_empty()) {
+            while !(lists.load(Ordering::Relaxed) > 1
+                && snapshot.are_tokens_listed()
+                && snapshot.index.is_empty())
+            {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         });

@@ -11,8 +11,10 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
+use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
+use crate::feed::{RELIST_AFTER, leaves_a_gap};
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
 use crate::watermark::Mark;
@@ -55,39 +57,42 @@ type LockEvent = Event<Prepared>;
 
 /// Puts the locks into the snapshot for as long as it is polled. Sets `ready` after the first list of every source.
 pub(super) async fn follow(sources: Vec<Source>, snapshot: Arc<Snapshot>, ready: Part, metrics: Metrics) {
-    let mut events = stream::select_all(
-        sources.iter().enumerate().map(|(at, source)| source.events().map(move |e| (at, e))),
-    );
     let mut known: Vec<Known> = sources.iter().map(|_| Known::default()).collect();
     let mut marks: Vec<Mark> = sources.iter().map(|source| source.mark.clone()).collect();
     let mut generation = 0u32;
-    while let Some((at, event)) = events.next().await {
-        let passed = Passed::of(&event);
-        if known[at].take(event) {
-            generation = generation.wrapping_add(1);
-            let locks = known.iter().flat_map(|known| known.locks.values().cloned());
-            snapshot.locks.store(Arc::new(Locks::new(generation, locks)));
-            let number: usize = known.iter().map(|known| known.locks.len()).sum();
-            metrics.locks.set(i64::try_from(number).unwrap_or(i64::MAX));
-        }
-        // Once checks go by it.
-        match passed {
-            Passed::ListBegins => marks[at].list_begins(),
-            Passed::Listed(version) => marks[at].listed(version.as_deref()),
-            Passed::ListEnds => {
-                marks[at].list_ends();
-                sources[at].heartbeat.beat();
+    loop {
+        let mut events = stream::select_all(
+            sources.iter().enumerate().map(|(at, source)| source.events().map(move |e| (at, e))),
+        );
+        let mut relist_at = None;
+        loop {
+            let (at, event) = tokio::select! {
+                event = events.next() => match event {
+                    Some((at, Some(event))) => (at, event),
+                    Some((at, None)) => {
+                        marks[at].has_gap();
+                        relist_at.get_or_insert_with(|| Instant::now() + RELIST_AFTER);
+                        continue;
+                    }
+                    None => return,
+                },
+                () = sleep_until(relist_at.unwrap_or_else(Instant::now)), if relist_at.is_some() => break,
+            };
+            let passed = Passed::of(&event);
+            if known[at].take(event) {
+                generation = generation.wrapping_add(1);
+                let locks = known.iter().flat_map(|known| known.locks.values().cloned());
+                snapshot.locks.store(Arc::new(Locks::new(generation, locks)));
+                let number: usize = known.iter().map(|known| known.locks.len()).sum();
+                metrics.locks.set(i64::try_from(number).unwrap_or(i64::MAX));
             }
-            Passed::Event(version) => {
-                marks[at].applied(version.as_deref());
-                sources[at].heartbeat.beat();
+            // Once checks go by it.
+            passed.note(&mut marks[at], &sources[at].heartbeat);
+            if !snapshot.are_locks_listed() && known.iter().all(|known| known.is_listed) {
+                info!("listed TokenLocks and ClusterTokenLocks");
+                snapshot.set_locks_listed(true);
+                ready.set(true);
             }
-            Passed::Unreadable(version) => marks[at].applied(version.as_deref()),
-        }
-        if !snapshot.are_locks_listed() && known.iter().all(|known| known.is_listed) {
-            info!("listed TokenLocks and ClusterTokenLocks");
-            snapshot.set_locks_listed(true);
-            ready.set(true);
         }
     }
 }
@@ -114,8 +119,26 @@ impl Passed {
     }
 }
 
+impl Passed {
+    fn note(self, mark: &mut Mark, heartbeat: &WatchHeartbeat) {
+        match self {
+            Self::ListBegins => mark.list_begins(),
+            Self::Listed(version) => mark.listed(version.as_deref()),
+            Self::ListEnds => {
+                mark.list_ends();
+                heartbeat.beat();
+            }
+            Self::Event(version) => {
+                mark.applied(version.as_deref());
+                heartbeat.beat();
+            }
+            Self::Unreadable(version) => mark.applied(version.as_deref()),
+        }
+    }
+}
+
 impl Source {
-    fn events(&self) -> BoxStream<'static, LockEvent> {
+    fn events(&self) -> BoxStream<'static, Option<LockEvent>> {
         match &self.of {
             Of::Namespace(Some(namespace)) => {
                 events::<TokenLock>(Api::namespaced(self.client.clone(), namespace), "TokenLocks")
@@ -126,7 +149,7 @@ impl Source {
     }
 }
 
-fn events<K>(api: Api<DeserializeGuard<K>>, kind: &'static str) -> BoxStream<'static, LockEvent>
+fn events<K>(api: Api<DeserializeGuard<K>>, kind: &'static str) -> BoxStream<'static, Option<LockEvent>>
 where
     K: AnyLock + Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug + Send + 'static,
 {
@@ -138,7 +161,12 @@ where
             )
         })
         .backoff(WatchBackoff::default())
-        .filter_map(|event| future::ready(event.ok().map(prepared)))
+        .filter_map(|result| {
+            future::ready(match result {
+                Ok(event) => Some(Some(prepared(event))),
+                Err(error) => leaves_a_gap(&error).then_some(None),
+            })
+        })
         .boxed()
 }
 

@@ -26,9 +26,17 @@ pub(super) struct Mark {
     applied: Arc<AtomicU64>,
     /// The highest of the list that is under way, which is applied only as a whole.
     listing: u64,
+    /// Something was missed, so that nothing that comes after it proves anything until all is listed again.
+    gap: bool,
 }
 
 impl Mark {
+    /// Something was missed.
+    pub(super) fn has_gap(&mut self) {
+        self.gap = true;
+        self.applied.store(0, Ordering::Release);
+    }
+
     /// A list begins.
     pub(super) fn list_begins(&mut self) {
         self.listing = 0;
@@ -40,13 +48,16 @@ impl Mark {
     }
 
     /// A list is applied. It may have come from an older state than what was known.
-    pub(super) fn list_ends(&self) {
+    pub(super) fn list_ends(&mut self) {
+        self.gap = false;
         self.applied.store(self.listing, Ordering::Release);
     }
 
     /// An event is applied. Those of one watch are in order.
     pub(super) fn applied(&self, resource_version: Option<&str>) {
-        self.applied.store(parse(resource_version), Ordering::Release);
+        if !self.gap {
+            self.applied.store(parse(resource_version), Ordering::Release);
+        }
     }
 
     fn get(&self) -> u64 {
@@ -134,5 +145,14 @@ mod tests {
         assert_eq!(mark.get(), 3);
         mark.applied(Some("no number"));
         assert_eq!(mark.get(), 0);
+        // What comes behind a gap proves nothing.
+        mark.has_gap();
+        mark.applied(Some("20"));
+        assert_eq!(mark.get(), 0);
+        mark.list_begins();
+        mark.listed(Some("21"));
+        mark.list_ends();
+        mark.applied(Some("22"));
+        assert_eq!(mark.get(), 22);
     }
 }

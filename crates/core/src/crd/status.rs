@@ -53,11 +53,11 @@ pub struct ApiTokenStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outbox: Option<Outbox>,
 
-    /// Ready, Active, Revoked, Rotating, Delivered, Reconciling and Stalled.
+    /// Ready, Active, Revoked, Enforced, Rotating, Delivered, Reconciling and Stalled.
     ///
     /// Ready: the spec is realised, also where it says revoked, suspended or expired. Active: a check with the
     /// Secret's content succeeds now. Delivered: the Secret contains the current secret. Rotating: replaced
-    /// secrets still work, until when. Revoked: for good. Stalled: somebody has to act; the message says how.
+    /// secrets still work, until when. Revoked: for good. Enforced: every verifier has confirmed that. Stalled: somebody has to act; the message says how.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
