@@ -35,7 +35,14 @@ pub async fn bad_specs_are_rejected_with_a_reason(shared: &Shared) {
         (rotation(json!({"interval": "30d"})), "there is no unit for days: 30 days are 720h"),
         (rotation(json!({"overlap": "1.5h"})), "must be numbers with the unit h, m or s"),
         (rotation(json!({"overlap": "999999h999999h999999h999999h"})), "Too long"),
-        (rotation(json!({"overlap": "1000000h"})), "at most three numbers, of at most six digits each"),
+        (rotation(json!({"overlap": "1000000h"})), "at most three numbers, the first of at most six digits"),
+        // Longer than any duration that CEL has: its error would come instead of the sentence.
+        (rotation(json!({"interval": "999999h999999h999999h"})), "there is no unit for days"),
+        (
+            rotation(json!({"interval": "720h", "overlap": "900000h900000h900000h"})),
+            "there is no unit for days",
+        ),
+        (rotation(json!({"interval": ""})), "there is no unit for days"),
         (rotation(json!({"interval": "1h", "overlap": "60m"})), "overlap must be shorter than interval"),
         (rotation(json!({"interval": "1h"})), "unset, overlap is 1h"),
         (rotation(json!({"interval": "9s", "overlap": "0s"})), "interval must be at least 10s"),
@@ -102,6 +109,7 @@ pub async fn bad_specs_are_rejected_with_a_reason(shared: &Shared) {
         ("wildcard", json!({"scopes": ["orders:*", "k8s.io/pods:get", "a:b:c"]})),
         ("labels", template("labels", "app.kubernetes.io/part-of")),
         ("durations", rotation(json!({"interval": "1h30m", "overlap": "0s"}))),
+        ("long", rotation(json!({"interval": "999999h99999h99999h", "overlap": "876000h"}))),
         ("not-revoked", spec(json!({"revoked": false}))),
         ("names", spec(json!({"displayName": "Bestellungen – 注文 👩‍💻", "owner": {"team": "équipe"}}))),
     ] {

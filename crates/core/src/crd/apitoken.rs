@@ -176,9 +176,9 @@ pub struct Constraints {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!has(self.interval) || !self.interval.matches('^([0-9]{1,6}(s|m|h)){1,3}$') || duration(self.interval) >= duration('10s')")
+    validation = Rule::new("!has(self.interval) || !self.interval.matches('^[0-9]{1,6}(s|m|h)([0-9]{1,5}(s|m|h)){0,2}$') || duration(self.interval) >= duration('10s')")
         .message("interval must be at least 10s: each rotation costs writes and makes pods read the Secret again"),
-    validation = Rule::new("!has(self.interval) || !self.interval.matches('^([0-9]{1,6}(s|m|h)){1,3}$') || (has(self.overlap) && !self.overlap.matches('^([0-9]{1,6}(s|m|h)){1,3}$')) || duration(has(self.overlap) ? self.overlap : '1h') < duration(self.interval)")
+    validation = Rule::new("!has(self.interval) || !self.interval.matches('^[0-9]{1,6}(s|m|h)([0-9]{1,5}(s|m|h)){0,2}$') || (has(self.overlap) && !self.overlap.matches('^[0-9]{1,6}(s|m|h)([0-9]{1,5}(s|m|h)){0,2}$')) || duration(has(self.overlap) ? self.overlap : '1h') < duration(self.interval)")
         .message("overlap must be shorter than interval, so that a schedule leaves one previous secret valid (unset, overlap is 1h: set a shorter one for an interval of up to 1h)")
 )]
 pub struct Rotation {

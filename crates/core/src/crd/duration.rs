@@ -75,15 +75,16 @@ impl JsonSchema for DurationString {
         true
     }
 
-    // A rule instead of `pattern`: the API server prints the pattern itself, which helps a user less than a sentence.
+    // A rule instead of `pattern`: the API server prints the pattern itself, which helps a user less than a sentence. CEL has
+    // no durations above 292 years, so what the pattern admits must be less, or rules that compute with it fail without one.
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "string",
             "minLength": 2,
             "maxLength": 24,
             "x-kubernetes-validations": [{
-                "rule": "self.matches('^([0-9]{1,6}(s|m|h)){1,3}$')",
-                "message": "must be numbers with the unit h, m or s, such as 90m, 1h30m or 720h (there is no unit for days: 30 days are 720h); at most three numbers, of at most six digits each",
+                "rule": "self.matches('^[0-9]{1,6}(s|m|h)([0-9]{1,5}(s|m|h)){0,2}$')",
+                "message": "must be numbers with the unit h, m or s, such as 90m, 1h30m or 720h (there is no unit for days: 30 days are 720h); at most three numbers, the first of at most six digits, the others of at most five",
             }],
         })
     }
