@@ -12,7 +12,7 @@ use crate::helm::{object, objects, render};
 use crate::install::{has_finalizers, subscribe_to_deletions};
 use crate::stage::Stage;
 use testkit::{client_of, eventually, message};
-use tokenward_core::crd::labels::{LOCK_FINALIZER, TOKEN_LABEL, WEBHOOKS_FINALIZER};
+use tokenward_core::crd::labels::{LOCK_FINALIZER, TOKEN_LABEL, WEBHOOK_LABEL, WEBHOOKS_FINALIZER};
 use tokenward_core::crd::{ApiToken, TokenLock, TokenWebhook};
 
 /// An account, a right, where, and whether it has it.
@@ -183,12 +183,15 @@ pub async fn the_controller_writes_no_secret_of_others(stage: &Stage) {
     let why = why.expect("an edit that takes the consent away");
     assert!(why.contains("writes no Secret without the label"), "{why}");
     // A policy of others may have changed the label of what is made.
-    let relabelled = BTreeMap::from([
-        ("app.kubernetes.io/managed-by".to_owned(), "corp".to_owned()),
-        (TOKEN_LABEL.to_owned(), "t".to_owned()),
-    ]);
-    let relabelled = secret("relabelled", Some(&relabelled), "Opaque");
-    as_controller.create(&PostParams::default(), &relabelled).await.expect("a Secret");
+    for label in [TOKEN_LABEL, WEBHOOK_LABEL] {
+        let relabelled = BTreeMap::from([
+            ("app.kubernetes.io/managed-by".to_owned(), "corp".to_owned()),
+            (label.to_owned(), "t".to_owned()),
+        ]);
+        let name = format!("relabelled-{}", label.replace(['.', '/'], "-"));
+        let relabelled = secret(&name, Some(&relabelled), "Opaque");
+        as_controller.create(&PostParams::default(), &relabelled).await.expect(label);
+    }
     for type_ in ["bootstrap.kubernetes.io/token", "kubernetes.io/service-account-token"] {
         let mut login = secret("login", Some(&ours), type_);
         let account = ("kubernetes.io/service-account.name".to_owned(), "default".to_owned());
