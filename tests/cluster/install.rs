@@ -73,6 +73,11 @@ pub async fn columns_and_explanations_read_well(shared: &Shared) {
     {
         assert!(explained.to_lowercase().contains(&words.to_lowercase()), "{explained}");
     }
+    let explained = shared.site.kubectl(&["explain", "apitoken.spec.secret.creationPolicy"]);
+    let explained = explained.split_whitespace().collect::<Vec<_>>().join(" ");
+    for words in ["Immutable", "ENUM: Owner Merge", "must have the label"] {
+        assert!(explained.contains(words), "{explained}");
+    }
 }
 
 pub async fn the_verifier_can_read_no_token(shared: &Shared) {

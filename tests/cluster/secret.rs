@@ -341,22 +341,33 @@ pub async fn a_token_is_merged_into_the_secret_of_somebody_else(shared: &Shared)
 pub async fn no_value_of_somebody_else_is_overwritten(shared: &Shared) {
     let space = shared.site.namespace("taken").await;
     let keys = json!({"password": "mine", "old": "older", "user": "x"});
-    let theirs =
-        json!({"metadata": {"name": "theirs", "labels": {"tokenward.dev/token": "t"}}, "stringData": keys});
+    // Of the same kind as an ApiToken, in the API of somebody else.
+    let owner = json!({"apiVersion": "cloud.example/v1", "kind": "ApiToken", "name": "a", "uid": "a"});
+    let metadata = json!({
+        "name": "theirs", "labels": {"tokenward.dev/token": "t", "team": "theirs"},
+        "annotations": {"note": "theirs"}, "ownerReferences": [owner],
+    });
+    let theirs = json!({"metadata": metadata, "stringData": keys});
     let theirs = serde_json::from_value(theirs).expect("a Secret");
     space.secrets().create(&Default::default(), &theirs).await.expect("a Secret");
     let before = space.secrets().get("theirs").await.expect("a Secret");
     let secret = json!({
         "name": "theirs", "creationPolicy": "Merge", "keys": {"token": "password", "previous": "old"},
-        "template": {"data": {"user": "ci"}},
+        "template": {
+            "data": {"user": "ci"},
+            "metadata": {"labels": {"team": "ours", "tier": "ours"}, "annotations": {"note": "ours"}},
+        },
     });
     space.create("t", json!({"scopes": ["a:b"], "secret": secret})).await;
     let token = space.reason("t", ConditionType::Stalled, "SecretConflict").await;
     let (_, message) = condition(&token, ConditionType::Stalled).expect("Stalled");
-    assert!(message.contains("under password, old, user, which is not overwritten"), "{message}");
+    let taken = "under password, old, user, label team, annotation note, which is not overwritten";
+    assert!(message.contains(taken), "{message}");
     assert_eq!(space.secrets().get("theirs").await.expect("a Secret"), before);
     let keys = json!({"token": "token", "previous": ""});
-    let secret = json!({"keys": keys, "template": {"data": {"user": null, "username": "ci"}}});
+    let metadata = json!({"labels": {"team": null}, "annotations": null});
+    let secret =
+        json!({"keys": keys, "template": {"data": {"user": null, "username": "ci"}, "metadata": metadata}});
     space.patch("t", json!({"spec": {"secret": secret}})).await;
     space.condition("t", ConditionType::Active, "True").await;
     let merged = space.secrets().get("theirs").await.expect("a Secret");
@@ -371,6 +382,13 @@ pub async fn no_value_of_somebody_else_is_overwritten(shared: &Shared) {
     })
     .await;
     let merged = space.secrets().get("theirs").await.expect("a Secret");
+    assert_eq!(merged.metadata.owner_references, before.metadata.owner_references);
+    let label = |key: &str| merged.metadata.labels.as_ref().and_then(|labels| labels.get(key).cloned());
+    assert_eq!((label("team").as_deref(), label("tier")), (Some("theirs"), None));
+    assert_eq!(
+        merged.metadata.annotations.as_ref().and_then(|a| a.get("note")).map(String::as_str),
+        Some("theirs")
+    );
     for (key, value) in [("password", "mine"), ("old", "older"), ("user", "x")] {
         assert_eq!(data(&merged, key).as_deref(), Some(value), "{key}");
     }

@@ -236,13 +236,7 @@ pub struct SecretSpec {
     )]
     pub name: Option<String>,
 
-    /// Who makes the Secret. Immutable.
-    ///
-    /// `Owner`, the default: tokenward makes it and owns it. `Merge`: somebody else makes it, such as a manifest in Git,
-    /// before or after the ApiToken. tokenward writes its keys into it, and never makes or deletes it. It must have the label
-    /// `tokenward.dev/token` with the ApiToken's name, by which its owner agrees; so a Secret takes one ApiToken. A key
-    /// that it has from elsewhere is not overwritten. After a revocation, or the deletion of the ApiToken, the dead
-    /// token stays in it, with tokenward's annotations.
+    /// Who makes the Secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creation_policy: Option<CreationPolicy>,
 
@@ -417,8 +411,15 @@ pub enum OnRevoke {
     Delete,
 }
 
-/// Who makes the Secret.
+/// Who makes the Secret. Immutable.
+///
+/// `Owner`, the default: tokenward makes it and owns it. `Merge`: somebody else makes it, such as a manifest in Git, before or
+/// after the ApiToken. tokenward writes its keys into it, and never makes or deletes it. It must have the label
+/// `tokenward.dev/token` with the ApiToken's name, by which its owner agrees; so a Secret takes one ApiToken. A key, label or
+/// annotation that it has from elsewhere is not overwritten. After a revocation, or the deletion of the ApiToken, the dead
+/// token stays in it, with tokenward's annotations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[schemars(inline)]
 pub enum CreationPolicy {
     /// tokenward makes it, and owns it.
     #[default]

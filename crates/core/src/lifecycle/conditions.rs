@@ -228,7 +228,7 @@ fn stalled(cause: &Cause, secret: &str) -> Option<Reason> {
         Cause::Taken(keys) => Reason::new(
             "SecretConflict",
             format!(
-                "Secret {secret} has a value of somebody else under {}, which is not overwritten; remove it there, or choose another key in secret.keys or secret.template.data",
+                "Secret {secret} has a value of somebody else under {}, which is not overwritten; remove it there, or choose another key in secret.keys or secret.template",
                 keys.join(", ")
             ),
         ),

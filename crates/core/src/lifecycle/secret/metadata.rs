@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Object, annotation};
 use crate::crd::labels::{
-    ISSUED_AT_ANNOTATION, KEY_ID_ANNOTATION, MANAGED_BY, MANAGED_BY_VALUE, REVOKED_LABEL, SCOPES_ANNOTATION,
-    SEAL_ANNOTATION, TEMPLATE_ANNOTATION, TOKEN_ID_ANNOTATION, TOKEN_LABEL, TOKEN_UID_ANNOTATION,
-    VERSION_ANNOTATION,
+    GROUP, ISSUED_AT_ANNOTATION, KEY_ID_ANNOTATION, MANAGED_BY, MANAGED_BY_VALUE, REVOKED_LABEL,
+    SCOPES_ANNOTATION, SEAL_ANNOTATION, TEMPLATE_ANNOTATION, TOKEN_ID_ANNOTATION, TOKEN_LABEL,
+    TOKEN_UID_ANNOTATION, VERSION_ANNOTATION,
 };
 use crate::crd::{ApiToken, ApiTokenStatus, CreationPolicy, OnDelete, TokenVersion};
 use crate::lifecycle::observed::{Observed, OwnSecret};
@@ -39,6 +39,25 @@ pub(super) fn templated_data(metadata: &ObjectMeta) -> Vec<String> {
 pub(super) fn written_data(metadata: &ObjectMeta) -> Vec<String> {
     let TemplateKeys { data, tokens, .. } = TemplateKeys::of(metadata);
     [data, tokens].concat()
+}
+
+/// Labels and annotations of the template that the Secret of somebody else has from elsewhere, for people.
+pub(super) fn taken_metadata(metadata: &ObjectMeta, spec: &Spec) -> impl Iterator<Item = String> {
+    fn taken(
+        kind: &str,
+        wanted: &BTreeMap<String, String>,
+        found: Option<&BTreeMap<String, String>>,
+        written: &[String],
+    ) -> Vec<String> {
+        let is_theirs =
+            |key: &&String| found.is_some_and(|found| found.contains_key(*key)) && !written.contains(key);
+        wanted.keys().filter(is_theirs).map(|key| format!("{kind} {key}")).collect()
+    }
+    let written = TemplateKeys::of(metadata);
+    let labels = taken("label", &spec.labels, metadata.labels.as_ref(), &written.labels);
+    let annotations =
+        taken("annotation", &spec.annotations, metadata.annotations.as_ref(), &written.annotations);
+    labels.into_iter().chain(annotations)
 }
 
 impl TemplateKeys {
@@ -164,7 +183,10 @@ impl SecretMetadata {
         annotations.insert(SEAL_ANNOTATION.to_owned(), seal);
         let owners = metadata.owner_references.get_or_insert_default();
         // The API server admits one controlling owner, so that of an earlier ApiToken of this name goes.
-        owners.retain(|r| r.uid != self.uid && r.kind != self.owner.kind);
+        let group = format!("{GROUP}/");
+        owners.retain(|r| {
+            r.uid != self.uid && (r.kind != self.owner.kind || !r.api_version.starts_with(&group))
+        });
         if self.owned {
             owners.push(self.owner.clone());
         }

@@ -22,7 +22,7 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube_core::Resource;
 
-use super::metadata::written_data;
+use super::metadata::{taken_metadata, written_data};
 use super::{Object, annotation};
 use crate::crd::labels::{
     ISSUED_AT_ANNOTATION, KEY_ID_ANNOTATION, MANAGED_BY, MANAGED_BY_VALUE, PART_OF, PART_OF_VALUE,
@@ -103,7 +103,8 @@ pub fn inspect(secret: &Secret, token: &ApiToken, spec: &Spec, peppers: &Peppers
             at(key).is_some_and(|value| !is_dead(value)) && !written.iter().any(|ours| ours == key)
         };
         let keys = spec.token_keys().chain(spec.data.keys().map(String::as_str));
-        let taken: Vec<String> = keys.filter(is_theirs).map(str::to_owned).collect();
+        let taken = keys.filter(is_theirs).map(str::to_owned);
+        let taken: Vec<String> = taken.chain(taken_metadata(&secret.metadata, spec)).collect();
         if !taken.is_empty() {
             return SecretState::Taken(taken);
         }
