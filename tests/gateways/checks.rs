@@ -216,16 +216,35 @@ pub async fn no_method_goes_unchecked(shared: &Shared, stage: &Stage) {
 const ORIGIN: (&str, &str) = ("Origin", "https://shop.example");
 const METHOD: (&str, &str) = ("Access-Control-Request-Method", "DELETE");
 
-fn preflight(stage: &Stage, path: &str) -> Curl {
-    stage.curl(path).method("OPTIONS").header(ORIGIN.0, ORIGIN.1).header(METHOD.0, METHOD.1)
+/// Makes a preflight of a request.
+fn preflight(request: Curl) -> Curl {
+    request.method("OPTIONS").header(ORIGIN.0, ORIGIN.1).header(METHOD.0, METHOD.1)
 }
 
 /// A browser's preflight has no credentials. Nothing else may look like one.
 pub async fn a_preflight_passes_and_nothing_else_does(shared: &Shared, stage: &Stage) {
+    let drops_bodies = stage.kind.drops_preflight_bodies;
+    assert_preflights_alone_pass(&shared.orders.secret, stage, drops_bodies, |path| stage.curl(path));
+}
+
+/// As browsers send it over TLS. `Connection`, `Transfer-Encoding` and the case of names are gone from it.
+pub async fn a_preflight_over_http2_passes_and_nothing_else_does(shared: &Shared, stage: &Stage) {
+    let seen = stage.curl("/orders/").http2().bearer(&shared.orders.secret).send().seen();
+    assert_identity(&seen, &shared.orders, "HTTP/2");
+    let drops_bodies = stage.kind.drops_preflight_frames;
+    assert_preflights_alone_pass(&shared.orders.secret, stage, drops_bodies, |path| stage.curl(path).http2());
+}
+
+fn assert_preflights_alone_pass(
+    secret: &str,
+    stage: &Stage,
+    drops_bodies: bool,
+    curl: impl Fn(&str) -> Curl,
+) {
     if stage.kind.passes_preflights {
-        assert_preflights_pass(&shared.orders.secret, stage);
+        assert_preflights_pass(secret, drops_bodies, &curl);
     } else {
-        assert_eq!(preflight(stage, "/orders/").send().status, 401);
+        assert_eq!(preflight(curl("/orders/")).send().status, 401);
     }
     for (name, headers) in [
         ("OPTIONS", &[][..]),
@@ -239,17 +258,17 @@ pub async fn a_preflight_passes_and_nothing_else_does(shared: &Shared, stage: &S
         ("DELETE", &[ORIGIN, METHOD, ("X-HTTP-Method-Override", "OPTIONS")]),
         ("options", &[ORIGIN, METHOD]),
     ] {
-        let request = stage.curl("/orders/1").method(name);
+        let request = curl("/orders/1").method(name);
         let reply = headers.iter().fold(request, |request, (name, value)| request.header(name, value)).send();
         let unknown_method = name == "options" && matches!(reply.status, 400 | 501);
         assert!(reply.status == 401 || unknown_method, "{name} {headers:?}: {reply:?}");
     }
     for path in closed_paths(stage) {
-        let reply = preflight(stage, path).send();
+        let reply = preflight(curl(path)).send();
         assert!(matches!(reply.status, 301 | 307 | 308 | 403 | 404), "{path}: {reply:?}");
     }
     for path in AMBIGUOUS_PATHS.map(|path| path.replace("admin", "other")) {
-        let reply = preflight(stage, &path).send();
+        let reply = preflight(curl(&path)).send();
         assert_ne!(reply.status, 0, "{path}");
         if reply.status == 200 {
             let meant = meaning(&reply.seen().path);
@@ -259,8 +278,8 @@ pub async fn a_preflight_passes_and_nothing_else_does(shared: &Shared, stage: &S
 }
 
 /// Asserts that the upstream gets a preflight, and no more of what a client sends with it than a browser's.
-fn assert_preflights_pass(secret: &str, stage: &Stage) {
-    let preflight = |path: &str| preflight(stage, path);
+fn assert_preflights_pass(secret: &str, drops_bodies: bool, curl: &impl Fn(&str) -> Curl) {
+    let preflight = |path: &str| preflight(curl(path));
     for path in ["/orders/1?b=2&scope=x", "/admin/"] {
         let seen = preflight(path).header("Access-Control-Request-Headers", "authorization").send().seen();
         assert_eq!((&*seen.method, &*seen.path, seen.body), ("OPTIONS", path, 0));
@@ -276,7 +295,7 @@ fn assert_preflights_pass(secret: &str, stage: &Stage) {
     let tokens = preflight("/orders/").bearer(secret).header("X-API-Key", secret);
     for request in forged.into_iter().chain([hidden, tokens]) {
         let reply = request.send();
-        if reply.status != 400 {
+        if reply.status != 400 && !reply.is_reset {
             let seen = reply.seen();
             assert_eq!(seen.method, "OPTIONS");
             assert_eq!(seen.identity(), [], "{seen:?}");
@@ -296,10 +315,10 @@ fn assert_preflights_pass(secret: &str, stage: &Stage) {
         .map(|names| preflight("/orders/").header("Connection", names));
     for request in overridden.into_iter().chain(bodies).chain(dropped) {
         let reply = request.send();
-        if !matches!(reply.status, 400 | 401 | 413) {
+        if !matches!(reply.status, 400 | 401 | 413) && !reply.is_reset {
             let seen = reply.seen();
             assert_eq!(seen.method, "OPTIONS");
-            assert!(seen.body == 0 || !stage.kind.drops_preflight_bodies, "{seen:?}");
+            assert!(seen.body == 0 || !drops_bodies, "{seen:?}");
             assert_eq!([seen.values("origin").len(), seen.values(&METHOD.0.to_lowercase()).len()], [1, 1]);
             assert!(!format!("{seen:?}").to_lowercase().contains("override"), "{seen:?}");
             assert!(seen.values("x-http-method").is_empty(), "{seen:?}");

@@ -12,6 +12,8 @@ pub struct Curl(Command);
 #[derive(Debug)]
 pub struct Reply {
     pub status: u16,
+    /// Whether the gateway has rejected the request by a reset of its stream, as HTTP/2 can.
+    pub is_reset: bool,
     headers: BTreeMap<String, Vec<String>>,
     pub body: String,
 }
@@ -56,6 +58,12 @@ impl Curl {
         self.header("Expect", "")
     }
 
+    /// Over HTTP/2 from the first byte on, without TLS. curl leaves out headers that HTTP/2 does not have, such as `Connection`.
+    pub fn http2(mut self) -> Self {
+        self.0.arg("--http2-prior-knowledge");
+        self
+    }
+
     pub fn max_time(mut self, seconds: u32) -> Self {
         self.0.arg("--max-time").arg(seconds.to_string());
         self
@@ -73,7 +81,10 @@ impl Curl {
         let written: Written = serde_json::from_slice(&output.stderr)
             .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
         let body = String::from_utf8_lossy(&output.stdout).into_owned();
-        Reply { status: written.status.parse().expect("a status"), headers: written.headers, body }
+        let status = written.status.parse().expect("a status");
+        // CURLE_HTTP2_STREAM
+        let is_reset = output.status.code() == Some(92);
+        Reply { status, is_reset, headers: written.headers, body }
     }
 }
 

@@ -32,8 +32,12 @@ pub struct Gateway {
     pub gives_up: bool,
     /// Whether the example lets preflights pass.
     pub passes_preflights: bool,
+    /// Whether it speaks HTTP/2 without TLS, as the example configures it.
+    pub speaks_http2: bool,
     /// Whether it can keep a body from the service that a preflight has.
     pub drops_preflight_bodies: bool,
+    /// The same, for a body in one frame of HTTP/2.
+    pub drops_preflight_frames: bool,
     /// Whether the route `/orders/` is `/orders` too.
     pub routes_are_segments: bool,
     /// Whether it rejects paths with `..;`, which some services read as `..`.
@@ -59,7 +63,9 @@ const COMMON: Gateway = Gateway {
     drops_by_pattern: true,
     gives_up: true,
     passes_preflights: true,
+    speaks_http2: true,
     drops_preflight_bodies: true,
+    drops_preflight_frames: true,
     routes_are_segments: false,
     rejects_semicolons: true,
     unavailable: &[500, 502, 503, 504],
@@ -73,6 +79,7 @@ pub const ALL: [Gateway; 10] = [
         files: &["nginx.conf"],
         program: programs::nginx,
         command: |command, folder, _| nginx(command, folder, "nginx.conf"),
+        speaks_http2: false,
         passes_body: false,
         drops_by_pattern: false,
         ..COMMON
@@ -96,6 +103,7 @@ pub const ALL: [Gateway; 10] = [
             command.env("CADDY_ADMIN", format!("unix/{}", folder.join("admin").display()));
             command.env("XDG_DATA_HOME", folder).env("XDG_CONFIG_HOME", folder);
         },
+        speaks_http2: false,
         ..COMMON
     },
     Gateway {
@@ -124,6 +132,8 @@ pub const ALL: [Gateway; 10] = [
         files: &["envoy-gateway.yaml"],
         command: |command, _, _| envoy(command, "envoy-gateway.yaml"),
         render: |text, _, addresses| gateway_api::render(text, addresses),
+        // Envoy's filter `buffer` limits what it has to wait for.
+        drops_preflight_frames: false,
         routes_are_segments: true,
         ..COMMON
     },
@@ -134,6 +144,7 @@ pub const ALL: [Gateway; 10] = [
         render: |text, _, addresses| istio::render(text, addresses),
         // It has no policy for bodies.
         drops_preflight_bodies: false,
+        drops_preflight_frames: false,
         ..COMMON
     },
     Gateway {
@@ -144,6 +155,7 @@ pub const ALL: [Gateway; 10] = [
         // The Gateway API has no fields for these.
         drops_by_pattern: false,
         drops_preflight_bodies: false,
+        drops_preflight_frames: false,
         routes_are_segments: true,
         // Envoy's own default.
         unavailable: &[403],
@@ -160,6 +172,7 @@ pub const ALL: [Gateway; 10] = [
         drops_by_pattern: false,
         gives_up: false,
         passes_preflights: false,
+        speaks_http2: false,
         rejects_semicolons: false,
         // It opens a connection for each check.
         skips: &["connections_are_reused_and_bodies_are_not_sent"],

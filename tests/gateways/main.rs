@@ -111,6 +111,13 @@ fn main() -> ExitCode {
     checks!(
         suite,
         fixtures,
+        with_shared_gateway,
+        |(_, gateway)| gateway.speaks_http2,
+        a_preflight_over_http2_passes_and_nothing_else_does
+    );
+    checks!(
+        suite,
+        fixtures,
         with_own_gateway,
         |(_, gateway)| gateway.name == "haproxy",
         the_gateway_fails_closed_if_its_script_fails
