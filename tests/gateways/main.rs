@@ -122,7 +122,14 @@ fn main() -> ExitCode {
         |(_, gateway)| gateway.name == "haproxy",
         the_gateway_fails_closed_if_its_script_fails
     );
-    checks!(suite, fixtures, with_own_gateway, |(_, gateway)| gateway.name == "nginx", git_presents_a_token);
+    checks!(
+        suite,
+        fixtures,
+        with_own_gateway,
+        |(_, gateway)| gateway.name == "nginx",
+        git_presents_a_token,
+        a_registry_client_presents_a_token
+    );
     let shared_fixtures = fixtures.clone();
     suite.push(Trial::test("envoy-grpc::the_filter_and_the_log_get_the_identity", move || {
         shared_fixtures
