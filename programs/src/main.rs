@@ -9,12 +9,13 @@ use programs::Error;
 
 type Provide = fn() -> Result<PathBuf, Error>;
 
-const ALL: [(&str, Provide); 12] = [
+const ALL: [(&str, Provide); 13] = [
     ("nginx", programs::nginx),
     ("haproxy", programs::haproxy),
     ("caddy", programs::caddy),
     ("envoy", programs::envoy),
     ("traefik", programs::traefik),
+    ("apache", || programs::mod_auth_openidc().map(|apache| apache.program)),
     ("helm", programs::helm),
     ("helm3", programs::helm3),
     ("kubeconform", programs::kubeconform),

@@ -2,7 +2,7 @@
 //! libraries of Standard Webhooks as receivers of the controller's events.
 //!
 //! schemathesis tests the verifier against the document that it serves; Authlib and curl are run by the files in
-//! `examples/clients`, unchanged. It needs Python, curl, Go, and Node.js with npm, so it runs by name only:
+//! `examples/clients`, unchanged; Apache is a resource server. It needs Python, curl, Go, and Node.js with npm, so it runs by name only:
 //! `cargo test --test contract`.
 
 #![allow(
@@ -13,6 +13,7 @@
     reason = "a test fails by a panic"
 )]
 
+mod apache;
 mod bad_input;
 mod clients;
 mod document;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
     tests!(
         suite,
         stage,
+        apache::mod_auth_openidc_introspects,
         bad_input::each_endpoint_rejects_in_its_own_form,
         clients::authlib_introspects_with_a_client_secret,
         clients::authlib_introspects_with_a_secret_in_the_form,

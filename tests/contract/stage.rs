@@ -1,5 +1,7 @@
 //! What the tests share: a verifier, a caller that may ask, and a token to ask about.
 
+use std::path::Path;
+
 use serde_json::json;
 use tokio::runtime::Runtime;
 
@@ -48,6 +50,11 @@ impl Stage {
     /// Runs kubectl, which must succeed; returns what it printed.
     pub fn kubectl(&self, args: &[&str]) -> String {
         self.site.kubectl(args)
+    }
+
+    /// Another verifier, which serves TLS.
+    pub fn verifier_with_tls(&self, certificate: &Path, key: &Path) -> Process {
+        self.site.verifier_with_tls(certificate, key)
     }
 
     /// The URL of an endpoint.
