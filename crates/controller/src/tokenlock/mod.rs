@@ -88,8 +88,12 @@ pub(crate) fn concerned(
                     concerned.push(token);
                 }
             }
-            let bulk = changed.iter().zip(counts).filter(|(_, count)| *count > MAX_EVENTS);
-            lock(&locks.bulk).extend(bulk.map(|(by, _)| by.uid().to_owned()));
+            let mut bulk = lock(&locks.bulk);
+            let exists = |uid: &str| after.iter().any(|by| by.uid() == uid);
+            let large = changed.iter().zip(counts).filter(|(_, count)| *count > MAX_EVENTS);
+            bulk.extend(large.map(|(by, _)| by.uid().to_owned()));
+            bulk.retain(|uid| exists(uid));
+            drop(bulk);
             Some((concerned, (locks, after)))
         }
     })
