@@ -413,7 +413,7 @@ pub enum OnRevoke {
 
 /// Who makes the Secret. Immutable.
 ///
-/// `Owner`, the default: tokenward makes it and owns it. `Merge`: somebody else makes it, such as a manifest in Git, before or
+/// By default (`Owner`) tokenward makes it and owns it. `Merge`: somebody else makes it, such as a manifest in Git, before or
 /// after the ApiToken. tokenward writes its keys into it, and never makes or deletes it. It must have the label
 /// `tokenward.dev/token` with the ApiToken's name, by which its owner agrees; so a Secret takes one ApiToken. A key, label or
 /// annotation that it has from elsewhere is not overwritten. After a revocation, or the deletion of the ApiToken, the dead
