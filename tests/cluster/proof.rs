@@ -47,7 +47,7 @@ pub async fn a_revocation_is_enforced_once_every_verifier_has_confirmed_it(site:
     let first = space.reason("first", ConditionType::Enforced, "Confirmed").await;
     assert_eq!(verifiers(&first), Some((3, 3)));
     let (_, text) = condition(&first, ConditionType::Enforced).expect("Enforced");
-    assert!(text.starts_with("all 3 verifiers had confirmed by "), "{text}");
+    assert!(text.starts_with("3 of 3 verifiers had confirmed by "), "{text}");
     assert!(first.status.expect("a status").revocation.expect("a revocation").enforced_at.is_some());
     for verifier in &three {
         assert_eq!(verifier.check(&token, "").await, 401, "it has confirmed");

@@ -176,7 +176,7 @@ fn enforced(observed: &Observed<'_>, revocation: &RevocationStatus, now: Timesta
     match (revocation.enforced_at, revocation.verifiers, &observed.confirmations) {
         (Some(at), Some(VerifierCount { asked, .. }), _) => Outcome::yes(
             "Confirmed",
-            format!("all {asked} verifiers had confirmed by {at} that they refuse it"),
+            format!("{asked} of {asked} verifiers had confirmed by {at} that they refuse it"),
         ),
         (Some(_), None, _) => {
             Outcome::yes("Recorded", "recorded; the controller knows of no verifiers, so it has asked none")

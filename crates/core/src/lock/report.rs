@@ -82,6 +82,8 @@ pub fn report(
     // Once it is enforced, it stays so: a verifier that starts later reads the lock before it decides anything.
     let enforced_at = before.and_then(|before| before.enforced_at);
     let is_complete = confirmations.is_none_or(Confirmations::are_complete);
+    // In milliseconds, as every instant in a status.
+    let now = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
     let enforced_at = enforced_at.or(is_complete.then_some(now));
     let count = |of: &Confirmations| VerifierCount { asked: of.asked, confirmed: of.confirmed };
     let was_enforced = before.is_some_and(|before| before.enforced_at.is_some());
@@ -109,7 +111,7 @@ fn enforced(
     match (at, verifiers, confirmations) {
         (Some(at), Some(VerifierCount { asked, .. }), _) => Outcome::yes(
             "Confirmed",
-            format!("all {asked} verifiers had confirmed by {at} that they obey it"),
+            format!("{asked} of {asked} verifiers had confirmed by {at} that they obey it"),
         ),
         (Some(_), None, _) => {
             Outcome::yes("Recorded", "the controller knows of no verifiers, so it has asked none")
