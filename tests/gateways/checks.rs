@@ -362,6 +362,38 @@ fn assert_preflights_pass(secret: &str, drops_bodies: bool, curl: &impl Fn(&str)
     }
 }
 
+/// What is upgraded is a tunnel, in which no request is checked any more. So an upgrade takes a token as any request does, and one
+/// to HTTP/2, over which a client could reach other routes of the service, does not arrive at all.
+pub async fn an_upgrade_is_checked_and_opens_no_other_route(shared: &Shared, stage: &Stage) {
+    let upgrade = |protocols: &[&str]| {
+        let request = stage.curl("/orders/1").header("Connection", "Upgrade, HTTP2-Settings");
+        let request = request.header("HTTP2-Settings", "AAMAAABkAARAAAAAAAIAAAAA");
+        let request = request.header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
+        let request = request.header("Sec-WebSocket-Version", "13");
+        protocols.iter().fold(request, |request, protocol| request.header("Upgrade", protocol))
+    };
+    for protocols in [
+        &["websocket"][..],
+        &["h2c"],
+        &["H2C"],
+        &["h2c", "websocket"],
+        &["websocket", "h2c"],
+        &["websocket, h2c"],
+    ] {
+        for request in [upgrade(protocols), upgrade(protocols).bearer("junk")] {
+            let reply = request.send();
+            // Envoy's for an upgrade that it does not support.
+            assert!(matches!(reply.status, 400 | 401 | 403), "{protocols:?}: {reply:?}");
+        }
+        let reply = upgrade(protocols).bearer(&shared.orders.secret).send();
+        if !matches!(reply.status, 400 | 403) && stage.kind.drops_upgrades {
+            let seen = reply.seen();
+            let arrived = seen.values("upgrade");
+            assert!(matches!(*arrived, [] | ["websocket"]), "{protocols:?}: {arrived:?}");
+        }
+    }
+}
+
 /// A path that means one route to the gateway and another to the service would be checked for the wrong scope.
 pub async fn a_path_has_one_meaning(shared: &Shared, stage: &Stage) {
     let semicolon = |path: &&str| path.contains(';') || path.to_lowercase().contains("%3b");

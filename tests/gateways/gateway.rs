@@ -42,6 +42,8 @@ pub struct Gateway {
     pub routes_are_segments: bool,
     /// Whether it rejects paths with `..;`, which some services read as `..`.
     pub rejects_semicolons: bool,
+    /// Whether it can keep upgrades to another protocol than WebSocket from the service.
+    pub drops_upgrades: bool,
     /// What clients may get while no verifier can be reached.
     pub unavailable: &'static [u16],
     /// Checks that are not run, because of what it can't do.
@@ -68,6 +70,7 @@ const COMMON: Gateway = Gateway {
     drops_preflight_frames: true,
     routes_are_segments: false,
     rejects_semicolons: true,
+    drops_upgrades: true,
     unavailable: &[500, 502, 503, 504],
     skips: &[],
     edits: &[],
@@ -174,6 +177,7 @@ pub const ALL: [Gateway; 10] = [
         passes_preflights: false,
         speaks_http2: false,
         rejects_semicolons: false,
+        drops_upgrades: false,
         // It opens a connection for each check.
         skips: &["connections_are_reused_and_bodies_are_not_sent"],
         ..COMMON

@@ -104,6 +104,7 @@ fn main() -> ExitCode {
         no_method_goes_unchecked,
         a_preflight_passes_and_nothing_else_does,
         a_path_has_one_meaning,
+        an_upgrade_is_checked_and_opens_no_other_route,
         cidrs_apply_to_the_clients_address,
         a_route_without_a_scope_is_closed,
         a_revocation_applies_from_the_next_request,
