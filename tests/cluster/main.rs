@@ -223,6 +223,7 @@ fn main() -> ExitCode {
         secret::nothing_is_merged_without_the_owners_consent,
         secret::a_renamed_key_moves_the_token,
         secret::a_secret_that_the_api_server_rejects_is_reported,
+        secret::an_immutable_secret_is_made_anew_once_it_is_deleted,
         secret::a_retained_secret_outlives_its_token,
         secret::a_wiped_status_is_rebuilt,
         secret::a_changed_status_revives_no_secret_and_adds_no_scope,

@@ -449,6 +449,21 @@ pub async fn a_secret_that_the_api_server_rejects_is_reported(shared: &Shared) {
     space.stays("t", Duration::from_secs(1)).await;
 }
 
+/// Nobody can make an immutable Secret mutable again: to delete it is the way out.
+pub async fn an_immutable_secret_is_made_anew_once_it_is_deleted(shared: &Shared) {
+    let space = shared.site.namespace("immutable").await;
+    let old = space.active("t", json!({"scopes": ["a:b"]})).await;
+    patch_secret(&space, "t", json!({"immutable": true})).await;
+    space.patch("t", json!({"spec": {"rotation": {"trigger": "now"}}})).await;
+    let token = space.reason("t", ConditionType::Stalled, "SecretInvalid").await;
+    let (_, message) = condition(&token, ConditionType::Stalled).expect("Stalled");
+    assert!(message.contains("immutable"), "{message}");
+    shared.verifier.answers(&old, "", 200).await;
+    space.secrets().delete("t", &Default::default()).await.expect("a deletion");
+    let new = space.version("t", 2).await;
+    shared.verifier.answers(&new, "", 200).await;
+}
+
 pub async fn a_retained_secret_outlives_its_token(shared: &Shared) {
     let space = shared.site.namespace("retain").await;
     let old = space.active("t", json!({"scopes": ["a:b"], "secret": {"onDelete": "Retain"}})).await;

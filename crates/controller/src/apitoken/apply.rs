@@ -265,7 +265,7 @@ impl StepContext<'_> {
                 return Err(Error::WriteSecret { name: spec.secret_name.clone(), source: error });
             }
         };
-        let rejection = Rejection { kind, message: message(&error), at: self.now };
+        let rejection = Rejection { kind, message: message(&error), at: self.now, creates };
         self.with_state(|state| state.rejection = Some(rejection));
         self.context.metrics.failed("secret_rejected");
         Ok(Applied::Reobserve)

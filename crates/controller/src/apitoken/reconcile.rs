@@ -76,6 +76,7 @@ async fn make_steps(mut token: ApiToken, key: &TokenKey, context: &Context) -> R
             )
         });
         let (minted, rejection, contests, receipts) = memory.unwrap_or_default();
+        let rejection = rejection.filter(|rejection| !rejection.is_void(&secret));
         let locks = context.locks.current();
         let subscriptions = context.webhooks.subscriptions(&key.namespace);
         let observed = Observed {

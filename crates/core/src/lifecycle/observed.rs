@@ -219,9 +219,16 @@ pub struct Rejection {
     pub message: String,
     /// When the write failed. It is retried after `RETRY`.
     pub at: Timestamp,
+    /// Whether it was to make the Secret, and not to change one.
+    pub creates: bool,
 }
 
 impl Rejection {
+    /// Whether it says nothing any more: the Secret that could not be changed is gone.
+    pub fn is_void(&self, secret: &SecretState) -> bool {
+        !self.creates && matches!(secret, SecretState::Absent)
+    }
+
     /// When the write is retried, `RETRY` after it failed.
     pub fn retry_at(&self) -> Timestamp {
         self.at.checked_add(RETRY).unwrap_or(Timestamp::MAX)
@@ -235,4 +242,29 @@ pub enum RejectionKind {
     Forbidden,
     /// 422: the Secret is invalid.
     Invalid,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pods can't start without a Secret, so a new one waits for no next try.
+    #[test]
+    fn a_change_that_was_rejected_says_nothing_once_the_secret_is_gone() {
+        let ours = || SecretState::Ours(Box::default());
+        for (creates, secret, expected) in [
+            (false, SecretState::Absent, true),
+            (false, ours(), false),
+            (true, SecretState::Absent, false),
+            (true, ours(), false),
+        ] {
+            let rejection = Rejection {
+                kind: RejectionKind::Invalid,
+                message: String::new(),
+                at: Timestamp::UNIX_EPOCH,
+                creates,
+            };
+            assert_eq!(rejection.is_void(&secret), expected, "{creates} {secret:?}");
+        }
+    }
 }
