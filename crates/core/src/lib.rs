@@ -17,6 +17,7 @@ pub mod core {
 pub mod admission;
 pub mod check;
 pub mod crd;
+pub mod instant;
 pub mod lifecycle;
 pub mod lock;
 pub mod outbox;

@@ -8,6 +8,9 @@
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::crd::VerifierCount;
+use crate::instant::to_second;
+
 /// Where a verifier tells it, on its telemetry port. The query is `nonce=` and a random text.
 pub const PATH: &str = "/watermark";
 /// The header of the answer with its MAC ([`crate::token::statement`]).
@@ -95,6 +98,11 @@ impl Confirmations {
         self.missing.is_empty()
     }
 
+    /// The numbers, as a status has them.
+    pub fn counts(&self) -> VerifierCount {
+        VerifierCount { asked: self.asked, confirmed: self.confirmed }
+    }
+
     /// Who has confirmed and who has not, for people.
     pub fn message(&self) -> String {
         let Self { asked, confirmed, missing } = self;
@@ -149,10 +157,6 @@ impl Heard {
         };
         format!("{state} ({bound})")
     }
-}
-
-fn to_second(instant: Timestamp) -> Timestamp {
-    Timestamp::from_second(instant.as_second()).unwrap_or(instant)
 }
 
 fn len(number: usize) -> i64 {

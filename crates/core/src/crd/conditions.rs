@@ -6,6 +6,8 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
+use crate::instant::to_second;
+
 /// The types of condition that ApiTokens and TokenWebhooks carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConditionType {
@@ -98,8 +100,7 @@ impl<'a> Conditions<'a> {
     /// Starts a new list that follows `before`.
     pub fn after(before: &'a [Condition], generation: Option<i64>, now: Timestamp) -> Self {
         // Kubernetes stores whole seconds. A list with more than that would never equal the one that is stored.
-        let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
-        Self { before, now, generation, list: Vec::new() }
+        Self { before, now: to_second(now), generation, list: Vec::new() }
     }
 
     /// Adds a condition. Its transition time moves only if its status does.

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::observed::Observed;
-use super::versions::active;
 use crate::crd::{ApiTokenStatus, LockAction, RevocationSource, RevocationStatus};
 use crate::lock::{Candidate, Lock};
 
@@ -40,11 +39,7 @@ pub(super) fn suspending(observed: &Observed<'_>, status: &ApiTokenStatus) -> Op
     if observed.locks.is_empty() || status.revocation.is_some() {
         return None;
     }
-    let candidate = Candidate::of(observed.token, Some(status));
-    let lock = match active(status) {
-        Some(version) => candidate.lock_on(version, observed.locks),
-        None => candidate.lock_on_current(observed.locks),
-    };
+    let lock = Candidate::of(observed.token, Some(status)).lock_on_content(observed.locks);
     lock.filter(|lock| lock.action() == LockAction::Suspend)
 }
 

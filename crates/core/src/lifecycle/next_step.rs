@@ -20,6 +20,7 @@ use super::versions::{
     secret_ref, take_over,
 };
 use crate::crd::{ApiTokenStatus, OnRevoke, RotationReason, TokenVersion, VersionState};
+use crate::instant::to_millisecond;
 use crate::token::MacCheck;
 use crate::token::format::token_id;
 
@@ -282,9 +283,4 @@ fn wake(observed: &Observed<'_>, status: &ApiTokenStatus, due: Due, now: Timesta
         .flatten()
         .filter(|at| *at > now)
         .min()
-}
-
-/// Truncates to milliseconds, the precision of timestamps in a status.
-fn to_millisecond(now: Timestamp) -> Timestamp {
-    Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
 }

@@ -5,10 +5,8 @@ use jiff::{SignedDuration, Timestamp};
 use super::observed::Observed;
 use super::secret::desired_metadata;
 use crate::crd::{
-    ApiTokenStatus, OnRevoke, RevocationReason, RevocationSource, RevocationStatus, VerifierCount,
-    VersionState,
+    ApiTokenStatus, OnRevoke, RevocationReason, RevocationSource, RevocationStatus, VersionState,
 };
-use crate::proof::Confirmations;
 
 /// Records that the spec requests the revocation. Returns whether that was not recorded before.
 pub(super) fn latch(status: &mut ApiTokenStatus, observed: &Observed<'_>, now: Timestamp) -> bool {
@@ -49,8 +47,7 @@ pub(super) fn enforce(status: &mut ApiTokenStatus, observed: &Observed<'_>, now:
     };
     let is_complete = confirmations.are_complete();
     if is_complete || is_late(revocation.requested_at, now) {
-        let Confirmations { asked, confirmed, .. } = *confirmations;
-        revocation.verifiers = Some(VerifierCount { asked, confirmed });
+        revocation.verifiers = Some(confirmations.counts());
     }
     if is_complete {
         revocation.enforced_at = Some(now);

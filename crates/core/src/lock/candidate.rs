@@ -41,7 +41,16 @@ impl<'a> Candidate<'a> {
 
     /// The lock on the token as a whole: on its newest secret that may work, or on the first that it would get.
     pub fn lock_on_current(&self, locks: &Locks) -> Option<Arc<Lock>> {
-        match self.newest() {
+        self.lock_on_issued(self.newest(), locks)
+    }
+
+    /// The lock on what the Secret contains or, before it contains any, on the token as a whole.
+    pub fn lock_on_content(&self, locks: &Locks) -> Option<Arc<Lock>> {
+        self.lock_on_issued(self.content(), locks)
+    }
+
+    fn lock_on_issued(&self, version: Option<&TokenVersion>, locks: &Locks) -> Option<Arc<Lock>> {
+        match version {
             Some(version) => self.lock_on(version, locks),
             None => locks.on_unissued(&self.subject(), &self.token.spec.scopes.join(" ")).cloned(),
         }
@@ -74,18 +83,17 @@ impl<'a> Candidate<'a> {
         if self.newest().is_none() {
             return lock.stops_unissued(&subject, &self.token.spec.scopes.join(" "));
         }
-        let mut live = self.live();
+        let stops = |version| self.with(version, |version| lock.stops(&subject, &version)) == Some(true);
         match lock.action() {
-            LockAction::Revoke => {
-                live.any(|version| self.with(version, |version| lock.stops(&subject, &version)) == Some(true))
-            }
+            LockAction::Revoke => self.live().any(stops),
             // What is told is whether the content of the Secret works.
-            LockAction::Suspend => {
-                live.find(|version| version.state == VersionState::Active).or(self.newest()).is_some_and(
-                    |version| self.with(version, |version| lock.stops(&subject, &version)) == Some(true),
-                )
-            }
+            LockAction::Suspend => self.content().is_some_and(stops),
         }
+    }
+
+    /// The secret that the Secret contains; the newest that may work, if none has been delivered yet.
+    fn content(&self) -> Option<&'a TokenVersion> {
+        self.live().find(|version| version.state == VersionState::Active).or(self.newest())
     }
 
     /// The newest secret that may work.

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 
 use super::{Lock, Progress};
 use crate::crd::{ConditionType, Conditions, LockAction, Outcome, TokenLockStatus, VerifierCount};
+use crate::instant::to_millisecond;
 use crate::proof::Confirmations;
 
 /// How far a lock has come with all tokens.
@@ -83,13 +84,11 @@ pub fn report(
     let enforced_at = before.and_then(|before| before.enforced_at);
     let is_complete = confirmations.is_none_or(Confirmations::are_complete);
     // In milliseconds, as every instant in a status.
-    let now = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
-    let enforced_at = enforced_at.or(is_complete.then_some(now));
-    let count = |of: &Confirmations| VerifierCount { asked: of.asked, confirmed: of.confirmed };
+    let enforced_at = enforced_at.or(is_complete.then_some(to_millisecond(now)));
     let was_enforced = before.is_some_and(|before| before.enforced_at.is_some());
     let verifiers = match before {
         Some(before) if was_enforced => before.verifiers,
-        _ => confirmations.map(count),
+        _ => confirmations.map(Confirmations::counts),
     };
     conditions.set(ConditionType::Enforced, enforced(enforced_at, verifiers, confirmations));
     TokenLockStatus {
