@@ -2,7 +2,9 @@
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::Resource;
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use kube::core::{DeserializeGuard, PartialObjectMeta};
+use serde_json::{Value, json};
 use tokenward_core::crd::labels::TOKEN_LABEL;
 use tokenward_core::crd::{ApiToken, TokenWebhook};
 
@@ -18,6 +20,30 @@ pub(crate) type SecretMeta = PartialObjectMeta<Secret>;
 
 /// The label selector of the Secrets that contain tokens, or whose owners let an ApiToken write into them.
 pub(crate) const TOKEN_SECRETS_SELECTOR: &str = TOKEN_LABEL;
+
+/// The parameters of a write.
+pub(crate) fn params() -> PostParams {
+    PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() }
+}
+
+/// The resourceVersion of an object, as a number.
+pub(crate) fn resource_version(object: &impl Resource) -> Option<u64> {
+    object.meta().resource_version.as_deref()?.parse().ok()
+}
+
+/// A patch after which an object has, of these finalizers, only those that are wanted, and all of others.
+pub(crate) fn finalizers_patch(
+    metadata: &ObjectMeta,
+    own: &[&str],
+    wanted: Option<&str>,
+) -> (PatchParams, Patch<Value>) {
+    let others = metadata.finalizers.iter().flatten().map(String::as_str).filter(|name| !own.contains(name));
+    let finalizers: Vec<&str> = others.chain(wanted).collect();
+    // With the resourceVersion that was read, the patch fails if anybody has changed the list meanwhile.
+    let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": metadata.resource_version}});
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
+    (params, Patch::Merge(patch))
+}
 
 /// What identifies an ApiToken. The uid distinguishes it from an earlier one of the same name.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,14 +7,13 @@ use std::time::Duration;
 use anyhow::bail;
 use clap::Args;
 use futures::{StreamExt, stream};
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::ListParams;
 use kube::core::PartialObjectMeta;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use serde_json::json;
 use tracing::{info, warn};
 
-use crate::objects::FIELD_MANAGER;
+use crate::objects::finalizers_patch;
 use crate::watches::api;
 use tokenward_core::crd::labels::{LOCK_FINALIZER, WEBHOOKS_FINALIZER};
 use tokenward_core::crd::{ApiToken, ClusterTokenLock, TokenLock};
@@ -136,13 +135,8 @@ where
 {
     let (namespace, name) =
         (object.metadata.namespace.as_deref(), object.metadata.name.as_deref().unwrap_or_default());
-    let others = object.metadata.finalizers.iter().flatten().filter(|name| !OWN.contains(&&***name));
-    let others: Vec<_> = others.collect();
-    // With the resourceVersion that was read, the patch fails if anybody has changed the list meanwhile.
-    let patch =
-        json!({"metadata": {"finalizers": others, "resourceVersion": object.metadata.resource_version}});
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
-    match api.patch_metadata(name, &params, &Patch::Merge(patch)).await {
+    let (params, patch) = finalizers_patch(&object.metadata, &OWN, None);
+    match api.patch_metadata(name, &params, &patch).await {
         Ok(_) => true,
         Err(error) if is_not_found(&error) => true,
         Err(error) => {

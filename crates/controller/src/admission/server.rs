@@ -16,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::reviewer::Reviewer;
-use tokenward_core::crd::{ApiToken, ClusterTokenLock, TokenLock, TokenWebhook};
+use tokenward_core::crd::{ApiToken, ClusterTokenLock, TokenLock};
 use tokenward_runtime::serve::{self, Limits, response, text};
 
 /// API servers have a few connections each, and wait for 30 s at most. Anybody on the pod network can connect, so a new
@@ -65,18 +65,11 @@ async fn respond_to(
             Ok(request) => review(reviewer.api_token(&request).await),
             Err(why) => text(StatusCode::BAD_REQUEST, why),
         },
-        "/validate/tokenwebhook" => match parse::<TokenWebhook>(&body) {
-            Ok(request) => review(reviewer.token_webhook(&request)),
-            Err(why) => text(StatusCode::BAD_REQUEST, why),
-        },
-        "/validate/tokenlock" => match parse::<TokenLock>(&body) {
-            Ok(request) => review(reviewer.lock("TokenLock", &request)),
-            Err(why) => text(StatusCode::BAD_REQUEST, why),
-        },
-        "/validate/clustertokenlock" => match parse::<ClusterTokenLock>(&body) {
-            Ok(request) => review(reviewer.lock("ClusterTokenLock", &request)),
-            Err(why) => text(StatusCode::BAD_REQUEST, why),
-        },
+        "/validate/tokenwebhook" => answer(&body, |request| reviewer.token_webhook(request)),
+        "/validate/tokenlock" => answer::<TokenLock>(&body, |request| reviewer.lock("TokenLock", request)),
+        "/validate/clustertokenlock" => {
+            answer::<ClusterTokenLock>(&body, |request| reviewer.lock("ClusterTokenLock", request))
+        }
         _ => text(
             StatusCode::NOT_FOUND,
             "there is /validate/ with apitoken, tokenwebhook, tokenlock and clustertokenlock\n",
@@ -122,6 +115,17 @@ async fn read(
         read.extend_from_slice(&data);
     }
     Ok((read, permits))
+}
+
+/// The response to a review that asks nobody else.
+fn answer<K: Resource + DeserializeOwned>(
+    body: &[u8],
+    decide: impl FnOnce(&AdmissionRequest<K>) -> AdmissionResponse,
+) -> Response<Full<Bytes>> {
+    match parse(body) {
+        Ok(request) => review(decide(&request)),
+        Err(why) => text(StatusCode::BAD_REQUEST, why),
+    }
 }
 
 fn parse<K: Resource + DeserializeOwned>(body: &[u8]) -> Result<AdmissionRequest<K>, String> {

@@ -8,15 +8,14 @@ use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, Resource, ResourceExt};
-use serde_json::json;
 use tracing::{info, warn};
 
 use super::cache::{Inspected, TokenState};
 use super::error::Error;
 use crate::context::Context;
-use crate::objects::{FIELD_MANAGER, TokenKey};
+use crate::objects::{TokenKey, finalizers_patch, params, resource_version};
 use tokenward_core::crd::labels::{MANAGED_BY, MANAGED_BY_VALUE, WEBHOOKS_FINALIZER};
 use tokenward_core::crd::{ApiToken, ApiTokenStatus, RotationReason};
 use tokenward_core::lifecycle::{
@@ -294,17 +293,11 @@ impl StepContext<'_> {
     /// Adds or removes tokenward's finalizer, and no other.
     async fn write_finalizer(&self, wanted: bool) -> Result<Applied, Error> {
         let token = self.observed.token;
-        let mut finalizers = token.metadata.finalizers.clone().unwrap_or_default();
-        finalizers.retain(|finalizer| finalizer != WEBHOOKS_FINALIZER);
-        finalizers.extend(wanted.then(|| WEBHOOKS_FINALIZER.to_owned()));
-        // With the resourceVersion that was read, the patch fails if anybody has changed the list meanwhile.
-        let patch = json!({
-            "metadata": {"finalizers": finalizers, "resourceVersion": token.metadata.resource_version},
-        });
-        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
+        let (params, patch) =
+            finalizers_patch(&token.metadata, &[WEBHOOKS_FINALIZER], wanted.then_some(WEBHOOKS_FINALIZER));
         let point = if wanted { "add-finalizer" } else { "remove-finalizer" };
         failpoint::before(point);
-        let written = self.api::<ApiToken>().patch(&self.key.name, &params, &Patch::Merge(patch)).await;
+        let written = self.api::<ApiToken>().patch(&self.key.name, &params, &patch).await;
         failpoint::after(point);
         let written = written.map_err(Error::WriteFinalizer)?;
         if written.metadata.deletion_timestamp.is_some() && !wanted {
@@ -363,12 +356,4 @@ enum Existing {
 fn generate(spec: &Spec) -> Result<(KeyId, Plaintext), Error> {
     let key_id = KeyId::from_bytes(*entropy::random_bytes()?);
     Ok((key_id, format::make(&spec.prefix, key_id, &*entropy::random_bytes()?)))
-}
-
-fn resource_version(object: &ApiToken) -> Option<u64> {
-    object.resource_version()?.parse().ok()
-}
-
-pub(super) fn params() -> PostParams {
-    PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() }
 }

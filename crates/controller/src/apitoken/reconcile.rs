@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
 use kube::runtime::reflector::ObjectRef;
-use kube::{Api, ResourceExt};
 use tracing::{debug, warn};
 
 use super::apply::{Applied, StepContext};
@@ -14,7 +14,7 @@ use super::cache::Inspected;
 use super::error::Error;
 use super::{terminating, unreadable};
 use crate::context::Context;
-use crate::objects::{Token, TokenKey};
+use crate::objects::{Token, TokenKey, resource_version};
 use crate::workqueue::Next;
 use tokenward_core::crd::ApiToken;
 use tokenward_core::lifecycle::{Observed, OwnSecret, SecretState, Spec, Step, inspect, next_step, wipe};
@@ -129,7 +129,7 @@ fn confirmations(token: &ApiToken, key: &TokenKey, context: &Context) -> Option<
     if revocation.enforced_at.is_some() {
         return None;
     }
-    let version: Option<u64> = token.resource_version().and_then(|version| version.parse().ok());
+    let version = resource_version(token);
     let noted = context.cache.with_existing(&key.uid, |state| {
         state.revoked_at = state.revoked_at.or(version);
         state.revoked_at
@@ -154,7 +154,7 @@ fn wait(until: Option<Timestamp>, now: Timestamp) -> Next {
 
 /// Whether the cache still shows an object as it was before the last write of this process.
 fn is_stale(token: &ApiToken, key: &TokenKey, context: &Context) -> bool {
-    let version = token.resource_version().and_then(|version| version.parse::<u64>().ok());
+    let version = resource_version(token);
     let written = context.cache.with_existing(&key.uid, |state| state.written).flatten();
     matches!((version, written), (Some(version), Some(written)) if version < written)
 }

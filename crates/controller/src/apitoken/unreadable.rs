@@ -7,10 +7,9 @@ use kube::core::{ApiResource, DynamicObject};
 use serde_json::{Value, json};
 use tracing::warn;
 
-use super::apply::params;
 use super::error::Error;
 use crate::context::Context;
-use crate::objects::TokenKey;
+use crate::objects::{TokenKey, params};
 use crate::workqueue::Next;
 use tokenward_core::crd::ApiToken;
 use tokenward_core::lifecycle::describe_unreadable;

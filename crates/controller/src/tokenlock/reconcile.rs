@@ -2,25 +2,24 @@
 
 use std::collections::HashMap;
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::api::ListParams;
 use kube::runtime::reflector::Store;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::watch::{Guarded, LockStores};
 use super::{KnownLocks, candidate};
-use crate::objects::{FIELD_MANAGER, Token};
+use crate::objects::{Token, finalizers_patch, params, resource_version};
 use crate::recorder::{EventRecorder, NewEvent};
 use crate::verifiers::Verifiers;
 use crate::watches::api;
@@ -47,7 +46,6 @@ const TOKENS_AT_A_TIME: usize = 256;
 const CONCURRENT: usize = 8;
 
 /// What a reconciliation of locks needs.
-#[derive(Clone)]
 pub(crate) struct Parts {
     pub(crate) client: Client,
     pub(crate) claim: tokio::sync::watch::Receiver<Claim>,
@@ -57,7 +55,7 @@ pub(crate) struct Parts {
     pub(crate) stores: LockStores,
     pub(crate) tokens: Vec<Store<Token>>,
     /// By uid, the resourceVersion by which verifiers have to know a lock: the first that was seen, as a lock never changes.
-    pub(crate) first_seen: Arc<Mutex<HashMap<String, u64>>>,
+    pub(crate) first_seen: Mutex<HashMap<String, u64>>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -152,8 +150,7 @@ impl Parts {
         }
         let before = lock.lock_status();
         let now = Timestamp::now();
-        let version: Option<u64> = lock.resource_version().and_then(|version| version.parse().ok());
-        let written = version.map(|version| Written::Lock {
+        let written = resource_version(lock).map(|version| Written::Lock {
             namespace: prepared.namespace(),
             resource_version: self.first_seen(prepared.uid(), version),
         });
@@ -217,17 +214,11 @@ impl Parts {
         if !self.claim.borrow().is_valid() {
             return Ok(());
         }
-        let mut finalizers = lock.finalizers().to_vec();
-        finalizers.retain(|finalizer| finalizer != LOCK_FINALIZER);
-        finalizers.extend(wanted.then(|| LOCK_FINALIZER.to_owned()));
-        // With the resourceVersion that was read, the patch fails if anybody has changed the list meanwhile.
-        let patch = json!({
-            "metadata": {"finalizers": finalizers, "resourceVersion": lock.resource_version()},
-        });
-        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
+        let (params, patch) =
+            finalizers_patch(lock.meta(), &[LOCK_FINALIZER], wanted.then_some(LOCK_FINALIZER));
         let point = if wanted { "add-lock-finalizer" } else { "remove-lock-finalizer" };
         failpoint::before(point);
-        let written = api.patch_metadata(&lock.name_any(), &params, &Patch::Merge(patch)).await;
+        let written = api.patch_metadata(&lock.name_any(), &params, &patch).await;
         failpoint::after(point);
         match written {
             Ok(_) => Ok(()),
@@ -273,8 +264,4 @@ fn event(lock: &Lock, before: Option<&[Condition]>, after: &[Condition]) -> Opti
         (LockAction::Revoke, _) => "Revoked",
     };
     Some(NewEvent { reason: Reason::new(code, ready.message.clone()), warning: code == "Unreadable" })
-}
-
-fn params() -> PostParams {
-    PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() }
 }

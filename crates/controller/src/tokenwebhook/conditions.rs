@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 
 use tokenward_core::crd::{ConditionType, Conditions, Outcome, Reason, TokenWebhookStatus};
+use tokenward_core::instant::to_second;
 use tokenward_core::outbox::retry::Failure;
 
 /// After this many failures in a row an endpoint is unhealthy.
@@ -26,24 +27,20 @@ impl Health {
     pub(crate) fn succeeded(&mut self, now: Timestamp) -> bool {
         self.failures = 0;
         self.failure = None;
-        self.last_success = Some(whole_second(now));
+        // In whole seconds, so that the status changes, and is written, less often.
+        self.last_success = Some(to_second(now));
         self.healthy.replace(true) != Some(true)
     }
 
     /// An attempt failed. Returns whether the conditions change.
     pub(crate) fn failed(&mut self, failure: Failure, now: Timestamp) -> bool {
         self.failures = self.failures.saturating_add(1);
-        self.last_failure = Some(whole_second(now));
+        self.last_failure = Some(to_second(now));
         let unhealthy = self.healthy.is_none() || self.failures >= UNHEALTHY_AFTER;
         let is_other = self.failure.as_ref().map(|failure| failure.reason.code) != Some(failure.reason.code);
         self.failure = Some(failure);
         unhealthy && (self.healthy.replace(false) != Some(false) || is_other)
     }
-}
-
-/// Cuts a time to whole seconds, so that the status changes, and is written, less often.
-fn whole_second(now: Timestamp) -> Timestamp {
-    Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
 /// The input of the conditions.
