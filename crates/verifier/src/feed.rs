@@ -7,13 +7,11 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt, future, stream};
+use futures::{StreamExt, stream};
 use kube::api::ObjectMeta;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::Event;
 use kube::{Api, Client, Resource};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
@@ -22,22 +20,17 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
+use crate::events::{self, RELIST_AFTER};
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
 use crate::watermark::Mark;
 use tokenward_core::check::{Metadata, WireToken};
 use tokenward_core::crd::ApiToken;
 use tokenward_core::token::Peppers;
-use tokenward_runtime::backoff::WatchBackoff;
 use tokenward_runtime::cluster::client::WatchHeartbeat;
-use tokenward_runtime::cluster::error::watch_message;
 use tokenward_runtime::cluster::pepper::PepperState;
-use tokenward_runtime::cluster::watch::in_pages;
 use tokenward_runtime::telemetry::probes::Part;
 
-/// How long after something that could not be read everything is listed again: soon, as nobody knows what it said, but not
-/// at once, since it may go on like that.
-pub(super) const RELIST_AFTER: Duration = Duration::from_secs(10);
 /// Of a list, how many objects that can't be read are named in the log.
 const NAMED_UNREADABLE: u32 = 20;
 
@@ -125,24 +118,9 @@ fn events(
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     };
-    watcher(api, in_pages())
-        .inspect_err(|error| {
-            warn!(error = watch_message(error), "ApiTokens can't be watched; checks go on from memory")
-        })
-        .backoff(WatchBackoff::default())
-        .filter_map(move |result| {
-            future::ready(match result {
-                Ok(event) => Some((at, Some(event))),
-                Err(error) => leaves_a_gap(&error).then_some((at, None)),
-            })
-        })
+    events::follow(api, "ApiTokens can't be watched; checks go on from memory")
+        .map(move |event| (at, event))
         .boxed()
-}
-
-/// Whether a line of the watch could not be read. The watch goes on behind it, so what it said would never be heard.
-pub(super) fn leaves_a_gap(error: &watcher::Error) -> bool {
-    // kube takes any JSON that is no event for the API server's error.
-    matches!(error, watcher::Error::WatchFailed(kube::Error::SerdeError(_) | kube::Error::Api(_)))
 }
 
 /// The lists of one watch.
@@ -315,7 +293,9 @@ impl Resource for Object {
 mod tests {
     use std::convert::Infallible;
     use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
 
+    use futures::future;
     use http::{Request, Response};
     use kube::client::Body;
     use kube::core::{ObjectList, WatchEvent};

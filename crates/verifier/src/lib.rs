@@ -7,6 +7,7 @@ mod authorization;
 pub mod caller_auth;
 pub mod config;
 pub mod endpoints;
+mod events;
 mod feed;
 pub mod index;
 mod issuer_keys;

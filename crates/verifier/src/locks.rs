@@ -5,26 +5,25 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt, future, stream};
+use futures::{StreamExt, stream};
 use kube::core::DeserializeGuard;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{Event, watcher};
+use kube::runtime::watcher::Event;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use crate::feed::{RELIST_AFTER, leaves_a_gap};
+use crate::events::{self, RELIST_AFTER};
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
 use crate::watermark::Mark;
 use tokenward_core::crd::{AnyLock, ClusterTokenLock, TokenLock};
 use tokenward_core::lock::{Lock, Locks};
-use tokenward_runtime::backoff::WatchBackoff;
 use tokenward_runtime::cluster::client::WatchHeartbeat;
-use tokenward_runtime::cluster::error::watch_message;
-use tokenward_runtime::cluster::watch::in_pages;
 use tokenward_runtime::telemetry::probes::Part;
+
+const TOKEN_LOCKS: &str = "TokenLocks can't be watched; checks go on by those that are known";
+const CLUSTER_TOKEN_LOCKS: &str = "ClusterTokenLocks can't be watched; checks go on by those that are known";
 
 /// The source of one watch.
 pub(super) struct Source {
@@ -141,33 +140,19 @@ impl Source {
     fn events(&self) -> BoxStream<'static, Option<LockEvent>> {
         match &self.of {
             Of::Namespace(Some(namespace)) => {
-                events::<TokenLock>(Api::namespaced(self.client.clone(), namespace), "TokenLocks")
+                events::<TokenLock>(Api::namespaced(self.client.clone(), namespace), TOKEN_LOCKS)
             }
-            Of::Namespace(None) => events::<TokenLock>(Api::all(self.client.clone()), "TokenLocks"),
-            Of::Cluster => events::<ClusterTokenLock>(Api::all(self.client.clone()), "ClusterTokenLocks"),
+            Of::Namespace(None) => events::<TokenLock>(Api::all(self.client.clone()), TOKEN_LOCKS),
+            Of::Cluster => events::<ClusterTokenLock>(Api::all(self.client.clone()), CLUSTER_TOKEN_LOCKS),
         }
     }
 }
 
-fn events<K>(api: Api<DeserializeGuard<K>>, kind: &'static str) -> BoxStream<'static, Option<LockEvent>>
+fn events<K>(api: Api<DeserializeGuard<K>>, failure: &'static str) -> BoxStream<'static, Option<LockEvent>>
 where
     K: AnyLock + Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug + Send + 'static,
 {
-    watcher(api, in_pages())
-        .inspect_err(move |error| {
-            warn!(
-                error = watch_message(error),
-                "{kind} can't be watched; checks go on by those that are known"
-            )
-        })
-        .backoff(WatchBackoff::default())
-        .filter_map(|result| {
-            future::ready(match result {
-                Ok(event) => Some(Some(prepared(event))),
-                Err(error) => leaves_a_gap(&error).then_some(None),
-            })
-        })
-        .boxed()
+    events::follow(api, failure).map(|event| event.map(prepared)).boxed()
 }
 
 fn prepared<K: AnyLock + Resource<DynamicType = ()>>(event: Event<DeserializeGuard<K>>) -> LockEvent {
