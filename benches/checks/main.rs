@@ -11,6 +11,8 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a report is printed")]
 
 mod api;
+#[path = "../support/args.rs"]
+mod args;
 mod bare;
 mod cluster;
 mod growth;
@@ -34,6 +36,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use self::args::Common;
 use self::report::Report;
 use self::wrk::Wrk;
 
@@ -57,15 +60,8 @@ struct Args {
     /// How many real objects the part `ready` makes
     #[arg(long, default_value_t = 10_000)]
     objects: u64,
-    /// The tokenward that is measured, such as that of an image
-    #[arg(long, default_value = env!("CARGO_BIN_EXE_tokenward"))]
-    tokenward: PathBuf,
-    /// Store the tables in benches/RESULTS.md
-    #[arg(long)]
-    write: bool,
-    /// What cargo passes to every benchmark
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    common: Common,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -116,7 +112,7 @@ fn measure(args: &Args) -> anyhow::Result<()> {
     std::fs::create_dir_all(&folder)?;
     let wrk = Wrk::new(programs::wrk()?, &folder)?;
     let bench = Bench {
-        tokenward: args.tokenward.clone(),
+        tokenward: args.common.tokenward.clone(),
         wrk,
         folder,
         rounds: args.rounds,
@@ -138,7 +134,7 @@ fn measure(args: &Args) -> anyhow::Result<()> {
     if wanted(Part::Ready) {
         ready::measure(&bench, args.objects, &mut report)?;
     }
-    if args.write {
+    if args.common.write {
         report.store()?;
     }
     Ok(())

@@ -10,6 +10,8 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a report is printed")]
 
+#[path = "../support/args.rs"]
+mod args;
 mod neighbour;
 mod post;
 #[path = "../support/process.rs"]
@@ -29,6 +31,7 @@ use anyhow::ensure;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::json;
 
+use self::args::Common;
 use self::receiver::{Behaviour, Receiver};
 use self::report::Report;
 use self::world::{Revocation, World};
@@ -51,15 +54,8 @@ struct Args {
     /// Rounds of deliveries, each with the bare client's; medians count
     #[arg(long, default_value_t = 7)]
     rounds: usize,
-    /// The tokenward that is measured, such as that of an image
-    #[arg(long, default_value = env!("CARGO_BIN_EXE_tokenward"))]
-    tokenward: PathBuf,
-    /// Store the tables in benches/RESULTS.md
-    #[arg(long)]
-    write: bool,
-    /// What cargo passes to every benchmark
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    common: Common,
 }
 
 /// A part of the benchmark.
@@ -101,7 +97,7 @@ async fn measure(args: &Args) -> anyhow::Result<()> {
     let how =
         "`cargo bench --bench controller`. API server, controller, receivers and load share the machine.";
     let mut report = Report::new("Controller", how);
-    let world = World::start(&args.tokenward, &[]).await?;
+    let world = World::start(&args.common.tokenward, &[]).await?;
     if args.wants(Part::Deliveries) {
         deliveries(&world, args, &mut report).await?;
     }
@@ -111,7 +107,7 @@ async fn measure(args: &Args) -> anyhow::Result<()> {
     if args.wants(Part::Revocations) {
         revocations(&world, args, &mut report).await?;
     }
-    if args.write {
+    if args.common.write {
         report.store()?;
     }
     Ok(())

@@ -10,6 +10,8 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a report is printed")]
 
+#[path = "../support/args.rs"]
+mod args;
 mod burn;
 mod flood;
 mod good;
@@ -33,6 +35,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use self::args::Common;
 use self::flood::{Attack, Kind, Wire};
 use self::good::Protocol;
 use self::report::Report;
@@ -56,15 +59,8 @@ struct Args {
     /// Only this kind of flood
     #[arg(long)]
     only: Option<Kind>,
-    /// The tokenward that is measured, such as that of an image
-    #[arg(long, default_value = env!("CARGO_BIN_EXE_tokenward"))]
-    tokenward: PathBuf,
-    /// Store the tables in benches/RESULTS.md
-    #[arg(long)]
-    write: bool,
-    /// What cargo passes to every benchmark
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    common: Common,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -111,14 +107,14 @@ async fn measure(args: &Args) -> anyhow::Result<()> {
     std::fs::create_dir_all(&folder)?;
     let wanted = |part| args.parts.is_empty() || args.parts.contains(&part);
     let mut report = Report::new("Floods", "`cargo bench --bench floods`.");
-    let mut site = Site::start(&args.tokenward, &folder).await?;
+    let mut site = Site::start(&args.common.tokenward, &folder).await?;
     if wanted(Part::Strangers) {
         strangers::measure(&mut site, args.seconds, args.only, &mut report).await?;
     }
     if wanted(Part::Tenants) {
         tenants::measure(&mut site, args.seconds, &mut report).await?;
     }
-    if args.write {
+    if args.common.write {
         report.store()?;
     }
     Ok(())
