@@ -16,7 +16,7 @@ use kube::{Api, Client, Resource};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
@@ -45,11 +45,12 @@ pub(super) struct Source {
 }
 
 /// Feeds the snapshot for as long as it is polled, once there is a pepper: without one, no version is authentic. Sets
-/// `ready` after the first full list of every source.
+/// `ready` after the first full list of every source. Lists again when `stale` says so.
 pub(super) async fn feed(
     sources: Vec<Source>,
     snapshot: Arc<Snapshot>,
     mut pepper_state: watch::Receiver<PepperState>,
+    stale: Arc<Notify>,
     ready: Part,
     metrics: Metrics,
 ) {
@@ -94,6 +95,8 @@ pub(super) async fn feed(
                     }
                 }
                 () = sleep_until(relist_at.unwrap_or_else(Instant::now)), if relist_at.is_some() => break,
+                // A list that is under way would never end if it were begun again for taking so long.
+                () = stale.notified(), if !listings.iter().any(|listing| listing.is_under_way) => break,
             }
         }
     }
@@ -133,6 +136,8 @@ struct Listing {
     unreadable: u32,
     /// Whether the last list that ended was understood.
     listed: bool,
+    /// Whether a list has begun and not ended.
+    is_under_way: bool,
     mark: Mark,
 }
 
@@ -147,7 +152,7 @@ struct Taken {
 
 impl Listing {
     fn new(namespace: Option<String>, mark: Mark) -> Self {
-        Self { namespace, list: 0, unreadable: 0, listed: false, mark }
+        Self { namespace, list: 0, unreadable: 0, listed: false, is_under_way: false, mark }
     }
 
     /// Applies an event to the index.
@@ -156,6 +161,7 @@ impl Listing {
             Event::Init => {
                 self.list = self.list.wrapping_add(1);
                 self.mark.list_begins();
+                self.is_under_way = true;
                 self.unreadable = 0;
                 Taken::default()
             }
@@ -181,6 +187,7 @@ impl Listing {
                 let within = |namespace: &str| self.namespace.as_deref().is_none_or(|own| own == namespace);
                 snapshot.index.retain(|entry| !within(entry.namespace()) || entry.seen_in() == self.list);
                 self.end(snapshot.index.len());
+                self.is_under_way = false;
                 self.mark.list_ends();
                 Taken { is_news: self.listed, lacks_pepper: false }
             }
@@ -399,36 +406,61 @@ mod tests {
         Client::new(service_fn(answer), "default")
     }
 
+    /// Feeds a snapshot from an API server until `check` holds, or panics.
+    async fn feeds(client: Client, stale: Arc<Notify>, snapshot: Arc<Snapshot>, check: impl Fn() -> bool) {
+        let peppers = Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers");
+        let (_sender, mut peppers) = watch::channel(PepperState::Present(Arc::new(peppers)));
+        peppers.mark_changed();
+        let heartbeat = WatchHeartbeat::default();
+        let source = Source { namespace: None, client, heartbeat, mark: Mark::default() };
+        let ready = Readiness::default().part("list");
+        let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
+        let checked = async {
+            while !check() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            () = feed(vec![source], snapshot, peppers, stale, ready, metrics) => panic!("the feed has ended"),
+            checked = tokio::time::timeout(RELIST_AFTER * 10, checked) => checked.expect("in time"),
+        }
+    }
+
     /// The event may have been a revocation, which the watch would never repeat.
     #[tokio::test(start_paused = true)]
     async fn after_an_event_that_no_one_can_read_all_are_listed_again() {
         let (lists, snapshot) = (Arc::<AtomicU32>::default(), Arc::new(Snapshot::default()));
-        let peppers = Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers");
-        let (_sender, peppers) = watch::channel(PepperState::Present(Arc::new(peppers)));
-        let mut peppers = peppers;
-        peppers.mark_changed();
-        let source = Source {
-            namespace: None,
-            client: garbled(lists.clone()),
-            heartbeat: WatchHeartbeat::default(),
-            mark: Mark::default(),
-        };
-        let ready = Readiness::default().part("list");
-        let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
-        tokio::spawn(feed(vec![source], snapshot.clone(), peppers, ready, metrics));
-        let listed = tokio::time::timeout(RELIST_AFTER * 10, async {
-            while !(lists.load(Ordering::Relaxed) > 1
-                && snapshot.are_tokens_listed()
-                && snapshot.index.is_empty())
-            {
-                tokio::time::sleep(Duration::from_millis(10)).await;
+        feeds(garbled(lists.clone()), Arc::default(), snapshot.clone(), || {
+            lists.load(Ordering::Relaxed) > 1 && snapshot.are_tokens_listed() && snapshot.index.is_empty()
+        })
+        .await;
+    }
+
+    /// A watch that goes on after an outage may say nothing for a minute.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_stale_is_listed_again() {
+        let (lists, stale) = (Arc::<AtomicU32>::default(), Arc::<Notify>::default());
+        let listed = lists.clone();
+        let silent = move |request: Request<Body>| {
+            let is_watch = request.uri().query().unwrap_or_default().contains("watch=true");
+            let listed = listed.clone();
+            async move {
+                if is_watch {
+                    future::pending::<()>().await;
+                }
+                listed.fetch_add(1, Ordering::Relaxed);
+                let body = r#"{"metadata":{"resourceVersion":"1"},"items":[]}"#;
+                Ok::<_, Infallible>(Response::new(Body::from(body.as_bytes().to_vec())))
             }
-        });
-        assert!(
-            listed.await.is_ok(),
-            "{} lists, {} tokens",
-            lists.load(Ordering::Relaxed),
-            snapshot.index.len()
-        );
+        };
+        let client = Client::new(service_fn(silent), "default");
+        let snapshot = Arc::new(Snapshot::default());
+        feeds(client, stale.clone(), snapshot.clone(), || {
+            if lists.load(Ordering::Relaxed) == 1 && snapshot.are_tokens_listed() {
+                stale.notify_one();
+            }
+            lists.load(Ordering::Relaxed) > 1
+        })
+        .await;
     }
 }

@@ -10,6 +10,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::watcher::Event;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
@@ -54,8 +55,15 @@ struct Prepared {
 
 type LockEvent = Event<Prepared>;
 
-/// Puts the locks into the snapshot for as long as it is polled. Sets `ready` after the first list of every source.
-pub(super) async fn follow(sources: Vec<Source>, snapshot: Arc<Snapshot>, ready: Part, metrics: Metrics) {
+/// Puts the locks into the snapshot for as long as it is polled. Sets `ready` after the first list of every source. Lists again
+/// when `stale` says so.
+pub(super) async fn follow(
+    sources: Vec<Source>,
+    snapshot: Arc<Snapshot>,
+    stale: Arc<Notify>,
+    ready: Part,
+    metrics: Metrics,
+) {
     let mut known: Vec<Known> = sources.iter().map(|_| Known::default()).collect();
     let mut marks: Vec<Mark> = sources.iter().map(|source| source.mark.clone()).collect();
     let mut generation = 0u32;
@@ -76,6 +84,7 @@ pub(super) async fn follow(sources: Vec<Source>, snapshot: Arc<Snapshot>, ready:
                     None => return,
                 },
                 () = sleep_until(relist_at.unwrap_or_else(Instant::now)), if relist_at.is_some() => break,
+                () = stale.notified(), if !known.iter().any(|known| known.is_list_under_way) => break,
             };
             let passed = Passed::of(&event);
             if known[at].take(event) {
@@ -176,6 +185,7 @@ struct Known {
     locks: HashMap<Key, Arc<Lock>>,
     /// Those that the list has brought that is under way.
     listed: Vec<Key>,
+    is_list_under_way: bool,
     is_listed: bool,
 }
 
@@ -185,6 +195,7 @@ impl Known {
         match event {
             Event::Init => {
                 self.listed.clear();
+                self.is_list_under_way = true;
                 false
             }
             Event::InitApply(Prepared { key, lock, .. }) => {
@@ -194,7 +205,7 @@ impl Known {
             Event::Apply(Prepared { key, lock, .. }) => self.apply(key, lock),
             Event::Delete(Prepared { key, .. }) => self.locks.remove(&key).is_some(),
             Event::InitDone => {
-                self.is_listed = true;
+                (self.is_listed, self.is_list_under_way) = (true, false);
                 let (before, listed) = (self.locks.len(), std::mem::take(&mut self.listed));
                 self.locks.retain(|key, _| listed.contains(key));
                 self.locks.len() != before
