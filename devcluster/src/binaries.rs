@@ -20,7 +20,7 @@ pub enum Version {
     V1_36,
 }
 
-const CACHE: &str = "tokenward-devcluster";
+pub(crate) const CACHE: &str = "tokenward-devcluster";
 
 const V1_33: Module = Module {
     cache: CACHE,

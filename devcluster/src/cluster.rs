@@ -245,6 +245,17 @@ impl Cluster {
         })
     }
 
+    /// Writes a snapshot of etcd, by `etcdctl snapshot save`.
+    pub fn save_etcd(&self, snapshot: &Path) -> Result<(), Error> {
+        self.ours("save etcd", |control_plane| control_plane.save_etcd(snapshot))
+    }
+
+    /// Stops the API server and etcd, replaces the data by those of a snapshot, by `etcdutl snapshot restore`, and starts both
+    /// again, on the same ports.
+    pub fn restore_etcd(&self, snapshot: &Path) -> Result<(), Error> {
+        self.ours("restore etcd", |control_plane| control_plane.restore_etcd(snapshot))
+    }
+
     /// Freezes the API server (SIGSTOP). Clients see connections that stay open and responses that never come.
     pub fn pause_apiserver(&self) -> Result<(), Error> {
         self.ours("pause the API server", |control_plane| control_plane.signal_apiserver(Signal::STOP))

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::etcd::Etcd;
 use crate::kubeconfig::{Credentials, Endpoint};
 use crate::network::Network;
 use crate::pki::{Authority, TokenKeys};
@@ -58,7 +59,9 @@ pub(crate) struct ControlPlane {
     controller_manager: Option<Service>,
     /// None while stopped by a fault test.
     apiserver: Option<Service>,
-    etcd: Service,
+    store: Etcd,
+    /// None while its data are replaced.
+    etcd: Option<Service>,
 }
 
 // === impl Plan ===
@@ -100,12 +103,11 @@ impl ControlPlane {
         let peer_port = reserve_port(Ipv4Addr::LOCALHOST)?;
         let secure_port = reserve_port(network.apiserver())?;
         let port = port_of(&secure_port)?;
-        let client_url = format!("http://127.0.0.1:{}", port_of(&client_port)?);
-        let peer_url = format!("http://127.0.0.1:{}", port_of(&peer_port)?);
+        let store = Etcd::new(&data, port_of(&client_port)?, port_of(&peer_port)?);
 
         // etcd takes half a second to start; the keys are made meanwhile.
         drop((client_port, peer_port));
-        let mut etcd = launcher.spawn("etcd", &binaries.etcd, &etcd_flags(&data, &client_url, &peer_url))?;
+        let mut etcd = launcher.spawn("etcd", &binaries.etcd, &store.flags())?;
         let authority = Authority::new()?;
         let url = format!("https://{}:{port}", network.apiserver());
         let endpoint = Endpoint::new(&url, &authority.certificate());
@@ -116,10 +118,10 @@ impl ControlPlane {
             &admin_kubeconfig(folder),
             &endpoint.kubeconfig(&Credentials::Certificate(&admin), "default"),
         )?;
-        launcher.wait_ready(&mut etcd, || connects(&client_url))?;
+        launcher.wait_ready(&mut etcd, || connects(&store.client_url))?;
 
         let apiserver_flags =
-            apiserver_flags(&pki, &client_url, port, *network, &options.extra_apiserver_args);
+            apiserver_flags(&pki, &store.client_url, port, *network, &options.extra_apiserver_args);
         drop(secure_port);
         let mut control_plane = Self {
             launcher,
@@ -129,7 +131,8 @@ impl ControlPlane {
             apiserver_flags,
             controller_manager: None,
             apiserver: None,
-            etcd,
+            store,
+            etcd: Some(etcd),
         };
         control_plane.start_apiserver()?;
         if options.controller_manager {
@@ -158,7 +161,7 @@ impl ControlPlane {
 
     /// Name and process id of each process that runs.
     pub(crate) fn processes(&self) -> Vec<(&'static str, u32)> {
-        let services = [self.controller_manager.as_ref(), self.apiserver.as_ref(), Some(&self.etcd)];
+        let services = [self.controller_manager.as_ref(), self.apiserver.as_ref(), self.etcd.as_ref()];
         services.into_iter().flatten().map(|service| (service.name, service.process.pid())).collect()
     }
 
@@ -179,6 +182,24 @@ impl ControlPlane {
         ready
     }
 
+    /// Writes a snapshot of etcd.
+    pub(crate) fn save_etcd(&self, snapshot: &Path) -> Result<(), Error> {
+        self.store.save(snapshot)
+    }
+
+    /// Stops the API server and etcd, restores a snapshot, and starts both again.
+    pub(crate) fn restore_etcd(&mut self, snapshot: &Path) -> Result<(), Error> {
+        self.stop_apiserver()?;
+        if let Some(etcd) = self.etcd.take() {
+            etcd.stop(DROP_GRACE)?;
+        }
+        self.store.restore(snapshot)?;
+        let etcd = self.launcher.spawn("etcd", &self.binaries.etcd, &self.store.flags())?;
+        let (etcd, url) = (self.etcd.insert(etcd), &self.store.client_url);
+        self.launcher.wait_ready(etcd, || connects(url))?;
+        self.start_apiserver()
+    }
+
     pub(crate) fn signal_apiserver(&mut self, signal: Signal) -> Result<(), Error> {
         let apiserver = self.apiserver.as_mut().ok_or(Error::ApiserverStopped)?;
         apiserver.process.signal(signal).map_err(Error::process("signal", apiserver.name))
@@ -191,8 +212,7 @@ impl ControlPlane {
         for service in [&mut controller_manager, &mut apiserver].into_iter().flatten() {
             service.process.request_end().map_err(Error::process("stop", service.name))?;
         }
-        let in_order =
-            [(controller_manager, DROP_GRACE), (apiserver, APISERVER_GRACE), (Some(etcd), DROP_GRACE)];
+        let in_order = [(controller_manager, DROP_GRACE), (apiserver, APISERVER_GRACE), (etcd, DROP_GRACE)];
         for (service, grace) in in_order {
             service.map_or(Ok(()), |service| service.stop(grace))?;
         }
@@ -201,7 +221,7 @@ impl ControlPlane {
 
     /// Lets the processes outlive this one.
     pub(crate) fn detach(self) -> Result<(), Error> {
-        for service in [self.controller_manager, self.apiserver, Some(self.etcd)].into_iter().flatten() {
+        for service in [self.controller_manager, self.apiserver, self.etcd].into_iter().flatten() {
             service.process.detach().map_err(Error::process("detach", service.name))?;
         }
         Ok(())
@@ -276,24 +296,6 @@ fn write_pki(folder: &Path, authority: &Authority, network: Network) -> Result<(
         write_private(&folder.join(name), text)?;
     }
     Ok(())
-}
-
-fn etcd_flags(data: &Path, client_url: &str, peer_url: &str) -> Vec<OsString> {
-    vec![
-        "--name=devcluster".into(),
-        flag("--data-dir", data),
-        // The data need not survive a power failure.
-        "--unsafe-no-fsync".into(),
-        flag("--listen-client-urls", client_url),
-        flag("--advertise-client-urls", client_url),
-        flag("--listen-peer-urls", peer_url),
-        flag("--initial-advertise-peer-urls", peer_url),
-        flag("--initial-cluster", format!("devcluster={peer_url}")),
-        // It elects itself after this long; there is no peer that a short timeout could disturb.
-        "--heartbeat-interval=10".into(),
-        "--election-timeout=100".into(),
-        "--log-level=warn".into(),
-    ]
 }
 
 fn apiserver_flags(

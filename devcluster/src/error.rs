@@ -96,6 +96,10 @@ pub enum Error {
     #[error("`{program}` could not set up the node: {message}")]
     Setup { program: &'static str, message: String },
 
+    /// A tool of etcd failed.
+    #[error("`{program}` failed: {message}")]
+    Tool { program: &'static str, message: String },
+
     /// An image could not be loaded.
     #[error("can't load {}: {message}", path.display())]
     Load { path: PathBuf, message: String },

@@ -22,6 +22,7 @@ pub mod cache;
 mod cluster;
 mod control_plane;
 mod error;
+mod etcd;
 pub mod go;
 mod identity;
 mod image;
