@@ -24,3 +24,4 @@ pub mod outbox;
 pub mod proof;
 pub mod signing_key;
 pub mod token;
+pub mod tombstone;

@@ -163,6 +163,7 @@ fn exceeded(limits: &Limits, request: &Request<'_>) -> Option<Code> {
 
 #[cfg(test)]
 mod tests {
+    use crate::tombstone::Tombstones;
     use jiff::SignedDuration;
     use proptest::prelude::*;
 
@@ -225,7 +226,8 @@ mod tests {
 
     /// The same, by the MACs that the status has.
     fn indexed(token: &ApiToken) -> Vec<Version> {
-        let Indexed { versions, .. } = Entry::of(&token.into(), &peppers(), 0, &mut ScopePool::default());
+        let Indexed { versions, .. } =
+            Entry::of(&token.into(), &peppers(), 0, &mut ScopePool::default(), &Tombstones::default());
         versions.into_iter().map(|(_, version)| version).collect()
     }
 

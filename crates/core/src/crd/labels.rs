@@ -30,6 +30,8 @@ pub const ISSUED_AT_ANNOTATION: &str = "tokenward.dev/issued-at";
 pub const TOKEN_ID_ANNOTATION: &str = "tokenward.dev/token-id";
 /// Annotation: the uid of the ApiToken, so that a recreated one of the same name is not mistaken for it.
 pub const TOKEN_UID_ANNOTATION: &str = "tokenward.dev/token-uid";
+/// Annotation: the namespace of the ApiToken, so that a Secret that was restored elsewhere is recognised.
+pub const NAMESPACE_ANNOTATION: &str = "tokenward.dev/namespace";
 /// Annotation: the scopes that the version was issued with, separated by spaces.
 pub const SCOPES_ANNOTATION: &str = "tokenward.dev/scopes";
 /// Annotation: a MAC over the annotations above, keyed with the pepper ([`crate::token::seal`]).
@@ -46,6 +48,11 @@ pub const WEBHOOK_LABEL: &str = "tokenward.dev/webhook";
 pub const SIGNING_TRIGGER_ANNOTATION: &str = "tokenward.dev/signing-trigger";
 /// Annotation: until when the previous key signs too, in RFC 3339.
 pub const PREVIOUS_UNTIL_ANNOTATION: &str = "tokenward.dev/previous-until";
+
+// On the ConfigMaps of the ledger.
+
+/// Label: `true` on each of them, whatever its name.
+pub const LEDGER_LABEL: &str = "tokenward.dev/ledger";
 
 // On the pepper Secret.
 
@@ -93,11 +100,13 @@ mod tests {
             SCOPES_ANNOTATION,
             TOKEN_ID_ANNOTATION,
             TOKEN_UID_ANNOTATION,
+            NAMESPACE_ANNOTATION,
             SEAL_ANNOTATION,
             TEMPLATE_ANNOTATION,
             WEBHOOK_LABEL,
             SIGNING_TRIGGER_ANNOTATION,
             PREVIOUS_UNTIL_ANNOTATION,
+            LEDGER_LABEL,
             WARNING_ANNOTATION,
             PING_ANNOTATION,
             REPLAY_ANNOTATION,

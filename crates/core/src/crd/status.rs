@@ -115,7 +115,7 @@ pub enum VersionState {
     Retiring,
     /// Replaced, and no longer working.
     Retired,
-    /// Revoked with the token.
+    /// Ended for good: with the token, by a lock, or by `rotation.notBefore`.
     Revoked,
 }
 
@@ -288,6 +288,8 @@ pub enum RevocationSource {
     Spec,
     /// A TokenLock or ClusterTokenLock.
     Lock,
+    /// It was revoked before: an earlier state of it was restored, and the ledger has it.
+    Ledger,
     /// A request to the management API.
     Api,
     /// The kubectl plugin.

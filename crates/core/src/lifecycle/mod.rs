@@ -30,6 +30,7 @@ pub use contest::Contest;
 pub use finalizer::FINALIZER_REPAIR;
 pub use next_step::{announce, next_step, previous_version};
 pub use observed::{Contests, Observed, OwnSecret, Rejection, RejectionKind, SealedVersion, SecretState};
+pub use revoke::tombstone_of;
 pub use secret::{
     DesiredData, SecretMetadata, compose, consents, has_labels_of, inspect, is_controlled_by, repairs, wipe,
 };

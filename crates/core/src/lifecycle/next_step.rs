@@ -16,20 +16,33 @@ use super::transitions::{
     Transition, TransitionKind, record_in_outbox, remove_delivered, remove_missing_webhooks,
 };
 use super::versions::{
-    Delivered, active, make_room, normalise, pending, promote, prune, replaced, retire, retire_due, retiring,
-    secret_ref, take_over,
+    Delivered, Rebuilt, active, end_for_good, make_room, normalise, pending, promote, prune, replaced,
+    retire_due, retiring, secret_ref, take_over,
 };
 use crate::crd::{ApiTokenStatus, OnRevoke, RotationReason, TokenVersion, VersionState};
 use crate::instant::to_millisecond;
 use crate::token::MacCheck;
 use crate::token::format::token_id;
 
+/// Why a version was read back from a seal.
+const CHANGED: &str = "somebody else has changed the status, or it was lost";
+const RESTORED: &str = "the ApiToken and its Secret were restored, and the secret goes on working";
+
 /// Why a version ends before its overlap does.
 const DISPLACED: &str = "it made room, as at most four secrets work at once and this is the oldest; rotate less often, or set a shorter overlap";
 
 /// Decides the next step.
 pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
-    let now = to_millisecond(now);
+    let step = step_of_token(observed, to_millisecond(now));
+    let not_in_ledger = revoke::not_in_ledger(observed);
+    match step {
+        // Last: a ledger that can't be written must hold up no revocation.
+        Step::Wait(_) if !not_in_ledger.is_empty() => Step::EnterIntoLedger(not_in_ledger),
+        step => step,
+    }
+}
+
+fn step_of_token(observed: &Observed<'_>, now: Timestamp) -> Step {
     if observed.deleting() {
         return finalizer::finalize(observed, now);
     }
@@ -79,22 +92,17 @@ fn update(
     let mut status = observed.status().cloned().unwrap_or_default();
     status.observed_generation = observed.token.metadata.generation;
     remove_missing_webhooks(&mut status, observed);
-    if revoke::latch(&mut status, observed, now) {
-        transitions.push(Transition::new(
-            TransitionKind::Revoked,
-            "every secret of this token is refused from now on, for good",
-        ));
+    if let Some(why) = revoke::latch(&mut status, observed, now) {
+        transitions.push(Transition::new(TransitionKind::Revoked, why));
     }
     if let Ok(spec) = &observed.spec
         && status.revocation.is_none()
-        && let Some(version) = take_over(&mut status, observed, spec)
+        && let Some(Rebuilt { version, restored }) = take_over(&mut status, observed, spec)
     {
+        let (why, secret) = (if restored { RESTORED } else { CHANGED }, &spec.secret_name);
         transitions.push(Transition::new(
             TransitionKind::Rebuilt,
-            format!(
-                "somebody else has changed the status, or it was lost; version {version} was read back from the seal of Secret {}",
-                spec.secret_name
-            ),
+            format!("{why}; version {version} was read back from the seal of Secret {secret}"),
         ));
     }
     if can_judge {
@@ -112,7 +120,7 @@ fn update(
         }
         Ended::Versions(ended) => {
             for (number, lock) in ended {
-                retire(status.versions.iter_mut().filter(|version| version.version == number));
+                end_for_good(status.versions.iter_mut().filter(|version| version.version == number));
                 transitions.push(Transition::retired(number, &format!("{lock} has ended it")).by(lock));
             }
         }
@@ -133,8 +141,14 @@ fn update(
         matches!(version.state, VersionState::Active | VersionState::Retiring)
             && observed.cut_by_not_before(version, now)
     };
-    let cut = retire(status.versions.iter_mut().filter(cut)).into_iter();
+    let cut = end_for_good(status.versions.iter_mut().filter(cut)).into_iter();
     transitions.extend(cut.map(|version| Transition::retired(version, "rotation.notBefore has passed it")));
+    let token_id = status.token_id.clone();
+    let known_revoked = |version: &&mut TokenVersion| {
+        version.state.is_live() && observed.is_in_ledger(token_id.as_deref(), &version.key_id)
+    };
+    let known_revoked = end_for_good(status.versions.iter_mut().filter(known_revoked)).into_iter();
+    transitions.extend(known_revoked.map(|version| Transition::retired(version, "it was revoked before")));
     let not_before = observed.not_before();
     if status.rotation.as_ref().and_then(|rotation| rotation.not_before) != not_before {
         status.rotation.get_or_insert_default().not_before = not_before;
@@ -142,7 +156,7 @@ fn update(
     let retired = retire_due(&mut status.versions, now).into_iter();
     transitions.extend(retired.map(|version| Transition::retired(version, "its overlap has ended")));
     revoke::enforce(&mut status, observed, now);
-    prune(&mut status.versions);
+    prune(&mut status.versions, observed);
     if let Ok(spec) = &observed.spec {
         update_record(&mut status, observed, spec);
     }
@@ -166,7 +180,8 @@ fn prepare(
         let token_id = stored.token_id.as_deref();
         stored.versions.iter().any(|version| verify(observed, token_id, version) == MacCheck::Valid)
     };
-    if !observed.status().is_some_and(is_authentic) {
+    // In the new one, what was taken over from a seal is authentic; in the stored one, what has changed since.
+    if !is_authentic(&status) && !observed.status().is_some_and(is_authentic) {
         status.token_id = Some(token_id(observed.token.metadata.uid.as_deref().unwrap_or_default()));
     }
     let rotation = status.rotation.get_or_insert_default();
@@ -202,7 +217,7 @@ pub fn announce(
             mac: String::new(),
         },
     );
-    prune(&mut status.versions);
+    prune(&mut status.versions, observed);
     authenticate(&mut status, &observed.token.metadata, observed.peppers);
     describe(&mut status, observed, Due::Nothing(None), &mut transitions, now);
     record_in_outbox(&mut status, observed, &mut transitions, now);

@@ -13,6 +13,7 @@ use crate::outbox::events::Receipts;
 use crate::outbox::subscription::Subscription;
 use crate::proof::Confirmations;
 use crate::token::{Hash, KeyId, PepperId, Peppers};
+use crate::tombstone::{TokenIdentity, Tombstones};
 
 /// How long until a Secret that could not be read or written is tried again. The watch selects by label, so it does not
 /// report the deletion of a foreign Secret.
@@ -29,6 +30,8 @@ pub struct Observed<'a> {
     pub secret: SecretState,
     /// The locks of the cluster.
     pub locks: &'a Locks,
+    /// What was revoked before, by the ledger.
+    pub tombstones: &'a Tombstones,
     /// The keys of hashes, seals and MACs.
     pub peppers: &'a Peppers,
     /// The key id of the token that this process has in memory: minted and not delivered yet.
@@ -62,6 +65,16 @@ impl<'a> Observed<'a> {
     /// The status as last read or written.
     pub fn status(&self) -> Option<&'a ApiTokenStatus> {
         self.token.status.as_ref()
+    }
+
+    /// What its tombstones are made of, with `status.tokenId`.
+    pub(super) fn identity<'s>(&'s self, token_id: &'s str) -> TokenIdentity<'s> {
+        let metadata = &self.token.metadata;
+        TokenIdentity {
+            namespace: metadata.namespace.as_deref().unwrap_or_default(),
+            name: metadata.name.as_deref().unwrap_or_default(),
+            token_id,
+        }
     }
 
     /// Whether `spec.revoked` is true.
@@ -125,6 +138,11 @@ impl<'a> Observed<'a> {
     /// `rotation.notBefore` of the spec.
     pub fn not_before(&self) -> Option<Timestamp> {
         self.token.spec.rotation.as_ref().and_then(|rotation| rotation.not_before)
+    }
+
+    /// Whether the ledger has a secret of the token with this public id: an earlier state of the object was restored.
+    pub(super) fn is_in_ledger(&self, token_id: Option<&str>, key_id: &str) -> bool {
+        token_id.is_some_and(|token_id| self.tombstones.ends(self.identity(token_id), key_id))
     }
 
     /// Whether `rotation.notBefore` has ended a version: that of the spec, or the recorded one.
@@ -197,6 +215,8 @@ pub struct OwnSecret {
 /// A version as a valid seal describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SealedVersion {
+    /// Whether both were restored: the Secret was sealed for an earlier ApiToken of this name, and is itself a copy.
+    pub restored: bool,
     /// The public id of the ApiToken, `status.tokenId`.
     pub token_id: String,
     /// The number of the version.

@@ -2,27 +2,77 @@
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::authentication::verify;
 use super::observed::Observed;
 use super::secret::desired_metadata;
 use crate::crd::{
-    ApiTokenStatus, OnRevoke, RevocationReason, RevocationSource, RevocationStatus, VersionState,
+    ApiToken, ApiTokenStatus, OnRevoke, RevocationReason, RevocationSource, RevocationStatus, TokenVersion,
+    VersionState,
 };
+use crate::token::MacCheck;
+use crate::token::format::token_id;
+use crate::tombstone::{TokenIdentity, Tombstone};
 
-/// Records that the spec requests the revocation. Returns whether that was not recorded before.
-pub(super) fn latch(status: &mut ApiTokenStatus, observed: &Observed<'_>, now: Timestamp) -> bool {
-    if status.revocation.is_some() || !observed.revocation_requested() {
-        return false;
+/// The tombstone of a token that is revoked as a whole. `None`: it is not, or nothing of it was ever delivered.
+pub fn tombstone_of(token: &ApiToken) -> Option<Tombstone> {
+    let status = token.status.as_ref()?;
+    let revoked = status.revocation.is_some() || token.spec.revoked == Some(true);
+    let token_id = status.token_id.as_deref().filter(|_| revoked)?;
+    let metadata = &token.metadata;
+    let (namespace, name) = (metadata.namespace.as_deref()?, metadata.name.as_deref()?);
+    Some(TokenIdentity { namespace, name, token_id }.token())
+}
+
+/// What was revoked by the stored object and is not in the ledger yet.
+pub(super) fn not_in_ledger(observed: &Observed<'_>) -> Vec<Tombstone> {
+    let Some(status) = observed.status() else { return Vec::new() };
+    let Some(token_id) = status.token_id.as_deref() else { return Vec::new() };
+    let identity = observed.identity(token_id);
+    if let Some(token) = tombstone_of(observed.token) {
+        return observed.tombstones.lacking([token]);
     }
+    let is_revoked = |version: &&TokenVersion| {
+        version.state == VersionState::Revoked
+            && !observed.tombstones.ends(identity, &version.key_id)
+            && verify(observed, Some(token_id), version) == MacCheck::Valid
+    };
+    let revoked = status.versions.iter().filter(is_revoked);
+    revoked.map(|version| identity.version(&version.key_id)).collect()
+}
+
+/// Records that the spec requests the revocation, or that the ledger has it. Returns what to tell, if that was not recorded
+/// before.
+pub(super) fn latch(
+    status: &mut ApiTokenStatus,
+    observed: &Observed<'_>,
+    now: Timestamp,
+) -> Option<&'static str> {
+    if status.revocation.is_some() {
+        return None;
+    }
+    // The id of a restored token is that of the earlier object. Of a lost status, this one tells.
+    let own = token_id(observed.token.metadata.uid.as_deref().unwrap_or_default());
+    let mut ids = [Some(own.as_str()), status.token_id.as_deref()].into_iter().flatten();
+    let (source, why) = if observed.revocation_requested() {
+        (RevocationSource::Spec, "every secret of this token is refused from now on, for good")
+    } else if ids.any(|id| observed.tombstones.contains(&observed.identity(id).token())) {
+        (
+            RevocationSource::Ledger,
+            "this token was revoked before, and an earlier state of it was restored; it stays refused, for good",
+        )
+    } else {
+        return None;
+    };
     status.revocation = Some(RevocationStatus {
         requested_at: now,
         enforced_at: None,
         verifiers: None,
         reason: observed.token.spec.revocation_reason.unwrap_or(RevocationReason::Unspecified),
-        source: RevocationSource::Spec,
+        source,
         actor: None,
         lock: None,
     });
-    true
+    Some(why)
 }
 
 /// For how long a revocation waits for all verifiers to confirm it, before the status says who has not.

@@ -5,10 +5,13 @@ use jiff::Timestamp;
 use super::transitions::Transition;
 use crate::crd::{ApiTokenStatus, OutboxEvent, RotationReason};
 use crate::token::{Hash, KeyId};
+use crate::tombstone::Tombstone;
 
 /// One write, or waiting.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
+    /// Enter these into the ledger, where what was revoked outlives the object.
+    EnterIntoLedger(Vec<Tombstone>),
     /// Generate a token, and record its version by [`announce`](super::announce) and a status write.
     Announce(Box<Announcement>),
     /// Write this status, then report these transitions as Kubernetes Events.

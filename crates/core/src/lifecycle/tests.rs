@@ -13,11 +13,14 @@ use proptest::prelude::*;
 use super::*;
 use crate::check::{Audience, Code, Decision, Entry, Indexed, Request, ScopePool, decide};
 use crate::crd::CreationPolicy;
-use crate::crd::labels::{MANAGED_BY, SCOPES_ANNOTATION, SEAL_ANNOTATION, TOKEN_LABEL, WEBHOOKS_FINALIZER};
+use crate::crd::labels::{
+    MANAGED_BY, NAMESPACE_ANNOTATION, REVOKED_LABEL, SCOPES_ANNOTATION, SEAL_ANNOTATION, TOKEN_LABEL,
+    WEBHOOKS_FINALIZER,
+};
 use crate::crd::{
     ApiToken, ApiTokenSpec, ApiTokenStatus, ClusterTokenLock, ClusterTokenLockSpec, ConditionType,
-    LockAction, LockMatch, LockSpec, OnDelete, OnRevoke, OnSpecChange, Rotation, SecretSpec, TokenWebhook,
-    TokenWebhookSpec, VersionState, find_condition,
+    LockAction, LockMatch, LockSpec, OnDelete, OnRevoke, OnSpecChange, RevocationSource, Rotation,
+    SecretSpec, TokenWebhook, TokenWebhookSpec, VersionState, find_condition,
 };
 use crate::lock::{Candidate, Lock, Locks, Progress};
 use crate::outbox::events::{Receipt, Receipts};
@@ -26,6 +29,7 @@ use crate::token::format;
 use crate::token::format::{KeyId, Prefix};
 use crate::token::seal::{Seal, Sealed};
 use crate::token::{Hash, Peppers, Plaintext, Token};
+use crate::tombstone::{Tombstone, Tombstones};
 
 /// A scope that no secret is ever issued with.
 const FORGED_SCOPE: &str = "forged:scope";
@@ -60,6 +64,16 @@ struct World {
     locks: Locks,
     /// The same as the controller has them, which may be late.
     known_locks: Locks,
+    /// The ledger.
+    tombstones: Tombstones,
+    generated_uids: u32,
+}
+
+/// The objects at one time.
+struct Backup {
+    token: ApiToken,
+    secret: Option<Secret>,
+    tombstones: Vec<Tombstone>,
 }
 
 /// What can happen between two steps.
@@ -137,6 +151,25 @@ fn lock_act() -> impl Strategy<Value = LockAct> {
         2 => Just(LockAct::Delete),
         4 => Just(LockAct::Learn),
         12 => Just(LockAct::Nothing),
+    ]
+}
+
+/// What can be restored.
+#[derive(Clone, Debug)]
+enum RestoreAct {
+    BackUp,
+    /// Object by object, with the status or without.
+    ByApi(bool),
+    Etcd,
+    Nothing,
+}
+
+fn restore_act() -> impl Strategy<Value = RestoreAct> {
+    prop_oneof![
+        3 => Just(RestoreAct::BackUp),
+        2 => any::<bool>().prop_map(RestoreAct::ByApi),
+        2 => Just(RestoreAct::Etcd),
+        12 => Just(RestoreAct::Nothing),
     ]
 }
 
@@ -219,13 +252,15 @@ impl World {
             rewritten: false,
             locks: Locks::default(),
             known_locks: Locks::default(),
+            tombstones: Tombstones::default(),
+            generated_uids: 0,
         }
     }
 
     fn observed(&self) -> Observed<'_> {
         let spec = Spec::of(&self.token);
         let secret = match (&self.secret, &spec) {
-            (Some(secret), Ok(spec)) => inspect(secret, &self.token, spec, &self.peppers),
+            (Some(secret), Ok(spec)) => inspect(secret, &self.token, spec, &self.peppers, &self.tombstones),
             _ => SecretState::Absent,
         };
         Observed {
@@ -233,6 +268,7 @@ impl World {
             spec,
             secret,
             locks: &self.known_locks,
+            tombstones: &self.tombstones,
             peppers: &self.peppers,
             minted: self.minted.as_ref().map(|(key_id, _)| *key_id),
             rejection: None,
@@ -287,6 +323,10 @@ impl World {
                 self.record(status, transitions);
                 self.minted = Some((key_id, plaintext));
             }
+            Step::EnterIntoLedger(tombstones) => {
+                self.tombstones.extend(tombstones);
+                return true;
+            }
             Step::Record(status, transitions) => self.record(*status, transitions),
             Step::WriteSecret { key_id, content } => {
                 let status = before.clone().expect("a status precedes the Secret");
@@ -313,6 +353,7 @@ impl World {
                 let mut secret = secret.expect("a Secret");
                 self.secret_writes += 1;
                 secret.metadata.uid.get_or_insert_with(|| format!("uid-{}", self.secret_writes));
+                secret.metadata.creation_timestamp.get_or_insert(Time(self.now));
                 secret.metadata.resource_version = Some(self.secret_writes.to_string());
                 let text = self.data(&secret, &spec.token_key).expect("a token");
                 self.delivered.insert(key_id, text);
@@ -377,9 +418,15 @@ impl World {
         self.check_for(text, &[])
     }
 
+    /// By a verifier that has just started.
     fn check_for(&self, text: &str, scopes: &[&str]) -> Result<(), Code> {
+        self.check_by(&Tombstones::default(), text, scopes)
+    }
+
+    /// By a verifier that remembers these.
+    fn check_by(&self, remembered: &Tombstones, text: &str, scopes: &[&str]) -> Result<(), Code> {
         let Indexed { versions, .. } =
-            Entry::of(&(&self.token).into(), &self.peppers, 0, &mut ScopePool::default());
+            Entry::of(&(&self.token).into(), &self.peppers, 0, &mut ScopePool::default(), remembered);
         let token = Token::parse(text).ok_or(Code::NotFound)?;
         match decide(
             versions.iter().map(|(_, version)| version),
@@ -412,7 +459,10 @@ impl World {
         assert!(self.live().len() <= 4, "five live: {status:#?}");
         if let Some(before) = before {
             assert!(before.revocation.is_none() || status.revocation.is_some(), "un-revoked");
-            assert!(before.token_id.is_none() || before.token_id == status.token_id, "another tokenId");
+            assert!(
+                before.token_id.is_none() || before.token_id == status.token_id || self.rewritten,
+                "another tokenId"
+            );
             if before.revocation.is_some() {
                 let newest = |s: &ApiTokenStatus| s.versions.first().map(|v| v.version);
                 assert_eq!(newest(before), newest(&status), "a revoked token was rotated");
@@ -440,6 +490,43 @@ impl World {
                 assert!(at >= *promised || self.rewritten, "the overlap is counted from the delivery");
             }
         }
+    }
+
+    /// Takes a backup.
+    fn back_up(&self) -> Backup {
+        Backup { token: self.token.clone(), secret: self.secret.clone(), tombstones: self.tombstones.all() }
+    }
+
+    /// Restores a backup as a tool does that creates objects by the API: they are other objects, made now.
+    fn restore(&mut self, backup: &Backup, with_status: bool) {
+        let generation = self.token.metadata.generation;
+        self.token = backup.token.clone();
+        self.token.metadata.generation = generation;
+        self.generated_uids += 1;
+        self.token.metadata.uid = Some(format!("{:08}-d9cb-469f-a165-70867728950e", self.generated_uids));
+        self.token.metadata.finalizers = None;
+        if !with_status {
+            self.token.status = None;
+        }
+        self.secret = backup.secret.clone();
+        if let Some(secret) = &mut self.secret {
+            secret.metadata.creation_timestamp = Some(Time(self.now));
+            secret.metadata.owner_references = None;
+            secret.metadata.uid = Some(format!("restored-{}", self.generated_uids));
+        }
+        (self.restored, self.rewritten) = (true, true);
+        self.minted = None;
+    }
+
+    /// Restores a backup of etcd: every object as it was. The ledger is, too, unless it was saved.
+    fn restore_etcd(&mut self, backup: &Backup, with_ledger: bool) {
+        (self.token, self.secret) = (backup.token.clone(), backup.secret.clone());
+        if !with_ledger {
+            self.tombstones = Tombstones::default();
+            self.tombstones.extend(backup.tombstones.iter().copied());
+        }
+        (self.restored, self.rewritten) = (true, true);
+        self.minted = None;
     }
 
     /// Deletes the object and creates it again: another uid, no status, the Secret still there.
@@ -779,6 +866,50 @@ proptest! {
         }
     }
 
+    /// What some verifier rightly saw revoked never works again at it, whatever is restored; nor at any other, once the
+    /// controller has seen the restore and has the ledger.
+    #[test]
+    fn what_was_seen_revoked_stays_dead_whatever_is_restored(
+        acts in proptest::collection::vec((happening(), restore_act()), 0..40),
+    ) {
+        let mut world = World::new();
+        world.run_to_rest();
+        let mut older = None;
+        let mut backup = world.back_up();
+        let (remembered, mut seen) = (Tombstones::default(), BTreeSet::new());
+        for (happening, act) in &acts {
+            world.happen(happening, &mut older);
+            match act {
+                RestoreAct::BackUp => backup = world.back_up(),
+                RestoreAct::ByApi(with_status) => {
+                    // The controller has seen each state for long enough.
+                    world.run_to_rest();
+                    world.now += SignedDuration::from_mins(2);
+                    world.restore(&backup, *with_status);
+                }
+                RestoreAct::Etcd => {
+                    world.run_to_rest();
+                    world.restore_etcd(&backup, true);
+                }
+                RestoreAct::Nothing => {}
+            }
+            for (key_id, text) in &world.delivered {
+                let refused = world.check_by(&remembered, text, &[]);
+                prop_assert!(refused.is_err() || !seen.contains(text), "{happening:?} {act:?}: it works again");
+                // One that was replaced before is of no concern to a revocation.
+                let status = world.status();
+                let was_replaced = status.version_of(key_id).is_none_or(|v| v.state == VersionState::Retired);
+                if refused == Err(Code::Revoked) && !was_replaced {
+                    seen.insert(text.clone());
+                }
+            }
+        }
+        world.run_to_rest();
+        for text in &seen {
+            prop_assert!(world.check(text).is_err(), "at a verifier that has just started");
+        }
+    }
+
     /// With `creationPolicy: Merge`, whatever its owner does to the Secret.
     #[test]
     fn a_secret_of_somebody_else_is_written_with_consent_and_keeps_the_rest(
@@ -932,7 +1063,162 @@ fn a_revoked_token_does_not_come_back_with_its_secret() {
     world.token.spec.revoked = None;
     world.restored = true;
     world.run_to_rest();
+    assert_eq!(world.status().revocation.map(|revocation| revocation.source), Some(RevocationSource::Ledger));
+    assert_eq!(world.current().as_ref(), Some(&old), "nothing is minted");
+    assert!(world.check(&old).is_err());
+    // Without the ledger, its seal tells.
+    world.tombstones = Tombstones::default();
+    world.token.status = None;
+    world.run_to_rest();
     assert_ne!(world.current().expect("a Secret"), old);
+    assert_eq!(world.check(&old), Err(Code::NotFound));
+}
+
+/// With a status or without: its MACs are those of the lost object.
+#[test]
+fn a_restored_token_goes_on_working() {
+    for with_status in [false, true] {
+        let mut world = World::new();
+        world.rotation(|r| r.trigger = Some("x".to_owned()));
+        world.run_to_rest();
+        let (text, before) = (world.current().expect("a Secret"), world.status());
+        let backup = world.back_up();
+        world.now += SignedDuration::from_mins(2);
+        world.restore(&backup, with_status);
+        assert!(world.check(&text).is_err(), "before the controller has seen it");
+        world.run_to_rest();
+        assert_eq!(world.current().as_ref(), Some(&text), "nothing is minted");
+        assert_eq!(world.check(&text), Ok(()));
+        assert_eq!(world.status().token_id, before.token_id);
+        assert_eq!(world.status().versions[0].version, before.versions[0].version);
+        assert!(world.transitions.contains(&TransitionKind::Rebuilt));
+        // Sealed for the new object.
+        world.happen(&Happening::WipeStatus, &mut None);
+        world.run_to_rest();
+        assert_eq!(world.check(&text), Ok(()));
+    }
+}
+
+#[test]
+fn a_restored_token_that_was_revoked_stays_dead() {
+    for (with_status, backed_up_before) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut world = World::new();
+        world.run_to_rest();
+        let old = world.current().expect("a Secret");
+        let before = world.back_up();
+        world.spec(|spec| spec.revoked = Some(true));
+        world.run_to_rest();
+        let mut backup = if backed_up_before { before } else { world.back_up() };
+        // By a lock, say: nothing in the manifest tells.
+        backup.token.spec.revoked = None;
+        world.now += SignedDuration::from_mins(2);
+        world.restore(&backup, with_status);
+        world.run_to_rest();
+        assert!(world.check(&old).is_err(), "{with_status} {backed_up_before}");
+        assert_eq!(world.status().revocation.is_some(), with_status, "{backed_up_before}");
+        assert_eq!(world.current().as_ref() == Some(&old), with_status, "else it is another token");
+    }
+}
+
+/// A secret that was ended alone does not come back either.
+#[test]
+fn a_restored_secret_that_was_cut_stays_dead() {
+    let mut world = World::new();
+    world.run_to_rest();
+    let old = world.current().expect("a Secret");
+    let backup = world.back_up();
+    world.now += SignedDuration::from_mins(2);
+    world.happen(&Happening::Cut(-1), &mut None);
+    world.run_to_rest();
+    let rotated = world.current().expect("a Secret");
+    assert_eq!(states(&world), [(2, VersionState::Active), (1, VersionState::Revoked)]);
+    for (by_api, expected) in [(true, Code::NotFound), (false, Code::Retired)] {
+        if by_api {
+            world.restore(&backup, false);
+        } else {
+            world.restore_etcd(&backup, true);
+            assert_eq!(world.check(&old), Ok(()), "until the controller has seen it");
+        }
+        world.run_to_rest();
+        assert_eq!(world.check(&old), Err(expected));
+        let current = world.current().expect("a Secret");
+        assert!(current != old && current != rotated);
+        assert_eq!(world.check(&current), Ok(()));
+    }
+}
+
+/// However often it was announced anew since.
+#[test]
+fn what_the_secret_contains_is_never_forgotten() {
+    let mut world = World::new();
+    world.run_to_rest();
+    for scopes in [3, 4, 1, 3, 4] {
+        world.happen(&Happening::Scopes(scopes), &mut None);
+        assert!(world.step(), "announced, and not delivered");
+        world.happen(&Happening::ForgeStatus, &mut None);
+    }
+    world.spec(|spec| spec.revoked = Some(true));
+    world.run_to_rest();
+    let secret = world.secret.as_ref().expect("a Secret");
+    let labels = secret.metadata.labels.as_ref().expect("labels");
+    assert!(labels.contains_key(REVOKED_LABEL), "{:#?}", world.status());
+}
+
+/// Without the ledger, a verifier that was running remembers.
+#[test]
+fn a_running_verifier_remembers_what_an_older_etcd_does_not() {
+    let mut world = World::new();
+    world.run_to_rest();
+    let text = world.current().expect("a Secret");
+    let backup = world.back_up();
+    let remembered = Tombstones::default();
+    assert_eq!(world.check_by(&remembered, &text, &[]), Ok(()));
+    world.spec(|spec| spec.revoked = Some(true));
+    assert_eq!(world.check_by(&remembered, &text, &[]), Err(Code::Revoked));
+    world.run_to_rest();
+    world.restore_etcd(&backup, false);
+    assert_eq!(world.check(&text), Ok(()), "one that has just started");
+    assert_eq!(world.check_by(&remembered, &text, &[]), Err(Code::Revoked));
+}
+
+/// The pepper came along; what proves the token names the other namespace.
+#[test]
+fn in_another_namespace_it_is_minted_anew() {
+    let mut world = World::new();
+    world.run_to_rest();
+    let old = world.current().expect("a Secret");
+    let backup = world.back_up();
+    world.now += SignedDuration::from_mins(2);
+    world.restore(&backup, false);
+    let secret = world.secret.as_mut().expect("a Secret");
+    let annotations = secret.metadata.annotations.as_mut().expect("annotations");
+    // As if it were from there.
+    let status = backup.token.status.as_ref().expect("a status");
+    let version = &status.versions[0];
+    let pepper = Hash::parse(&version.hash).expect("a hash").pepper;
+    let hash = world.peppers.hash_with(&pepper, "there", "name", &Token::parse(&old).expect("a token"));
+    let sealed = Sealed {
+        namespace: "there",
+        name: "name",
+        uid: backup.token.metadata.uid.as_deref().expect("a uid"),
+        token_id: status.token_id.as_deref().expect("a token id"),
+        issued_at: &version.issued_at.to_string(),
+        version: version.version,
+        key_id: &version.key_id,
+        scopes: Some(&version.scopes.join(" ")),
+        revoked: false,
+        hash: &hash.expect("a hash"),
+    };
+    let seal = Seal::make(&world.peppers, &sealed).expect("a seal").to_string();
+    annotations.insert(SEAL_ANNOTATION.to_owned(), seal);
+    assert!(matches!(world.observed().secret, SecretState::Foreign(_)), "it may be anybody's");
+    let secret = world.secret.as_mut().expect("a Secret");
+    let annotations = secret.metadata.annotations.as_mut().expect("annotations");
+    annotations.insert(NAMESPACE_ANNOTATION.to_owned(), "there".to_owned());
+    world.run_to_rest();
+    let current = world.current().expect("a Secret");
+    assert_ne!(current, old);
+    assert_eq!(world.check(&current), Ok(()));
     assert_eq!(world.check(&old), Err(Code::NotFound));
 }
 

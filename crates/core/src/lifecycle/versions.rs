@@ -104,6 +104,22 @@ pub(super) fn retire<'v>(versions: impl Iterator<Item = &'v mut TokenVersion>) -
     retired.collect()
 }
 
+/// Ends these versions for good, so that they are entered into the ledger. Returns their numbers.
+pub(super) fn end_for_good<'v>(versions: impl Iterator<Item = &'v mut TokenVersion>) -> Vec<i64> {
+    let ended = versions.map(|version| {
+        version.state = VersionState::Revoked;
+        version.version
+    });
+    ended.collect()
+}
+
+/// A version that was read back from a seal, with something to tell.
+pub(super) struct Rebuilt {
+    pub(super) version: i64,
+    /// Whether it was sealed for an earlier ApiToken of this name.
+    pub(super) restored: bool,
+}
+
 /// A version that was delivered.
 pub(super) struct Delivered {
     /// Its number.
@@ -142,13 +158,25 @@ pub(super) fn promote(
 }
 
 /// Takes a version over from a valid seal, if the status lacks it, or has it with facts that its MAC does not
-/// authenticate. It becomes active, as it was issued. Returns its number, if somebody else has changed the status.
+/// authenticate. It becomes active, as it was issued. Returns it, unless the status is merely from before versions
+/// had a MAC.
 ///
 /// The status is always written before the Secret, so one that is older than the Secret was lost or set back: what is live
-/// in it has been replaced since.
-pub(super) fn take_over(status: &mut ApiTokenStatus, observed: &Observed<'_>, spec: &Spec) -> Option<i64> {
+/// in it has been replaced since. What was sealed for an earlier ApiToken is taken over only by one that has delivered nothing.
+pub(super) fn take_over(
+    status: &mut ApiTokenStatus,
+    observed: &Observed<'_>,
+    spec: &Spec,
+) -> Option<Rebuilt> {
     let sealed = observed.secret.ours()?.sealed.as_ref()?;
     let key_id = sealed.key_id.to_string();
+    let is_own = |version: &TokenVersion| {
+        version.state != VersionState::Pending
+            && verify(observed, status.token_id.as_deref(), version) == MacCheck::Valid
+    };
+    if sealed.restored && status.versions.iter().any(is_own) {
+        return None;
+    }
     let before = status.versions.iter().position(|v| v.version == sealed.version && v.key_id == key_id);
     let before = match before {
         Some(at) if verify(observed, status.token_id.as_deref(), &status.versions[at]) == MacCheck::Valid => {
@@ -181,7 +209,9 @@ pub(super) fn take_over(status: &mut ApiTokenStatus, observed: &Observed<'_>, sp
         rotation.handled_trigger.clone_from(&spec.trigger);
     }
     status.token_id = Some(sealed.token_id.clone());
-    status.versions.retain(|version| version.version != sealed.version);
+    // One that is pending, of a token that was restored before its Secret was, has another id.
+    let stays = |version: &TokenVersion| !sealed.restored || version.state != VersionState::Pending;
+    status.versions.retain(|version| version.version != sealed.version && stays(version));
     let version = TokenVersion {
         version: sealed.version,
         key_id,
@@ -195,16 +225,24 @@ pub(super) fn take_over(status: &mut ApiTokenStatus, observed: &Observed<'_>, sp
     };
     // It alone: the others are judged by the MACs that they have.
     status.versions.push(authenticated(version, observed, &sealed.token_id));
-    // Without a MAC, the status is from before versions had one.
-    before.is_none_or(|before| !before.mac.is_empty()).then_some(sealed.version)
+    let tells = sealed.restored || before.is_none_or(|before| !before.mac.is_empty());
+    tells.then_some(Rebuilt { version: sealed.version, restored: sealed.restored })
 }
 
-/// Removes all but the live versions and the newest dead ones.
-pub(super) fn prune(versions: &mut Vec<TokenVersion>) {
-    let mut dead = 0;
+/// Removes all but the live versions and the newest dead ones, of which the one that the Secret contains is one: as long as it is
+/// there, what becomes of it has to be said.
+pub(super) fn prune(versions: &mut Vec<TokenVersion>, observed: &Observed<'_>) {
+    let contained = observed.secret.key_id().map(|key_id| key_id.to_string());
+    let is_contained = |version: &TokenVersion| Some(&version.key_id) == contained.as_ref();
+    let is_dead = |version: &&TokenVersion| !version.state.is_live();
+    let mut others = MAX_DEAD_VERSIONS - versions.iter().filter(is_dead).filter(|v| is_contained(v)).count();
     versions.retain(|version| {
-        dead += usize::from(!version.state.is_live());
-        version.state.is_live() || dead <= MAX_DEAD_VERSIONS
+        if version.state.is_live() || is_contained(version) {
+            return true;
+        }
+        let fits = others > 0;
+        others = others.saturating_sub(1);
+        fits
     });
 }
 

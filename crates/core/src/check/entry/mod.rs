@@ -18,6 +18,7 @@ use crate::crd::{LockAction, VersionState};
 use crate::lock::{Facet, Facets, Locks, Memo, Subject, SubjectVersion, facets};
 use crate::token::scope::granted_by_both;
 use crate::token::{Hash, KeyId, MacCheck, Owner, Peppers, VersionFacts};
+use crate::tombstone::{TokenIdentity, Tombstones};
 
 /// The record of a version in the bytes of its token: the key id, and the second of its issue.
 const KEY_ID: usize = 12;
@@ -84,8 +85,15 @@ pub struct Indexed {
 }
 
 impl Entry {
-    /// Builds the entry of an ApiToken. `seen_in` numbers the list of objects in which the feed saw the token.
-    pub fn of(token: &WireToken, peppers: &Peppers, seen_in: u32, pool: &mut ScopePool) -> Indexed {
+    /// Builds the entry of an ApiToken. `seen_in` numbers the list of objects in which the feed saw the token. What is revoked is
+    /// noted in `tombstones`, and what is among them stays so.
+    pub fn of(
+        token: &WireToken,
+        peppers: &Peppers,
+        seen_in: u32,
+        pool: &mut ScopePool,
+        tombstones: &Tombstones,
+    ) -> Indexed {
         let status = token.status.as_ref();
         let versions = status.map_or(&[][..], |status| &status.versions);
         let read = versions.iter().filter_map(|version| {
@@ -105,6 +113,8 @@ impl Entry {
             bytes.extend(key_id.as_str().bytes());
             bytes.extend(u32::try_from(issued_at.as_second()).unwrap_or_default().to_be_bytes());
         }
+        let identity =
+            TokenIdentity { namespace: &token.metadata.namespace, name: &token.metadata.name, token_id };
         let head = Head {
             limits: Limits::of(token),
             expires_at: millisecond(token.spec.expires_at).unwrap_or(i64::MAX),
@@ -114,7 +124,7 @@ impl Entry {
             // Kubernetes admits names of 253 characters.
             token_id_at: u16::try_from(token_id_at).unwrap_or(u16::MAX),
             versions: u8::try_from(read.len()).unwrap_or(u8::MAX),
-            standing: Standing::of(token),
+            standing: Standing::of(token, identity, tombstones),
         };
         let entry = Self(ThinArc::from_header_and_slice(head, &bytes));
         // What the recorded one has ended stays ended, whatever the spec says by now.
@@ -149,6 +159,15 @@ impl Entry {
                     return None;
                 }
             }
+            let tombstone = identity.version(&version.key_id);
+            let state = match state {
+                VersionState::Revoked => {
+                    tombstones.extend([tombstone]);
+                    state
+                }
+                _ if tombstones.contains(&tombstone) => VersionState::Revoked,
+                _ => state,
+            };
             let version = Version {
                 entry: entry.clone(),
                 hash: hash.mac,
@@ -281,11 +300,16 @@ impl fmt::Debug for Entry {
 }
 
 impl Standing {
-    /// A revocation is effective from the request on, even before the controller has handled it. A deletion revokes too,
-    /// also while it waits for a finalizer.
-    fn of(token: &WireToken) -> Self {
+    /// A revocation is effective from the request on, even before the controller has handled it, and for as long as anybody
+    /// remembers it. A deletion revokes too, also while it waits for a finalizer.
+    fn of(token: &WireToken, identity: TokenIdentity<'_>, tombstones: &Tombstones) -> Self {
         let recorded = token.status.as_ref().is_some_and(|status| status.revocation.is_some());
-        if token.spec.revoked == Some(true) || recorded || token.metadata.deletion_timestamp.is_some() {
+        let revoked = token.spec.revoked == Some(true) || recorded;
+        // Without an id there is no secret yet that could come back.
+        if revoked && !identity.token_id.is_empty() {
+            tombstones.extend([identity.token()]);
+        }
+        if revoked || token.metadata.deletion_timestamp.is_some() || tombstones.contains(&identity.token()) {
             Self::Revoked
         } else if token.spec.suspend == Some(true) {
             Self::Suspended

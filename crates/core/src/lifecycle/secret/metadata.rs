@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Object, annotation};
 use crate::crd::labels::{
-    GROUP, ISSUED_AT_ANNOTATION, KEY_ID_ANNOTATION, MANAGED_BY, MANAGED_BY_VALUE, REVOKED_LABEL,
-    SCOPES_ANNOTATION, SEAL_ANNOTATION, TEMPLATE_ANNOTATION, TOKEN_ID_ANNOTATION, TOKEN_LABEL,
+    GROUP, ISSUED_AT_ANNOTATION, KEY_ID_ANNOTATION, MANAGED_BY, MANAGED_BY_VALUE, NAMESPACE_ANNOTATION,
+    REVOKED_LABEL, SCOPES_ANNOTATION, SEAL_ANNOTATION, TEMPLATE_ANNOTATION, TOKEN_ID_ANNOTATION, TOKEN_LABEL,
     TOKEN_UID_ANNOTATION, VERSION_ANNOTATION,
 };
 use crate::crd::{ApiToken, ApiTokenStatus, CreationPolicy, OnDelete, TokenVersion};
@@ -102,6 +102,7 @@ impl SecretMetadata {
                 (SCOPES_ANNOTATION, version.scopes.join(" ")),
                 (TOKEN_ID_ANNOTATION, token_id.to_owned()),
                 (TOKEN_UID_ANNOTATION, object.uid.to_owned()),
+                (NAMESPACE_ANNOTATION, object.namespace.to_owned()),
             ]
             .map(|(key, value)| (key.to_owned(), value)),
         );

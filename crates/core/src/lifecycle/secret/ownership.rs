@@ -17,6 +17,7 @@
 
 use std::str;
 
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -25,15 +26,20 @@ use kube_core::Resource;
 use super::metadata::{taken_metadata, written_data};
 use super::{Object, annotation};
 use crate::crd::labels::{
-    ISSUED_AT_ANNOTATION, KEY_ID_ANNOTATION, MANAGED_BY, MANAGED_BY_VALUE, PART_OF, PART_OF_VALUE,
-    SCOPES_ANNOTATION, SEAL_ANNOTATION, TOKEN_ID_ANNOTATION, TOKEN_LABEL, TOKEN_UID_ANNOTATION,
-    VERSION_ANNOTATION,
+    ISSUED_AT_ANNOTATION, KEY_ID_ANNOTATION, MANAGED_BY, MANAGED_BY_VALUE, NAMESPACE_ANNOTATION, PART_OF,
+    PART_OF_VALUE, SCOPES_ANNOTATION, SEAL_ANNOTATION, TOKEN_ID_ANNOTATION, TOKEN_LABEL,
+    TOKEN_UID_ANNOTATION, VERSION_ANNOTATION,
 };
 use crate::crd::{ApiToken, CreationPolicy};
 use crate::lifecycle::observed::{OwnSecret, SealedVersion, SecretState};
 use crate::lifecycle::spec::Spec;
 use crate::token::seal::{Seal, Sealed};
 use crate::token::{Hash, KeyId, PepperId, Peppers, Token};
+use crate::tombstone::{TokenIdentity, Tombstones};
+
+/// A Secret that was made within this time of the issue of its token is taken for the one that the token was delivered in. Wide
+/// enough for a slow delivery and for clocks that differ.
+const DELIVERED_WITHIN: SignedDuration = SignedDuration::from_mins(1);
 
 /// Whether the object with this uid is the controlling owner.
 pub fn is_controlled_by(metadata: &ObjectMeta, uid: &str) -> bool {
@@ -53,7 +59,13 @@ pub fn consents(metadata: &ObjectMeta, name: &str) -> bool {
 }
 
 /// Determines whether a Secret is ours and which versions it contains.
-pub fn inspect(secret: &Secret, token: &ApiToken, spec: &Spec, peppers: &Peppers) -> SecretState {
+pub fn inspect(
+    secret: &Secret,
+    token: &ApiToken,
+    spec: &Spec,
+    peppers: &Peppers,
+    tombstones: &Tombstones,
+) -> SecretState {
     let object = Object::of(token);
     let data = secret.data.as_ref();
     let versions = token.status.as_ref().map_or(&[][..], |s| &s.versions);
@@ -79,7 +91,7 @@ pub fn inspect(secret: &Secret, token: &ApiToken, spec: &Spec, peppers: &Peppers
         spec.data.iter().filter(|(key, value)| at(key).is_none_or(|found| found.0 != value.as_bytes()));
     let misplaced = in_place.is_none().then_some(&spec.token_key);
     let wrong_keys = misplaced.into_iter().chain(constants.map(|(key, _)| key)).cloned().collect();
-    let sealed = seal(secret, &object, peppers);
+    let sealed = seal(secret, &object, peppers, tombstones);
     let recorded_uid =
         token.status.as_ref().and_then(|s| s.secret_ref.as_ref()).and_then(|r| r.uid.as_deref());
     let is_ours = match spec.creation_policy {
@@ -144,10 +156,17 @@ fn unknown_pepper(metadata: &ObjectMeta, object: &Object<'_>, peppers: &Peppers)
     (has_labels_of(metadata, object.name) && !peppers.contains(seal.pepper())).then_some(*seal.pepper())
 }
 
-/// Verifies the seal. `None`: there is no valid one. `Some(None)`: the token was revoked, or the seal was made for an earlier
-/// object of this name, whose deletion revoked it. The Secret is ours to overwrite, and its token never works again,
-/// whatever labels say: those are the tenant's.
-fn seal(secret: &Secret, object: &Object<'_>, peppers: &Peppers) -> Option<Option<SealedVersion>> {
+/// Verifies the seal. `None`: there is no valid one. `Some(None)`: the Secret is ours to overwrite, and its token never works
+/// again, whatever labels say: those are the tenant's. The token was revoked, or the Secret is the copy of one in another
+/// namespace, or it was left behind by an earlier ApiToken of this name, whose deletion revoked it.
+///
+/// With a Secret that is itself a copy, the earlier ApiToken was restored and not replaced, and what it contains lives on.
+fn seal(
+    secret: &Secret,
+    object: &Object<'_>,
+    peppers: &Peppers,
+    tombstones: &Tombstones,
+) -> Option<Option<SealedVersion>> {
     let metadata = &secret.metadata;
     let text = annotation(metadata, KEY_ID_ANNOTATION)?;
     let key_id = KeyId::parse(text).ok()?;
@@ -158,13 +177,15 @@ fn seal(secret: &Secret, object: &Object<'_>, peppers: &Peppers) -> Option<Optio
         .flatten()
         .filter_map(|(_, value)| Token::parse(std::str::from_utf8(&value.0).ok()?))
         .find(|presented| presented.key_id() == key_id)?;
-    let hash = peppers.hash_with(seal.pepper(), object.namespace, object.name, &presented)?;
+    // Secrets that were written before have no such annotation, and are those of their own namespace.
+    let namespace = annotation(metadata, NAMESPACE_ANNOTATION).unwrap_or(object.namespace);
+    let hash = peppers.hash_with(seal.pepper(), namespace, object.name, &presented)?;
     let uid = annotation(metadata, TOKEN_UID_ANNOTATION)?;
     let (version, issued_at) =
         (annotation(metadata, VERSION_ANNOTATION)?, annotation(metadata, ISSUED_AT_ANNOTATION)?);
     let scopes = annotation(metadata, SCOPES_ANNOTATION);
     let live = Sealed {
-        namespace: object.namespace,
+        namespace,
         name: object.name,
         uid,
         token_id: annotation(metadata, TOKEN_ID_ANNOTATION)?,
@@ -178,9 +199,16 @@ fn seal(secret: &Secret, object: &Object<'_>, peppers: &Peppers) -> Option<Optio
     if !seal.verify(peppers, &live) {
         return seal.verify(peppers, &Sealed { revoked: true, ..live }).then_some(None);
     }
-    let issued_at = issued_at.parse().ok().filter(|_| uid == object.uid);
-    let Some(issued_at) = issued_at else { return Some(None) };
+    let Ok(issued_at) = issued_at.parse() else { return Some(None) };
+    let restored = uid != object.uid;
+    if namespace != object.namespace
+        || (restored && !is_copy(metadata, issued_at))
+        || tombstones.ends(TokenIdentity { namespace, name: object.name, token_id: live.token_id }, text)
+    {
+        return Some(None);
+    }
     Some(Some(SealedVersion {
+        restored,
         token_id: live.token_id.to_owned(),
         version: live.version,
         key_id,
@@ -188,6 +216,12 @@ fn seal(secret: &Secret, object: &Object<'_>, peppers: &Peppers) -> Option<Optio
         issued_at,
         scopes: scopes.map(|scopes| scopes.split_ascii_whitespace().map(str::to_owned).collect()),
     }))
+}
+
+/// Whether a Secret was made long after the token in it was issued, so that it is not the one that was written then.
+fn is_copy(metadata: &ObjectMeta, issued_at: Timestamp) -> bool {
+    let created_at = metadata.creation_timestamp.as_ref().map(|time| time.0);
+    created_at.is_some_and(|at| at.duration_since(issued_at) > DELIVERED_WITHIN)
 }
 
 #[cfg(test)]
