@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::apitoken::cache::StateCache;
 use crate::apitoken::terminating::Terminating;
+use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::objects::SecretMeta;
 use crate::recorder::EventRecorder;
@@ -31,6 +32,7 @@ pub(crate) struct Common {
     pub(crate) claim: watch::Receiver<Claim>,
     pub(crate) peppers: watch::Receiver<PepperState>,
     pub(crate) locks: KnownLocks,
+    pub(crate) ledger: Ledger,
     pub(crate) verifiers: Verifiers,
     pub(crate) events: EventRecorder,
     pub(crate) metrics: Metrics,
@@ -52,6 +54,7 @@ pub(crate) struct Context {
     pub(crate) skipped: AtomicBool,
     pub(crate) peppers: watch::Receiver<PepperState>,
     pub(crate) locks: KnownLocks,
+    pub(crate) ledger: Ledger,
     pub(crate) verifiers: Verifiers,
     pub(crate) secrets: Store<SecretMeta>,
     pub(crate) cache: Arc<StateCache>,

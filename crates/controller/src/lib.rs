@@ -8,6 +8,7 @@ mod apitoken;
 mod bootstrap;
 pub mod config;
 mod context;
+mod ledger;
 mod metrics;
 mod objects;
 mod recorder;
@@ -120,8 +121,11 @@ impl Process {
         let (verifiers, ask_verifiers) =
             verifiers::follow(&client, &namespace, &args.verifiers, peppers.clone());
         let (known_locks, lock_stores, follow_locks) = tokenlock::watch::follow(&client, &namespaces);
+        let (ledger, follow_ledger) =
+            ledger::follow(client.clone(), &namespace, claim.clone(), metrics.clone());
         let common = Common {
             client: client.clone(),
+            ledger,
             locks: known_locks.clone(),
             verifiers: verifiers.clone(),
             claim: claim.clone(),
@@ -169,6 +173,7 @@ impl Process {
             () = report_lists => Ok(()),
             () = reconcile_locks => Ok(()),
             () = ask_verifiers => bail!("the watch of the verifiers has ended"),
+            () = follow_ledger => bail!("the watch of the ledger has ended"),
             () = follow_locks => bail!("the watch of TokenLocks has ended"),
             () = follow_pepper => bail!("the watch of the pepper has ended"),
             () = write_events => bail!("the queue of Events has ended"),

@@ -32,6 +32,7 @@ pub(crate) struct Metrics {
     pub(crate) secret_writes: Counter,
     pub(crate) secret_reads: Counter,
     pub(crate) leader: Gauge,
+    pub(crate) ledger_unwritten: Gauge,
     pub(crate) webhooks: WebhookMetrics,
 }
 
@@ -66,6 +67,11 @@ impl Metrics {
             secret_writes: register(registry, "secret_writes", "Writes and deletions of Secrets"),
             secret_reads: register(registry, "secret_reads", "Reads of Secrets with their data"),
             leader: register(registry, "leader", "1 while this replica is the leader, else 0"),
+            ledger_unwritten: register(
+                registry,
+                "ledger_unwritten",
+                "Revoked tokens and secrets that are not stored in the ledger yet",
+            ),
             webhooks: WebhookMetrics::register(registry),
         }
     }

@@ -11,6 +11,7 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
+use tokio::sync::watch;
 use tracing::warn;
 
 use crate::apitoken::cache::StateCache;
@@ -23,6 +24,8 @@ use crate::tokenlock;
 use crate::tokenwebhook::{self, Webhooks};
 use crate::workqueue::{self, Next};
 use tokenward_core::crd::labels::TOKEN_LABEL;
+use tokenward_core::lifecycle::tombstone_of;
+use tokenward_core::tombstone::Tombstone;
 use tokenward_runtime::backoff::WatchBackoff;
 use tokenward_runtime::cluster::error::watch_message;
 use tokenward_runtime::cluster::watch::in_pages;
@@ -76,6 +79,7 @@ pub(crate) fn watch_and_reconcile(
         skipped: AtomicBool::new(false),
         peppers: common.peppers,
         locks: common.locks,
+        ledger: common.ledger,
         verifiers: common.verifiers,
         secrets: secrets_store.clone(),
         cache,
@@ -93,6 +97,7 @@ pub(crate) fn watch_and_reconcile(
         watch_secrets(api(&client, namespace), secrets_store, secrets_writer, requeue).boxed(),
         requeued,
         all_when_leading(context.clone(), tokens_store.clone()).boxed(),
+        all_when_ledger_grows(context.ledger.changes(), tokens_store.clone()).boxed(),
         tokenlock::concerned(context.locks.clone(), tokens_store.clone())
             .flat_map(|tokens| stream::iter(tokens).map(|token| ObjectRef::from_obj(&*token)))
             .boxed(),
@@ -100,10 +105,11 @@ pub(crate) fn watch_and_reconcile(
     // Before that, a Secret that is not in the store may be there all the same, and so may a lock.
     let listed = {
         let stores = stores.clone();
-        let locks = context.locks.clone();
+        let (locks, ledger) = (context.locks.clone(), context.ledger.clone());
         async move {
             stores.wait_until_ready().await;
             locks.listed().await;
+            ledger.listed().await;
         }
     };
     let reconcile = {
@@ -142,8 +148,11 @@ fn watch_tokens(
             Event::Init => listed.clear(),
             Event::InitApply(token) => listed.extend(token.meta().uid.clone()),
             // No event tells of what was deleted while nobody watched.
-            Event::InitDone => context.cache.retain(&std::mem::take(&mut listed)),
-            Event::Delete(token) => token.meta().uid.iter().for_each(|uid| context.cache.remove(uid)),
+            Event::InitDone => context.cache.relisted(&std::mem::take(&mut listed)),
+            Event::Delete(token) => {
+                token.meta().uid.iter().for_each(|uid| context.cache.remove(uid));
+                context.ledger.enter(revoked(token));
+            }
             Event::Apply(_) => {}
         }
     };
@@ -166,6 +175,11 @@ fn watch_tokens(
                 stream::iter(None).left_stream()
             }
         })
+}
+
+/// The tombstone of a token that is deleted, if it was revoked: there is no status to take it from any more.
+fn revoked(token: &Token) -> Vec<Tombstone> {
+    token.0.as_ref().ok().and_then(tombstone_of).into_iter().collect()
 }
 
 fn all_in(store: &Store<Token>) -> BoxStream<'static, ObjectRef<Token>> {
@@ -246,6 +260,18 @@ fn all_when_leading(context: Arc<Context>, tokens: Store<Token>) -> impl Stream<
         }
     });
     leads.flat_map(move |()| all_in(&tokens))
+}
+
+/// All tokens, whenever somebody else has added to the ledger, as after a restore.
+fn all_when_ledger_grows(
+    changes: watch::Receiver<Option<u64>>,
+    tokens: Store<Token>,
+) -> impl Stream<Item = ObjectRef<Token>> {
+    let grows = stream::unfold(changes, async |mut changes| {
+        changes.changed().await.ok()?;
+        Some(((), changes))
+    });
+    grows.flat_map(move |()| all_in(&tokens))
 }
 
 /// Reconciles a token, unless it is gone.

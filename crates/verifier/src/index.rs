@@ -11,6 +11,7 @@ use papaya::{Guard, HashMap as ConcurrentMap};
 
 use tokenward_core::check::{Entry, Indexed, ScopePool, Version, WireToken};
 use tokenward_core::token::{KeyId, Peppers};
+use tokenward_core::tombstone::Tombstones;
 use tokenward_runtime::sync::lock;
 
 /// The versions of all tokens, by key id.
@@ -28,6 +29,8 @@ struct Objects {
     entries: HashTable<Entry>,
     hasher: RandomState,
     scopes: ScopePool,
+    /// What this process has seen revoked stays so, though an older state of the cluster be restored.
+    tombstones: Tombstones,
 }
 
 /// The versions that claim a key id: more than one only if a status was copied.
@@ -65,8 +68,9 @@ impl Index {
     /// because its pepper is not among these.
     pub fn apply(&self, token: &WireToken, peppers: &Peppers, seen_in: u32) -> bool {
         let mut objects = lock(&self.objects);
+        let Objects { scopes, tombstones, .. } = &mut *objects;
         let Indexed { entry, versions, lacks_pepper } =
-            Entry::of(token, peppers, seen_in, &mut objects.scopes);
+            Entry::of(token, peppers, seen_in, scopes, tombstones);
         let before = objects.replace(entry.clone());
         for key_id in distinct(entry.key_ids()) {
             let claims = versions.iter().filter(|(id, _)| *id == key_id).map(|(_, version)| version);

@@ -120,6 +120,13 @@ subjects:
   verbs: [get, update]
 {{- end -}}
 
+{{/* Names can't be given to a list or a creation; there is nothing secret in the ConfigMaps beside them. */}}
+{{- define "tokenward.ledgerRules" -}}
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get, list, watch, create, update]
+{{- end -}}
+
 {{- define "tokenward.endpointRules" -}}
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]

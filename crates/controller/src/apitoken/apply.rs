@@ -55,6 +55,10 @@ impl StepContext<'_> {
     pub(crate) async fn apply(&self, step: Step) -> Result<Applied, Error> {
         match (step, &self.observed.spec) {
             (Step::Announce(announcement), Ok(spec)) => self.announce_new(*announcement, spec).await,
+            (Step::EnterIntoLedger(tombstones), _) => {
+                self.context.ledger.enter(tombstones);
+                Ok(Applied::Reobserve)
+            }
             (Step::Record(status, transitions), _) => self.record(*status, transitions, "record").await,
             (Step::WriteSecret { key_id, content }, Ok(spec)) => {
                 self.write_secret(&key_id, content, spec).await
@@ -232,7 +236,7 @@ impl StepContext<'_> {
     fn secret_written(&self, mut written: Secret, spec: &Spec) -> Applied {
         self.context.metrics.secret_writes.inc();
         let token = self.observed.token;
-        let secret = inspect(&written, token, spec, self.peppers);
+        let secret = inspect(&written, token, spec, self.peppers, self.context.ledger.tombstones());
         wipe(&mut written);
         self.with_state(|state| {
             state.rejection = None;

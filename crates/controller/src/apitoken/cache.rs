@@ -67,9 +67,13 @@ impl StateCache {
         lock(&self.0).remove(uid);
     }
 
-    /// Removes the states of all tokens but these: those that a complete list lacks were deleted.
-    pub(crate) fn retain(&self, present: &HashSet<String>) {
-        lock(&self.0).retain(|uid, _| present.contains(uid));
+    /// All tokens were listed: these. The others were deleted. What was written before may be gone, since etcd may have been
+    /// restored, so no resourceVersion is waited for any more; a write by an outdated object is rejected anyway.
+    pub(crate) fn relisted(&self, present: &HashSet<String>) {
+        lock(&self.0).retain(|uid, state| {
+            (state.written, state.revoked_at) = (None, None);
+            present.contains(uid)
+        });
     }
 }
 
@@ -121,8 +125,13 @@ mod tests {
             cache.with(uid, |state| state.failures = 1);
         }
         cache.remove("deleted");
-        cache.retain(&HashSet::from(["listed".to_owned(), "new".to_owned()]));
+        cache.with("listed", |state| (state.written, state.revoked_at) = (Some(7), Some(7)));
+        cache.relisted(&HashSet::from(["listed".to_owned(), "new".to_owned()]));
         let known = |uid: &str| cache.with_existing(uid, |_| ()).is_some();
         assert_eq!(["deleted", "listed", "gone", "new"].map(known), [false, true, false, false]);
+        assert_eq!(
+            cache.with_existing("listed", |state| (state.written, state.revoked_at)),
+            Some((None, None))
+        );
     }
 }

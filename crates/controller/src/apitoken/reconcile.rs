@@ -85,6 +85,7 @@ async fn make_steps(mut token: ApiToken, key: &TokenKey, context: &Context) -> R
             spec,
             secret,
             locks: &locks,
+            tombstones: context.ledger.tombstones(),
             peppers: &peppers,
             minted,
             rejection,
@@ -201,7 +202,7 @@ async fn secret_state(
     context.metrics.secret_reads.inc();
     match api.get(&spec.secret_name).await {
         Ok(mut secret) => {
-            let found = inspect(&secret, token, spec, peppers);
+            let found = inspect(&secret, token, spec, peppers, context.ledger.tombstones());
             wipe(&mut secret);
             context.cache.with(uid, |state| state.inspected = Inspected::of(&found, token, spec, peppers));
             Ok(found)
