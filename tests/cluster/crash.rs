@@ -11,13 +11,13 @@ use futures::{StreamExt, stream};
 use serde_json::json;
 use tokenward_core::crd::ConditionType;
 
-use crate::lock;
+use crate::{lock, restore};
 use testkit::{Process, Site, Space, data, has};
 
 /// The writes at which the controller is killed, for each kind of case.
 const MINT: [&str; 3] = ["announce", "deliver", "record"];
 const ROTATE: [&str; 3] = ["announce", "deliver", "record"];
-const REVOKE: [&str; 3] = ["record", "record@2", "update-secret"];
+const REVOKE: [&str; 4] = ["record", "record@2", "update-secret", "ledger"];
 const LOCK: [&str; 6] =
     ["add-lock-finalizer", "lock-status", "record", "record@2", "update-secret", "remove-lock-finalizer"];
 
@@ -119,6 +119,7 @@ impl<'s> Case<'s> {
         self.space.reason("t", ConditionType::Revoked, "Enforced").await;
         assert_eq!(verifier.check(&token, "").await, 401, "{}", self.failpoint);
         assert_eq!(self.assert_sound().await, token_id);
+        restore::is_in_ledger(&self.space, self.site, "t").await;
     }
 
     /// A Revoke lock is created and, once it says that it may go, deleted.

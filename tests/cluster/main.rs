@@ -24,6 +24,7 @@ mod kubernetes;
 mod lock;
 mod oldest;
 mod proof;
+mod restore;
 mod revocation;
 mod rotation;
 mod secret;
@@ -93,6 +94,9 @@ fn main() -> ExitCode {
     let breakable = Arc::<OnceLock<Site>>::default();
     let alone = Arc::<OnceLock<Site>>::default();
     let away = Arc::<OnceLock<Site>>::default();
+    let set_back = Arc::<OnceLock<Site>>::default();
+    let lost = Arc::<OnceLock<Site>>::default();
+    let hasty = Arc::<OnceLock<Site>>::default();
     let loosened = Arc::<OnceLock<Site>>::default();
     let flooded = Arc::<OnceLock<Site>>::default();
     let trusting = Arc::<OnceLock<TokenReviewCluster>>::default();
@@ -104,6 +108,21 @@ fn main() -> ExitCode {
     tests!(crashes, runtime, breakable, Site::start(), webhook::faults::no_crash_loses_an_event);
     suite.extend(crashes.into_iter().map(|trial| trial.with_ignored_flag(!cfg!(debug_assertions))));
     tests!(suite, runtime, alone, Site::start(), faults::a_failing_api_server_is_tolerated);
+    tests!(suite, runtime, set_back, Site::start(), restore::an_older_etcd_revives_nothing);
+    tests!(
+        suite,
+        runtime,
+        lost,
+        Site::start(),
+        restore::what_is_restored_by_the_api_works_unless_it_was_revoked,
+    );
+    tests!(
+        suite,
+        runtime,
+        hasty,
+        Site::start(),
+        restore::what_is_revoked_and_deleted_at_once_is_in_the_ledger,
+    );
     tests!(
         suite,
         runtime,

@@ -92,7 +92,7 @@ pub async fn a_cut_ends_what_came_before(shared: &Shared) {
     let status = space.get("t").await.status.expect("a status");
     assert_eq!(
         (status.versions[0].reason, status.versions[1].state),
-        (RotationReason::NotBefore, VersionState::Retired)
+        (RotationReason::NotBefore, VersionState::Revoked)
     );
 }
 
