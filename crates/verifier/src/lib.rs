@@ -3,6 +3,7 @@
 //! This file only wires the parts. A verifier needs no lease and writes nothing; it reads ApiTokens, locks and one Secret,
 //! the pepper. With the API server down it still decides from memory, and whatever ends at a given time ends in time.
 
+mod at_least;
 mod authorization;
 pub mod caller_auth;
 pub mod config;
@@ -37,7 +38,7 @@ use crate::metrics::Metrics;
 use crate::server::{Server, Timeouts, capacity};
 use crate::snapshot::Snapshot;
 use crate::staleness::Limit;
-use crate::watermark::{Mark, Teller};
+use crate::watermark::{Mark, Marks, Teller};
 use tokenward_runtime::cluster::client::Cluster;
 use tokenward_runtime::cluster::pepper;
 use tokenward_runtime::cluster::pepper::PepperState;
@@ -74,9 +75,9 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     let namespaces = args.common.namespaces();
     let lock_sources = lock_sources(&cluster, namespaces.clone())?;
     let sources = sources(&cluster, namespaces)?;
-    let snapshot = Arc::new(Snapshot::default());
+    let snapshot = Arc::new(Snapshot::of(marks(&sources, &lock_sources)));
     let limit = Limit { max_staleness: args.max_staleness.unsigned_abs(), policy: args.stale_policy };
-    let teller = teller(&snapshot, limit, &sources, &lock_sources);
+    let teller = Teller { snapshot: snapshot.clone(), limit };
     let further: Further = Box::new(move |uri| teller.answer(uri));
     let telemetry = probes::serve(
         args.common.telemetry_listen,
@@ -148,16 +149,14 @@ fn lock_sources(cluster: &Cluster, namespaces: Option<Vec<String>>) -> anyhow::R
     of.into_iter().map(source).collect()
 }
 
-/// What tells the controller how far the watches have come.
-fn teller(snapshot: &Arc<Snapshot>, limit: Limit, tokens: &[Source], locks: &[locks::Source]) -> Teller {
+/// How far the watches have come.
+fn marks(tokens: &[Source], locks: &[locks::Source]) -> Marks {
     let cluster_locks = locks.iter().find(|source| matches!(source.of, locks::Of::Cluster));
     let of_namespace = |source: &locks::Source| match &source.of {
         locks::Of::Namespace(namespace) => Some((namespace.clone(), source.mark.clone())),
         locks::Of::Cluster => None,
     };
-    Teller {
-        snapshot: snapshot.clone(),
-        limit,
+    Marks {
         tokens: tokens.iter().map(|source| (source.namespace.clone(), source.mark.clone())).collect(),
         locks: locks.iter().filter_map(of_namespace).collect(),
         cluster_locks: cluster_locks.map(|source| source.mark.clone()),

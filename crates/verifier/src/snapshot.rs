@@ -1,14 +1,17 @@
 //! The state that a verifier decides by, and the one check that every endpoint makes against it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
 
+use crate::at_least::{AtLeast, Unmet, require};
 use crate::index::Index;
+use crate::watermark::Marks;
 use tokenward_core::check;
-use tokenward_core::check::{Audience, Code, Decision, decide};
+use tokenward_core::check::{Audience, Code, Decision, Version, decide};
 use tokenward_core::lock::Locks;
 use tokenward_core::token::{Peppers, Token};
 
@@ -20,6 +23,8 @@ pub struct Snapshot {
     pub peppers: ArcSwapOption<Peppers>,
     /// The locks that stop tokens, whatever their entries in the index say.
     pub locks: ArcSwap<Locks>,
+    /// How far the index and the locks have come.
+    pub(crate) marks: Marks,
     tokens_listed: AtomicBool,
     locks_listed: AtomicBool,
     stale: AtomicBool,
@@ -68,6 +73,11 @@ impl Unavailable {
 }
 
 impl Snapshot {
+    /// An empty snapshot, and the marks of what will fill it.
+    pub(crate) fn of(marks: Marks) -> Self {
+        Self { marks, ..Self::default() }
+    }
+
     /// Whether the index contains a full list. Until then, a token that it lacks is not known to be invalid.
     pub fn are_tokens_listed(&self) -> bool {
         self.tokens_listed.load(Ordering::Acquire)
@@ -93,6 +103,28 @@ impl Snapshot {
         self.stale.store(stale, Ordering::Release);
     }
 
+    /// Whether everything is known that a request about these tokens asks for. Of each, the namespaces count of the ApiTokens
+    /// that claim it. One that nobody claims may be of any: so every watch counts.
+    pub(crate) fn knows<'t>(
+        &self,
+        at_least: AtLeast,
+        presented: impl IntoIterator<Item = &'t str>,
+    ) -> Result<(), Unmet> {
+        if at_least == AtLeast::default() {
+            return Ok(());
+        }
+        let mut namespaces = BTreeSet::new();
+        let mut are_claimed = true;
+        for presented in presented {
+            let key_id = Token::parse(presented).map(|token| token.key_id());
+            let claimed =
+                key_id.map(|key_id| self.index.claimants(key_id, namespaces_of)).unwrap_or_default();
+            are_claimed &= !claimed.is_empty();
+            namespaces.extend(claimed);
+        }
+        require(at_least, &self.marks, are_claimed.then_some(&namespaces))
+    }
+
     /// Makes a check, and passes the decision to `f`, because it borrows the token's entry.
     pub fn decide<T>(
         &self,
@@ -115,5 +147,45 @@ impl Snapshot {
         Ok(self
             .index
             .claimants(token.key_id(), |claimants| f(decide(claimants, peppers, &locks, &request, now))))
+    }
+}
+
+fn namespaces_of(claimants: &[Version]) -> Vec<String> {
+    claimants.iter().map(|version| version.entry.namespace().to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoints::fixture::{Fixture, plaintext, spec};
+    use crate::watermark::Mark;
+
+    /// A token that is known is of one namespace; any other may be of each.
+    #[test]
+    fn the_watch_counts_of_the_tokens_own_namespace() {
+        let mark = |namespace: &str, position: &str| {
+            let mark = Mark::default();
+            mark.applied(Some(position));
+            (Some(namespace.to_owned()), mark)
+        };
+        let marks = Marks { tokens: vec![mark("quiet", "3"), mark("team", "9")], ..Marks::default() };
+        let snapshot = std::sync::Arc::new(Snapshot::of(marks));
+        let fixture = Fixture { snapshot, ..Fixture::unready(&[]) };
+        fixture.with(1, spec());
+        let (known, unknown) = (plaintext(1), plaintext(2));
+        let (known, unknown) = (known.expose(), unknown.expose());
+        for (version, presented, expected) in [
+            (9, &[known][..], true),
+            (9, &[known, known], true),
+            (10, &[known], false),
+            (9, &[unknown], false),
+            (9, &[known, unknown], false),
+            (9, &["junk"], false),
+            (3, &[known, unknown, "junk"], true),
+        ] {
+            let at_least = AtLeast { api_tokens: Some(version), ..AtLeast::default() };
+            let met = fixture.snapshot.knows(at_least, presented.iter().copied()).is_ok();
+            assert_eq!(met, expected, "{version} {}", presented.len());
+        }
     }
 }

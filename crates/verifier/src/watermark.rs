@@ -4,11 +4,11 @@
 //! whoever asks, so nobody else can give it, and none can be given again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::{Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::Bytes;
+use tokio::sync::watch;
 
 use crate::config::StalePolicy;
 use crate::snapshot::Snapshot;
@@ -23,7 +23,7 @@ const MAX_NONCE_BYTES: usize = 64;
 /// The resourceVersion up to which everything that a watch brings is applied. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Mark {
-    applied: Arc<AtomicU64>,
+    applied: watch::Sender<u64>,
     /// The highest of the list that is under way, which is applied only as a whole.
     listing: u64,
     /// Something was missed, so that nothing that comes after it proves anything until all is listed again.
@@ -34,7 +34,7 @@ impl Mark {
     /// Something was missed.
     pub(super) fn has_gap(&mut self) {
         self.gap = true;
-        self.applied.store(0, Ordering::Release);
+        self.applied.send_replace(0);
     }
 
     /// A list begins.
@@ -50,19 +50,36 @@ impl Mark {
     /// A list is applied. It may have come from an older state than what was known.
     pub(super) fn list_ends(&mut self) {
         self.gap = false;
-        self.applied.store(self.listing, Ordering::Release);
+        self.applied.send_replace(self.listing);
     }
 
     /// An event is applied. Those of one watch are in order.
     pub(super) fn applied(&self, resource_version: Option<&str>) {
         if !self.gap {
-            self.applied.store(parse(resource_version), Ordering::Release);
+            self.applied.send_replace(parse(resource_version));
         }
     }
 
-    fn get(&self) -> u64 {
-        self.applied.load(Ordering::Acquire)
+    /// 0: nothing is certain.
+    pub(super) fn get(&self) -> u64 {
+        *self.applied.borrow()
     }
+
+    /// Waits until everything up to a resourceVersion is applied.
+    pub(super) async fn reaches(&self, resource_version: u64) {
+        // It fails only where no sender is left, and `self` has one.
+        let _ = self.applied.subscribe().wait_for(|applied| *applied >= resource_version).await;
+    }
+}
+
+/// The marks of all watches. One of some namespace says nothing about another, and one kind nothing about another.
+#[derive(Debug, Default)]
+pub(super) struct Marks {
+    /// With the namespace of each watch; `None`: all.
+    pub(super) tokens: Vec<(Option<String>, Mark)>,
+    pub(super) locks: Vec<(Option<String>, Mark)>,
+    /// `None`: ClusterTokenLocks are not followed.
+    pub(super) cluster_locks: Option<Mark>,
 }
 
 /// 0, which proves nothing, for what is no number.
@@ -74,10 +91,6 @@ fn parse(resource_version: Option<&str>) -> u64 {
 pub(super) struct Teller {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) limit: Limit,
-    /// With the namespace of each watch; `None`: all.
-    pub(super) tokens: Vec<(Option<String>, Mark)>,
-    pub(super) locks: Vec<(Option<String>, Mark)>,
-    pub(super) cluster_locks: Option<Mark>,
 }
 
 impl Teller {
@@ -114,10 +127,11 @@ impl Teller {
             };
             marks.iter().map(position).collect()
         };
+        let marks = &self.snapshot.marks;
         Watermark {
-            tokens: positions(&self.tokens),
-            locks: positions(&self.locks),
-            cluster_locks: self.cluster_locks.as_ref().map(Mark::get),
+            tokens: positions(&marks.tokens),
+            locks: positions(&marks.locks),
+            cluster_locks: marks.cluster_locks.as_ref().map(Mark::get),
             max_staleness: i64::try_from(self.limit.max_staleness.as_secs()).unwrap_or(i64::MAX),
             denies_when_stale: self.limit.policy == StalePolicy::Deny,
         }

@@ -51,7 +51,8 @@ pub(super) trait Handler {
     /// The body of every other response, in the protocol's own form.
     type Error: ToSchema + Serialize;
 
-    /// Responds to a request, and reports the outcome of each check in it.
+    /// Responds to a request, and reports the outcome of each check in it. Called again after a while if something is not
+    /// known yet that the request asks for ([`RequestError::Behind`]), of which nothing must have been reported.
     fn respond(
         snapshot: &Snapshot,
         body: &[u8],
@@ -131,7 +132,14 @@ impl<H: Handler> Authenticated<H> {
             let secret = secret_in(&body).map_or_else(|| presented_secret(request.headers()), Ok)?;
             authorize(&secret).await?;
         }
-        H::respond(&self.snapshot, &body, &mut |outcome| self.metrics.count(outcome))
+        let respond = || H::respond(&self.snapshot, &body, &mut |outcome| self.metrics.count(outcome));
+        match respond() {
+            Err(RequestError::Behind(behind)) => {
+                behind.wait().await;
+                respond()
+            }
+            response => response,
+        }
     }
 }
 

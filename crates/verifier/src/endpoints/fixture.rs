@@ -13,6 +13,7 @@ use super::{Endpoints, TrustedProxies};
 use crate::caller_auth::CallerAuthenticator;
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
+use crate::watermark::{Mark, Marks};
 use tokenward_core::check::WireToken;
 use tokenward_core::crd::{ApiToken, ApiTokenSpec};
 use tokenward_core::lifecycle::authenticate;
@@ -90,7 +91,9 @@ pub(crate) fn spec() -> ApiTokenSpec {
 impl Fixture {
     /// Endpoints without a list of tokens and without a pepper.
     pub(crate) fn unready(trusted_proxies: &[&str]) -> Self {
-        let snapshot = Arc::new(Snapshot::default());
+        let mark = || (None, Mark::default());
+        let marks = Marks { tokens: vec![mark()], locks: vec![mark()], cluster_locks: Some(Mark::default()) };
+        let snapshot = Arc::new(Snapshot::of(marks));
         let mut registry = Registry::with_prefix("tokenward");
         let metrics = Metrics::register(&mut registry);
         let trusted_proxies = trusted_proxies.iter().map(|net| net.parse().expect("a network")).collect();
@@ -149,10 +152,14 @@ impl Fixture {
         self.send(request.body(Full::<Bytes>::default()).expect("a request"), peer)
     }
 
-    pub(crate) fn send(&self, mut request: Request<Full<Bytes>>, peer: &str) -> Received {
-        let peer = peer.parse().expect("an address");
+    pub(crate) fn send(&self, request: Request<Full<Bytes>>, peer: &str) -> Received {
         let _context = RUNTIME.enter();
-        let response = self.endpoints.answer(&mut request, peer).now_or_never().expect("no waiting");
+        self.send_and_wait(request, peer).now_or_never().expect("no waiting")
+    }
+
+    pub(crate) async fn send_and_wait(&self, mut request: Request<Full<Bytes>>, peer: &str) -> Received {
+        let peer = peer.parse().expect("an address");
+        let response = self.endpoints.answer(&mut request, peer).await;
         let (head, body) = response.into_parts();
         let body = body.collect().now_or_never().expect("a body in memory").expect("a body").to_bytes();
         Received { status: head.status.as_u16(), headers: head.headers, body }

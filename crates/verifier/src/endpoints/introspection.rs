@@ -2,8 +2,8 @@
 //!
 //! An inactive token is reported as `{"active":false}` and nothing else (section 2.2). The context parameters that
 //! section 2.1 permits are `scope`, `audience` and `client_ip`: a token that does not meet them is reported as inactive.
-//! Unknown parameters are ignored, and repeated ones are an error (RFC 6749 section 3.1). A caller without the header
-//! `Authorization` is authenticated by the parameter `client_secret`.
+//! Unknown parameters are ignored unless they begin with `at_least`, and repeated ones are an error (RFC 6749 section 3.1). A
+//! caller without the header `Authorization` is authenticated by the parameter `client_secret`.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -17,12 +17,18 @@ use super::HttpResponse;
 use super::authenticated::{Handler, SecretInBody};
 use super::json::json;
 use super::request_error::RequestError;
+use super::resource_version::{ResourceVersion, resource_version};
 use super::routes::Route;
 use super::schema::{IpAddress, Scopes};
+use crate::at_least::AtLeast;
 use crate::outcome::Outcome;
 use crate::snapshot::{Snapshot, TokenCheck};
 use tokenward_core::check::{Audience, Decision, Identity};
 use tokenward_core::token::scope;
+
+/// The response to a parameter that is none of these, and begins like them.
+const AT_LEAST: &str =
+    "an unknown parameter: there are at_least_apitokens, at_least_tokenlocks and at_least_clustertokenlocks";
 
 pub(super) struct Introspection;
 
@@ -44,6 +50,16 @@ pub(super) struct IntrospectionRequest<'a> {
     /// The secret of a caller that sends no header `Authorization`.
     #[schema(value_type = Option<String>, nullable = false)]
     client_secret: Option<Cow<'a, str>>,
+    /// That of an ApiToken, which the verifier must know before it decides. It waits for it up to 250 ms; the response is then
+    /// 503. Without it, it decides at once, by what it knows.
+    #[schema(value_type = Option<ResourceVersion>, nullable = false)]
+    at_least_apitokens: Option<Cow<'a, str>>,
+    /// The same for a TokenLock.
+    #[schema(value_type = Option<ResourceVersion>, nullable = false)]
+    at_least_tokenlocks: Option<Cow<'a, str>>,
+    /// The same for a ClusterTokenLock.
+    #[schema(value_type = Option<ResourceVersion>, nullable = false)]
+    at_least_clustertokenlocks: Option<Cow<'a, str>>,
 }
 
 /// The metadata of a token, as in RFC 7662 section 2.2.
@@ -119,6 +135,7 @@ impl Handler for Introspection {
         };
         let scopes = form.scopes()?;
         let client = form.client_ip.as_deref().map(client_ip).transpose()?;
+        snapshot.knows(form.at_least()?, [&**token])?;
         let check = TokenCheck {
             presented: token.as_bytes(),
             scopes: &scopes,
@@ -156,6 +173,11 @@ impl<'a> IntrospectionRequest<'a> {
                 "audience" => &mut form.audience,
                 "client_ip" => &mut form.client_ip,
                 "client_secret" => &mut form.client_secret,
+                "at_least_apitokens" => &mut form.at_least_apitokens,
+                "at_least_tokenlocks" => &mut form.at_least_tokenlocks,
+                "at_least_clustertokenlocks" => &mut form.at_least_clustertokenlocks,
+                // A misspelt one would require nothing.
+                name if name.starts_with("at_least") => return Err(RequestError::Malformed(AT_LEAST.into())),
                 _ => continue,
             };
             if field.replace(value).is_some() {
@@ -165,6 +187,15 @@ impl<'a> IntrospectionRequest<'a> {
             }
         }
         Ok(form)
+    }
+
+    fn at_least(&self) -> Result<AtLeast, RequestError> {
+        let version = |name, text: &Option<Cow<'_, str>>| resource_version(name, text.as_deref());
+        Ok(AtLeast {
+            api_tokens: version("at_least_apitokens", &self.at_least_apitokens)?,
+            token_locks: version("at_least_tokenlocks", &self.at_least_tokenlocks)?,
+            cluster_token_locks: version("at_least_clustertokenlocks", &self.at_least_clustertokenlocks)?,
+        })
     }
 
     /// The scopes that are required. An empty list is a client's mistake, which would require nothing.

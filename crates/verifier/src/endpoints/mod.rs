@@ -12,6 +12,7 @@ mod introspection;
 mod json;
 pub mod openapi;
 mod request_error;
+mod resource_version;
 mod routes;
 mod schema;
 mod token_review;

@@ -7,12 +7,13 @@ use http::StatusCode;
 use http::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 
 use super::RETRY_AFTER_SECONDS;
+use crate::at_least::{Behind, Unmet};
 use crate::caller_auth::CallerError;
 use crate::outcome::Outcome;
 use crate::snapshot::Unavailable;
 
 /// Why an authenticated endpoint returns no decision.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) enum RequestError {
     /// The body breaks the protocol; the text says how.
     Malformed(Cow<'static, str>),
@@ -26,6 +27,8 @@ pub(super) enum RequestError {
     Incomplete,
     Caller(CallerError),
     Unavailable(Unavailable),
+    /// The request asks for something that is not known yet.
+    Behind(Behind),
 }
 
 impl RequestError {
@@ -38,7 +41,7 @@ impl RequestError {
             Self::Incomplete => StatusCode::REQUEST_TIMEOUT,
             Self::Caller(CallerError::Unauthenticated(_)) => StatusCode::UNAUTHORIZED,
             Self::Caller(CallerError::Forbidden(_)) => StatusCode::FORBIDDEN,
-            Self::Caller(CallerError::Unavailable(_)) | Self::Unavailable(_) => {
+            Self::Caller(CallerError::Unavailable(_)) | Self::Unavailable(_) | Self::Behind(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
         }
@@ -54,6 +57,8 @@ impl RequestError {
             Self::Caller(CallerError::Forbidden(_)) => "forbidden",
             Self::Caller(CallerError::Unavailable(_)) => "caller_unknown",
             Self::Unavailable(why) => why.code(),
+            // As the API server calls it (`ResourceVersionTooLarge`).
+            Self::Behind(_) => "resource_version_too_large",
         }
     }
 
@@ -71,12 +76,15 @@ impl RequestError {
                 | CallerError::Unavailable(why),
             ) => why.clone(),
             Self::Unavailable(why) => why.message().into(),
+            Self::Behind(behind) => behind.to_string().into(),
         }
     }
 
     pub(super) fn outcome(&self) -> Outcome {
         match self {
-            Self::Caller(CallerError::Unavailable(_)) | Self::Unavailable(_) => Outcome::Unavailable,
+            Self::Caller(CallerError::Unavailable(_)) | Self::Unavailable(_) | Self::Behind(_) => {
+                Outcome::Unavailable
+            }
             Self::Caller(_) => Outcome::CallerDenied,
             _ => Outcome::Malformed,
         }
@@ -106,5 +114,14 @@ impl From<CallerError> for RequestError {
 impl From<Unavailable> for RequestError {
     fn from(unavailable: Unavailable) -> Self {
         Self::Unavailable(unavailable)
+    }
+}
+
+impl From<Unmet> for RequestError {
+    fn from(unmet: Unmet) -> Self {
+        match unmet {
+            Unmet::NotFollowed => Self::Malformed(unmet.to_string().into()),
+            Unmet::Behind(behind) => Self::Behind(behind),
+        }
     }
 }

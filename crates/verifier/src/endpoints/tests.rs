@@ -1,7 +1,10 @@
 //! The authenticated endpoints: who may call them, what they return, and each protocol's error form.
 
+use std::time::Duration;
+
 use http::Request;
 use http_body_util::Full;
+use hyper::body::Bytes;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -55,11 +58,20 @@ fn post_as(
     media_type: &str,
     body: impl Into<Vec<u8>>,
 ) -> Received {
+    fixture.send(request(authorization, path, media_type, body), PEER)
+}
+
+fn request(
+    authorization: Option<&str>,
+    path: &str,
+    media_type: &str,
+    body: impl Into<Vec<u8>>,
+) -> Request<Full<Bytes>> {
     let mut request = Request::post(path).header("content-type", media_type);
     if let Some(authorization) = authorization {
         request = request.header("authorization", authorization);
     }
-    fixture.send(request.body(Full::new(body.into().into())).expect("a request"), PEER)
+    request.body(Full::new(body.into().into())).expect("a request")
 }
 
 fn verify(fixture: &Fixture, request: &Value) -> Value {
@@ -279,6 +291,29 @@ fn errors_name_the_mistake_and_quote_no_value() {
             "checks[1].scopes",
         ),
         (
+            "/v1/verify",
+            json!({"token": "x", "atLeast": {"apiTokens": secret.expose()}}),
+            "atLeast.apiTokens is not",
+        ),
+        ("/v1/verify", json!({"token": "x", "atLeast": {"tokenLocks": "0"}}), "atLeast.tokenLocks is not"),
+        (
+            "/v1/verify",
+            json!({"token": "x", "atLeast": {"clusterTokenLocks": ""}}),
+            "atLeast.clusterTokenLocks is not",
+        ),
+        ("/v1/verify", json!({"token": "x", "atLeast": {"apiTokens": 7}}), "not of the form"),
+        ("/v1/verify", json!({"token": "x", "atLeast": {"apitokens": "7"}}), "unknown field `apitokens`"),
+        (
+            "/v1/verify:batch",
+            json!({"checks": [{"token": "x", "atLeast": {"apiTokens": "7"}}]}),
+            "unknown field `atLeast`",
+        ),
+        (
+            "/v1/verify:batch",
+            json!({"checks": [{"token": "x"}], "atLeast": {"apiTokens": "x"}}),
+            "atLeast.apiTokens is not",
+        ),
+        (
             "/tokenreview",
             json!({"apiVersion": "authentication.k8s.io/v1beta1", "kind": "TokenReview", "spec": {"token": secret.expose()}}),
             "--authentication-token-webhook-version=v1",
@@ -306,11 +341,89 @@ fn errors_name_the_mistake_and_quote_no_value() {
         ("token=x&scope=", "scope is empty"),
         ("token=x&scope=+", "scope is empty"),
         ("token=x&client_ip=here", "client_ip is not an IP address"),
+        ("token=x&at_least_apitokens=x", "at_least_apitokens is not"),
+        ("token=x&at_least_tokenlocks=", "at_least_tokenlocks is not"),
+        ("token=x&at_least_clustertokenlocks=01", "at_least_clustertokenlocks is not"),
+        ("token=x&at_least_apitokens=1&at_least_apitokens=1", "at_least_apitokens is given more than once"),
+        ("token=x&at_least_tokens=1", "there are at_least_apitokens,"),
     ] {
         let response = post(&fixture, "/oauth2/introspect", FORM, form);
         let json = response.json();
         assert_eq!((response.status, &json["error"]), (400, &json!("invalid_request")), "{form}");
         assert!(json["error_description"].as_str().is_some_and(|text| text.contains(expected)), "{json}");
+    }
+}
+
+/// Requests that ask for ApiToken 7, TokenLock 8 or ClusterTokenLock 9.
+fn asking(token: &str, kind: usize) -> [(&'static str, &'static str, String); 3] {
+    let field = ["apiTokens", "tokenLocks", "clusterTokenLocks"][kind];
+    let parameter = ["at_least_apitokens", "at_least_tokenlocks", "at_least_clustertokenlocks"][kind];
+    let version = (7 + kind).to_string();
+    let batch = json!({"checks": [{"token": "x"}, {"token": token}], "atLeast": {field: version}});
+    [
+        ("/v1/verify", JSON, json!({"token": token, "atLeast": {field: version}}).to_string()),
+        ("/v1/verify:batch", JSON, batch.to_string()),
+        ("/oauth2/introspect", FORM, format!("token={token}&{parameter}={version}")),
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_waits_for_what_it_asks_for() {
+    let fixture = fixture();
+    let token = plaintext(1).expose().to_owned();
+    let marks = &fixture.snapshot.marks;
+    let marks =
+        [&marks.tokens[0].1, &marks.locks[0].1, marks.cluster_locks.as_ref().expect("a watch of them")];
+    let caller = bearer(CALLER);
+    let send = |path, media_type, body: String| {
+        fixture.send_and_wait(request(Some(&caller), path, media_type, body), PEER)
+    };
+    for (kind, mark) in marks.iter().enumerate() {
+        let wanted = 7 + kind;
+        for (path, media_type, body) in asking(&token, kind) {
+            mark.applied(Some(&(wanted - 1).to_string()));
+            let began = tokio::time::Instant::now();
+            let denied = send(path, media_type, body.clone()).await;
+            assert_eq!(denied.status, 503, "{path}");
+            assert_eq!(denied.header("retry-after"), Some("1"), "{path}");
+            assert_eq!(denied.json()["error"], "resource_version_too_large", "{path}");
+            let text = String::from_utf8_lossy(&denied.body);
+            assert!(text.contains(&format!("up to resourceVersion {wanted}")), "{text}");
+            assert_eq!(began.elapsed(), Duration::from_millis(250), "{path}");
+            // It arrives while the request waits. The token is revoked by then.
+            let event = async {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                fixture.with(1, ApiTokenSpec { revoked: Some(true), ..spec() });
+                mark.applied(Some(&wanted.to_string()));
+            };
+            let (answer, ()) = tokio::join!(send(path, media_type, body.clone()), event);
+            assert_eq!(began.elapsed(), Duration::from_millis(350), "{path}");
+            assert_eq!(answer.status, 200, "{path}: {:?}", answer.body);
+            let expected = match path {
+                "/v1/verify" => json!({"valid": false, "code": "REVOKED"}),
+                "/v1/verify:batch" => json!({"results": [
+                    {"valid": false, "code": "NOT_FOUND"}, {"valid": false, "code": "REVOKED"},
+                ]}),
+                _ => json!({"active": false}),
+            };
+            assert_eq!(answer.json(), expected, "{path}");
+            // What is known already is answered at once.
+            assert_eq!(send(path, media_type, body).await.status, 200, "{path}");
+            assert_eq!(began.elapsed(), Duration::from_millis(350), "{path}");
+            fixture.with(1, spec());
+        }
+    }
+    // A stranger is turned away before anything is waited for.
+    let began = tokio::time::Instant::now();
+    marks[0].applied(Some("1"));
+    for (path, media_type, body) in asking(&token, 0) {
+        let denied = fixture.send_and_wait(request(Some("Bearer x"), path, media_type, body), PEER).await;
+        assert_eq!(denied.status, 401, "{path}");
+    }
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    let counted = fixture.metrics();
+    for count in [r#"endpoint="verify",code="UNAVAILABLE"} 3"#, r#"endpoint="verify",code="REVOKED"} 6"#] {
+        assert!(counted.contains(count), "{count} is not in {counted}");
     }
 }
 

@@ -11,6 +11,7 @@ use super::HttpResponse;
 use super::authenticated::Handler;
 use super::json::{self, json, parse};
 use super::request_error::RequestError;
+use super::resource_version::AtLeastRequest;
 use super::routes::Route;
 use super::schema::{CodeSchema, IpAddress, Scope};
 use crate::outcome::Outcome;
@@ -30,10 +31,33 @@ pub(super) struct Verify;
 /// `/v1/verify:batch`: several checks.
 pub(super) struct VerifyBatch;
 
-/// One check. An unknown field is an error, because a misspelt `scopes` would require nothing.
+/// One check, and what must be known to make it. An unknown field is an error, because a misspelt `scopes` would require nothing.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct VerifyRequest<'a> {
+    /// What a client presented. Any text is accepted; one that is no token is not found.
+    #[serde(borrow)]
+    #[schema(value_type = String, example = "tw_…")]
+    token: Cow<'a, str>,
+    /// The scopes that are required, all of them. None: any valid token passes.
+    #[serde(default)]
+    #[schema(value_type = Vec<Scope>, max_items = 64)]
+    scopes: Vec<Cow<'a, str>>,
+    /// The service for which the token is presented.
+    #[schema(value_type = Option<String>, min_length = 1)]
+    audience: Option<Cow<'a, str>>,
+    /// The client's address. Without it a token with `constraints.cidrs` is denied.
+    #[schema(value_type = Option<IpAddress>)]
+    client_ip: Option<IpAddr>,
+    /// What the verifier must know before it decides. Without it, it decides at once, by what it knows.
+    #[serde(default)]
+    at_least: Option<AtLeastRequest<'a>>,
+}
+
+/// One check of a batch. An unknown field is an error, because a misspelt `scopes` would require nothing.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct VerifyCheck<'a> {
     /// What a client presented. Any text is accepted; one that is no token is not found.
     #[serde(borrow)]
     #[schema(value_type = String, example = "tw_…")]
@@ -94,12 +118,15 @@ pub(super) struct VerifiedToken {
 
 /// Several checks in one request.
 #[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct VerifyBatchRequest<'a> {
     /// The checks, 1 to 100.
     #[serde(borrow)]
-    #[schema(value_type = Vec<VerifyRequest>, min_items = 1, max_items = 100)]
-    checks: Vec<VerifyRequest<'a>>,
+    #[schema(value_type = Vec<VerifyCheck>, min_items = 1, max_items = 100)]
+    checks: Vec<VerifyCheck<'a>>,
+    /// What the verifier must know before it decides any of them. Without it, it decides at once, by what it knows.
+    #[serde(default)]
+    at_least: Option<AtLeastRequest<'a>>,
 }
 
 /// The results of several checks.
@@ -135,9 +162,11 @@ impl Handler for Verify {
         body: &[u8],
         report: &mut dyn FnMut(Outcome),
     ) -> Result<HttpResponse, RequestError> {
-        let request: VerifyRequest<'_> = parse(body)?;
-        request.validate("")?;
-        Ok(json(&request.decide(snapshot, report)?))
+        let VerifyRequest { token, scopes, audience, client_ip, at_least } = parse(body)?;
+        let check = VerifyCheck { token, scopes, audience, client_ip };
+        check.validate("")?;
+        snapshot.knows(at_least.unwrap_or_default().parse()?, [&*check.token])?;
+        Ok(json(&check.decide(snapshot, report)?))
     }
 
     fn error_body(error: &RequestError) -> VerifyError {
@@ -160,7 +189,7 @@ impl Handler for VerifyBatch {
         body: &[u8],
         report: &mut dyn FnMut(Outcome),
     ) -> Result<HttpResponse, RequestError> {
-        let VerifyBatchRequest { checks } = parse(body)?;
+        let VerifyBatchRequest { checks, at_least } = parse(body)?;
         if !(1..=MAX_BATCH_CHECKS).contains(&checks.len()) {
             return Err(RequestError::Malformed(
                 format!("checks must contain 1 to {MAX_BATCH_CHECKS} checks, not {}", checks.len()).into(),
@@ -169,6 +198,7 @@ impl Handler for VerifyBatch {
         for (position, check) in checks.iter().enumerate() {
             check.validate(&format!("checks[{position}]."))?;
         }
+        snapshot.knows(at_least.unwrap_or_default().parse()?, checks.iter().map(|check| &*check.token))?;
         let results = checks.iter().map(|check| check.decide(snapshot, report));
         Ok(json(&VerifyBatchResponse { results: results.collect::<Result<_, Unavailable>>()? }))
     }
@@ -178,7 +208,7 @@ impl Handler for VerifyBatch {
     }
 }
 
-impl VerifyRequest<'_> {
+impl VerifyCheck<'_> {
     /// `field` is the JSON path of this check, with a dot at its end.
     fn validate(&self, field: &str) -> Result<(), RequestError> {
         if self.audience.as_deref() == Some("") {
