@@ -502,7 +502,7 @@ async fn relay(
     }))
 }
 
-fn rewritten(kubeconfig: &std::path::Path, address: SocketAddr) -> std::path::PathBuf {
+pub fn rewritten(kubeconfig: &std::path::Path, address: SocketAddr) -> std::path::PathBuf {
     let mut config = Kubeconfig::read_from(kubeconfig).expect("a kubeconfig");
     for cluster in &mut config.clusters {
         if let Some(cluster) = &mut cluster.cluster {

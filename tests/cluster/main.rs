@@ -15,6 +15,7 @@
 )]
 
 mod admission;
+mod at_least;
 mod crash;
 mod endpoints;
 mod ext_authz;
@@ -247,6 +248,8 @@ fn main() -> ExitCode {
         secret::a_wiped_status_is_rebuilt,
         secret::a_changed_status_revives_no_secret_and_adds_no_scope,
         secret::a_forged_status_grants_nothing,
+        at_least::a_caller_reads_its_own_revocation,
+        at_least::of_several_namespaces_the_tokens_own_counts,
         endpoints::the_challenge_follows_the_rfc,
         endpoints::public_responses_do_not_distinguish_revoked_from_unknown,
         ext_authz::a_grpc_client_gets_the_decisions_of_auth,
