@@ -150,7 +150,7 @@ pub async fn of_several_namespaces_the_tokens_own_counts(shared: &Shared) {
 
 /// A kubeconfig for a proxy to the API server, with the verifier's rights, that holds back what watches of ApiTokens bring
 /// until the gate is open.
-async fn behind_gate(site: &Site, is_open: watch::Receiver<bool>) -> std::path::PathBuf {
+pub async fn behind_gate(site: &Site, is_open: watch::Receiver<bool>) -> std::path::PathBuf {
     let own = site.rights_of("tokenward-verifier");
     let client = client_of(&own).await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");

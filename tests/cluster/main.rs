@@ -95,6 +95,7 @@ fn main() -> ExitCode {
     let breakable = Arc::<OnceLock<Site>>::default();
     let alone = Arc::<OnceLock<Site>>::default();
     let away = Arc::<OnceLock<Site>>::default();
+    let restarting = Arc::<OnceLock<Site>>::default();
     let set_back = Arc::<OnceLock<Site>>::default();
     let lost = Arc::<OnceLock<Site>>::default();
     let hasty = Arc::<OnceLock<Site>>::default();
@@ -109,6 +110,13 @@ fn main() -> ExitCode {
     tests!(crashes, runtime, breakable, Site::start(), webhook::faults::no_crash_loses_an_event);
     suite.extend(crashes.into_iter().map(|trial| trial.with_ignored_flag(!cfg!(debug_assertions))));
     tests!(suite, runtime, alone, Site::start(), faults::a_failing_api_server_is_tolerated);
+    tests!(
+        suite,
+        runtime,
+        restarting,
+        Site::start(),
+        proof::an_api_server_that_restarts_holds_up_a_proof_and_no_more
+    );
     tests!(suite, runtime, set_back, Site::start(), restore::an_older_etcd_revives_nothing);
     tests!(
         suite,
@@ -176,6 +184,8 @@ fn main() -> ExitCode {
         lock::a_verifier_that_starts_knows_the_locks_first,
         proof::a_revocation_is_enforced_once_every_verifier_has_confirmed_it,
         proof::a_verifier_that_starts_late_counts_once_it_knows_all,
+        proof::a_verifier_whose_watch_is_held_up_confirms_nothing,
+        proof::clocks_that_differ_by_a_minute_prove_the_same,
         sockets::a_verifier_reports_what_its_tls_flags_lack,
         webhook::events_arrive_signed_and_in_order,
         webhook::filters_choose_tokens_and_events,

@@ -5,7 +5,9 @@ use std::process::Command;
 
 use serde_json::json;
 use tokenward_core::crd::{ApiToken, ConditionType, TokenLockStatus, find_condition};
+use tokio::sync::watch;
 
+use crate::at_least::behind_gate;
 use crate::lock;
 use testkit::{Process, Site, Space, condition, eventually, has};
 
@@ -114,4 +116,104 @@ pub async fn a_verifier_that_starts_late_counts_once_it_knows_all(site: &Site) {
     assert_eq!(verifiers(&space.reason("t", ConditionType::Enforced, "Confirmed").await), Some((2, 2)));
     let answer = testkit::client().get(format!("http://{listen}/auth")).bearer_auth(&token).send().await;
     assert_eq!(answer.expect("an answer").status(), 401);
+}
+
+/// A verifier that answers and whose watch is held up, as by a proxy that is dead and keeps the connection: it says how far it has
+/// come, and that is not far enough.
+pub async fn a_verifier_whose_watch_is_held_up_confirms_nothing(site: &Site) {
+    let space = site.namespace("proof-held").await;
+    let (gate, is_open) = watch::channel(true);
+    let kubeconfig = behind_gate(site, is_open).await;
+    let ports = ["--telemetry-listen", "--listen"];
+    let held = Process::start("verifier", &kubeconfig, &ports, &["--plain-http"], &[]);
+    let sound = site.verifier(&[]);
+    let _controller = controller(site, &space, &[sound.telemetry, held.telemetry]).await;
+    let token = space.active("t", json!({"scopes": ["a:b"]})).await;
+    for verifier in [&sound, &held] {
+        verifier.answers(&token, "", 200).await;
+    }
+    gate.send_replace(false);
+    space.patch("t", json!({"spec": {"revoked": true}})).await;
+    let unconfirmed = space.reason("t", ConditionType::Enforced, "Unconfirmed").await;
+    assert_eq!(verifiers(&unconfirmed), Some((2, 1)));
+    let (_, text) = condition(&unconfirmed, ConditionType::Enforced).expect("Enforced");
+    assert!(text.contains(&held.telemetry.to_string()), "{text}");
+    assert_eq!((sound.check(&token, "").await, held.check(&token, "").await), (401, 200), "it is true");
+    gate.send_replace(true);
+    space.reason("t", ConditionType::Enforced, "Confirmed").await;
+    assert_eq!(held.check(&token, "").await, 401);
+}
+
+/// Nothing that is proved depends on the time of day of whoever proves it.
+pub async fn clocks_that_differ_by_a_minute_prove_the_same(site: &Site) {
+    let library = programs::faketime().expect("libfaketime").display().to_string();
+    let clock = |offset: &'static str| {
+        [("LD_PRELOAD", library.as_str()), ("FAKETIME", offset), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")]
+    };
+    for (of_controller, of_verifier) in [("-60", "+60"), ("+60", "-60")] {
+        let space = site.namespace("proof-clocks").await;
+        let own = site.rights_of("tokenward-verifier");
+        let ports = ["--telemetry-listen", "--listen"];
+        let verifier = Process::start("verifier", &own, &ports, &["--plain-http"], &clock(of_verifier));
+        let (name, address) = (space.name.as_str(), verifier.telemetry.to_string());
+        let flags =
+            ["--watch-namespaces", name, "--lease-name", name, "--identity", name, "--verifiers", &address];
+        let _controller = site.controller_as_admin(&flags, &clock(of_controller)).ready().await;
+        let mut tokens = Vec::new();
+        for name in ["revoked", "locked", "later"] {
+            tokens.push(space.active(name, json!({"scopes": ["a:b"]})).await);
+        }
+        for token in &tokens {
+            verifier.answers(token, "", 200).await;
+        }
+        space.patch("revoked", json!({"spec": {"revoked": true}})).await;
+        let confirmed = space.reason("revoked", ConditionType::Enforced, "Confirmed").await;
+        assert_eq!(verifiers(&confirmed), Some((1, 1)));
+        lock::create(&space, "l", json!({"match": {"names": ["locked"]}, "action": "Revoke"})).await;
+        verifier.answers(&tokens[1], "", 401).await;
+        space.reason("locked", ConditionType::Enforced, "Confirmed").await;
+        lock::reason(&space, "l", "Revoked").await;
+        assert_eq!(verifier.check(&tokens[2], "").await, 200, "{of_controller} {of_verifier}");
+        lock::delete(&space, "l").await;
+    }
+}
+
+/// The API server goes away while a revocation and a lock are being recorded, and is not asked for what was there before.
+pub async fn an_api_server_that_restarts_holds_up_a_proof_and_no_more(site: &Site) {
+    let space = site.namespace("proof-restart").await;
+    let three = [site.verifier(&[]), site.verifier(&[]), site.verifier(&[])];
+    let _controller = controller(site, &space, &three.each_ref().map(|verifier| verifier.telemetry)).await;
+    let mut tokens = Vec::new();
+    for number in 0..20 {
+        tokens.push(space.active(&format!("t{number}"), json!({"scopes": ["a:b"]})).await);
+    }
+    for verifier in &three {
+        for token in &tokens {
+            verifier.answers(token, "", 200).await;
+        }
+    }
+    for (round, locked) in [false, true, false, true].into_iter().enumerate() {
+        let mine = round * 5..(round + 1) * 5;
+        if locked {
+            let names: Vec<_> = mine.clone().map(|number| format!("t{number}")).collect();
+            let matches = json!({"match": {"names": names}, "action": "Revoke"});
+            lock::create(&space, &format!("l{round}"), matches).await;
+        } else {
+            for number in mine.clone() {
+                space.patch(&format!("t{number}"), json!({"spec": {"revoked": true}})).await;
+            }
+        }
+        site.cluster.restart_apiserver().expect("a restart");
+        for number in mine {
+            let name = format!("t{number}");
+            let confirmed = space.reason(&name, ConditionType::Enforced, "Confirmed").await;
+            assert_eq!(verifiers(&confirmed), Some((3, 3)), "{name}");
+            for verifier in &three {
+                assert_eq!(verifier.check(&tokens[number], "").await, 401, "{name} has been confirmed");
+            }
+        }
+        for token in &tokens[(round + 1) * 5..] {
+            assert_eq!(three[0].check(token, "").await, 200, "the others");
+        }
+    }
 }

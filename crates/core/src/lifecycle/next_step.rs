@@ -33,7 +33,7 @@ const DISPLACED: &str = "it made room, as at most four secrets work at once and 
 
 /// Decides the next step.
 pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
-    let step = step_of_token(observed, to_millisecond(now));
+    let step = decide(observed, to_millisecond(now));
     let not_in_ledger = revoke::not_in_ledger(observed);
     match step {
         // Last: a ledger that can't be written must hold up no revocation.
@@ -42,7 +42,7 @@ pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
     }
 }
 
-fn step_of_token(observed: &Observed<'_>, now: Timestamp) -> Step {
+fn decide(observed: &Observed<'_>, now: Timestamp) -> Step {
     if observed.deleting() {
         return finalizer::finalize(observed, now);
     }
