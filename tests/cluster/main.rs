@@ -218,6 +218,7 @@ fn main() -> ExitCode {
         install::columns_and_explanations_read_well,
         install::the_verifier_can_read_no_token,
         spec::bad_specs_are_rejected_with_a_reason,
+        spec::a_plain_token_is_small,
         spec::one_way_fields_go_one_way,
         rotation::an_edit_rotates_with_an_overlap,
         rotation::a_trigger_rotates_once,

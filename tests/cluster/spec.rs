@@ -3,6 +3,8 @@
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
+use tokenward_core::crd::ConditionType;
+
 use crate::Shared;
 
 fn spec(more: Value) -> Value {
@@ -172,4 +174,18 @@ pub async fn one_way_fields_go_one_way(shared: &Shared) {
     assert!(!ok && output.contains("revocation is permanent"), "{output}");
     // Other fields stay editable, or a sync from Git would fail.
     space.patch("t", json!({"spec": {"scopes": ["tokens:write"], "displayName": "gone"}})).await;
+}
+
+/// The most that a plain token may take in etcd, which is what every watch sends, too, in bytes of JSON.
+const PLAIN_TOKEN_BYTES: usize = 1950;
+
+pub async fn a_plain_token_is_small(shared: &Shared) {
+    let space = shared.site.namespace("small").await;
+    space.create("backend-prod", spec(json!({}))).await;
+    let token = space.condition("backend-prod", ConditionType::Ready, "True").await;
+    let stored = serde_json::to_value(&token).expect("JSON");
+    let parts = ["metadata", "spec", "status"].map(|part| (part, stored[part].to_string().len()));
+    let bytes = stored.to_string().len();
+    eprintln!("a plain token takes {bytes} bytes: {parts:?}");
+    assert!(bytes <= PLAIN_TOKEN_BYTES, "{bytes}: {parts:?}");
 }
