@@ -16,7 +16,8 @@ use crate::backoff::WatchBackoff;
 /// a megabyte, so kube's default of 500 could fill any limit.
 const PAGE_SIZE: u32 = 50;
 
-/// A watch of many objects, whose first list comes in small pages.
+/// A watch of many objects, whose first list comes in small pages, and is of the latest state. kube's streaming lists are of any
+/// state (they ask for resourceVersion 0): a process that starts could accept what others have confirmed as revoked.
 pub fn in_pages() -> watcher::Config {
     watcher::Config::default().page_size(PAGE_SIZE)
 }
