@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokenward_core::crd::{ConditionType, RevocationSource, VersionState};
 use tokenward_core::tombstone::{TOMBSTONE_BYTES, TokenIdentity};
 
-use testkit::{Process, Site, Space, eventually};
+use testkit::{Process, Site, Space, condition, eventually};
 
 const RUNBOOK: &str = include_str!("../../docs/restore.md");
 
@@ -226,6 +226,9 @@ pub async fn an_older_etcd_revives_nothing(site: &Site) {
         revocation.is_some_and(|revocation| revocation.source == RevocationSource::Ledger)
     });
     token.await;
+    let told = space.reason("revoked", ConditionType::Revoked, "Enforced").await;
+    let (_, message) = condition(&told, ConditionType::Revoked).expect("Revoked");
+    assert!(message.contains("by the ledger, as it was revoked before a restore"), "{message}");
     refused().await;
     let new = space.version("cut", 2).await;
     verifier.answers(&new, "scope=a:b", 200).await;

@@ -14,7 +14,7 @@ use super::transitions::{Transition, add_condition_changes, add_expiry_notice};
 use super::versions::{active, overlaps, pending};
 use crate::crd::{
     ApiTokenStatus, ConditionType, Conditions, CreationPolicy, OnRevoke, Outcome, Phase, Reason,
-    RevocationStatus, RotationReason, VerifierCount,
+    RevocationSource, RevocationStatus, RotationReason, VerifierCount,
 };
 use crate::lock::Lock;
 use crate::token::PepperId;
@@ -153,13 +153,20 @@ pub(super) fn describe(
     // The others are present only while they are true, as kstatus expects.
     if let Some(revocation) = &status.revocation {
         let reason = if is_enforced(status) { "Enforced" } else { "Requested" };
-        let by = revocation.lock.as_ref().map(|lock| format!(" by {lock}")).unwrap_or_default();
+        let by = match (&revocation.lock, revocation.source) {
+            (Some(lock), _) => format!(" by {lock}"),
+            (None, RevocationSource::Ledger) => {
+                " by the ledger, as it was revoked before a restore".to_owned()
+            }
+            (None, _) => String::new(),
+        };
         let (at, why) = (revocation.requested_at, revocation.reason.as_str());
         let message = format!("revoked at {at}{by} ({why})");
         conditions.set(ConditionType::Revoked, Outcome::yes(reason, message));
         conditions.set(ConditionType::Enforced, enforced(observed, revocation, now));
     }
-    if let Some(message) = open_overlaps(status) {
+    // While it is suspended, they do not work.
+    if let Some(message) = open_overlaps(status).filter(|_| suspension.is_none()) {
         conditions.set(ConditionType::Rotating, Outcome::yes("Overlap", message));
     }
     if let Some(reason) = stalled {
@@ -404,7 +411,7 @@ fn damage(reason: RotationReason) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::crd::{RevocationReason, RevocationSource, RevocationStatus, TokenVersion, VersionState};
+    use crate::crd::{RevocationReason, RevocationStatus, TokenVersion, VersionState};
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).expect("an instant")
