@@ -6,15 +6,15 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::authentication::missing_pepper;
-use super::locked::suspending;
+use super::locked::{is_locked, suspending};
 use super::observed::{Observed, RejectionKind, SecretState};
 use super::revoke::{is_late, is_recorded};
 use super::rotate::Due;
 use super::transitions::{Transition, add_condition_changes, add_expiry_notice};
-use super::versions::{active, overlaps, pending};
+use super::versions::{active, overlaps, pending, retiring};
 use crate::crd::{
     ApiTokenStatus, ConditionType, Conditions, CreationPolicy, OnRevoke, Outcome, Phase, Reason,
-    RevocationSource, RevocationStatus, RotationReason, VerifierCount,
+    RevocationSource, RevocationStatus, RotationReason, TokenVersion, VerifierCount,
 };
 use crate::lock::Lock;
 use crate::token::PepperId;
@@ -139,7 +139,8 @@ pub(super) fn describe(
     let ready = ready(&cause, stalled.as_ref(), status, secret, is_recorded);
     let delivered = delivered(observed, status, secret, &cause);
     let active = active_now(&cause, suspension, status, &delivered);
-    let phase = phase(&cause, stalled.is_some(), suspension.is_some(), status);
+    let overlap = overlaps(working_overlaps(observed, status, suspension));
+    let phase = phase(&cause, stalled.is_some(), suspension.is_some(), overlap.is_some(), status);
 
     let lock = suspension.and_then(Suspension::lock).cloned();
     add_condition_changes(status, &active, lock, stalled.as_ref(), transitions);
@@ -165,8 +166,7 @@ pub(super) fn describe(
         conditions.set(ConditionType::Revoked, Outcome::yes(reason, message));
         conditions.set(ConditionType::Enforced, enforced(observed, revocation, now));
     }
-    // While it is suspended, they do not work.
-    if let Some(message) = open_overlaps(status).filter(|_| suspension.is_none()) {
+    if let Some(message) = overlap {
         conditions.set(ConditionType::Rotating, Outcome::yes("Overlap", message));
     }
     if let Some(reason) = stalled {
@@ -205,9 +205,14 @@ fn current(status: &ApiTokenStatus) -> Option<i64> {
     active(status).map(|version| version.version)
 }
 
-/// The replaced versions that still work, and until when.
-fn open_overlaps(status: &ApiTokenStatus) -> Option<String> {
-    overlaps(status).filter(|_| status.revocation.is_none())
+/// The replaced versions that still work.
+fn working_overlaps<'s>(
+    observed: &Observed<'_>,
+    status: &'s ApiTokenStatus,
+    suspension: Option<&Suspension>,
+) -> impl Iterator<Item = &'s TokenVersion> {
+    let works = status.revocation.is_none() && suspension.is_none();
+    retiring(status).filter(move |version| works && !is_locked(observed, status, version))
 }
 
 /// Why the condition Stalled is true. `None`: nobody has to act.
@@ -344,7 +349,7 @@ fn active_now(
     }
 }
 
-fn phase(cause: &Cause, stalled: bool, suspended: bool, status: &ApiTokenStatus) -> Phase {
+fn phase(cause: &Cause, stalled: bool, suspended: bool, rotates: bool, status: &ApiTokenStatus) -> Phase {
     match cause {
         Cause::Revoked => Phase::Revoked,
         Cause::Expired(_) => Phase::Expired,
@@ -352,7 +357,7 @@ fn phase(cause: &Cause, stalled: bool, suspended: bool, status: &ApiTokenStatus)
         _ if stalled && !matches!(cause, Cause::Contested(_)) => Phase::Failed,
         _ if suspended => Phase::Suspended,
         _ if current(status).is_none() => Phase::Pending,
-        _ if open_overlaps(status).is_some() || pending(status).is_some() => Phase::Rotating,
+        _ if rotates || pending(status).is_some() => Phase::Rotating,
         _ => Phase::Active,
     }
 }
@@ -537,7 +542,8 @@ mod tests {
             (Cause::None, false, active(), Phase::Active),
         ] {
             let stalled = stalled(&cause, "s").is_some();
-            assert_eq!(phase(&cause, stalled, suspended, &status), expected, "{cause:?}");
+            let rotates = retiring(&status).next().is_some();
+            assert_eq!(phase(&cause, stalled, suspended, rotates, &status), expected, "{cause:?}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::observed::Observed;
-use crate::crd::{ApiTokenStatus, LockAction, RevocationSource, RevocationStatus};
+use crate::crd::{ApiTokenStatus, LockAction, RevocationSource, RevocationStatus, TokenVersion};
 use crate::lock::{Candidate, Lock};
 
 /// What locks end for good.
@@ -41,6 +41,12 @@ pub(super) fn suspending(observed: &Observed<'_>, status: &ApiTokenStatus) -> Op
     }
     let lock = Candidate::of(observed.token, Some(status)).lock_on_content(observed.locks);
     lock.filter(|lock| lock.action() == LockAction::Suspend)
+}
+
+/// Whether a lock refuses one secret of the token.
+pub(super) fn is_locked(observed: &Observed<'_>, status: &ApiTokenStatus, version: &TokenVersion) -> bool {
+    !observed.locks.is_empty()
+        && Candidate::of(observed.token, Some(status)).lock_on(version, observed.locks).is_some()
 }
 
 /// The record of a revocation by a lock.

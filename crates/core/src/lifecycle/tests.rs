@@ -20,7 +20,7 @@ use crate::crd::labels::{
 use crate::crd::{
     ApiToken, ApiTokenSpec, ApiTokenStatus, ClusterTokenLock, ClusterTokenLockSpec, ConditionType,
     LockAction, LockMatch, LockSpec, OnDelete, OnRevoke, OnSpecChange, RevocationSource, Rotation,
-    SecretSpec, TokenWebhook, TokenWebhookSpec, VersionState, find_condition,
+    SecretSpec, TokenVersion, TokenWebhook, TokenWebhookSpec, VersionState, find_condition,
 };
 use crate::lock::{Candidate, Lock, Locks, Progress};
 use crate::outbox::events::{Receipt, Receipts};
@@ -706,6 +706,17 @@ impl World {
         panic!("there is always another step: {:#?}", self.status());
     }
 
+    /// Whether Rotating is true only while a replaced secret works.
+    fn rotating_is_true(&self) -> bool {
+        let status = self.status();
+        let works = |version: &TokenVersion| {
+            let text = self.delivered.get(&version.key_id);
+            version.state == VersionState::Retiring && text.is_some_and(|text| self.check(text).is_ok())
+        };
+        find_condition(&status.conditions, ConditionType::Rotating).is_none()
+            || status.versions.iter().any(works)
+    }
+
     /// Whether the spec lets the token work.
     fn wanted(&self) -> bool {
         let observed = self.observed();
@@ -776,6 +787,7 @@ proptest! {
             let contains_active = world.observed().secret.key_id().is_some_and(|key_id| world.status().versions.iter().any(|v| v.key_id == key_id.as_str() && v.state == VersionState::Active));
             prop_assert!(foreign || !contains_active || world.check(&current).is_ok(), "{:#?}", world.status());
         }
+        prop_assert!(world.rotating_is_true(), "{:#?}", world.status());
         // No rotation waits for anything but the repair of the Secret.
         let accessible = matches!(world.observed().secret, SecretState::Ours(_) | SecretState::Absent);
         if let (Ok(spec), None) = (Spec::of(&world.token), &world.status().revocation)
@@ -860,6 +872,7 @@ proptest! {
         for (_, lock) in &locks {
             prop_assert_ne!(candidate.progress(lock), Progress::Outstanding, "{} {:#?}", lock, status);
         }
+        prop_assert!(world.rotating_is_true(), "{:#?}", status);
         let active = find_condition(&status.conditions, ConditionType::Active).map(|c| c.status == "True");
         if let (Some(true), Some(current)) = (active, world.current()) {
             prop_assert!(world.check(&current).is_ok(), "said to work, and refused");

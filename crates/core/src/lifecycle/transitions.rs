@@ -14,7 +14,7 @@ use jiff::Timestamp;
 
 use super::observed::Observed;
 use super::spec::Spec;
-use super::versions::{active, overlaps};
+use super::versions::{active, overlaps, retiring};
 use crate::crd::{
     ApiTokenStatus, ConditionType, EventType, OutboxEvent, Outcome, Reason, RotationReason, find_condition,
 };
@@ -130,7 +130,7 @@ impl Transition {
         if reason == RotationReason::Created {
             return Self::new(TransitionKind::Minted, format!("version {version} is in Secret {secret}"));
         }
-        let earlier = overlaps(status).unwrap_or_else(|| "no earlier version works".to_owned());
+        let earlier = overlaps(retiring(status)).unwrap_or_else(|| "no earlier version works".to_owned());
         Self::new(
             TransitionKind::Rotated,
             format!("version {version} is in Secret {secret} ({}); {earlier}", reason.as_str()),

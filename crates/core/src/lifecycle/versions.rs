@@ -36,10 +36,10 @@ pub(super) fn replaced(status: &ApiTokenStatus) -> Option<&TokenVersion> {
     status.versions.iter().filter(|version| version.version < active).max_by_key(|version| version.version)
 }
 
-/// Which replaced versions work until when, as a clause. `None`: there are none.
-pub(super) fn overlaps(status: &ApiTokenStatus) -> Option<String> {
-    let mut overlaps = retiring(status)
-        .filter_map(|old| Some(format!("version {} works until {}", old.version, old.retire_at?)));
+/// Which of these versions work until when, as a clause. `None`: there are none.
+pub(super) fn overlaps<'v>(retiring: impl Iterator<Item = &'v TokenVersion>) -> Option<String> {
+    let mut overlaps =
+        retiring.filter_map(|old| Some(format!("version {} works until {}", old.version, old.retire_at?)));
     let first = overlaps.next()?;
     Some(overlaps.fold(first, |clause, overlap| format!("{clause}, {overlap}")))
 }
