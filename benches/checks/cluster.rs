@@ -52,7 +52,8 @@ pub async fn fill(client: &Client, count: u64) -> anyhow::Result<()> {
         create(client, "/api/v1/namespaces", namespace).await?;
     }
     let made = stream::iter(0..count).map(|n| {
-        let (object, peppers) = (serde_json::from_str(&tokens::object(n, &peppers)), &peppers);
+        let (object, peppers) =
+            (serde_json::from_str(&tokens::object(n, tokens::no_labels, &peppers)), &peppers);
         async move {
             make(client, object?, peppers).await?;
             if n % 1000 == 999 {

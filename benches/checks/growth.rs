@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use super::api::Api;
-use super::report::Report;
-use super::server::Server;
-use super::{Bench, peers, rates};
+use super::report::{self, Report};
+use super::server::{Server, free_address};
+use super::{Bench, rates, tokens, verifier};
 
 /// Measures verifiers of every size, round by round.
 pub fn measure(bench: &Bench, sizes: &[u64], report: &mut Report) -> anyhow::Result<()> {
@@ -26,7 +26,7 @@ pub fn measure(bench: &Bench, sizes: &[u64], report: &mut Report) -> anyhow::Res
         .zip(&runs)
         .map(|((tokens, (memory, ready)), runs)| {
             vec![
-                peers::thousands(*tokens),
+                report::thousands(*tokens),
                 format!("{:.0}", memory as f64 / *tokens as f64),
                 format!("{:.1} MiB", memory as f64 / f64::from(1 << 20)),
                 format!("{ready:.2} s"),
@@ -49,10 +49,10 @@ pub fn measure(bench: &Bench, sizes: &[u64], report: &mut Report) -> anyhow::Res
 
 /// Starts a verifier; returns it, and after how many seconds it responded.
 fn start(tokens: u64, bench: &Bench) -> anyhow::Result<(Server, f64)> {
-    eprintln!("starting a verifier with {} tokens", peers::thousands(tokens));
-    let api = Api::start(tokens, &bench.folder)?;
+    eprintln!("starting a verifier with {} tokens", report::thousands(tokens));
+    let api = Api::start(tokens, tokens::no_labels, &bench.folder)?;
     let begun = Instant::now();
-    let server = peers::tokenward(&bench.tokenward, tokens, &api, &bench.folder)?;
+    let server = verifier::alone(&bench.tokenward, &api, free_address()?, &bench.folder)?;
     let ready = begun.elapsed().as_secs_f64();
     // Its API server may end: checks are answered from memory.
     Ok((server, ready))

@@ -10,6 +10,8 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a report is printed")]
 
+#[path = "../support/api.rs"]
+#[allow(dead_code, reason = "each benchmark does other things to it")]
 mod api;
 #[path = "../support/args.rs"]
 mod args;
@@ -25,9 +27,15 @@ mod ready;
 #[path = "../support/report.rs"]
 mod report;
 mod revocation;
+#[path = "../support/server.rs"]
 mod server;
 mod token_review;
+#[path = "../support/tokens.rs"]
+#[allow(dead_code, reason = "each benchmark has tokens of its own kind")]
 mod tokens;
+#[path = "../support/verifier.rs"]
+mod verifier;
+#[path = "../support/wrk.rs"]
 mod wrk;
 
 use std::net::SocketAddr;

@@ -1,40 +1,14 @@
-//! The servers that are measured: the verifier, the bare HTTP server, and gateways that look up a plaintext key.
+//! What the verifier is measured beside: the bare HTTP server, and gateways that look up a plaintext key.
 
 use std::fmt::Write;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::api::Api;
 use super::server::{Server, free_address};
 use super::tokens;
 
 /// How many keys the gateways have. More would make them slower to start, not to respond.
 pub const GATEWAY_KEYS: u64 = 10_000;
-
-/// The command of a verifier, and the address that it will listen on.
-pub fn verifier(program: &Path, kubeconfig: &Path) -> anyhow::Result<(Command, SocketAddr)> {
-    let (listen, telemetry) = (free_address()?, free_address()?);
-    let mut command = Command::new(program);
-    command.args(["verifier", "--listen", &listen.to_string(), "--telemetry-listen", &telemetry.to_string()]);
-    command.args(["--plain-http", "--namespace", "tokenward"]).env("KUBECONFIG", kubeconfig);
-    Ok((command, listen))
-}
-
-/// The verifier with a number of tokens and one worker, fed by the fake API server.
-pub fn tokenward(program: &Path, tokens: u64, api: &Api, folder: &Path) -> anyhow::Result<Server> {
-    let (mut command, listen) = verifier(program, api.kubeconfig())?;
-    command.env("TOKIO_WORKER_THREADS", "1");
-    Server::start(
-        format!("tokenward, {} tokens", thousands(tokens)),
-        "keyed hash of the token, look-up, every rule; identity in the answer",
-        listen,
-        "/auth",
-        tokens,
-        &command,
-        &folder.join(format!("tokenward-{tokens}.log")),
-    )
-}
 
 /// The bare HTTP server.
 pub fn bare(tokens: u64, folder: &Path) -> anyhow::Result<Server> {
@@ -150,12 +124,4 @@ fn keys(line: impl Fn(&str, u64) -> String) -> String {
         let _ = all.write_str(&line(&tokens::good(n), n));
         all
     })
-}
-
-/// A number with thousands separators.
-pub fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().map(|g| std::str::from_utf8(g).unwrap_or("")).collect();
-    groups.join(",")
 }

@@ -1,10 +1,10 @@
 //! Rate, CPU time and latency of a check, compared with the bare HTTP server and with gateways.
 
 use super::api::Api;
-use super::report::{Report, median, time};
-use super::server::Server;
+use super::report::{self, Report, median, time};
+use super::server::{Server, free_address};
 use super::wrk::Run;
-use super::{Bench, open_loop, peers, token_review};
+use super::{Bench, open_loop, peers, token_review, tokens, verifier};
 
 const TOKENS: u64 = 100_000;
 
@@ -12,9 +12,9 @@ const TOKENS: u64 = 100_000;
 pub fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     eprintln!("starting servers");
     let folder = &bench.folder;
-    let api = Api::start(TOKENS, folder)?;
+    let api = Api::start(TOKENS, tokens::no_labels, folder)?;
     let servers = [
-        peers::tokenward(&bench.tokenward, TOKENS, &api, folder)?,
+        verifier::alone(&bench.tokenward, &api, free_address()?, folder)?,
         peers::bare(TOKENS, folder)?,
         peers::nginx(programs::nginx()?, folder)?,
         peers::haproxy(programs::haproxy()?, folder)?,
@@ -30,7 +30,7 @@ pub fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
         rows.push(vec![
             server.name.clone(),
             server.check.to_owned(),
-            peers::thousands(rate as u64),
+            report::thousands(rate as u64),
             format!("{:.2}", cpu(runs)),
             format!("{:.2}", cpu(runs) / of_bare),
             time(median(runs.iter().map(|run| run.latency[1]).collect())),
@@ -66,7 +66,7 @@ pub fn rounds(bench: &Bench, servers: &[Server]) -> anyhow::Result<Vec<Vec<Run>>
     let mut runs: Vec<Vec<Run>> = servers.iter().map(|_| Vec::new()).collect();
     for round in 0..=bench.rounds {
         for (server, runs) in servers.iter().zip(&mut runs) {
-            let run = bench.wrk.run(server, bench.time)?;
+            let run = bench.wrk.run(server, bench.time, 1.0 / tokens::BAD_EVERY as f64)?;
             // The first round is a warm-up.
             if round > 0 {
                 runs.push(run);

@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use super::report::{Report, median};
-use super::server::Server;
-use super::{Bench, cluster, peers};
+use super::report::{self, Report, median};
+use super::server::{Server, free_address};
+use super::{Bench, cluster, verifier};
 
 /// Starts a verifier again and again with a number of real objects.
 pub fn measure(bench: &Bench, objects: u64, report: &mut Report) -> anyhow::Result<()> {
-    eprintln!("starting a control plane with {} tokens", peers::thousands(objects));
+    eprintln!("starting a control plane with {} tokens", report::thousands(objects));
     let cluster = cluster::start(Vec::new())?;
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
@@ -18,7 +18,7 @@ pub fn measure(bench: &Bench, objects: u64, report: &mut Report) -> anyhow::Resu
     let kubeconfig = cluster.kubeconfig_for_service_account("tokenward", "tokenward-verifier")?;
     let mut times = Vec::new();
     for _ in 0..bench.rounds {
-        let (command, listen) = peers::verifier(&bench.tokenward, &kubeconfig)?;
+        let (command, listen) = verifier::command(&bench.tokenward, &kubeconfig, free_address()?)?;
         let log = bench.folder.join("ready.log");
         let begun = Instant::now();
         drop(Server::start_anywhere("verifier".to_owned(), listen, "/auth", objects, command, &log)?);
@@ -28,7 +28,7 @@ pub fn measure(bench: &Bench, objects: u64, report: &mut Report) -> anyhow::Resu
         "Start",
         &format!(
             "From the start of the process to the first good check, with {} ApiTokens on a real API server: {:.2} s.",
-            peers::thousands(objects),
+            report::thousands(objects),
             median(times)
         ),
     );

@@ -15,9 +15,9 @@ use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client};
 use tokenward_core::crd::ApiToken;
 
-use super::report::{Report, time};
-use super::server::Server;
-use super::{Bench, cluster, peers, tokens};
+use super::report::{Report, quantile, time};
+use super::server::{Server, free_address};
+use super::{Bench, cluster, tokens, verifier};
 
 const REVOCATIONS: u64 = 500;
 const REPLICAS: usize = 3;
@@ -68,9 +68,8 @@ pub fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
         asked.store(u64::MAX - 1, Ordering::Release);
         measured
     })?;
-    let row = |name: &str, mut delays: Vec<f64>| {
-        delays.sort_by(f64::total_cmp);
-        let at = |share: f64| delays.get((delays.len() as f64 * share) as usize).copied().unwrap_or(f64::NAN);
+    let row = |name: &str, delays: Vec<f64>| {
+        let at = |share: f64| quantile(delays.clone(), share);
         (vec![name.to_owned(), time(at(0.5)), time(at(0.99)), time(at(1.0 - 1e-9))], at(0.99))
     };
     let (watch_row, watch_p99) = row("bare watch", watches);
@@ -89,7 +88,7 @@ pub fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
 }
 
 fn replica(i: usize, kubeconfig: &std::path::Path, bench: &Bench) -> anyhow::Result<Server> {
-    let (command, listen) = peers::verifier(&bench.tokenward, kubeconfig)?;
+    let (command, listen) = verifier::command(&bench.tokenward, kubeconfig, free_address()?)?;
     let log = bench.folder.join(format!("replica-{i}.log"));
     Server::start_anywhere(format!("replica {i}"), listen, "/auth", TOKENS, command, &log)
 }

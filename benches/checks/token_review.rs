@@ -6,9 +6,9 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 use kube::config::Kubeconfig;
 
-use super::report::median;
+use super::report::{self, median};
 use super::wrk::Outcome;
-use super::{Bench, cluster, peers, process};
+use super::{Bench, cluster, process};
 
 /// wrk's script: always the same review, by a user with all rights.
 const SCRIPT: &str = r#"
@@ -51,10 +51,10 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Vec<String>> {
     Ok(vec![
         "kube-apiserver TokenReview".to_owned(),
         "HTTPS and JSON; one static token, its result cached".to_owned(),
-        peers::thousands(of(|run| run.0.rate()) as u64),
+        report::thousands(of(|run| run.0.rate()) as u64),
         format!("{:.0}", of(|run| run.1)),
         "-".to_owned(),
-        super::report::time(of(|run| run.0.latency[1])),
+        report::time(of(|run| run.0.latency[1])),
         "-".to_owned(),
         format!("{:.0} MiB", process::memory(pid, "VmRSS")? as f64 / f64::from(1 << 20)),
     ])

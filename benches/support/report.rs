@@ -97,3 +97,19 @@ pub fn time(microseconds: f64) -> String {
         format!("{:.2} ms", microseconds / 1000.0)
     }
 }
+
+/// The value that a share of all are below.
+#[allow(dead_code, reason = "each benchmark has figures of its own kind")]
+pub fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get((values.len() as f64 * share) as usize).copied().unwrap_or(f64::NAN)
+}
+
+/// A number with thousands separators.
+#[allow(dead_code, reason = "each benchmark has figures of its own kind")]
+pub fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|g| std::str::from_utf8(g).unwrap_or("")).collect();
+    groups.join(",")
+}

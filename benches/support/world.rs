@@ -87,10 +87,8 @@ impl World {
         drop(listener);
         let rights = cluster.kubeconfig_for_service_account("tokenward", "tokenward-controller")?;
         std::fs::write(LOG, "")?;
-        let mut command = vec![tokenward.display().to_string(), "controller".to_owned()];
-        command.extend(["--telemetry-listen", &telemetry].map(str::to_owned));
-        command.extend(["--webhook-allow-cidrs", "127.0.0.0/8"].map(str::to_owned));
-        command.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        let flags: Vec<_> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let command = controller_command(&tokenward.display().to_string(), &telemetry, &flags);
         let controller = start_controller(&command, &rights)?;
         let world =
             Self { controller, command, rights, telemetry, client, followed: Mutex::default(), cluster };
@@ -103,6 +101,12 @@ impl World {
         self.controller.kill()?;
         self.controller = start_controller(&self.command, &self.rights)?;
         self.ready().await
+    }
+
+    /// The same, with these further flags instead of those before.
+    pub async fn restart_with(&mut self, flags: &[String]) -> anyhow::Result<()> {
+        self.command = controller_command(&self.command[0], &self.telemetry, flags);
+        self.restart().await
     }
 
     async fn ready(&self) -> anyhow::Result<()> {
@@ -370,6 +374,11 @@ impl World {
     fn hooks(&self, namespace: &str) -> Api<TokenWebhook> {
         Api::namespaced(self.client.clone(), namespace)
     }
+}
+
+fn controller_command(tokenward: &str, telemetry: &str, flags: &[String]) -> Vec<String> {
+    let own = ["controller", "--telemetry-listen", telemetry, "--webhook-allow-cidrs", "127.0.0.0/8"];
+    [tokenward].iter().chain(&own).map(|part| (*part).to_owned()).chain(flags.iter().cloned()).collect()
 }
 
 fn start_controller(command: &[String], rights: &Path) -> anyhow::Result<Guarded> {

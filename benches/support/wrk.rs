@@ -92,14 +92,14 @@ impl Wrk {
         Ok(path)
     }
 
-    /// Loads a server for a time. Fails if more or fewer requests are denied than the load has bad tokens.
-    pub fn run(&self, server: &Server, time: Duration) -> anyhow::Result<Run> {
+    /// Loads a server for a time. Fails if more or fewer requests are denied than this share.
+    pub fn run(&self, server: &Server, time: Duration, denied: f64) -> anyhow::Result<Run> {
         let tokens = self.tokens(server.tokens)?;
         let before = server.cpu()?;
         let outcome = self.load(&self.folder.join("load.lua"), &server.url(), time, Some(&tokens))?;
         let cpu = (server.cpu()? - before).as_secs_f64() * 1e6;
         let Outcome { requests, refused, latency, .. } = outcome;
-        let expected = requests / tokens::BAD_EVERY as f64;
+        let expected = requests * denied;
         ensure!(
             (refused - expected).abs() <= CONNECTIONS as f64 + 1.0,
             "{}: {refused} of {requests} requests were denied, not {expected}",

@@ -36,12 +36,17 @@ pub fn bad(n: u64, tokens: u64) -> String {
 
 /// The tokens of a load: each good one once, in an order that defeats caches, with every tenth request a bad one.
 pub fn load(tokens: u64) -> impl Iterator<Item = String> {
-    // A step that is coprime to the number visits each once.
-    let step = (tokens / 2 + 1..).find(|step| gcd(*step, tokens) == 1).unwrap_or(1);
     (0..tokens).map(move |i| {
-        let n = i * step % tokens;
+        let n = nth_of_load(i, tokens);
         if i % BAD_EVERY == BAD_EVERY - 1 { bad(n, tokens) } else { good(n) }
     })
+}
+
+/// The number of the i-th token of a load.
+pub fn nth_of_load(i: u64, tokens: u64) -> u64 {
+    // A step that is coprime to the number visits each once.
+    let step = (tokens / 2 + 1..).find(|step| gcd(*step, tokens) == 1).unwrap_or(1);
+    i * step % tokens
 }
 
 fn gcd(a: u64, b: u64) -> u64 {
@@ -58,9 +63,30 @@ pub fn name(n: u64) -> String {
     format!("service-{n:07}")
 }
 
+/// The labels of the n-th ApiToken, as the field of its metadata.
+pub type Labels = fn(u64) -> String;
+
+/// No labels.
+pub fn no_labels(_: u64) -> String {
+    String::new()
+}
+
+/// Three labels: two that all have, and one that only every second token has so ([`is_live`]).
+pub fn three_labels(n: u64) -> String {
+    let stage = if is_live(n) { "live" } else { "test" };
+    format!(
+        r#""labels":{{"app.kubernetes.io/managed-by":"gitops","app.kubernetes.io/part-of":"shop","stage":"{stage}"}},"#
+    )
+}
+
+/// Whether the n-th ApiToken has the label `stage: live` among its three.
+pub fn is_live(n: u64) -> bool {
+    n.is_multiple_of(2)
+}
+
 /// The n-th ApiToken as an API server sends it: with the managed fields and conditions that a verifier has to skip.
 /// Tokens share 20 lists of scopes.
-pub fn object(n: u64, peppers: &Peppers) -> String {
+pub fn object(n: u64, labels: Labels, peppers: &Peppers) -> String {
     let text = make("tw", n, 2 * n);
     let (namespace, name) = (namespace(n), name(n));
     let Some(hash) = peppers.hash(&namespace, &name, &text) else { return String::new() };
@@ -91,8 +117,9 @@ pub fn object(n: u64, peppers: &Peppers) -> String {
     let conditions = [("Ready", "Active"), ("Active", "Active"), ("Delivered", "Delivered")];
     let conditions = conditions.map(|(type_, reason)| condition(type_, reason)).join(",");
     format!(
-        r#"{{"apiVersion":"tokenward.dev/v1alpha1","kind":"ApiToken","metadata":{{"annotations":{{"kubectl.kubernetes.io/last-applied-configuration":"{{}}\n"}},"creationTimestamp":"2026-11-01T08:00:00Z","generation":1,"managedFields":[{{"apiVersion":"tokenward.dev/v1alpha1","fieldsType":"FieldsV1","fieldsV1":{{"f:metadata":{{"f:annotations":{{".":{{}},"f:kubectl.kubernetes.io/last-applied-configuration":{{}}}}}},"f:spec":{{".":{{}},"f:expiresAt":{{}},"f:owner":{{".":{{}},"f:team":{{}}}},"f:scopes":{{".":{{}},"v:\"audit:read\"":{{}}}}}}}},"manager":"kubectl-client-side-apply","operation":"Update","time":"2026-11-01T08:00:00Z"}},{{"apiVersion":"tokenward.dev/v1alpha1","fieldsType":"FieldsV1","fieldsV1":{{"f:status":{{".":{{}},"f:conditions":{{}},"f:phase":{{}},"f:tokenId":{{}},"f:versions":{{}}}}}},"manager":"tokenward","operation":"Update","subresource":"status","time":"2026-11-01T08:00:02Z"}}],"name":"{name}","namespace":"{namespace}","resourceVersion":"{version}","uid":"{uid}"}},"spec":{{"expiresAt":"2099-01-01T00:00:00Z","owner":{{"team":"{namespace}"}},"scopes":[{scopes}]}},"status":{{"conditions":[{conditions}],"observedGeneration":1,"phase":"Active","rotation":{{"specHash":"h1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}},"secretRef":{{"name":"{name}","version":1}},"tokenId":"{token_id}","versions":[{{"hash":"{hash}","issuedAt":"{issued_at}","keyId":"{key_id}","mac":"{mac}","reason":"Created","scopes":[{scopes}],"state":"Active","version":1}}]}}}}"#,
+        r#"{{"apiVersion":"tokenward.dev/v1alpha1","kind":"ApiToken","metadata":{{"annotations":{{"kubectl.kubernetes.io/last-applied-configuration":"{{}}\n"}},"creationTimestamp":"2026-11-01T08:00:00Z","generation":1,{labels}"managedFields":[{{"apiVersion":"tokenward.dev/v1alpha1","fieldsType":"FieldsV1","fieldsV1":{{"f:metadata":{{"f:annotations":{{".":{{}},"f:kubectl.kubernetes.io/last-applied-configuration":{{}}}}}},"f:spec":{{".":{{}},"f:expiresAt":{{}},"f:owner":{{".":{{}},"f:team":{{}}}},"f:scopes":{{".":{{}},"v:\"audit:read\"":{{}}}}}}}},"manager":"kubectl-client-side-apply","operation":"Update","time":"2026-11-01T08:00:00Z"}},{{"apiVersion":"tokenward.dev/v1alpha1","fieldsType":"FieldsV1","fieldsV1":{{"f:status":{{".":{{}},"f:conditions":{{}},"f:phase":{{}},"f:tokenId":{{}},"f:versions":{{}}}}}},"manager":"tokenward","operation":"Update","subresource":"status","time":"2026-11-01T08:00:02Z"}}],"name":"{name}","namespace":"{namespace}","resourceVersion":"{version}","uid":"{uid}"}},"spec":{{"expiresAt":"2099-01-01T00:00:00Z","owner":{{"team":"{namespace}"}},"scopes":[{scopes}]}},"status":{{"conditions":[{conditions}],"observedGeneration":1,"phase":"Active","rotation":{{"specHash":"h1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}},"secretRef":{{"name":"{name}","version":1}},"tokenId":"{token_id}","versions":[{{"hash":"{hash}","issuedAt":"{issued_at}","keyId":"{key_id}","mac":"{mac}","reason":"Created","scopes":[{scopes}],"state":"Active","version":1}}]}}}}"#,
         version = n + 1,
+        labels = labels(n),
     )
 }
 

@@ -12,7 +12,7 @@ use devcluster::process::Guarded;
 use super::process;
 
 /// How long a server may take to start.
-const TIMEOUT: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_secs(900);
 
 pub struct Server {
     /// Its name in tables.
@@ -63,8 +63,12 @@ impl Server {
 
     fn wait(&mut self, log: &Path) -> anyhow::Result<()> {
         let (good, bad) = (super::tokens::good(self.tokens - 1), super::tokens::bad(0, self.tokens));
-        let start = Instant::now();
+        let (start, mut printed) = (Instant::now(), Instant::now());
         loop {
+            if printed.elapsed() > Duration::from_secs(10) {
+                eprintln!("waiting for {}, {} s", self.name, start.elapsed().as_secs());
+                printed = Instant::now();
+            }
             let seen = (self.ask(&good), self.ask(&bad));
             match seen {
                 (Ok(200..=299), Ok(401)) => return Ok(()),
