@@ -62,6 +62,14 @@ impl Endpoints {
         Some((Self { named: verifiers.clone(), slices, port: *port }, watch))
     }
 
+    /// Ends when the Service's verifiers are listed.
+    pub(super) async fn listed(&self) {
+        if let Some(slices) = &self.slices {
+            // An error means that the watch has ended, which whoever polls the watch notices.
+            drop(slices.wait_until_ready().await);
+        }
+    }
+
     /// All verifiers, each with whether it may serve by what the API server knows.
     pub(super) fn current(&self) -> Vec<(Endpoint, bool)> {
         let named = self

@@ -14,7 +14,7 @@ use futures::stream::FuturesUnordered;
 use futures::{StreamExt, future};
 use jiff::Timestamp;
 use kube::Client;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -92,9 +92,12 @@ async fn ask_all(
     wanted: Arc<Notify>,
     peppers: watch::Receiver<PepperState>,
 ) {
-    let mut known: HashMap<Endpoint, Heard> = HashMap::new();
+    // Without those of the Service, all of the others would pass for all there are.
+    endpoints.listed().await;
+    let mut known = Known::default();
     // Each by itself, so that one that is silent delays none.
     let (mut asked, mut in_flight) = (FuturesUnordered::new(), HashSet::new());
+    let permits = Arc::new(Semaphore::new(CONCURRENT));
     let (mut busy_until, mut interval) = (Instant::now(), BUSY_INTERVAL);
     let mut next = Instant::now();
     loop {
@@ -104,12 +107,13 @@ async fn ask_all(
                 interval = if is_busy { (interval * 5 / 4).min(LONGEST_BUSY_INTERVAL) } else { BUSY_INTERVAL };
                 next = Instant::now() + if is_busy { interval } else { QUIET_INTERVAL };
                 let current = endpoints.current();
-                known.retain(|endpoint, _| current.iter().any(|(other, _)| other == endpoint));
+                known.update(&current);
                 let PepperState::Present(peppers) = peppers.borrow().clone() else { continue };
                 for (endpoint, may_serve) in current {
-                    if in_flight.len() < CONCURRENT && in_flight.insert(endpoint.clone()) {
-                        let peppers = peppers.clone();
+                    if in_flight.insert(endpoint.clone()) {
+                        let (peppers, permits) = (peppers.clone(), permits.clone());
                         asked.push(async move {
+                            let _permit = permits.acquire().await;
                             let answer = ask::ask(endpoint.address, &peppers).await;
                             (endpoint, may_serve, answer)
                         });
@@ -118,7 +122,7 @@ async fn ask_all(
             }
             Some((endpoint, may_serve, answer)) = asked.next() => {
                 in_flight.remove(&endpoint);
-                note(&mut known, endpoint, may_serve, answer, Timestamp::now());
+                known.note(endpoint, may_serve, answer, Timestamp::now());
             }
             () = wanted.notified() => {
                 if Instant::now() >= busy_until {
@@ -128,7 +132,7 @@ async fn ask_all(
                 continue;
             }
         }
-        let mut heard: Vec<_> = known.values().cloned().collect();
+        let mut heard: Vec<_> = known.heard.values().cloned().collect();
         heard.sort_by(|a, b| a.name.cmp(&b.name));
         publish.send_if_modified(|before| {
             let changed = **before != heard;
@@ -140,43 +144,79 @@ async fn ask_all(
     }
 }
 
-/// Notes what a verifier has said, or that it says nothing.
-fn note(
-    known: &mut HashMap<Endpoint, Heard>,
-    endpoint: Endpoint,
-    may_serve: bool,
-    answer: Result<Watermark, ask::Error>,
-    now: Timestamp,
-) {
-    match answer {
-        Ok(last) => {
-            let heard = Heard { name: endpoint.name.clone(), last: Some(last), silent_since: None };
-            known.insert(endpoint, heard);
-        }
-        // No process of it runs, by the API server and by its own port.
-        Err(ask::Error::Refused) if !may_serve => _ = known.remove(&endpoint),
-        Err(error) => {
-            debug!(verifier = endpoint.name, %error, "a verifier does not say how far it has come");
-            let name = endpoint.name.clone();
-            let heard = known.entry(endpoint).or_insert(Heard { name, last: None, silent_since: None });
-            heard.silent_since.get_or_insert(now);
+/// What is known of the verifiers.
+#[derive(Default)]
+struct Known {
+    /// All that may decide checks, whether or not they have been heard.
+    heard: HashMap<Endpoint, Heard>,
+    /// Those of which no process runs.
+    gone: HashSet<Endpoint>,
+}
+
+impl Known {
+    /// Takes in which verifiers there are now. Each counts from then on, and not only once it has answered.
+    fn update(&mut self, current: &[(Endpoint, bool)]) {
+        self.heard.retain(|endpoint, _| current.iter().any(|(other, _)| other == endpoint));
+        self.gone.retain(|endpoint| current.iter().any(|(other, may_serve)| other == endpoint && !may_serve));
+        for (endpoint, _) in current.iter().filter(|(endpoint, _)| !self.gone.contains(endpoint)) {
+            self.heard.entry(endpoint.clone()).or_insert_with(|| unheard(endpoint));
         }
     }
+
+    /// Notes what a verifier has said, or that it says nothing.
+    fn note(
+        &mut self,
+        endpoint: Endpoint,
+        may_serve: bool,
+        answer: Result<Watermark, ask::Error>,
+        now: Timestamp,
+    ) {
+        match answer {
+            Ok(last) => {
+                self.gone.remove(&endpoint);
+                let heard = Heard { last: Some(last), ..unheard(&endpoint) };
+                self.heard.insert(endpoint, heard);
+            }
+            // No process of it runs, by the API server and by its own port.
+            Err(ask::Error::Refused) if !may_serve => {
+                self.heard.remove(&endpoint);
+                self.gone.insert(endpoint);
+            }
+            Err(error) => {
+                debug!(verifier = endpoint.name, %error, "a verifier does not say how far it has come");
+                self.gone.remove(&endpoint);
+                let heard = self.heard.entry(endpoint).or_insert_with_key(unheard);
+                heard.silent_since.get_or_insert(now);
+            }
+        }
+    }
+}
+
+/// A verifier that has not been asked yet.
+fn unheard(endpoint: &Endpoint) -> Heard {
+    Heard { name: endpoint.name.clone(), last: None, silent_since: None }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn endpoint(name: &str) -> Endpoint {
+        Endpoint { name: name.to_owned(), address: "192.0.2.1:9090".parse().expect("an address") }
+    }
+
+    fn states(known: &Known) -> Vec<(bool, Option<Timestamp>)> {
+        known.heard.values().map(|heard| (heard.last.is_some(), heard.silent_since)).collect()
+    }
+
     #[test]
     fn one_that_is_silent_counts_unless_none_runs() {
-        let endpoint =
-            Endpoint { name: "a".to_owned(), address: "192.0.2.1:9090".parse().expect("an address") };
         let at = |second| Timestamp::from_second(second).expect("an instant");
-        let mut known = HashMap::new();
+        let mut known = Known::default();
         let mut note = |may_serve, answer, second| {
-            note(&mut known, endpoint.clone(), may_serve, answer, at(second));
-            known.values().map(|heard| (heard.last.is_some(), heard.silent_since)).next()
+            known.update(&[(endpoint("a"), may_serve)]);
+            known.note(endpoint("a"), may_serve, answer, at(second));
+            states(&known).first().copied()
         };
         assert_eq!(note(false, Err(ask::Error::Refused), 0), None);
         assert_eq!(note(true, Err(ask::Error::Refused), 1), Some((false, Some(at(1)))));
@@ -185,5 +225,23 @@ mod tests {
         assert_eq!(note(false, Err(ask::Error::TimedOut), 4), Some((true, Some(at(4)))));
         assert_eq!(note(false, Err(ask::Error::NotAuthentic), 5), Some((true, Some(at(4)))));
         assert_eq!(note(false, Err(ask::Error::Refused), 6), None);
+        assert_eq!(note(false, Err(ask::Error::Refused), 7), None);
+    }
+
+    /// Else what the first of them says would pass for the word of all.
+    #[test]
+    fn one_counts_before_it_is_heard() {
+        let mut known = Known::default();
+        known.update(&[(endpoint("a"), true), (endpoint("b"), true), (endpoint("c"), false)]);
+        known.note(endpoint("a"), true, Ok(Watermark::default()), Timestamp::UNIX_EPOCH);
+        let mut states = states(&known);
+        states.sort_unstable();
+        assert_eq!(states, [(false, None), (false, None), (true, None)]);
+        // One of which no process runs is forgotten until it is said to run.
+        known.note(endpoint("c"), false, Err(ask::Error::Refused), Timestamp::UNIX_EPOCH);
+        known.update(&[(endpoint("b"), true), (endpoint("c"), false)]);
+        assert_eq!(known.heard.len(), 1);
+        known.update(&[(endpoint("b"), true), (endpoint("c"), true)]);
+        assert_eq!(known.heard.len(), 2);
     }
 }
