@@ -57,6 +57,15 @@ pub enum Written<'a> {
     Lock { namespace: Option<&'a str>, resource_version: u64 },
 }
 
+impl Written<'_> {
+    /// The resourceVersion of what was written.
+    pub fn resource_version(&self) -> u64 {
+        match self {
+            Self::Token { resource_version, .. } | Self::Lock { resource_version, .. } => *resource_version,
+        }
+    }
+}
+
 /// A verifier, as far as it was heard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heard {

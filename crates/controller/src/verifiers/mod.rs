@@ -8,6 +8,7 @@ mod endpoints;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::stream::FuturesUnordered;
@@ -22,7 +23,8 @@ use self::endpoints::{Endpoint, Endpoints};
 use tokenward_core::proof::{Confirmations, Heard, Watermark, Written};
 use tokenward_runtime::cluster::pepper::PepperState;
 
-/// How often they are asked while something waits: less and less, for the sake of one that stays silent.
+/// How often they are asked while something waits, for each [`CONCURRENT`] that there are: less and less, for the sake of one that
+/// stays silent, and again as often once something newer waits.
 const BUSY_INTERVAL: Duration = Duration::from_millis(50);
 const LONGEST_BUSY_INTERVAL: Duration = Duration::from_secs(1);
 /// How often they are asked otherwise, so that the policy of one that falls silent is known.
@@ -36,9 +38,28 @@ const CONCURRENT: usize = 32;
 #[derive(Clone)]
 pub(crate) struct Verifiers {
     heard: watch::Receiver<Arc<Vec<Heard>>>,
-    wanted: Arc<Notify>,
+    wanted: Arc<Wanted>,
     /// Whether any are known at all. If not, nobody is asked, and nothing waits.
     are_known: bool,
+}
+
+/// What waits for verifiers.
+#[derive(Default)]
+struct Wanted {
+    notify: Notify,
+    /// The highest resourceVersion that was waited for.
+    newest: AtomicU64,
+    /// Whether it has risen since they were asked.
+    is_newer: AtomicBool,
+}
+
+impl Wanted {
+    fn ask(&self, resource_version: u64) {
+        if self.newest.fetch_max(resource_version, Ordering::Relaxed) < resource_version {
+            self.is_newer.store(true, Ordering::Relaxed);
+        }
+        self.notify.notify_one();
+    }
 }
 
 impl Verifiers {
@@ -58,7 +79,7 @@ impl Verifiers {
             _ => unknown(),
         };
         if !confirmations.are_complete() {
-            self.wanted.notify_one();
+            self.wanted.ask(written.map_or(0, |written| written.resource_version()));
         }
         Some(confirmations)
     }
@@ -72,7 +93,7 @@ pub(crate) fn follow(
     peppers: watch::Receiver<PepperState>,
 ) -> (Verifiers, impl Future<Output = ()> + use<>) {
     let (publish, heard) = watch::channel(Arc::default());
-    let wanted = Arc::new(Notify::new());
+    let wanted = Arc::<Wanted>::default();
     let endpoints = Endpoints::of(client, namespace, args);
     let verifiers = Verifiers { heard, wanted: wanted.clone(), are_known: endpoints.is_some() };
     let run = async move {
@@ -89,7 +110,7 @@ pub(crate) fn follow(
 async fn ask_all(
     endpoints: Endpoints,
     publish: watch::Sender<Arc<Vec<Heard>>>,
-    wanted: Arc<Notify>,
+    wanted: Arc<Wanted>,
     peppers: watch::Receiver<PepperState>,
 ) {
     // Without those of the Service, all of the others would pass for all there are.
@@ -104,10 +125,14 @@ async fn ask_all(
         tokio::select! {
             () = tokio::time::sleep_until(next) => {
                 let is_busy = Instant::now() < busy_until;
-                interval = if is_busy { (interval * 5 / 4).min(LONGEST_BUSY_INTERVAL) } else { BUSY_INTERVAL };
-                next = Instant::now() + if is_busy { interval } else { QUIET_INTERVAL };
                 let current = endpoints.current();
                 known.update(&current);
+                let shortest = shortest_interval(current.len());
+                interval = if is_busy { (interval * 5 / 4).min(LONGEST_BUSY_INTERVAL) } else { shortest };
+                if wanted.is_newer.swap(false, Ordering::Relaxed) {
+                    interval = shortest;
+                }
+                next = Instant::now() + if is_busy { interval } else { QUIET_INTERVAL };
                 let PepperState::Present(peppers) = peppers.borrow().clone() else { continue };
                 for (endpoint, may_serve) in current {
                     if in_flight.insert(endpoint.clone()) {
@@ -124,11 +149,14 @@ async fn ask_all(
                 in_flight.remove(&endpoint);
                 known.note(endpoint, may_serve, answer, Timestamp::now());
             }
-            () = wanted.notified() => {
-                if Instant::now() >= busy_until {
-                    next = Instant::now();
+            () = wanted.notify.notified() => {
+                let now = Instant::now();
+                if now >= busy_until {
+                    next = now;
+                } else if wanted.is_newer.load(Ordering::Relaxed) {
+                    next = next.min(now + shortest_interval(known.heard.len()));
                 }
-                busy_until = Instant::now() + BUSY_TIME;
+                busy_until = now + BUSY_TIME;
                 continue;
             }
         }
@@ -142,6 +170,11 @@ async fn ask_all(
             changed
         });
     }
+}
+
+/// The shortest interval for so many verifiers, so that the answers of very many are no load.
+fn shortest_interval(verifiers: usize) -> Duration {
+    BUSY_INTERVAL * u32::try_from(verifiers / CONCURRENT + 1).unwrap_or(u32::MAX)
 }
 
 /// What is known of the verifiers.
