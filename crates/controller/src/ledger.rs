@@ -12,7 +12,6 @@ use futures::StreamExt;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::PostParams;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{Event, watcher};
 use kube::{Api, Client, ResourceExt};
@@ -253,6 +252,8 @@ impl Task {
                 // What somebody has cut is no tombstone, and would shift those behind it.
                 data.0.truncate(data.0.len() / TOMBSTONE_BYTES * TOMBSTONE_BYTES);
                 data.0.extend(batch.iter().flat_map(Tombstone::as_bytes));
+                // No key may be in both.
+                page.data.get_or_insert_default().remove(DATA_KEY);
                 self.api.replace(name, &params(), &page).await
             }
             None => {
@@ -263,7 +264,7 @@ impl Task {
                 let data = batch.iter().flat_map(Tombstone::as_bytes).copied().collect();
                 let data = Some([(DATA_KEY.to_owned(), ByteString(data))].into());
                 let page = ConfigMap { metadata, binary_data: data, ..Default::default() };
-                self.api.create(&PostParams { ..params() }, &page).await
+                self.api.create(&params(), &page).await
             }
         };
         failpoint::after("ledger");
@@ -286,12 +287,19 @@ impl Stored {
 fn parse(page: &ConfigMap) -> Vec<Tombstone> {
     let data = page.binary_data.as_ref().and_then(|data| data.get(DATA_KEY));
     let Some(data) = data else {
-        error!(config_map = page.name_any(), "of the ledger, but it lacks binaryData.{DATA_KEY}");
+        error!(
+            config_map = page.name_any(),
+            "a ConfigMap of the ledger lacks binaryData.{DATA_KEY}: apply the newest ledger that was saved"
+        );
         return Vec::new();
     };
     let (tombstones, rest) = data.0.as_chunks();
     if !rest.is_empty() {
-        error!(config_map = page.name_any(), bytes = rest.len(), "of the ledger, but it was cut; restore it");
+        error!(
+            config_map = page.name_any(),
+            bytes = rest.len(),
+            "a ConfigMap of the ledger was cut: apply the newest ledger that was saved"
+        );
     }
     tombstones.iter().copied().map(Tombstone::from_bytes).collect()
 }

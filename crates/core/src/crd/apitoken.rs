@@ -88,7 +88,7 @@ pub struct ApiTokenSpec {
     /// everything below it: `orders:*` covers `orders:read` and `orders:items:read`. 1 to 64 scopes.
     ///
     /// Removing a scope takes effect at once, for the current and the previous secret. Adding one rotates the
-    /// secret, and only the new secret has it: an old copy that leaked does not gain scopes.
+    /// secret, and only the new secret has it: an old copy that leaked gains no scope that it was not issued with.
     #[schemars(length(min = 1, max = 64), inner(length(min = 3, max = 128)), extend("x-kubernetes-list-type" = "atomic"))]
     #[x_kube(validation = Rule::new("self.all(s, s.matches('^[A-Za-z0-9][A-Za-z0-9._/-]*(:[A-Za-z0-9._/-]+)*:([A-Za-z0-9._/-]+|[*])$'))")
         .message("each scope must be resource:action, such as orders:read or orders:*, of letters, digits and . _ / -"))]
