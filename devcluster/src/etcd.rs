@@ -63,7 +63,7 @@ impl Etcd {
 
     /// Writes a snapshot, while it runs.
     pub(crate) fn save(&self, snapshot: &Path) -> Result<(), Error> {
-        let etcdctl = TOOLS.provide(&[&ETCDCTL, &ETCDUTL])?.join(ETCDCTL.name);
+        let etcdctl = tools()?.join(ETCDCTL.name);
         let mut command = Command::new(etcdctl);
         command.arg(flag("--endpoints", &self.client_url)).args(["snapshot", "save"]).arg(snapshot);
         run(ETCDCTL.name, command)
@@ -71,7 +71,7 @@ impl Etcd {
 
     /// Replaces the data by those of a snapshot, while it is stopped.
     pub(crate) fn restore(&self, snapshot: &Path) -> Result<(), Error> {
-        let etcdutl = TOOLS.provide(&[&ETCDCTL, &ETCDUTL])?.join(ETCDUTL.name);
+        let etcdutl = tools()?.join(ETCDUTL.name);
         fs::remove_dir_all(&self.data).map_err(Error::file("remove", &self.data))?;
         let mut command = Command::new(etcdutl);
         command
@@ -85,6 +85,11 @@ impl Etcd {
             .arg("--mark-compacted");
         run(ETCDUTL.name, command)
     }
+}
+
+/// The folder of etcdctl and etcdutl, which are built the first time.
+pub(crate) fn tools() -> Result<PathBuf, Error> {
+    TOOLS.provide(&[&ETCDCTL, &ETCDUTL])
 }
 
 fn run(name: &'static str, mut command: Command) -> Result<(), Error> {

@@ -50,6 +50,11 @@ pub fn build_node() -> Result<(), Error> {
     node::Programs::provide().map(drop)
 }
 
+/// Builds what saves and restores etcd, unless it is there.
+pub fn build_etcd_tools() -> Result<(), Error> {
+    etcd::tools().map(drop)
+}
+
 /// Cargo's target folder of this workspace.
 fn target_dir() -> PathBuf {
     match env::var_os("CARGO_TARGET_DIR").filter(|folder| !folder.is_empty()) {

@@ -90,6 +90,8 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Tests mostly wait, so more of them than there are cores are faster, and find more races.
     arguments.test_threads.get_or_insert(12);
+    // Not beside the tests, which would have neither core for a minute. Whoever lacks Go is told so by the test that needs it.
+    let _ = devcluster::build_etcd_tools();
     let runtime = Arc::new(Runtime::new().expect("a runtime"));
     let shared = Arc::<OnceLock<Shared>>::default();
     let breakable = Arc::<OnceLock<Site>>::default();
