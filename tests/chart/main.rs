@@ -93,6 +93,7 @@ fn main() -> ExitCode {
         rights::nobody_else_writes_a_status,
         rights::scopes_of_tokenward_itself_take_a_grant,
         rights::whoever_may_stop_tokens_may_do_no_more,
+        rights::a_revoked_token_stays_until_that_is_recorded,
         rights::what_a_lock_says_is_true_and_it_stays_until_it_is_recorded,
         rights::the_controller_changes_nothing_of_a_token_but_its_finalizer,
         rights::the_controller_writes_no_secret_of_others,

@@ -11,9 +11,9 @@ use serde_json::json;
 use crate::helm::{object, objects, render};
 use crate::install::{has_finalizers, subscribe_to_deletions};
 use crate::stage::Stage;
-use testkit::{client_of, eventually, message};
+use testkit::{Space, client_of, eventually, message};
 use tokenward_core::crd::labels::{LOCK_FINALIZER, TOKEN_LABEL, WEBHOOK_LABEL, WEBHOOKS_FINALIZER};
-use tokenward_core::crd::{ApiToken, TokenLock, TokenWebhook};
+use tokenward_core::crd::{ApiToken, ConditionType, TokenLock, TokenWebhook};
 
 /// An account, a right, where, and whether it has it.
 type Right = (&'static str, &'static [&'static str], bool);
@@ -386,6 +386,45 @@ pub async fn what_a_lock_says_is_true_and_it_stays_until_it_is_recorded(stage: &
     })
     .await;
     has_no_type_warnings(stage, "tokenward-locks");
+}
+
+/// A tenant who may delete and create could bring it back by copies, were it gone before anybody has noted that it was revoked.
+pub async fn a_revoked_token_stays_until_that_is_recorded(stage: &Stage) {
+    let (space, terminating) =
+        (stage.site.namespace("recorded").await, stage.site.namespace("terminating").await);
+    let deleted = async |space: &Space, name: &str| {
+        let deleted = space.tokens().delete(name, &Default::default()).await;
+        deleted.map(|_| ()).map_err(|error| message(&error))
+    };
+    // The controller is fast, so several tries.
+    let mut names = (0..).map(|number| format!("hasty-{number}"));
+    let name = eventually("a deletion before it is recorded", async || {
+        let name = names.next().expect("a name");
+        space.active(&name, json!({"scopes": ["a:b"]})).await;
+        space.patch(&name, json!({"spec": {"revoked": true}})).await;
+        match deleted(&space, &name).await {
+            Err(why) if why.contains("controller has not recorded that yet") => Ok(name),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    space.condition(&name, ConditionType::Revoked, "True").await;
+    assert_eq!(deleted(&space, &name).await, Ok(()), "once it is recorded");
+    // What was not revoked goes at once, as does what never had a secret.
+    space.active("living", json!({"scopes": ["a:b"]})).await;
+    assert_eq!(deleted(&space, "living").await, Ok(()));
+    space.create("unborn", json!({"scopes": ["a:b"], "revoked": true})).await;
+    assert_eq!(deleted(&space, "unborn").await, Ok(()));
+    // The deletion of a namespace is held up by nothing.
+    for number in 0..5 {
+        let name = format!("t{number}");
+        terminating.active(&name, json!({"scopes": ["a:b"]})).await;
+    }
+    for number in 0..5 {
+        terminating.patch(&format!("t{number}"), json!({"spec": {"revoked": true}})).await;
+    }
+    stage.site.delete_namespace(&terminating).await;
+    has_no_type_warnings(stage, "tokenward-revocations");
 }
 
 pub fn editors_write_tokens_where_grants_are_enforced() {
