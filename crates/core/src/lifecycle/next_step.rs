@@ -34,12 +34,14 @@ const DISPLACED: &str = "it made room, as at most four secrets work at once and 
 /// Decides the next step.
 pub fn next_step(observed: &Observed<'_>, now: Timestamp) -> Step {
     let step = decide(observed, to_millisecond(now));
-    let not_in_ledger = revoke::not_in_ledger(observed);
-    match step {
+    if let Step::Wait(_) = step {
         // Last: a ledger that can't be written must hold up no revocation.
-        Step::Wait(_) if !not_in_ledger.is_empty() => Step::EnterIntoLedger(not_in_ledger),
-        step => step,
+        let not_in_ledger = revoke::not_in_ledger(observed);
+        if !not_in_ledger.is_empty() {
+            return Step::EnterIntoLedger(not_in_ledger);
+        }
     }
+    step
 }
 
 fn decide(observed: &Observed<'_>, now: Timestamp) -> Step {

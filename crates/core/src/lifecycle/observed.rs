@@ -142,7 +142,7 @@ impl<'a> Observed<'a> {
 
     /// Whether the ledger has a secret of the token with this public id: an earlier state of the object was restored.
     pub(super) fn is_in_ledger(&self, token_id: Option<&str>, key_id: &str) -> bool {
-        token_id.is_some_and(|token_id| self.tombstones.ends(self.identity(token_id), key_id))
+        token_id.is_some_and(|token_id| self.tombstones.has_either(self.identity(token_id), key_id))
     }
 
     /// Whether `rotation.notBefore` has ended a version: that of the spec, or the recorded one.

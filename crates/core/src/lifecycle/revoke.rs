@@ -33,7 +33,7 @@ pub(super) fn not_in_ledger(observed: &Observed<'_>) -> Vec<Tombstone> {
     }
     let is_revoked = |version: &&TokenVersion| {
         version.state == VersionState::Revoked
-            && !observed.tombstones.ends(identity, &version.key_id)
+            && !observed.tombstones.has_either(identity, &version.key_id)
             && verify(observed, Some(token_id), version) == MacCheck::Valid
     };
     let revoked = status.versions.iter().filter(is_revoked);
@@ -55,7 +55,7 @@ pub(super) fn latch(
     let mut ids = [Some(own.as_str()), status.token_id.as_deref()].into_iter().flatten();
     let (source, why) = if observed.revocation_requested() {
         (RevocationSource::Spec, "every secret of this token is refused from now on, for good")
-    } else if ids.any(|id| observed.tombstones.contains(&observed.identity(id).token())) {
+    } else if ids.any(|id| observed.tombstones.has_token(observed.identity(id))) {
         (
             RevocationSource::Ledger,
             "this token was revoked before, and an earlier state of it was restored; it stays refused, for good",

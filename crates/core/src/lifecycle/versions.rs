@@ -97,17 +97,17 @@ pub(super) fn make_room(versions: &mut [TokenVersion]) -> Vec<i64> {
 
 /// Retires these versions. Returns their numbers.
 pub(super) fn retire<'v>(versions: impl Iterator<Item = &'v mut TokenVersion>) -> Vec<i64> {
-    let retired = versions.map(|version| {
-        version.state = VersionState::Retired;
-        version.version
-    });
-    retired.collect()
+    end(versions, VersionState::Retired)
 }
 
 /// Ends these versions for good, so that they are entered into the ledger. Returns their numbers.
 pub(super) fn end_for_good<'v>(versions: impl Iterator<Item = &'v mut TokenVersion>) -> Vec<i64> {
+    end(versions, VersionState::Revoked)
+}
+
+fn end<'v>(versions: impl Iterator<Item = &'v mut TokenVersion>, state: VersionState) -> Vec<i64> {
     let ended = versions.map(|version| {
-        version.state = VersionState::Revoked;
+        version.state = state;
         version.version
     });
     ended.collect()

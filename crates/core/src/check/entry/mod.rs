@@ -159,13 +159,12 @@ impl Entry {
                     return None;
                 }
             }
-            let tombstone = identity.version(&version.key_id);
             let state = match state {
                 VersionState::Revoked => {
-                    tombstones.extend([tombstone]);
+                    tombstones.extend([identity.version(&version.key_id)]);
                     state
                 }
-                _ if tombstones.contains(&tombstone) => VersionState::Revoked,
+                _ if tombstones.has_version(identity, &version.key_id) => VersionState::Revoked,
                 _ => state,
             };
             let version = Version {
@@ -309,7 +308,7 @@ impl Standing {
         if revoked && !identity.token_id.is_empty() {
             tombstones.extend([identity.token()]);
         }
-        if revoked || token.metadata.deletion_timestamp.is_some() || tombstones.contains(&identity.token()) {
+        if revoked || token.metadata.deletion_timestamp.is_some() || tombstones.has_token(identity) {
             Self::Revoked
         } else if token.spec.suspend == Some(true) {
             Self::Suspended

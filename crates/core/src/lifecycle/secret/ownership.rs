@@ -203,7 +203,8 @@ fn seal(
     let restored = uid != object.uid;
     if namespace != object.namespace
         || (restored && !is_copy(metadata, issued_at))
-        || tombstones.ends(TokenIdentity { namespace, name: object.name, token_id: live.token_id }, text)
+        || tombstones
+            .has_either(TokenIdentity { namespace, name: object.name, token_id: live.token_id }, text)
     {
         return Some(None);
     }
