@@ -96,7 +96,7 @@ pub(super) async fn feed(
                 }
                 () = sleep_until(relist_at.unwrap_or_else(Instant::now)), if relist_at.is_some() => break,
                 // A list that is under way would never end if it were begun again for taking so long.
-                () = stale.notified(), if !listings.iter().any(|listing| listing.is_under_way) => break,
+                () = stale.notified(), if !listings.iter().any(|listing| listing.mark.is_listing()) => break,
             }
         }
     }
@@ -136,8 +136,6 @@ struct Listing {
     unreadable: u32,
     /// Whether the last list that ended was understood.
     listed: bool,
-    /// Whether a list has begun and not ended.
-    is_under_way: bool,
     mark: Mark,
 }
 
@@ -152,7 +150,7 @@ struct Taken {
 
 impl Listing {
     fn new(namespace: Option<String>, mark: Mark) -> Self {
-        Self { namespace, list: 0, unreadable: 0, listed: false, is_under_way: false, mark }
+        Self { namespace, list: 0, unreadable: 0, listed: false, mark }
     }
 
     /// Applies an event to the index.
@@ -161,7 +159,6 @@ impl Listing {
             Event::Init => {
                 self.list = self.list.wrapping_add(1);
                 self.mark.list_begins();
-                self.is_under_way = true;
                 self.unreadable = 0;
                 Taken::default()
             }
@@ -187,7 +184,6 @@ impl Listing {
                 let within = |namespace: &str| self.namespace.as_deref().is_none_or(|own| own == namespace);
                 snapshot.index.retain(|entry| !within(entry.namespace()) || entry.seen_in() == self.list);
                 self.end(snapshot.index.len());
-                self.is_under_way = false;
                 self.mark.list_ends();
                 Taken { is_news: self.listed, lacks_pepper: false }
             }

@@ -84,7 +84,7 @@ pub(super) async fn follow(
                     None => return,
                 },
                 () = sleep_until(relist_at.unwrap_or_else(Instant::now)), if relist_at.is_some() => break,
-                () = stale.notified(), if !known.iter().any(|known| known.is_list_under_way) => break,
+                () = stale.notified(), if !marks.iter().any(Mark::is_listing) => break,
             };
             let passed = Passed::of(&event);
             if known[at].take(event) {
@@ -185,7 +185,6 @@ struct Known {
     locks: HashMap<Key, Arc<Lock>>,
     /// Those that the list has brought that is under way.
     listed: Vec<Key>,
-    is_list_under_way: bool,
     is_listed: bool,
 }
 
@@ -195,7 +194,6 @@ impl Known {
         match event {
             Event::Init => {
                 self.listed.clear();
-                self.is_list_under_way = true;
                 false
             }
             Event::InitApply(Prepared { key, lock, .. }) => {
@@ -205,7 +203,7 @@ impl Known {
             Event::Apply(Prepared { key, lock, .. }) => self.apply(key, lock),
             Event::Delete(Prepared { key, .. }) => self.locks.remove(&key).is_some(),
             Event::InitDone => {
-                (self.is_listed, self.is_list_under_way) = (true, false);
+                self.is_listed = true;
                 let (before, listed) = (self.locks.len(), std::mem::take(&mut self.listed));
                 self.locks.retain(|key, _| listed.contains(key));
                 self.locks.len() != before

@@ -24,8 +24,8 @@ const MAX_NONCE_BYTES: usize = 64;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Mark {
     applied: watch::Sender<u64>,
-    /// The highest of the list that is under way, which is applied only as a whole.
-    listing: u64,
+    /// The highest of the list that is under way, if one is, which is applied only as a whole.
+    listing: Option<u64>,
     /// Something was missed, so that nothing that comes after it proves anything until all is listed again.
     gap: bool,
 }
@@ -39,18 +39,23 @@ impl Mark {
 
     /// A list begins.
     pub(super) fn list_begins(&mut self) {
-        self.listing = 0;
+        self.listing = Some(0);
     }
 
     /// An object of a list is applied.
     pub(super) fn listed(&mut self, resource_version: Option<&str>) {
-        self.listing = self.listing.max(parse(resource_version));
+        self.listing = self.listing.max(Some(parse(resource_version)));
     }
 
     /// A list is applied. It may have come from an older state than what was known.
     pub(super) fn list_ends(&mut self) {
         self.gap = false;
-        self.applied.send_replace(self.listing);
+        self.applied.send_replace(self.listing.take().unwrap_or_default());
+    }
+
+    /// Whether a list has begun and not ended.
+    pub(super) fn is_listing(&self) -> bool {
+        self.listing.is_some()
     }
 
     /// An event is applied. Those of one watch are in order.
