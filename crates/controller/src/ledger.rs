@@ -24,7 +24,7 @@ use crate::objects::params;
 use tokenward_core::crd::labels::{LEDGER_LABEL, PART_OF, PART_OF_VALUE};
 use tokenward_core::tombstone::{TOMBSTONE_BYTES, Tombstone, Tombstones};
 use tokenward_runtime::backoff::{Backoff, WatchBackoff};
-use tokenward_runtime::cluster::error::{is_not_found, message, watch_message};
+use tokenward_runtime::cluster::error::{message, watch_message};
 use tokenward_runtime::cluster::lease::Claim;
 use tokenward_runtime::cluster::watch::in_pages;
 use tokenward_runtime::failpoint;
@@ -97,7 +97,7 @@ pub(crate) fn follow(
     (Ledger { tombstones, to_write, changes }, task.run(entered))
 }
 
-/// The ConfigMaps: how many tombstones each has, by its number.
+/// The ConfigMaps: how many tombstones each has, by its name.
 #[derive(Debug, Default)]
 struct Stored {
     sizes: BTreeMap<String, usize>,
@@ -239,33 +239,23 @@ impl Task {
 
     /// Adds to a ConfigMap, or makes it. Returns how many tombstones it has then.
     async fn append(&self, name: &str, batch: &[Tombstone]) -> Result<usize, kube::Error> {
-        let found = match self.api.get(name).await {
-            Ok(found) => Some(found),
-            Err(error) if is_not_found(&error) => None,
-            Err(error) => return Err(error),
-        };
+        let found = self.api.get_opt(name).await?;
+        let exists = found.is_some();
+        let mut page = found.unwrap_or_else(|| empty(name));
+        let data = page.binary_data.get_or_insert_default().entry(DATA_KEY.to_owned());
+        let data = &mut data.or_insert_with(|| ByteString(Vec::new())).0;
+        // What somebody has cut is no tombstone, and would shift those behind it.
+        data.truncate(data.len() / TOMBSTONE_BYTES * TOMBSTONE_BYTES);
+        data.extend(batch.iter().flat_map(Tombstone::as_bytes));
+        if let Some(text) = &mut page.data {
+            // No key may be in both.
+            text.remove(DATA_KEY);
+        }
         failpoint::before("ledger");
-        let written = match found {
-            Some(mut page) => {
-                let data = page.binary_data.get_or_insert_default().entry(DATA_KEY.to_owned());
-                let data = data.or_insert_with(|| ByteString(Vec::new()));
-                // What somebody has cut is no tombstone, and would shift those behind it.
-                data.0.truncate(data.0.len() / TOMBSTONE_BYTES * TOMBSTONE_BYTES);
-                data.0.extend(batch.iter().flat_map(Tombstone::as_bytes));
-                // No key may be in both.
-                page.data.get_or_insert_default().remove(DATA_KEY);
-                self.api.replace(name, &params(), &page).await
-            }
-            None => {
-                let labels = [(PART_OF, PART_OF_VALUE), (LEDGER_LABEL, "true")];
-                let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-                let metadata =
-                    ObjectMeta { name: Some(name.to_owned()), labels: Some(labels), ..Default::default() };
-                let data = batch.iter().flat_map(Tombstone::as_bytes).copied().collect();
-                let data = Some([(DATA_KEY.to_owned(), ByteString(data))].into());
-                let page = ConfigMap { metadata, binary_data: data, ..Default::default() };
-                self.api.create(&params(), &page).await
-            }
+        let written = if exists {
+            self.api.replace(name, &params(), &page).await
+        } else {
+            self.api.create(&params(), &page).await
         };
         failpoint::after("ledger");
         Ok(parse(&written?).len())
@@ -281,6 +271,14 @@ impl Stored {
             .find(|(_, size)| *size < MAX_TOMBSTONES)
             .unwrap_or_default()
     }
+}
+
+/// A ConfigMap of the ledger without tombstones.
+fn empty(name: &str) -> ConfigMap {
+    let labels = [(PART_OF, PART_OF_VALUE), (LEDGER_LABEL, "true")];
+    let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    let metadata = ObjectMeta { name: Some(name.to_owned()), labels: Some(labels), ..Default::default() };
+    ConfigMap { metadata, ..Default::default() }
 }
 
 /// The tombstones of a ConfigMap.
