@@ -31,16 +31,18 @@ async fn leads(process: &Process) -> bool {
     process.metrics().await.lines().any(|line| line == "tokenward_leader 1")
 }
 
+/// The environment of a process whose time of day is wrong by so many seconds, such as `-120`. The monotonic clock is left alone.
+pub fn clock<'a>(library: &'a str, offset: &'a str) -> [(&'a str, &'a str); 3] {
+    [("LD_PRELOAD", library), ("FAKETIME", offset), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")]
+}
+
 /// One replica is ten minutes ahead, the other ten behind; the API server and the verifier have the right time.
 pub async fn wrong_clocks_do_no_harm(site: &Site) {
     let tenant = Tenant::new(site, "clocks").await;
     let space = &tenant.space;
     let library = programs::faketime().expect("libfaketime").display().to_string();
     let start = |name: &str, offset: &str| {
-        // The monotonic clock is left alone: only the time of day is wrong.
-        let clock =
-            [("LD_PRELOAD", library.as_str()), ("FAKETIME", offset), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
-        tenant.controller_with(&["--lease-duration", "3s", "--identity", name], &clock)
+        tenant.controller_with(&["--lease-duration", "3s", "--identity", name], &clock(&library, offset))
     };
     let mut replicas = vec![start("ahead", "+600").ready().await, start("behind", "-600").ready().await];
     let verifier = tenant.verifier().ready().await;

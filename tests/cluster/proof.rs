@@ -8,6 +8,7 @@ use tokenward_core::crd::{ApiToken, ConditionType, TokenLockStatus, find_conditi
 use tokio::sync::watch;
 
 use crate::at_least::behind_gate;
+use crate::faults::clock;
 use crate::lock;
 use testkit::{Process, Site, Space, condition, eventually, has};
 
@@ -147,18 +148,16 @@ pub async fn a_verifier_whose_watch_is_held_up_confirms_nothing(site: &Site) {
 /// Nothing that is proved depends on the time of day of whoever proves it.
 pub async fn clocks_that_differ_by_a_minute_prove_the_same(site: &Site) {
     let library = programs::faketime().expect("libfaketime").display().to_string();
-    let clock = |offset: &'static str| {
-        [("LD_PRELOAD", library.as_str()), ("FAKETIME", offset), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")]
-    };
     for (of_controller, of_verifier) in [("-60", "+60"), ("+60", "-60")] {
         let space = site.namespace("proof-clocks").await;
         let own = site.rights_of("tokenward-verifier");
         let ports = ["--telemetry-listen", "--listen"];
-        let verifier = Process::start("verifier", &own, &ports, &["--plain-http"], &clock(of_verifier));
+        let verifier =
+            Process::start("verifier", &own, &ports, &["--plain-http"], &clock(&library, of_verifier));
         let (name, address) = (space.name.as_str(), verifier.telemetry.to_string());
         let flags =
             ["--watch-namespaces", name, "--lease-name", name, "--identity", name, "--verifiers", &address];
-        let _controller = site.controller_as_admin(&flags, &clock(of_controller)).ready().await;
+        let _controller = site.controller_as_admin(&flags, &clock(&library, of_controller)).ready().await;
         let mut tokens = Vec::new();
         for name in ["revoked", "locked", "later"] {
             tokens.push(space.active(name, json!({"scopes": ["a:b"]})).await);

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tokenward_core::crd::{ConditionType, RevocationSource, VersionState};
 use tokenward_core::tombstone::{TOMBSTONE_BYTES, TokenIdentity};
 
+use crate::faults::clock;
 use testkit::{Process, Site, Space, condition, eventually};
 
 const RUNBOOK: &str = include_str!("../../docs/restore.md");
@@ -45,9 +46,7 @@ fn follow(site: &Site, folder: &Path, blocks: &[&str]) {
 /// A controller by whose clock it is two minutes ago, so that what it issues is old at once.
 fn controller(site: &Site) -> Process {
     let library = programs::faketime().expect("libfaketime").display().to_string();
-    let clock =
-        [("LD_PRELOAD", library.as_str()), ("FAKETIME", "-120"), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
-    site.controller_with(&["--lease-duration", "3s"], &clock)
+    site.controller_with(&["--lease-duration", "3s"], &clock(&library, "-120"))
 }
 
 async fn revoke(space: &Space, name: &str) {
