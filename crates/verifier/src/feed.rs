@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
@@ -16,11 +17,10 @@ use kube::{Api, Client, Resource};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
-use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use crate::events::{self, RELIST_AFTER};
+use crate::events::{self, Relist};
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
 use crate::watermark::Mark;
@@ -45,12 +45,12 @@ pub(super) struct Source {
 }
 
 /// Feeds the snapshot for as long as it is polled, once there is a pepper: without one, no version is authentic. Sets
-/// `ready` after the first full list of every source. Lists again when `stale` says so.
+/// `ready` after the first full list of every source. Lists again what has brought nothing for `max_staleness`.
 pub(super) async fn feed(
     sources: Vec<Source>,
     snapshot: Arc<Snapshot>,
     mut pepper_state: watch::Receiver<PepperState>,
-    stale: Arc<Notify>,
+    max_staleness: Duration,
     ready: Part,
     metrics: Metrics,
 ) {
@@ -61,14 +61,16 @@ pub(super) async fn feed(
         let mut events =
             stream::select_all(sources.iter().enumerate().map(|(at, source)| events(source, at)));
         let mut lacks_pepper = false;
-        let mut relist_at = None;
+        let mut relist = Relist::new(max_staleness);
         loop {
+            let heartbeats = sources.iter().map(|source| &source.heartbeat);
+            let is_listing = listings.iter().any(|listing| listing.mark.is_listing());
             tokio::select! {
                 event = events.next() => {
                     let Some((at, event)) = event else { return };
                     let Some(event) = event else {
                         listings[at].mark.has_gap();
-                        relist_at.get_or_insert_with(|| Instant::now() + RELIST_AFTER);
+                        relist.has_gap();
                         continue;
                     };
                     let is_end_of_list = matches!(event, Event::InitDone);
@@ -77,7 +79,7 @@ pub(super) async fn feed(
                     if taken.is_news {
                         sources[at].heartbeat.beat();
                     } else if is_end_of_list {
-                        relist_at.get_or_insert_with(|| Instant::now() + RELIST_AFTER);
+                        relist.has_gap();
                     }
                     let listed = listings.iter().all(|listing| listing.listed);
                     if snapshot.are_tokens_listed() != listed {
@@ -94,9 +96,7 @@ pub(super) async fn feed(
                         break;
                     }
                 }
-                () = sleep_until(relist_at.unwrap_or_else(Instant::now)), if relist_at.is_some() => break,
-                // A list that is under way would never end if it were begun again for taking so long.
-                () = stale.notified(), if !listings.iter().any(|listing| listing.mark.is_listing()) => break,
+                () = relist.due(heartbeats, is_listing) => break,
             }
         }
     }
@@ -296,7 +296,6 @@ impl Resource for Object {
 mod tests {
     use std::convert::Infallible;
     use std::sync::atomic::{AtomicU32, Ordering};
-    use std::time::Duration;
 
     use futures::future;
     use http::{Request, Response};
@@ -306,6 +305,7 @@ mod tests {
     use tower::service_fn;
 
     use super::*;
+    use crate::events::RELIST_AFTER;
 
     const BAD: &str =
         r#"{"metadata":{"name":"bad","namespace":"ns"},"spec":{"scopes":["a:b"],"expiresAt":7}}"#;
@@ -403,7 +403,12 @@ mod tests {
     }
 
     /// Feeds a snapshot from an API server until `check` holds, or panics.
-    async fn feeds(client: Client, stale: Arc<Notify>, snapshot: Arc<Snapshot>, check: impl Fn() -> bool) {
+    async fn feeds(
+        client: Client,
+        max_staleness: Duration,
+        snapshot: Arc<Snapshot>,
+        check: impl Fn() -> bool,
+    ) {
         let peppers = Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers");
         let (_sender, mut peppers) = watch::channel(PepperState::Present(Arc::new(peppers)));
         peppers.mark_changed();
@@ -417,7 +422,7 @@ mod tests {
             }
         };
         tokio::select! {
-            () = feed(vec![source], snapshot, peppers, stale, ready, metrics) => panic!("the feed has ended"),
+            () = feed(vec![source], snapshot, peppers, max_staleness, ready, metrics) => panic!("the feed has ended"),
             checked = tokio::time::timeout(RELIST_AFTER * 10, checked) => checked.expect("in time"),
         }
     }
@@ -426,16 +431,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn after_an_event_that_no_one_can_read_all_are_listed_again() {
         let (lists, snapshot) = (Arc::<AtomicU32>::default(), Arc::new(Snapshot::default()));
-        feeds(garbled(lists.clone()), Arc::default(), snapshot.clone(), || {
+        feeds(garbled(lists.clone()), RELIST_AFTER * 100, snapshot.clone(), || {
             lists.load(Ordering::Relaxed) > 1 && snapshot.are_tokens_listed() && snapshot.index.is_empty()
         })
         .await;
     }
 
-    /// A watch that goes on after an outage may say nothing for a minute.
+    /// A watch that goes on after an outage may say nothing for a minute. It is listed again each time, however long another was
+    /// silent meanwhile.
     #[tokio::test(start_paused = true)]
-    async fn what_is_stale_is_listed_again() {
-        let (lists, stale) = (Arc::<AtomicU32>::default(), Arc::<Notify>::default());
+    async fn what_is_silent_is_listed_again() {
+        let lists = Arc::<AtomicU32>::default();
         let listed = lists.clone();
         let silent = move |request: Request<Body>| {
             let is_watch = request.uri().query().unwrap_or_default().contains("watch=true");
@@ -450,13 +456,27 @@ mod tests {
             }
         };
         let client = Client::new(service_fn(silent), "default");
-        let snapshot = Arc::new(Snapshot::default());
-        feeds(client, stale.clone(), snapshot.clone(), || {
-            if lists.load(Ordering::Relaxed) == 1 && snapshot.are_tokens_listed() {
-                stale.notify_one();
+        let begun = tokio::time::Instant::now();
+        feeds(client, RELIST_AFTER, Arc::default(), || lists.load(Ordering::Relaxed) > 5).await;
+        assert!(begun.elapsed() >= RELIST_AFTER * 5, "not before it has been silent for so long");
+    }
+
+    /// One that begins again and again would never end.
+    #[tokio::test(start_paused = true)]
+    async fn a_list_that_takes_long_is_not_begun_again() {
+        let (lists, snapshot) = (Arc::<AtomicU32>::default(), Arc::new(Snapshot::default()));
+        let begun = lists.clone();
+        let slow = move |request: Request<Body>| {
+            let is_watch = request.uri().query().unwrap_or_default().contains("watch=true");
+            begun.fetch_add(u32::from(!is_watch), Ordering::Relaxed);
+            async move {
+                tokio::time::sleep(RELIST_AFTER * 5).await;
+                let body = r#"{"metadata":{"resourceVersion":"1"},"items":[]}"#;
+                Ok::<_, Infallible>(Response::new(Body::from(body.as_bytes().to_vec())))
             }
-            lists.load(Ordering::Relaxed) > 1
-        })
-        .await;
+        };
+        let client = Client::new(service_fn(slow), "default");
+        feeds(client, RELIST_AFTER, snapshot.clone(), || snapshot.are_tokens_listed()).await;
+        assert_eq!(lists.load(Ordering::Relaxed), 1);
     }
 }

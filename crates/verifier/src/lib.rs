@@ -26,7 +26,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use futures::future;
 use prometheus_client::registry::Registry;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::caller_auth::CallerAuthenticator;
@@ -100,12 +100,10 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     let endpoints = Endpoints::new(snapshot.clone(), trusted_proxies, callers, &metrics);
     let heartbeats = sources.iter().map(|source| &source.heartbeat);
     let heartbeats = heartbeats.chain(lock_sources.iter().map(|source| &source.heartbeat)).cloned().collect();
-    let relist: [Arc<Notify>; 2] = Default::default();
-    let [tokens_stale, locks_stale] = relist.clone();
-    let locks = locks::follow(lock_sources, snapshot.clone(), locks_stale, locks_ready, metrics.clone());
-    let feed =
-        feed::feed(sources, snapshot.clone(), peppers.clone(), tokens_stale, list_ready, metrics.clone());
-    let staleness = staleness::watch(heartbeats, relist, limit, snapshot.clone(), fresh, metrics);
+    let max = limit.max_staleness;
+    let locks = locks::follow(lock_sources, snapshot.clone(), max, locks_ready, metrics.clone());
+    let feed = feed::feed(sources, snapshot.clone(), peppers.clone(), max, list_ready, metrics.clone());
+    let staleness = staleness::watch(heartbeats, limit, snapshot.clone(), fresh, metrics);
     let timeouts = Timeouts::default();
     let server = Server::new(endpoints, http_tls, timeouts, max_connections, connections.clone());
     let grpc = server::grpc::Server::new(ext_authz, readiness, grpc_tls, timeouts, connections);

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
@@ -10,11 +11,9 @@ use kube::core::DeserializeGuard;
 use kube::runtime::watcher::Event;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use crate::events::{self, RELIST_AFTER};
+use crate::events::{self, Relist};
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
 use crate::watermark::Mark;
@@ -56,11 +55,11 @@ struct Prepared {
 type LockEvent = Event<Prepared>;
 
 /// Puts the locks into the snapshot for as long as it is polled. Sets `ready` after the first list of every source. Lists again
-/// when `stale` says so.
+/// what has brought nothing for `max_staleness`.
 pub(super) async fn follow(
     sources: Vec<Source>,
     snapshot: Arc<Snapshot>,
-    stale: Arc<Notify>,
+    max_staleness: Duration,
     ready: Part,
     metrics: Metrics,
 ) {
@@ -71,20 +70,21 @@ pub(super) async fn follow(
         let mut events = stream::select_all(
             sources.iter().enumerate().map(|(at, source)| source.events().map(move |e| (at, e))),
         );
-        let mut relist_at = None;
+        let mut relist = Relist::new(max_staleness);
         loop {
+            let heartbeats = sources.iter().map(|source| &source.heartbeat);
+            let is_listing = marks.iter().any(Mark::is_listing);
             let (at, event) = tokio::select! {
                 event = events.next() => match event {
                     Some((at, Some(event))) => (at, event),
                     Some((at, None)) => {
                         marks[at].has_gap();
-                        relist_at.get_or_insert_with(|| Instant::now() + RELIST_AFTER);
+                        relist.has_gap();
                         continue;
                     }
                     None => return,
                 },
-                () = sleep_until(relist_at.unwrap_or_else(Instant::now)), if relist_at.is_some() => break,
-                () = stale.notified(), if !marks.iter().any(Mark::is_listing) => break,
+                () = relist.due(heartbeats, is_listing) => break,
             };
             let passed = Passed::of(&event);
             if known[at].take(event) {

@@ -3,14 +3,10 @@
 //! A verifier that is cut off from the API server still decides from memory: what it knows was true, and whatever ends at
 //! a given time still ends. But it does not learn of revocations. So after `--max-staleness` it is no longer ready, which
 //! takes it out of a Service that has other replicas, and with `--stale-policy deny` it denies every check.
-//!
-//! A watch that goes on after an outage says nothing until something changes or a bookmark is due, which may take a minute. So
-//! what is stale is listed again as soon as the API server can.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tracing::{error, info};
 
 use crate::config::StalePolicy;
@@ -29,11 +25,9 @@ pub(super) struct Limit {
     pub policy: StalePolicy,
 }
 
-/// Measures the age of a snapshot for as long as it is polled. Of several watches, the oldest counts. Tells `relist` of each time
-/// that the snapshot becomes stale.
+/// Measures the age of a snapshot for as long as it is polled. Of several watches, the oldest counts.
 pub(super) async fn watch(
     watches: Vec<WatchHeartbeat>,
-    relist: [Arc<Notify>; 2],
     limit: Limit,
     snapshot: Arc<Snapshot>,
     ready: Part,
@@ -49,9 +43,6 @@ pub(super) async fn watch(
             ready.set(!stale);
             snapshot.set_stale(stale && limit.policy == StalePolicy::Deny);
             log(stale, age, limit);
-            if stale {
-                relist.iter().for_each(|feed| feed.notify_one());
-            }
         }
         tokio::time::sleep(CHECK_INTERVAL).await;
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{self, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use futures::FutureExt;
@@ -15,6 +15,7 @@ use kube::client::{Body, ClientBuilder, DynBody};
 use kube::core::WatchEvent;
 use kube::{Client, Config};
 use serde::de::IgnoredAny;
+use tokio::time::Instant;
 use tower::Service;
 use tower::layer::layer_fn;
 
