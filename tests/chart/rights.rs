@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::rbac::v1::Role;
 use kube::Api;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::helm::{object, objects, render};
 use crate::install::{has_finalizers, subscribe_to_deletions};
@@ -445,18 +445,20 @@ pub async fn scopes_of_tokenward_itself_take_a_grant(stage: &Stage) {
     let user = site.cluster.kubeconfig_for_user("token-editor", None).expect("a user");
     let bind = ["create", "rolebinding", "token-editor", "-n", namespace];
     site.kubectl(&[&bind[..], &["--clusterrole=tokenward-edit", "--user=token-editor"]].concat());
-    let apply = |name: &str, scopes: &[&str]| {
+    let kubectl = |how: &[&str], name: &str, spec: Value| {
         let token = json!({
             "apiVersion": "tokenward.dev/v1alpha1", "kind": "ApiToken",
-            "metadata": {"name": name, "namespace": namespace}, "spec": {"scopes": scopes},
+            "metadata": {"name": name, "namespace": namespace}, "spec": spec,
         });
         let file = std::env::temp_dir().join(format!("tokenward-{namespace}-{name}.json"));
         std::fs::write(&file, token.to_string()).expect("a file");
         let mut command = site.cluster.kubectl_as(&user);
-        let output = command.args(["apply", "--server-side", "-f"]).arg(&file).output().expect("kubectl");
+        let output = command.args(how).arg("-f").arg(&file).output().expect("kubectl");
         std::fs::remove_file(&file).expect("a file");
         (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
+    let apply =
+        |name: &str, scopes: &[&str]| kubectl(&["apply", "--server-side"], name, json!({"scopes": scopes}));
     eventually("the editor may write tokens", async || match apply("own", &["orders:read"]) {
         (true, _) => Ok(()),
         (false, why) => Err(why),
@@ -470,6 +472,13 @@ pub async fn scopes_of_tokenward_itself_take_a_grant(stage: &Stage) {
     for (name, scopes) in [("caller", &["tokens:*"][..]), ("own", &["orders:read", "tokens:verify"])] {
         let (ok, why) = apply(name, scopes);
         assert!(!ok && why.contains(r#"the verb "grant" on scopes.tokenward.dev"#), "{name}: {why}");
+    }
+    // What is revoked may name any scope, and null revokes nothing.
+    for (revoked, admitted) in [(Value::Null, false), (json!(false), false), (json!(true), true)] {
+        let spec = json!({"scopes": ["tokens:verify"], "revoked": revoked});
+        let (ok, why) = kubectl(&["create"], &format!("revoked-{revoked}"), spec);
+        let refused = why.contains("token-editor may not grant tokens:verify");
+        assert_eq!((ok, refused), (admitted, !admitted), "{revoked}: {why}");
     }
     // kubectl create role takes no resource that the API server does not serve.
     let grant = json!({
