@@ -688,9 +688,10 @@ pub async fn the_largest_tokens_fit_into_the_charts_memory(site: &Site) {
     });
     let created: Vec<_> = stream::iter(created).buffer_unordered(16).collect().await;
     assert!(created.iter().all(Result::is_ok), "{created:?}");
-    let controller = tenant.controller(&[]).ready().await;
+    // A debug build reads 50 MB, and tests beside it flood others.
+    let controller = tenant.controller(&[]).ready_within(TIMEOUT * 3).await;
     tenant.space.condition(&format!("t{}", COUNT - 1), ConditionType::Revoked, "True").await;
-    let verifier = tenant.verifier().ready().await;
+    let verifier = tenant.verifier().ready_within(TIMEOUT * 3).await;
     for (role, process) in [("controller", &controller), ("verifier", &verifier)] {
         let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("a status");
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));

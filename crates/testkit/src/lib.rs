@@ -283,8 +283,13 @@ impl Process {
 
     /// Waits until `/readyz` returns 200.
     pub async fn ready(self) -> Self {
+        self.ready_within(TIMEOUT).await
+    }
+
+    /// The same for a process that has much to list.
+    pub async fn ready_within(self, timeout: Duration) -> Self {
         let url = format!("http://{}/readyz", self.telemetry);
-        eventually("ready", async || match reqwest::get(&url).await {
+        within(timeout, "ready", async || match reqwest::get(&url).await {
             Ok(answer) if answer.status() == 200 => Ok(()),
             Ok(answer) => Err(answer.text().await.unwrap_or_default()),
             Err(error) => Err(format!("{error}; {}", self.log())),
@@ -581,13 +586,17 @@ pub fn message(error: &kube::Error) -> String {
 }
 
 /// Polls until `check` succeeds; panics with its last error after [`TIMEOUT`].
-pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Result<T, String>) -> T {
+pub async fn eventually<T>(what: &str, check: impl AsyncFnMut() -> Result<T, String>) -> T {
+    within(TIMEOUT, what, check).await
+}
+
+async fn within<T>(timeout: Duration, what: &str, mut check: impl AsyncFnMut() -> Result<T, String>) -> T {
     let start = Instant::now();
     loop {
         match check().await {
             Ok(found) => return found,
-            Err(seen) if start.elapsed() > TIMEOUT => {
-                panic!("no {what} within {TIMEOUT:?}; last seen: {seen}")
+            Err(seen) if start.elapsed() > timeout => {
+                panic!("no {what} within {timeout:?}; last seen: {seen}")
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
