@@ -62,10 +62,10 @@ impl Relist {
             }
             loop {
                 let oldest = heartbeats.clone().map(WatchHeartbeat::age).max().unwrap_or_default();
-                let silent = oldest.min(self.begun.elapsed());
-                let Some(left) = self.max_silence.checked_sub(silent).filter(|left| !left.is_zero()) else {
+                let left = self.max_silence.saturating_sub(oldest.min(self.begun.elapsed()));
+                if left.is_zero() {
                     return;
-                };
+                }
                 sleep(left).await;
             }
         };

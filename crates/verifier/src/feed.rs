@@ -385,10 +385,18 @@ mod tests {
         assert!(snapshot.index.is_empty());
     }
 
+    fn is_watch(request: &Request<Body>) -> bool {
+        request.uri().query().unwrap_or_default().contains("watch=true")
+    }
+
+    fn empty_list() -> Response<Body> {
+        Response::new(Body::from(br#"{"metadata":{"resourceVersion":"1"},"items":[]}"#.to_vec()))
+    }
+
     /// An API server with a token in its first list only, and then an event that nobody can read, and a bookmark behind it.
     fn garbled(lists: Arc<AtomicU32>) -> Client {
         let answer = move |request: Request<Body>| {
-            let is_watch = request.uri().query().unwrap_or_default().contains("watch=true");
+            let is_watch = is_watch(&request);
             let body = if is_watch {
                 let events = "{\"type\":\"MODIFIED\",\"object\":{\"kind\":\"ApiToken\"}}\n\
                     {\"type\":\"BOOKMARK\",\"object\":{\"metadata\":{\"resourceVersion\":\"9\"}}}\n";
@@ -444,15 +452,14 @@ mod tests {
         let lists = Arc::<AtomicU32>::default();
         let listed = lists.clone();
         let silent = move |request: Request<Body>| {
-            let is_watch = request.uri().query().unwrap_or_default().contains("watch=true");
+            let is_watch = is_watch(&request);
             let listed = listed.clone();
             async move {
                 if is_watch {
                     future::pending::<()>().await;
                 }
                 listed.fetch_add(1, Ordering::Relaxed);
-                let body = r#"{"metadata":{"resourceVersion":"1"},"items":[]}"#;
-                Ok::<_, Infallible>(Response::new(Body::from(body.as_bytes().to_vec())))
+                Ok::<_, Infallible>(empty_list())
             }
         };
         let client = Client::new(service_fn(silent), "default");
@@ -467,12 +474,11 @@ mod tests {
         let (lists, snapshot) = (Arc::<AtomicU32>::default(), Arc::new(Snapshot::default()));
         let begun = lists.clone();
         let slow = move |request: Request<Body>| {
-            let is_watch = request.uri().query().unwrap_or_default().contains("watch=true");
+            let is_watch = is_watch(&request);
             begun.fetch_add(u32::from(!is_watch), Ordering::Relaxed);
             async move {
                 tokio::time::sleep(RELIST_AFTER * 5).await;
-                let body = r#"{"metadata":{"resourceVersion":"1"},"items":[]}"#;
-                Ok::<_, Infallible>(Response::new(Body::from(body.as_bytes().to_vec())))
+                Ok::<_, Infallible>(empty_list())
             }
         };
         let client = Client::new(service_fn(slow), "default");
