@@ -11,3 +11,4 @@ pub mod shutdown;
 pub mod sync;
 pub mod telemetry;
 pub mod tls;
+pub mod turns;

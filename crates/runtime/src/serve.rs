@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::listen::accept;
+use crate::turns::Turns;
 
 /// The most bytes that are buffered of a connection, and so the longest head of a request: by default hyper buffers some
 /// 400 KiB. It is the size of a TLS record, so that a body is read in as few pieces as it arrives in.
@@ -53,7 +54,7 @@ pub async fn serve<S, F>(
 {
     // Oldest first.
     let mut open = VecDeque::<(IpAddr, AbortHandle)>::new();
-    let tasks = TaskTracker::new();
+    let (tasks, turns) = (TaskTracker::new(), Turns::of_this_runtime());
     while let Some((stream, peer)) = stop.run_until_cancelled(accept(&listener)).await {
         open.retain(|(_, connection)| !connection.is_finished());
         if open.len() >= limits.connections
@@ -62,7 +63,9 @@ pub async fn serve<S, F>(
         {
             displaced.abort();
         }
-        let task = tasks.spawn(connection(stream, tls.clone(), service.clone(), limits, stop.clone()));
+        let served = connection(stream, tls.clone(), service.clone(), limits, stop.clone());
+        let turns = turns.clone();
+        let task = tasks.spawn(async move { turns.take(|| true, served).await });
         open.push_back((peer, task.abort_handle()));
     }
     tasks.close();

@@ -40,6 +40,15 @@ use crate::snapshot::Snapshot;
 /// A response with a small body, all of it in memory.
 pub type HttpResponse = Response<Full<Bytes>>;
 
+/// Marks a successful response that anybody gets.
+#[derive(Clone, Copy, Debug)]
+struct Public;
+
+/// Whether a response shows that a valid token was presented.
+pub(crate) fn knows_the_client(response: &HttpResponse) -> bool {
+    response.status().is_success() && response.extensions().get::<Public>().is_none()
+}
+
 /// `Retry-After` of a 503, in seconds: a replica that is not ready yet usually is within that time.
 const RETRY_AFTER_SECONDS: &str = "1";
 
@@ -85,7 +94,9 @@ impl Endpoints {
             Some(Route::Introspection) => Box::pin(self.introspection.respond(request, peer)).await,
             Some(Route::TokenReview) => Box::pin(self.token_reviews.respond(request, peer)).await,
             Some(Route::OpenApi) if Route::OpenApi.allows(request.method()) => {
-                response(StatusCode::OK, "application/json", self.openapi.clone())
+                let mut response = response(StatusCode::OK, "application/json", self.openapi.clone());
+                response.extensions_mut().insert(Public);
+                response
             }
             Some(Route::OpenApi) | None => {
                 response(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", self.not_found.clone())

@@ -29,9 +29,10 @@ use tokio_rustls::TlsAcceptor;
 use self::connections::Connections;
 use self::progress::{Progress, Signal};
 use self::socket::Socket;
-use crate::endpoints::{Endpoints, HttpResponse};
+use crate::endpoints::{self, Endpoints, HttpResponse};
 use crate::metrics::ConnectionMetrics;
 use tokenward_runtime::listen::accept;
+use tokenward_runtime::turns::Turns;
 
 /// The largest request head. A token has 78 characters; cookies of a forwarded request are what needs room.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
@@ -93,12 +94,14 @@ impl Server {
     /// Serves until `stop`, then finishes the requests in flight.
     pub async fn serve(self, listener: TcpListener, stop: impl Future<Output = ()>) {
         let mut inspections = tokio::time::interval(self.timeouts.header_read / 4);
+        let turns = Turns::of_this_runtime();
         let mut stop = std::pin::pin!(stop);
         loop {
             tokio::select! {
                 (stream, peer) = accept(&listener) => {
                     let (slot, progress) = self.connections.open(peer, Instant::now());
-                    self.spawn(Socket::new(stream, slot, progress.clone()), progress, peer);
+                    let socket = Socket::new(stream, slot, progress.clone(), turns.clone());
+                    self.spawn(socket, progress, peer, turns.clone());
                     self.connections.room().await;
                 }
                 now = inspections.tick() => self.connections.close_stalled(now.into_std(), self.timeouts),
@@ -111,17 +114,21 @@ impl Server {
         }
     }
 
-    fn spawn(&self, socket: Socket, progress: Arc<Progress>, peer: IpAddr) {
+    fn spawn(&self, socket: Socket, progress: Arc<Progress>, peer: IpAddr, turns: Turns) {
         let service = Arc::new(Service { endpoints: self.endpoints.clone(), progress, peer });
         match &self.tls {
-            None => tokio::spawn(http(socket, service)),
-            Some(acceptor) => tokio::spawn(https(socket, acceptor.clone(), service)),
+            None => tokio::spawn(http(socket, service, turns)),
+            Some(acceptor) => tokio::spawn(https(socket, acceptor.clone(), service, turns)),
         };
     }
 }
 
 /// Serves a connection to its end.
-async fn http(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, service: Arc<Service>) {
+async fn http(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    service: Arc<Service>,
+    turns: Turns,
+) {
     let progress = service.progress.clone();
     progress.register_task().await;
     let mut builder = http1::Builder::new();
@@ -140,11 +147,12 @@ async fn http(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, serv
         // An error here is the client's: it broke the connection or the protocol.
         connection.as_mut().poll(context).map(|_| ())
     });
-    progress.run_until(Signal::Close, served).await;
+    // A signal waits for no turn: what it frees is needed.
+    progress.run_until(Signal::Close, turns.take(|| progress.is_strangers(), served)).await;
 }
 
 /// Serves a connection in TLS, once its handshake is done.
-async fn https(mut socket: Socket, acceptor: TlsAcceptor, service: Arc<Service>) {
+async fn https(mut socket: Socket, acceptor: TlsAcceptor, service: Arc<Service>, turns: Turns) {
     let progress = service.progress.clone();
     progress.register_task().await;
     let handshake = async {
@@ -155,8 +163,9 @@ async fn https(mut socket: Socket, acceptor: TlsAcceptor, service: Arc<Service>)
         None
     };
     // Boxed: otherwise the task of each connection would contain space for the handshake.
-    if let Some(Some(stream)) = Box::pin(progress.run_until(Signal::Finish, handshake)).await {
-        http(stream, service).await;
+    let handshake = Box::pin(progress.run_until(Signal::Finish, turns.take(|| true, handshake)));
+    if let Some(Some(stream)) = handshake.await {
+        http(stream, service, turns).await;
     }
 }
 
@@ -172,6 +181,7 @@ impl Service {
         self.progress.begin();
         let response = respond(&self.endpoints, request, self.peer).await;
         self.progress.end();
+        self.progress.set_known(endpoints::knows_the_client(&response));
         Ok(response)
     }
 }

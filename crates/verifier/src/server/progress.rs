@@ -3,7 +3,7 @@
 //! Each request writes here, so nothing is shared between connections, and nothing is locked: only the connection's own
 //! task counts, and all others only read.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::task::Poll;
 
 use futures::future::poll_fn;
@@ -18,6 +18,8 @@ pub(super) struct Progress {
     reads_at_response: AtomicU64,
     /// Starts and ends of requests: odd while one is in progress.
     steps: AtomicU64,
+    /// Whether the last response was to somebody known.
+    known: AtomicBool,
     signal: AtomicU8,
     waker: AtomicWaker,
 }
@@ -46,6 +48,18 @@ impl Progress {
     pub(super) fn end(&self) {
         self.reads_at_response.store(self.reads.load(Relaxed), Relaxed);
         count(&self.steps);
+    }
+
+    /// To be called with each response: whether its client, or the client's client, has presented a token that is valid.
+    pub(super) fn set_known(&self, known: bool) {
+        self.known.store(known, Relaxed);
+    }
+
+    /// Whether no token was presented yet, or the last one was not valid. Such connections work in [`Turns`].
+    ///
+    /// [`Turns`]: tokenward_runtime::turns::Turns
+    pub(super) fn is_strangers(&self) -> bool {
+        !self.known.load(Relaxed)
     }
 
     /// A number that changes with every request.

@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::yield_now;
 
 use super::connections::Slot;
 use super::progress::{Progress, Signal};
+use tokenward_runtime::turns::Turns;
 
 /// For how long, and how many bytes, a socket is still read after hyper has dropped it. A second is some round trips, in
 /// which the client reads the response and stops; the bytes are what a fast client may have in flight by then.
@@ -24,6 +26,7 @@ const MAX_LINGER_BYTES: usize = 2 * 1024 * 1024;
 pub(super) struct Socket {
     stream: TcpStream,
     progress: Arc<Progress>,
+    turns: Turns,
     /// The client has closed its side.
     ended: bool,
     /// `None` once the socket is dropped and still read.
@@ -31,8 +34,8 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream, slot: Slot, progress: Arc<Progress>) -> Self {
-        Self { stream, progress, ended: false, slot: Some(slot) }
+    pub(super) fn new(stream: TcpStream, slot: Slot, progress: Arc<Progress>, turns: Turns) -> Self {
+        Self { stream, progress, turns, ended: false, slot: Some(slot) }
     }
 
     /// The first byte, which remains to be read. `None`: the client has closed the connection.
@@ -53,12 +56,12 @@ impl Drop for Socket {
         if let (Ok(runtime), Ok(fd)) =
             (tokio::runtime::Handle::try_current(), self.stream.as_fd().try_clone_to_owned())
         {
-            let (progress, slot) = (self.progress.clone(), self.slot.take());
+            let (progress, turns, slot) = (self.progress.clone(), self.turns.clone(), self.slot.take());
             runtime.spawn(async move {
                 let _slot = slot;
                 progress.register_task().await;
                 let lingering = tokio::time::timeout(LINGER_TIMEOUT, linger(fd.into()));
-                progress.run_until(Signal::Close, lingering).await
+                progress.run_until(Signal::Close, turns.take(|| true, lingering)).await
             });
         }
     }
@@ -70,7 +73,11 @@ async fn linger(stream: std::net::TcpStream) {
     let (mut buffer, mut left) = ([0; 8192], MAX_LINGER_BYTES);
     while stream.readable().await.is_ok() {
         match stream.try_read(&mut buffer) {
-            Ok(read @ 1..) if read < left => left -= read,
+            // One read in a turn.
+            Ok(read @ 1..) if read < left => {
+                left -= read;
+                yield_now().await;
+            }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             _ => return,
         }

@@ -33,10 +33,11 @@ use tonic_health::server::HealthReporter;
 use super::Timeouts;
 use super::connections::Connections;
 use super::progress::{Progress, Signal};
-use crate::endpoints::gateway::ext_authz::{ExtAuthz, Peer};
+use crate::endpoints::gateway::ext_authz::{Allowed, ExtAuthz, Peer};
 use crate::metrics::ConnectionMetrics;
 use tokenward_runtime::listen::accept;
 use tokenward_runtime::telemetry::probes::Readiness;
+use tokenward_runtime::turns::Turns;
 
 /// The path of the one call that is a check.
 const CHECK_PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
@@ -135,13 +136,14 @@ struct Shared {
 
 impl Shared {
     async fn accept(&self, listener: TcpListener) {
+        let turns = Turns::of_this_runtime();
         while let Some((stream, peer)) = self.stop.run_until_cancelled(accept(&listener)).await {
             let (slot, progress) = self.connections.open(peer, Instant::now());
-            let shared = self.clone();
+            let (shared, turns) = (self.clone(), turns.clone());
             tokio::spawn(async move {
                 progress.register_task().await;
                 let served = shared.connection(stream, peer, progress.clone());
-                progress.run_until(Signal::Close, served).await;
+                progress.run_until(Signal::Close, turns.take(|| progress.is_strangers(), served)).await;
                 drop(slot);
             });
             self.connections.room().await;
@@ -174,12 +176,15 @@ impl Shared {
             counted.end();
             request.extensions_mut().insert(Peer(peer));
             let is_check = request.uri().path() == CHECK_PATH;
-            let (routes, failed) = (routes.clone(), failed.clone());
+            let (routes, failed, progress) = (routes.clone(), failed.clone(), counted.clone());
             async move {
                 let response = in_time(call(&routes, request, is_check)).await;
-                // An error is in the head of the response; the status of a success follows its message.
-                if is_check && response.headers().contains_key(Status::GRPC_STATUS) {
-                    failed.inc();
+                if is_check {
+                    // An error is in the head of the response; the status of a success follows its message.
+                    if response.headers().contains_key(Status::GRPC_STATUS) {
+                        failed.inc();
+                    }
+                    progress.set_known(response.extensions().get::<Allowed>().is_some());
                 }
                 Ok::<_, Infallible>(response)
             }

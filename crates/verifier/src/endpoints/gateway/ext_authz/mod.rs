@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::Authorization;
+use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
 use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse};
 use prometheus_client::metrics::counter::Counter;
 use tonic::{Request, Response, Status};
@@ -31,13 +32,21 @@ pub struct ExtAuthz(GatewayCheck);
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub IpAddr);
 
+/// Marks the response to a message with a valid token. The server looks for it among the response's extensions.
+#[derive(Clone, Copy, Debug)]
+pub struct Allowed;
+
 #[tonic::async_trait]
 impl Authorization for ExtAuthz {
     async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
         let Some(&Peer(peer)) = request.extensions().get() else {
             return Err(Status::internal("the listener does not report the peer's address"));
         };
-        Ok(Response::new(self.respond(request.get_ref(), peer)))
+        let mut response = Response::new(self.respond(request.get_ref(), peer));
+        if let Some(HttpResponse::OkResponse(_)) = response.get_ref().http_response {
+            response.extensions_mut().insert(Allowed);
+        }
+        Ok(response)
     }
 }
 
