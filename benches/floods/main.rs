@@ -21,6 +21,7 @@ mod process;
 #[path = "../support/report.rs"]
 mod report;
 mod site;
+mod steal;
 mod strangers;
 mod tenants;
 mod tls;

@@ -13,6 +13,7 @@ use super::good::{Outcome, Protocol};
 use super::process;
 use super::report::{Report, median, time};
 use super::site::{self, Site};
+use super::steal::Processors;
 
 /// Floods come from another address than the good load, as in life: a full server closes connections of the address that
 /// has the most.
@@ -123,21 +124,69 @@ async fn probe(url: String, time: Duration) -> usize {
     failed
 }
 
-fn flood(
+/// What is done to which port, from which address.
+#[derive(Clone, Copy)]
+struct Flood {
+    port: Port,
     kind: Kind,
-    wire: Wire,
-    to: SocketAddr,
     from: IpAddr,
-    jwt: &str,
-    time: Duration,
-) -> anyhow::Result<JoinHandle<anyhow::Result<Done>>> {
-    let name =
-        |value: Option<PossibleValue>| value.map(|value| value.get_name().to_owned()).unwrap_or_default();
-    let (kind, wire) = (name(kind.to_possible_value()), name(wire.to_possible_value()));
-    let mut command = site::behind_all()?;
-    command.args(["flood", &kind, &wire, &to.to_string(), &from.to_string()]);
-    command.args([(time + LEAD).as_secs().to_string(), jwt.to_owned()]);
-    Ok(tokio::task::spawn_blocking(move || Ok(serde_json::from_str(&site::output(command, &[])?)?)))
+}
+
+impl Flood {
+    fn start(self, site: &Site, time: Duration) -> anyhow::Result<JoinHandle<anyhow::Result<Done>>> {
+        let name =
+            |value: Option<PossibleValue>| value.map(|value| value.get_name().to_owned()).unwrap_or_default();
+        let (kind, wire) = (self.kind.to_possible_value(), self.port.wire().to_possible_value());
+        let mut command = site::behind_all()?;
+        command.args(["flood", &name(kind), &name(wire), &self.port.address(site).to_string()]);
+        command.args([&self.from.to_string(), &(time + LEAD).as_secs().to_string(), &site.jwt]);
+        Ok(tokio::task::spawn_blocking(move || Ok(serde_json::from_str(&site::output(command, &[])?)?)))
+    }
+
+    fn name(self) -> String {
+        let own = if self.from == OWN { ", from the gateway's own address" } else { "" };
+        format!("{}: {}{own}", self.port.name(), format!("{:?}", self.kind).to_lowercase())
+    }
+}
+
+/// The good load beside a flood, and then its baseline: a row of the table.
+async fn row(
+    site: &mut Site,
+    flood: Flood,
+    time_of_each: Duration,
+    quiet_cpu: Duration,
+) -> anyhow::Result<Vec<String>> {
+    let (pid, probes) = flood.port.process(site);
+    let protocol = protocol(flood.port.wire());
+    site::reset_peak(pid)?;
+    let processors = Processors::now()?;
+    let flooding = flood.start(site, time_of_each)?;
+    tokio::time::sleep(LEAD).await;
+    let before = process::cpu(site.verifier.pid())?;
+    let begun = Instant::now();
+    let run = run(site, protocol, &probes, time_of_each).await?;
+    let cpu = (process::cpu(site.verifier.pid())? - before).saturating_sub(quiet_cpu);
+    let percent = (cpu.as_secs_f64() / begun.elapsed().as_secs_f64() * 100.0) as u32;
+    let done = flooding.await??;
+    let peak = site::peak(pid)?;
+    let baseline = baseline(site, protocol, percent, time_of_each).await?.p99_of_a_second;
+    let requests = done.requests as f64 / (time_of_each + LEAD).as_secs_f64();
+    Ok(vec![
+        flood.name(),
+        format!("{}, {} at once", done.opened, flood.kind.connections()),
+        if done.requests > 0 { format!("{requests:.0}") } else { "-".to_owned() },
+        format!("{percent} %"),
+        format!("{} of {}", run.good.failed, run.good.checks),
+        run.good.retried.to_string(),
+        time(baseline),
+        time(run.good.p99_of_a_second),
+        format!("{:.1}", run.good.p99_of_a_second / baseline),
+        time(run.good.p99),
+        format!("{peak:.0} MiB"),
+        run.new_token(),
+        run.probes_failed.to_string(),
+        format!("{:.1} %", processors.stolen_since()?),
+    ])
 }
 
 /// The good load without a flood, beside what costs as much: on the verifier's core so many percent, on the other one what
@@ -171,42 +220,15 @@ pub async fn measure(
     let quiet_grpc = run(site, Protocol::Grpc, &probes, all).await?;
     let mut rows = Vec::new();
     let ports = [Port::Check, Port::Grpc, Port::Telemetry, Port::Admission];
-    let mut floods: Vec<_> =
-        ports.iter().flat_map(|port| port.kinds().iter().map(|kind| (*port, *kind, STRANGER))).collect();
-    floods.extend([(Port::Check, Kind::Idle, OWN), (Port::Check, Kind::Connections, OWN)]);
-    floods.retain(|(_, kind, _)| only.is_none_or(|only| only == *kind));
-    for (port, kind, from) in floods {
-        let protocol = protocol(port.wire());
-        let (pid, probes) = port.process(site);
-        site::reset_peak(pid)?;
-        let flood = flood(kind, port.wire(), port.address(site), from, &site.jwt, all)?;
-        tokio::time::sleep(LEAD).await;
-        let before = process::cpu(site.verifier.pid())?;
-        let begun = Instant::now();
-        let run = run(site, protocol, &probes, all).await?;
-        let cpu = (process::cpu(site.verifier.pid())? - before).saturating_sub(quiet_cpu);
-        let percent = (cpu.as_secs_f64() / begun.elapsed().as_secs_f64() * 100.0) as u32;
-        let done = flood.await??;
-        let peak = site::peak(pid)?;
-        let baseline = baseline(site, protocol, percent, all).await?.p99_of_a_second;
-        let own = if from == OWN { ", from the gateway's own address" } else { "" };
-        let requests = done.requests as f64 / (all + LEAD).as_secs_f64();
-        rows.push(vec![
-            format!("{}: {}{own}", port.name(), format!("{kind:?}").to_lowercase()),
-            format!("{}, {} at once", done.opened, kind.connections()),
-            if done.requests > 0 { format!("{requests:.0}") } else { "-".to_owned() },
-            format!("{percent} %"),
-            format!("{} of {}", run.good.failed, run.good.checks),
-            run.good.retried.to_string(),
-            time(baseline),
-            time(run.good.p99_of_a_second),
-            format!("{:.1}", run.good.p99_of_a_second / baseline),
-            time(run.good.p99),
-            format!("{peak:.0} MiB"),
-            run.new_token(),
-            run.probes_failed.to_string(),
-        ]);
-        eprintln!("{}", rows.last().map(|row| row.join(" | ")).unwrap_or_default());
+    let of_port =
+        |port: Port| port.kinds().iter().map(move |kind| Flood { port, kind: *kind, from: STRANGER });
+    let mut floods: Vec<_> = ports.into_iter().flat_map(of_port).collect();
+    floods.extend([Kind::Idle, Kind::Connections].map(|kind| Flood { port: Port::Check, kind, from: OWN }));
+    floods.retain(|flood| only.is_none_or(|only| only == flood.kind));
+    for flood in floods {
+        let row = row(site, flood, all, quiet_cpu).await?;
+        eprintln!("{}", row.join(" | "));
+        rows.push(row);
     }
     report.section(
         "A stranger",
@@ -217,7 +239,8 @@ pub async fn measure(
              the median of the seconds, and then that of all checks. The baseline comes right after: the same good load \
              without the flood, but with a process on the verifier's core that uses as much of it as the flood made the \
              verifier use, and touches nothing, and one on the other core in the place of the flood. Memory is the peak of \
-             the process whose port it is; its limit is {:.0} MiB. Probes: one each second, of which so many failed.",
+             the process whose port it is; its limit is {:.0} MiB. Probes: one each second, of which so many failed. \
+             Stolen: what the host took of the processors' time for other machines meanwhile.",
             site::LIMIT_MIB
         ),
     );
@@ -236,6 +259,7 @@ pub async fn measure(
             "memory",
             "new token active",
             "probes failed",
+            "stolen",
         ],
         &rows,
     );

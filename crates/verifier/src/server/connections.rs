@@ -127,6 +127,12 @@ impl Connections {
         self.table().entries.len()
     }
 
+    /// Of how many, the last request was a stranger's.
+    #[cfg(test)]
+    pub(super) fn strangers(&self) -> usize {
+        self.table().entries.iter().filter(|(_, entry)| entry.progress.is_strangers()).count()
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
         lock(&self.0.table)
     }

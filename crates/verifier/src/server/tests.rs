@@ -15,6 +15,7 @@ struct Running {
     address: SocketAddr,
     stop: CancellationToken,
     task: JoinHandle<()>,
+    connections: Connections,
 }
 
 async fn start(head: Duration) -> Running {
@@ -29,8 +30,9 @@ async fn start_with(head: Duration, max_connections: usize) -> Running {
     let stop = CancellationToken::new();
     let server =
         Server::new(known_endpoints(), None, timeouts, max_connections, ConnectionMetrics::default());
+    let connections = server.connections.clone();
     let task = tokio::spawn(server.serve(listener, stop.clone().cancelled_owned()));
-    Running { address, stop, task }
+    Running { address, stop, task, connections }
 }
 
 impl Running {
@@ -77,6 +79,29 @@ async fn bodies_are_ignored_and_the_connection_stays_open() {
         stream.write_all(request.as_bytes()).await.unwrap();
         let head = read_head(&mut stream).await;
         assert!(head.starts_with("HTTP/1.1 200 ") && !head.contains("connection: close"), "{head}");
+    }
+}
+
+/// Whose requests wait for a turn. The last request decides, so that a valid token buys no more than what it is used for.
+#[tokio::test]
+async fn a_client_is_known_by_a_valid_token_and_by_nothing_else() {
+    let server = start(LONG).await;
+    let mut stream = server.connect().await;
+    let junk = "GET /auth HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer junk\r\n\r\n";
+    let none = "GET /auth HTTP/1.1\r\nHost: t\r\n\r\n";
+    let public = "HEAD /openapi.json HTTP/1.1\r\nHost: t\r\n\r\n";
+    let caller = "POST /v1/verify HTTP/1.1\r\nHost: t\r\nContent-Length: 0\r\n\r\n";
+    let other = "HEAD /other HTTP/1.1\r\nHost: t\r\n\r\n";
+    for request in [junk, none, public, caller, other] {
+        for (request, strangers) in [(good("").as_str(), 0), (request, 1)] {
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let head = read_head(&mut stream).await;
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+            let length =
+                length.filter(|_| !request.starts_with("HEAD")).map_or(0, |text| text.parse().unwrap());
+            stream.read_exact(&mut vec![0; length]).await.unwrap();
+            assert_eq!(server.connections.strangers(), strangers, "{request}");
+        }
     }
 }
 

@@ -71,7 +71,7 @@ pub struct Server {
     readiness: Readiness,
     tls: Option<TlsAcceptor>,
     timeouts: Timeouts,
-    metrics: ConnectionMetrics,
+    connections: Connections,
 }
 
 impl Server {
@@ -83,19 +83,19 @@ impl Server {
         timeouts: Timeouts,
         metrics: ConnectionMetrics,
     ) -> Self {
-        Self { endpoint, readiness, tls, timeouts, metrics }
+        let connections = Connections::new(MAX_CONNECTIONS, metrics);
+        Self { endpoint, readiness, tls, timeouts, connections }
     }
 
     /// Serves until `stop`, then finishes the calls in flight.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
-        let Self { endpoint, readiness, tls, timeouts, metrics } = self;
+        let Self { endpoint, readiness, tls, timeouts, connections } = self;
         let (reporter, health) = tonic_health::server::health_reporter();
         report(&reporter, false).await;
         let failed = endpoint.failed_calls();
         let endpoint = AuthorizationServer::new(endpoint).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let routes =
             Routes::new(endpoint).add_service(health.max_decoding_message_size(MAX_MESSAGE_BYTES)).prepare();
-        let connections = Connections::new(MAX_CONNECTIONS, metrics);
         let shared = Shared { routes, failed, tls, timeouts, connections, stop };
         tokio::select! {
             () = shared.accept(listener) => {}

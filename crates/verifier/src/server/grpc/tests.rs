@@ -49,6 +49,7 @@ struct Server {
     task: JoinHandle<()>,
     open: Gauge,
     failed: Counter,
+    connections: Connections,
 }
 
 async fn start(head: Duration, keep_alive: Duration) -> Server {
@@ -65,8 +66,9 @@ async fn start_with(tls: Option<TlsAcceptor>, head: Duration, keep_alive: Durati
     let fixture = ExtAuthz::new(Fixture::behind(&[]).snapshot.clone(), TrustedProxies::default(), &metrics);
     let (open, failed) = (metrics.connections.open.clone(), fixture.failed_calls());
     let server = super::Server::new(fixture, readiness, tls, timeouts, metrics.connections);
+    let connections = server.connections.clone();
     let task = tokio::spawn(server.serve(listener, stop.clone()));
-    Server { address, ready, stop, task, open, failed }
+    Server { address, ready, stop, task, open, failed, connections }
 }
 
 impl Server {
@@ -292,6 +294,21 @@ async fn a_connection_that_falls_silent_is_closed_with_a_goaway() {
     let (read, took) = read_to_end(&mut stream).await;
     assert!(took >= SHORT * 2, "the first call is waited for, then the next: {took:?}");
     assert!(has_goaway(&read, 0), "{read:?}");
+}
+
+/// Whose calls wait for a turn.
+#[tokio::test]
+async fn a_client_is_known_by_a_valid_token_and_by_nothing_else() {
+    let server = start(LONG, LONG).await;
+    let channel = server.channel().await;
+    for _ in 0..2 {
+        assert_eq!(check(&channel, CheckRequest::default()).await, Ok(Code::InvalidArgument as i32));
+        assert_eq!(server.connections.strangers(), 1);
+        assert!(health(&channel, "").await.is_ok());
+        assert_eq!(server.connections.strangers(), 1);
+        assert_eq!(check(&channel, good()).await, Ok(0));
+        assert_eq!(server.connections.strangers(), 0);
+    }
 }
 
 #[tokio::test]
