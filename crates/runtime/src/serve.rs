@@ -19,7 +19,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::listen::accept;
 use crate::turns::Turns;
@@ -43,6 +43,22 @@ pub struct Limits {
 
 /// Serves until `stop`, then finishes what is in flight.
 pub async fn serve<S, F>(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    service: S,
+    limits: Limits,
+    stop: CancellationToken,
+) where
+    S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+{
+    // In a task of its own. A process's main task has a thread for itself, which would have to be woken for each connection,
+    // and which a flood would make compete for the processor with the threads that answer.
+    let accepting = tokio::spawn(accept_all(listener, tls, service, limits, stop));
+    let _ = AbortOnDropHandle::new(accepting).await;
+}
+
+async fn accept_all<S, F>(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
     service: S,
