@@ -9,9 +9,10 @@
 //! the addresses with at least the average number of connections lose any, so that one address, however busy, displaces its
 //! own and not those of others. A fixed maximum for an address would be no better: a gateway may have most of them.
 //!
-//! The clock is read for inspections only, never for a request. An inspection lists the quieter half of the connections
-//! that may be displaced; those on the list are closed one by one unless they have been active since, and then the next list
-//! is made. So a client has at least the time in which half of these slots are filled.
+//! The clock is read for inspections only, never for a request. A list has the quieter half of some hundred connections that
+//! may be displaced; those on it are closed one by one unless they have been active since, and then the next hundreds have
+//! their turn. So a client has at least about the time in which half of the slots are filled, and no answer waits until
+//! thousands of connections are inspected.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -26,6 +27,8 @@ use super::progress::{Progress, Signal};
 use crate::metrics::ConnectionMetrics;
 use tokenward_runtime::sync::lock;
 
+/// Of how many connections a list has the quieter half.
+const LISTED: usize = 256;
 /// If the addresses with at least the average number of connections have less than this fraction of all, none has so many
 /// that it matters, and all may lose some. Otherwise a few such connections would need a new list for each that is opened.
 const CROWDED_DIVISOR: usize = 16;
@@ -42,10 +45,14 @@ struct Shared {
     metrics: ConnectionMetrics,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Table {
     max: usize,
     entries: Slab<Entry>,
+    /// How many connections each address has.
+    peers: HashMap<IpAddr, usize>,
+    /// Where the next list begins among `entries`.
+    next: usize,
     /// The candidates for displacement, by the time since which they are quiet and their key in `entries`. The quietest is
     /// last.
     quiet: Vec<(Instant, usize)>,
@@ -73,7 +80,7 @@ pub(super) struct Slot {
 impl Connections {
     /// At most `max` connections at a time, or one if it is 0.
     pub(super) fn new(max: usize, metrics: ConnectionMetrics) -> Self {
-        let table = Table { max: max.max(1), entries: Slab::new(), quiet: Vec::new() };
+        let table = Table { max: max.max(1), ..Table::default() };
         Self(Arc::new(Shared { table: Mutex::new(table), gone: Notify::new(), metrics }))
     }
 
@@ -84,7 +91,7 @@ impl Connections {
         if table.entries.len() >= table.max && table.close_one(now) {
             self.0.metrics.displaced.inc();
         }
-        let key = table.entries.insert(Entry::new(peer, progress.clone(), now));
+        let key = table.insert(Entry::new(peer, progress.clone(), now));
         self.0.metrics.open.inc();
         (Slot { key, connections: self.clone() }, progress)
     }
@@ -142,7 +149,7 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let shared = &self.connections.0;
         let mut table = self.connections.table();
-        let removed = table.entries.try_remove(self.key);
+        let removed = table.remove(self.key);
         drop(table);
         // Only now, without the lock: this may drop a task's waker.
         drop(removed);
@@ -176,24 +183,45 @@ impl Table {
         false
     }
 
+    /// Lists the quieter half of the next connections that may be displaced.
     fn list_quiet(&mut self, now: Instant) {
-        let mut by_peer = HashMap::<IpAddr, Vec<(Instant, usize)>>::new();
-        for (key, entry) in &mut self.entries {
-            entry.inspect(now);
-            if !entry.progress.has_received(Signal::Close) {
-                by_peer.entry(entry.peer).or_default().push((entry.since, key));
+        let (total, peers) = (self.entries.len(), self.peers.len());
+        let is_crowded = |connections: usize| connections * peers >= total;
+        let crowded: usize = self.peers.values().filter(|connections| is_crowded(**connections)).sum();
+        let all_lose = crowded * CROWDED_DIVISOR < total;
+        let slots = self.entries.capacity();
+        for _ in 0..slots {
+            if self.quiet.len() >= LISTED {
+                break;
             }
-        }
-        let (total, peers) = (by_peer.values().map(Vec::len).sum::<usize>(), by_peer.len());
-        let (crowded, others): (Vec<_>, Vec<_>) =
-            by_peer.into_values().partition(|connections| connections.len() * peers >= total);
-        self.quiet = crowded.concat();
-        if self.quiet.len() * CROWDED_DIVISOR < total {
-            self.quiet.extend(others.concat());
+            let key = self.next % slots;
+            self.next = key + 1;
+            let Some(entry) = self.entries.get_mut(key) else { continue };
+            entry.inspect(now);
+            let may_lose = all_lose || self.peers.get(&entry.peer).is_some_and(|count| is_crowded(*count));
+            if may_lose && !entry.progress.has_received(Signal::Close) {
+                self.quiet.push((entry.since, key));
+            }
         }
         self.quiet.sort_unstable();
         self.quiet.truncate(self.quiet.len().div_ceil(2));
         self.quiet.reverse();
+    }
+
+    fn insert(&mut self, entry: Entry) -> usize {
+        *self.peers.entry(entry.peer).or_default() += 1;
+        self.entries.insert(entry)
+    }
+
+    fn remove(&mut self, key: usize) -> Option<Entry> {
+        let entry = self.entries.try_remove(key)?;
+        if let Some(connections) = self.peers.get_mut(&entry.peer) {
+            *connections -= 1;
+            if *connections == 0 {
+                self.peers.remove(&entry.peer);
+            }
+        }
+        Some(entry)
     }
 }
 
@@ -297,20 +325,26 @@ mod tests {
 
     #[test]
     fn an_active_connection_stays_open_and_a_new_one_has_a_moment() {
-        const MAX: usize = 100;
-        let (connections, mut now) = (connections(MAX), Instant::now());
+        for (max, moment) in [(100, 49), (10 * LISTED, 4 * LISTED)] {
+            check_moment(max, moment);
+        }
+    }
+
+    /// Whether the newest connections, as many as `moment`, stay open however many more there are.
+    fn check_moment(max: usize, moment: usize) {
+        let (connections, mut now) = (connections(max), Instant::now());
         let (_active_slot, active) = connections.open(PEER, now);
         let mut opened: Vec<_> = Vec::new();
-        for round in 0..20 * MAX {
+        for round in 0..20 * max {
             now += Duration::from_micros(30);
-            if round % (MAX / 3) == 0 {
+            if round % (max / 3) == 0 {
                 request(&active);
             }
             opened.push(connections.open(PEER, now));
             // A task that was signalled to close ends soon.
             opened.retain(|(_, progress)| !progress.has_received(Signal::Close));
-            assert!(connections.len() <= MAX + 1);
-            let newest = opened.len().saturating_sub(MAX / 2 - 1);
+            assert!(connections.len() <= max + 1);
+            let newest = opened.len().saturating_sub(moment);
             assert!(closed(&opened[newest..]).is_empty());
             assert!(!active.has_received(Signal::Close), "in round {round}");
         }
