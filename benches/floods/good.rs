@@ -203,6 +203,23 @@ fn read_response(stream: &mut BufReader<TcpStream>) -> anyhow::Result<u16> {
     Ok(status)
 }
 
+/// A good check over a connection of its own.
+pub async fn ask_once(protocol: Protocol, address: SocketAddr, token: &str) -> anyhow::Result<()> {
+    let url = format!("http://{address}");
+    match protocol {
+        Protocol::Http => {
+            let client = reqwest::Client::builder().timeout(PATIENCE).build()?;
+            let answer = client.get(format!("{url}/auth")).bearer_auth(token).send().await?;
+            ensure!(answer.status().is_success(), "{}", answer.status());
+            Ok(())
+        }
+        Protocol::Grpc => {
+            let endpoint = Endpoint::from_shared(url)?.connect_timeout(PATIENCE).timeout(PATIENCE);
+            ask_grpc(endpoint.connect().await?, token).await
+        }
+    }
+}
+
 async fn ask_grpc(channel: Channel, token: &str) -> anyhow::Result<()> {
     match AuthorizationClient::new(channel).check(check(token)).await?.into_inner().http_response {
         Some(HttpResponse::OkResponse(_)) => Ok(()),

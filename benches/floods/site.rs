@@ -102,14 +102,28 @@ impl Site {
         Ok(self.world.create_one(NEIGHBOUR, &name).await?.as_secs_f64())
     }
 
+    /// Where checks are answered.
+    pub fn address(&self, protocol: Protocol) -> SocketAddr {
+        match protocol {
+            Protocol::Http => self.verifier.http,
+            Protocol::Grpc => self.verifier.grpc,
+        }
+    }
+
+    /// One of the tokens that are checked.
+    pub fn good_token(&self) -> anyhow::Result<String> {
+        let tokens = std::fs::read_to_string(self.folder.join("good"))?;
+        Ok(tokens.lines().next().context("no tokens")?.to_owned())
+    }
+
     /// The good load, for a time.
     pub fn good_load(&self, protocol: Protocol, time: Duration) -> anyhow::Result<GoodLoad> {
-        let (protocol, address) = match protocol {
-            Protocol::Http => ("http", self.verifier.http),
-            Protocol::Grpc => ("grpc", self.verifier.grpc),
+        let name = match protocol {
+            Protocol::Http => "http",
+            Protocol::Grpc => "grpc",
         };
         let mut command = of_own(VERIFIER_CORE, "-10")?;
-        command.args(["good", protocol, &address.to_string()]).arg(self.folder.join("good"));
+        command.args(["good", name, &self.address(protocol).to_string()]).arg(self.folder.join("good"));
         command.arg(time.as_secs().to_string());
         Ok(GoodLoad(command))
     }

@@ -9,9 +9,9 @@ use devcluster::process::Guarded;
 use tokio::task::JoinHandle;
 
 use super::flood::{Done, Kind, Wire};
-use super::good::{Outcome, Protocol};
+use super::good::{self, Outcome, Protocol};
 use super::process;
-use super::report::{Report, median, time};
+use super::report::{self, Report, median, time};
 use super::site::{self, Site};
 use super::steal::Processors;
 
@@ -80,6 +80,7 @@ impl Port {
 /// What came of the good load, and of others, in one run.
 pub struct Run {
     pub good: Outcome,
+    pub newcomers: Newcomers,
     /// New tokens: after how many seconds they were active. `None`: not at all.
     pub new_tokens: Vec<Option<f64>>,
     pub probes_failed: usize,
@@ -99,6 +100,7 @@ impl Run {
 /// The good load for a time, with new tokens and probes beside it.
 pub async fn run(site: &mut Site, protocol: Protocol, probes: &str, time: Duration) -> anyhow::Result<Run> {
     let good = tokio::spawn(site.good_load(protocol, time)?.run());
+    let coming = tokio::spawn(newcomers(protocol, site.address(protocol), site.good_token()?, time));
     let probing = tokio::spawn(probe(format!("http://{probes}/readyz"), time));
     let mut new_tokens = Vec::new();
     while new_tokens.len() < NEW_TOKENS && !good.is_finished() {
@@ -108,7 +110,42 @@ pub async fn run(site: &mut Site, protocol: Protocol, probes: &str, time: Durati
         }
         new_tokens.push(active.ok());
     }
-    Ok(Run { good: good.await??, new_tokens, probes_failed: probing.await? })
+    Ok(Run { good: good.await??, newcomers: coming.await?, new_tokens, probes_failed: probing.await? })
+}
+
+/// Good checks that each come over a connection of their own, ten a second.
+pub struct Newcomers {
+    /// In microseconds.
+    times: Vec<f64>,
+    failed: usize,
+}
+
+impl Newcomers {
+    /// The column of new connections: how long half of them took at most, and the longest.
+    pub fn cell(&self) -> String {
+        let longest = self.times.iter().copied().fold(0.0, f64::max);
+        let failed = if self.failed > 0 { format!(", {} failed", self.failed) } else { String::new() };
+        format!("{}, {}{failed}", report::time(median(self.times.clone())), report::time(longest))
+    }
+}
+
+async fn newcomers(protocol: Protocol, address: SocketAddr, token: String, time: Duration) -> Newcomers {
+    let (mut outcome, end) = (Newcomers { times: Vec::new(), failed: 0 }, Instant::now() + time);
+    let mut due = tokio::time::interval(Duration::from_millis(100));
+    while Instant::now() < end {
+        due.tick().await;
+        let begun = Instant::now();
+        match good::ask_once(protocol, address, &token).await {
+            Ok(()) => outcome.times.push(begun.elapsed().as_secs_f64() * 1e6),
+            Err(error) => {
+                outcome.failed += 1;
+                if outcome.failed == 1 {
+                    eprintln!("a good check over a new connection: {error:#}");
+                }
+            }
+        }
+    }
+    outcome
 }
 
 /// Asks once a second, as kubelet does, over a connection of its own. Returns how often there was no answer within 3 s.
@@ -182,6 +219,7 @@ async fn row(
         time(run.good.p99_of_a_second),
         format!("{:.1}", run.good.p99_of_a_second / baseline),
         time(run.good.p99),
+        run.newcomers.cell(),
         format!("{peak:.0} MiB"),
         run.new_token(),
         run.probes_failed.to_string(),
@@ -236,7 +274,8 @@ pub async fn measure(
             "Each flood for {seconds} s, from an address of its own, on the second core with what the others there leave; \
              beside it 1,000 good checks a second over 20 connections, at the same port if it answers checks, and new \
              tokens of a namespace that admission reviews. The verifier and the good load have the first core. p99 is that of a second, in \
-             the median of the seconds, and then that of all checks. The baseline comes right after: the same good load \
+             the median of the seconds, and then that of all checks. Beside these, ten good checks a second come over \
+             connections of their own: how long half of them took at most, and the longest. The baseline comes right after: the same good load \
              without the flood, but with a process on the verifier's core that uses as much of it as the flood made the \
              verifier use, and touches nothing, and one on the other core in the place of the flood. Memory is the peak of \
              the process whose port it is; its limit is {:.0} MiB. Probes: one each second, of which so many failed. \
@@ -256,6 +295,7 @@ pub async fn measure(
             "p99",
             "ratio",
             "p99 of all",
+            "new connection",
             "memory",
             "new token active",
             "probes failed",
@@ -264,9 +304,9 @@ pub async fn measure(
         &rows,
     );
     report.note(&format!(
-        "Without a flood: p50 {}, p99 {} over HTTP, p50 {}, p99 {} over gRPC; {} good checks failed; a new token is active after {}.",
+        "Without a flood: p50 {}, p99 {} over HTTP, p50 {}, p99 {} over gRPC; over new connections {} and {}; {} good checks failed; a new token is active after {}.",
         time(quiet.good.p50), time(quiet.good.p99_of_a_second), time(quiet_grpc.good.p50), time(quiet_grpc.good.p99_of_a_second),
-        quiet.good.failed + quiet_grpc.good.failed, quiet.new_token()
+        quiet.newcomers.cell(), quiet_grpc.newcomers.cell(), quiet.good.failed + quiet_grpc.good.failed, quiet.new_token()
     ));
     Ok(())
 }
