@@ -18,9 +18,9 @@ use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 use tokio_util::sync::PollSemaphore;
 
-/// How many strangers have a turn between two looks at the sockets, for each thread. A turn takes some microseconds, or some ten
-/// with a signature. Fewer than the steps that a connection has, and connections would be accepted faster than they are
-/// served.
+/// How many strangers have a turn between two looks at the sockets, for each thread. A turn takes some microseconds; one that
+/// checks a signature, some tens. If there were fewer than a connection has steps, connections would be accepted faster than
+/// they are served.
 const TURNS_BETWEEN: usize = 4;
 
 /// The turns of one server. Clones share them.
