@@ -273,8 +273,8 @@ impl Checks {
     fn start(verifier: SocketAddr, token: &str) -> Self {
         let (stop, reused, new) = (Arc::default(), Arc::default(), Arc::default());
         let tasks = vec![
-            Self::ask(verifier, token, &pooled_client(), &stop, &reused),
-            Self::ask(verifier, token, &client(), &stop, &new),
+            Self::ask(verifier, token, &patient_client(1), &stop, &reused),
+            Self::ask(verifier, token, &patient_client(0), &stop, &new),
         ];
         Self { stop, reused, new, tasks }
     }
@@ -318,11 +318,14 @@ impl Checks {
     }
 }
 
-/// A client that reuses its connection, as a gateway does.
-fn pooled_client() -> reqwest::Client {
+/// A client that reuses its connection, as a gateway does, or opens one for each request.
+///
+/// It waits for longer than others: while ten thousand connections are opened the kernel's queue of new ones is full at
+/// times, and then it tries again after 1, 3, 7 and 15 s.
+fn patient_client(idle_connections: usize) -> reqwest::Client {
     reqwest::Client::builder()
-        .pool_max_idle_per_host(1)
-        .timeout(Duration::from_secs(10))
+        .pool_max_idle_per_host(idle_connections)
+        .timeout(Duration::from_secs(60))
         .build()
         .expect("a client")
 }
