@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use clap::ValueEnum;
 use devcluster::process::Guarded;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
@@ -118,12 +119,10 @@ impl Site {
 
     /// The good load, for a time.
     pub fn good_load(&self, protocol: Protocol, time: Duration) -> anyhow::Result<GoodLoad> {
-        let name = match protocol {
-            Protocol::Http => "http",
-            Protocol::Grpc => "grpc",
-        };
         let mut command = of_own(VERIFIER_CORE, "-10")?;
-        command.args(["good", name, &self.address(protocol).to_string()]).arg(self.folder.join("good"));
+        command
+            .args(["good", &argument(protocol), &self.address(protocol).to_string()])
+            .arg(self.folder.join("good"));
         command.arg(time.as_secs().to_string());
         Ok(GoodLoad(command))
     }
@@ -137,6 +136,11 @@ impl GoodLoad {
         let text = tokio::task::spawn_blocking(|| output(self.0, &[])).await??;
         Ok(serde_json::from_str(&text)?)
     }
+}
+
+/// What this executable takes on its command line for a value.
+pub fn argument(value: impl ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
 /// This executable on a core, with a nice value.

@@ -3,15 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use clap::ValueEnum;
-use clap::builder::PossibleValue;
 use devcluster::process::Guarded;
 use tokio::task::JoinHandle;
 
 use super::flood::{Done, Kind, Wire};
 use super::good::{self, Outcome, Protocol};
 use super::process;
-use super::report::{self, Report, median, time};
+use super::report::{Report, median, time};
 use super::site::{self, Site};
 use super::steal::Processors;
 
@@ -90,11 +88,14 @@ impl Run {
     /// The new tokens' column.
     pub fn new_token(&self) -> String {
         let times: Vec<f64> = self.new_tokens.iter().flatten().copied().collect();
-        let failed = self.new_tokens.len() - times.len();
-        let failed = if failed > 0 { format!(", {failed} failed") } else { String::new() };
-        let median = median(times);
-        format!("{median:.2} s{failed}")
+        let failed = and_failed(self.new_tokens.len() - times.len());
+        format!("{:.2} s{failed}", median(times))
     }
+}
+
+/// What a cell says of failures beside its times.
+fn and_failed(failed: usize) -> String {
+    if failed > 0 { format!(", {failed} failed") } else { String::new() }
 }
 
 /// The good load for a time, with new tokens and probes beside it.
@@ -124,8 +125,7 @@ impl Newcomers {
     /// The column of new connections: how long half of them took at most, and the longest.
     pub fn cell(&self) -> String {
         let longest = self.times.iter().copied().fold(0.0, f64::max);
-        let failed = if self.failed > 0 { format!(", {} failed", self.failed) } else { String::new() };
-        format!("{}, {}{failed}", report::time(median(self.times.clone())), report::time(longest))
+        format!("{}, {}{}", time(median(self.times.clone())), time(longest), and_failed(self.failed))
     }
 }
 
@@ -171,11 +171,9 @@ struct Flood {
 
 impl Flood {
     fn start(self, site: &Site, time: Duration) -> anyhow::Result<JoinHandle<anyhow::Result<Done>>> {
-        let name =
-            |value: Option<PossibleValue>| value.map(|value| value.get_name().to_owned()).unwrap_or_default();
-        let (kind, wire) = (self.kind.to_possible_value(), self.port.wire().to_possible_value());
+        let (kind, wire) = (site::argument(self.kind), site::argument(self.port.wire()));
         let mut command = site::behind_all()?;
-        command.args(["flood", &name(kind), &name(wire), &self.port.address(site).to_string()]);
+        command.args(["flood", &kind, &wire, &self.port.address(site).to_string()]);
         command.args([&self.from.to_string(), &(time + LEAD).as_secs().to_string(), &site.jwt]);
         Ok(tokio::task::spawn_blocking(move || Ok(serde_json::from_str(&site::output(command, &[])?)?)))
     }

@@ -325,7 +325,7 @@ impl Checks {
 fn patient_client(idle_connections: usize) -> reqwest::Client {
     reqwest::Client::builder()
         .pool_max_idle_per_host(idle_connections)
-        .timeout(Duration::from_secs(60))
+        .timeout(TIMEOUT)
         .build()
         .expect("a client")
 }

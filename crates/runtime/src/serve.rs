@@ -52,40 +52,29 @@ pub async fn serve<S, F>(
     S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
+    let accept_all = async move {
+        // Oldest first.
+        let mut open = VecDeque::<(IpAddr, AbortHandle)>::new();
+        let (tasks, turns) = (TaskTracker::new(), Turns::of_this_runtime());
+        while let Some((stream, peer)) = stop.run_until_cancelled(accept(&listener)).await {
+            open.retain(|(_, connection)| !connection.is_finished());
+            if open.len() >= limits.connections
+                && let Some((_, displaced)) =
+                    most_frequent(open.iter().map(|(peer, _)| *peer)).and_then(|at| open.remove(at))
+            {
+                displaced.abort();
+            }
+            let served = connection(stream, tls.clone(), service.clone(), limits, stop.clone());
+            let turns = turns.clone();
+            let task = tasks.spawn(async move { turns.take(|| true, served).await });
+            open.push_back((peer, task.abort_handle()));
+        }
+        tasks.close();
+        let _ = timeout(limits.shutdown, tasks.wait()).await;
+    };
     // In a task of its own. A process's main task has a thread for itself, which would have to be woken for each connection,
     // and which a flood would make compete for the processor with the threads that answer.
-    let accepting = tokio::spawn(accept_all(listener, tls, service, limits, stop));
-    let _ = AbortOnDropHandle::new(accepting).await;
-}
-
-async fn accept_all<S, F>(
-    listener: TcpListener,
-    tls: Option<TlsAcceptor>,
-    service: S,
-    limits: Limits,
-    stop: CancellationToken,
-) where
-    S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
-    F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
-{
-    // Oldest first.
-    let mut open = VecDeque::<(IpAddr, AbortHandle)>::new();
-    let (tasks, turns) = (TaskTracker::new(), Turns::of_this_runtime());
-    while let Some((stream, peer)) = stop.run_until_cancelled(accept(&listener)).await {
-        open.retain(|(_, connection)| !connection.is_finished());
-        if open.len() >= limits.connections
-            && let Some((_, displaced)) =
-                most_frequent(open.iter().map(|(peer, _)| *peer)).and_then(|at| open.remove(at))
-        {
-            displaced.abort();
-        }
-        let served = connection(stream, tls.clone(), service.clone(), limits, stop.clone());
-        let turns = turns.clone();
-        let task = tasks.spawn(async move { turns.take(|| true, served).await });
-        open.push_back((peer, task.abort_handle()));
-    }
-    tasks.close();
-    let _ = timeout(limits.shutdown, tasks.wait()).await;
+    let _ = AbortOnDropHandle::new(tokio::spawn(accept_all)).await;
 }
 
 /// The index of the first of the addresses that occur most often.

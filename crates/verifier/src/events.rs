@@ -61,7 +61,7 @@ impl Relist {
                 future::pending::<()>().await;
             }
             loop {
-                let oldest = heartbeats.clone().map(WatchHeartbeat::age).max().unwrap_or_default();
+                let oldest = WatchHeartbeat::oldest(heartbeats.clone());
                 let left = self.max_silence.saturating_sub(oldest.min(self.begun.elapsed()));
                 if left.is_zero() {
                     return;

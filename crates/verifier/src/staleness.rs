@@ -36,7 +36,7 @@ pub(super) async fn watch(
     let mut stale = false;
     ready.set(true);
     loop {
-        let age = watches.iter().map(WatchHeartbeat::age).max().unwrap_or_default();
+        let age = WatchHeartbeat::oldest(&watches);
         metrics.watch_staleness.set(age.as_secs_f64());
         if (age > limit.max_staleness) != stale {
             stale = !stale;

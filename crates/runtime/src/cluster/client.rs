@@ -173,6 +173,11 @@ impl WatchHeartbeat {
     pub fn age(&self) -> Duration {
         self.start.elapsed().saturating_sub(Duration::from_millis(self.last.load(Ordering::Relaxed)))
     }
+
+    /// The age of the oldest of these; zero if there is none.
+    pub fn oldest<'h>(heartbeats: impl IntoIterator<Item = &'h Self>) -> Duration {
+        heartbeats.into_iter().map(Self::age).max().unwrap_or_default()
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The state of a connection as other tasks see it, and the signals that they send to it.
 //!
 //! Each request writes here, so nothing is shared between connections, and nothing is locked: only the connection's own
-//! task counts, and all others only read.
+//! task counts, only it and those of its calls note whether the client is known, and all others only read.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::task::Poll;
