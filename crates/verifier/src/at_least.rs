@@ -117,7 +117,7 @@ mod tests {
 
     fn mark(resource_version: u64) -> Mark {
         let mark = Mark::default();
-        mark.applied(Some(&resource_version.to_string()));
+        mark.applied(resource_version);
         mark
     }
 
@@ -210,9 +210,9 @@ mod tests {
             panic!("not behind")
         };
         let events = async {
-            for (mark, version, millis) in [(&locks, "9", 10), (&tokens, "4", 10), (&tokens, "5", 10)] {
+            for (mark, version, millis) in [(&locks, 9, 10), (&tokens, 4, 10), (&tokens, 5, 10)] {
                 tokio::time::sleep(Duration::from_millis(millis)).await;
-                mark.applied(Some(version));
+                mark.applied(version);
             }
         };
         tokio::join!(behind.wait(), events);

@@ -33,6 +33,9 @@ pub struct VerifierArgs {
     /// Maximum number of open connections. At the maximum, a new connection replaces the one that was idle longest; the limit of open files may lower it. An idle connection takes about 12 KiB (23 with TLS), one with a large request head up to 64 [default: as many as fit into a third of the container's memory limit, at most 10000]
     #[arg(long, env = "TOKENWARD_MAX_CONNECTIONS")]
     pub max_connections: Option<usize>,
+    /// Folder for a checkpoint of all tokens, about 200 bytes each and twice that while it is written: a container that is started again, with the same folder, is ready in seconds instead of after a list of all ApiTokens [default: none]
+    #[arg(long, env = "TOKENWARD_CHECKPOINT_DIR", value_name = "FOLDER")]
+    pub checkpoint_dir: Option<PathBuf>,
     /// TLS files, or plain HTTP.
     #[command(flatten)]
     pub transport: TransportArgs,

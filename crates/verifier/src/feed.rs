@@ -12,7 +12,6 @@ use std::time::Duration;
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use kube::api::ObjectMeta;
-use kube::runtime::watcher::Event;
 use kube::{Api, Client, Resource};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
@@ -20,14 +19,15 @@ use serde_json::value::RawValue;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use crate::events::{self, Relist};
+use crate::checkpoint::Checkpoint;
+use crate::events::{self, Event, Relist, Resume, position};
+use crate::heartbeat::Heartbeat;
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
 use crate::watermark::Mark;
 use tokenward_core::check::{Metadata, WireToken};
 use tokenward_core::crd::ApiToken;
 use tokenward_core::token::Peppers;
-use tokenward_runtime::cluster::client::WatchHeartbeat;
 use tokenward_runtime::cluster::pepper::PepperState;
 use tokenward_runtime::telemetry::probes::Part;
 
@@ -39,15 +39,17 @@ pub(super) struct Source {
     /// `None`: all namespaces.
     pub namespace: Option<String>,
     pub client: Client,
-    /// That of the client, to which an event that is taken in is news, and the end of a list.
-    pub heartbeat: WatchHeartbeat,
+    /// To which an event that is taken in is news, and the end of a list.
+    pub heartbeat: Heartbeat,
     pub mark: Mark,
 }
 
-/// Feeds the snapshot for as long as it is polled, once there is a pepper: without one, no version is authentic. Sets
-/// `ready` after the first full list of every source. Lists again what has brought nothing for `max_staleness`.
+/// Feeds the snapshot for as long as it is polled, once there is a pepper: without one, no version is authentic. Goes on from the
+/// checkpoint, if there is one that can be used. Sets `ready` once every source has been listed, or brought up to date. Lists
+/// again what has brought nothing for `max_staleness`.
 pub(super) async fn feed(
     sources: Vec<Source>,
+    checkpoint: Option<Checkpoint>,
     snapshot: Arc<Snapshot>,
     mut pepper_state: watch::Receiver<PepperState>,
     max_staleness: Duration,
@@ -57,10 +59,21 @@ pub(super) async fn feed(
     let mut listings: Vec<_> =
         sources.iter().map(|source| Listing::new(source.namespace.clone(), source.mark.clone())).collect();
     let Some(mut peppers) = next_peppers(&mut pepper_state).await else { return };
+    let mut known = match checkpoint {
+        Some(checkpoint) => checkpoint.restore(snapshot.clone(), peppers.clone()).await,
+        None => None,
+    };
     loop {
-        let mut events =
-            stream::select_all(sources.iter().enumerate().map(|(at, source)| events(source, at)));
-        let mut lacks_pepper = false;
+        // What was restored may lack a version whose pepper was not there.
+        let mut lacks_pepper = known.is_some();
+        let known = known.take();
+        let known = |at: usize| known.as_ref().and_then(|known| known.get(at).copied());
+        for listing in &mut listings {
+            listing.mark.list_begins();
+        }
+        let mut events = stream::select_all(
+            sources.iter().enumerate().map(|(at, source)| events(source, known(at), at)),
+        );
         let mut relist = Relist::new(max_staleness);
         loop {
             let heartbeats = sources.iter().map(|source| &source.heartbeat);
@@ -68,17 +81,13 @@ pub(super) async fn feed(
             tokio::select! {
                 event = events.next() => {
                     let Some((at, event)) = event else { return };
-                    let Some(event) = event else {
-                        listings[at].mark.has_gap();
-                        relist.has_gap();
-                        continue;
-                    };
-                    let is_end_of_list = matches!(event, Event::InitDone);
+                    let is_gap = matches!(event, Event::Gap);
+                    let is_end_of_list = matches!(event, Event::ListEnds(_));
                     let taken = listings[at].take(event, &snapshot, &peppers);
                     lacks_pepper |= taken.lacks_pepper;
                     if taken.is_news {
                         sources[at].heartbeat.beat();
-                    } else if is_end_of_list {
+                    } else if is_end_of_list || is_gap {
                         relist.has_gap();
                     }
                     let listed = listings.iter().all(|listing| listing.listed);
@@ -112,16 +121,22 @@ async fn next_peppers(state: &mut watch::Receiver<PepperState>) -> Option<Arc<Pe
     }
 }
 
-/// The events of a source, each with the source's position. `None`: one that can't be attributed to an object.
+/// The events of a source, each with the source's position. `known`: of which resourceVersion its tokens are known already.
 fn events(
     Source { namespace, client, .. }: &Source,
+    known: Option<u64>,
     at: usize,
-) -> BoxStream<'static, (usize, Option<Event<Object>>)> {
+) -> BoxStream<'static, (usize, Event<Object>)> {
     let api: Api<Object> = match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     };
-    events::follow(api, "ApiTokens can't be watched; checks go on from memory")
+    let anywhere = || match namespace {
+        Some(_) => api.clone(),
+        None => Api::default_namespaced(client.clone()),
+    };
+    let from = known.map(|known| Resume { known, anywhere: anywhere() });
+    events::follow(api.clone(), from, "ApiTokens can't be watched; checks go on from memory")
         .map(move |event| (at, event))
         .boxed()
 }
@@ -156,36 +171,49 @@ impl Listing {
     /// Applies an event to the index.
     fn take(&mut self, event: Event<Object>, snapshot: &Snapshot, peppers: &Peppers) -> Taken {
         match event {
-            Event::Init => {
+            Event::ListBegins => {
                 self.list = self.list.wrapping_add(1);
                 self.mark.list_begins();
                 self.unreadable = 0;
                 Taken::default()
             }
-            Event::InitApply(object) => {
+            Event::Listed(object) => {
                 self.unreadable += u32::from(object.token.is_err());
                 let log = self.unreadable <= NAMED_UNREADABLE;
                 let taken = self.apply(&object, snapshot, peppers, log);
-                self.mark.listed(object.metadata.resource_version.as_deref());
                 // Part of a list that may never end.
                 Taken { is_news: false, ..taken }
             }
-            Event::Apply(object) => {
-                let taken = self.apply(&object, snapshot, peppers, true);
-                self.mark.applied(object.metadata.resource_version.as_deref());
-                taken
-            }
-            Event::Delete(object) => {
-                snapshot.index.delete(object.namespace(), object.name());
-                self.mark.applied(object.metadata.resource_version.as_deref());
-                Taken { is_news: true, lacks_pepper: false }
-            }
-            Event::InitDone => {
+            Event::ListEnds(at) => {
                 let within = |namespace: &str| self.namespace.as_deref().is_none_or(|own| own == namespace);
                 snapshot.index.retain(|entry| !within(entry.namespace()) || entry.seen_in() == self.list);
                 self.end(snapshot.index.len());
-                self.mark.list_ends();
+                self.mark.list_ends(at);
                 Taken { is_news: self.listed, lacks_pepper: false }
+            }
+            Event::Resumed(at) => {
+                self.listed = true;
+                info!(tokens = snapshot.index.len(), "what has happened since the checkpoint is known");
+                self.mark.list_ends(at);
+                Taken { is_news: true, lacks_pepper: false }
+            }
+            Event::Applied(object) => {
+                let taken = self.apply(&object, snapshot, peppers, true);
+                self.mark.applied(position(object.metadata.resource_version.as_deref()));
+                taken
+            }
+            Event::Deleted(object) => {
+                snapshot.index.delete(object.namespace(), object.name());
+                self.mark.applied(position(object.metadata.resource_version.as_deref()));
+                Taken { is_news: true, lacks_pepper: false }
+            }
+            Event::Bookmark(at) => {
+                self.mark.applied(at);
+                Taken { is_news: true, lacks_pepper: false }
+            }
+            Event::Gap => {
+                self.mark.has_gap();
+                Taken::default()
             }
         }
     }
@@ -336,11 +364,11 @@ mod tests {
         let object = |text: &str| serde_json::from_str::<Object>(text).expect("an object");
         let mut all = Listing::new(None, Mark::default());
         let list = |listing: &mut Listing, objects: &[&str]| {
-            listing.take(Event::Init, &snapshot, &peppers);
+            listing.take(Event::ListBegins, &snapshot, &peppers);
             for text in objects {
-                listing.take(Event::InitApply(object(text)), &snapshot, &peppers);
+                listing.take(Event::Listed(object(text)), &snapshot, &peppers);
             }
-            listing.take(Event::InitDone, &snapshot, &peppers);
+            listing.take(Event::ListEnds(1), &snapshot, &peppers);
         };
         list(&mut all, &[GOOD, &GOOD.replace("good", "other")]);
         assert!(all.listed);
@@ -351,7 +379,7 @@ mod tests {
         assert_eq!(snapshot.index.len(), 2);
         list(&mut all, &[GOOD]);
         assert_eq!(snapshot.index.len(), 1);
-        all.take(Event::Apply(object(&BAD.replace("bad", "good"))), &snapshot, &peppers);
+        all.take(Event::Applied(object(&BAD.replace("bad", "good"))), &snapshot, &peppers);
         assert!(snapshot.index.is_empty());
     }
 
@@ -370,18 +398,18 @@ mod tests {
             let taken = listing.take(event, &snapshot, &peppers).is_news;
             (taken, listing.listed)
         };
-        assert_eq!(news(Event::Init), (false, false));
-        assert_eq!(news(Event::InitApply(object(BAD))), (false, false));
-        assert_eq!(news(Event::InitDone), (false, false), "no object of the list can be read");
-        assert_eq!(news(Event::Init), (false, false));
-        assert_eq!(news(Event::InitApply(object(BAD))), (false, false));
-        assert_eq!(news(Event::InitApply(object(GOOD))), (false, false));
-        assert_eq!(news(Event::InitDone), (true, true), "one object does not make others unknown");
-        assert_eq!(news(Event::Apply(object(BAD))), (false, true));
-        assert_eq!(news(Event::Apply(object(GOOD))), (true, true));
-        assert_eq!(news(Event::Delete(object(BAD))), (true, true), "its name is enough");
-        news(Event::Init);
-        assert_eq!(news(Event::InitDone), (true, true), "there need not be any");
+        assert_eq!(news(Event::ListBegins), (false, false));
+        assert_eq!(news(Event::Listed(object(BAD))), (false, false));
+        assert_eq!(news(Event::ListEnds(1)), (false, false), "no object of the list can be read");
+        assert_eq!(news(Event::ListBegins), (false, false));
+        assert_eq!(news(Event::Listed(object(BAD))), (false, false));
+        assert_eq!(news(Event::Listed(object(GOOD))), (false, false));
+        assert_eq!(news(Event::ListEnds(1)), (true, true), "one object does not make others unknown");
+        assert_eq!(news(Event::Applied(object(BAD))), (false, true));
+        assert_eq!(news(Event::Applied(object(GOOD))), (true, true));
+        assert_eq!(news(Event::Deleted(object(BAD))), (true, true), "its name is enough");
+        news(Event::ListBegins);
+        assert_eq!(news(Event::ListEnds(1)), (true, true), "there need not be any");
         assert!(snapshot.index.is_empty());
     }
 
@@ -420,7 +448,7 @@ mod tests {
         let peppers = Peppers::from_data(&Peppers::new_data(&[1; 32])).expect("peppers");
         let (_sender, mut peppers) = watch::channel(PepperState::Present(Arc::new(peppers)));
         peppers.mark_changed();
-        let heartbeat = WatchHeartbeat::default();
+        let heartbeat = Heartbeat::default();
         let source = Source { namespace: None, client, heartbeat, mark: Mark::default() };
         let ready = Readiness::default().part("list");
         let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
@@ -430,7 +458,7 @@ mod tests {
             }
         };
         tokio::select! {
-            () = feed(vec![source], snapshot, peppers, max_staleness, ready, metrics) => panic!("the feed has ended"),
+            () = feed(vec![source], None, snapshot, peppers, max_staleness, ready, metrics) => panic!("the feed has ended"),
             checked = tokio::time::timeout(RELIST_AFTER * 10, checked) => checked.expect("in time"),
         }
     }

@@ -9,9 +9,9 @@ use std::sync::Mutex;
 use hashbrown::HashTable;
 use papaya::{Guard, HashMap as ConcurrentMap};
 
-use tokenward_core::check::{Entry, Indexed, ScopePool, Version, WireToken};
+use tokenward_core::check::{Entry, Indexed, NotAnEntry, ScopePool, Version, WireToken};
 use tokenward_core::token::{KeyId, Peppers};
-use tokenward_core::tombstone::Tombstones;
+use tokenward_core::tombstone::{Tombstone, Tombstones};
 use tokenward_runtime::sync::lock;
 
 /// The versions of all tokens, by key id.
@@ -22,15 +22,29 @@ pub struct Index {
     objects: Mutex<Objects>,
 }
 
+/// In so many parts the objects are kept. One of a million is copied in a moment, while the feed waits.
+const PARTS: usize = 64;
+
 /// The objects that the feed has seen, to find the earlier versions of one that changes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Objects {
-    /// By namespace and name. A table rather than a map, because the entries contain their keys.
-    entries: HashTable<Entry>,
+    /// By namespace and name. Tables rather than maps, because the entries contain their keys.
+    parts: [HashTable<Entry>; PARTS],
     hasher: RandomState,
     scopes: ScopePool,
     /// What this process has seen revoked stays so, though an older state of the cluster be restored.
     tombstones: Tombstones,
+}
+
+impl Default for Objects {
+    fn default() -> Self {
+        Self {
+            parts: std::array::from_fn(|_| HashTable::new()),
+            hasher: RandomState::new(),
+            scopes: ScopePool::default(),
+            tombstones: Tombstones::default(),
+        }
+    }
 }
 
 /// The versions that claim a key id: more than one only if a status was copied.
@@ -69,16 +83,9 @@ impl Index {
     pub fn apply(&self, token: &WireToken, peppers: &Peppers, seen_in: u32) -> bool {
         let mut objects = lock(&self.objects);
         let Objects { scopes, tombstones, .. } = &mut *objects;
-        let Indexed { entry, versions, lacks_pepper } =
-            Entry::of(token, peppers, seen_in, scopes, tombstones);
-        let before = objects.replace(entry.clone());
-        for key_id in distinct(entry.key_ids()) {
-            let claims = versions.iter().filter(|(id, _)| *id == key_id).map(|(_, version)| version);
-            self.claim(key_id, before.as_ref(), claims);
-        }
-        if let Some(before) = before {
-            self.remove_claims(&before, |key_id| entry.key_ids().all(|current| current != key_id));
-        }
+        let indexed = Entry::of(token, peppers, seen_in, scopes, tombstones);
+        let lacks_pepper = indexed.lacks_pepper;
+        self.put(&mut objects, indexed);
         lacks_pepper
     }
 
@@ -93,8 +100,10 @@ impl Index {
     /// Removes all other objects: those that a complete list does not contain were deleted.
     pub fn retain(&self, mut present: impl FnMut(&Entry) -> bool) {
         let mut objects = lock(&self.objects);
-        for deleted in objects.entries.extract_if(|entry| !present(entry)) {
-            self.remove_claims(&deleted, |_| true);
+        for part in &mut objects.parts {
+            for deleted in part.extract_if(|entry| !present(entry)) {
+                self.remove_claims(&deleted, |_| true);
+            }
         }
         // Frees the memory of removed entries, which otherwise waits for later writes.
         self.by_key_id.guard().flush();
@@ -102,11 +111,69 @@ impl Index {
 
     /// The number of objects, not of key ids.
     pub fn len(&self) -> usize {
-        lock(&self.objects).entries.len()
+        lock(&self.objects).parts.iter().map(HashTable::len).sum()
     }
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The objects, part by part, each as of the moment in which it is asked for.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = Vec<Entry>> {
+        (0..PARTS).map(|part| lock(&self.objects).parts[part].iter().cloned().collect())
+    }
+
+    /// The versions of an entry. None, if its object has changed since.
+    pub(crate) fn versions(&self, entry: &Entry) -> Vec<(KeyId, Version)> {
+        let of_key_id = |key_id| {
+            self.claimants(key_id, |versions| {
+                let own = versions.iter().filter(|version| version.entry.is(entry));
+                own.map(|version| (key_id, version.clone())).collect::<Vec<_>>()
+            })
+        };
+        distinct(entry.key_ids()).into_iter().flat_map(of_key_id).collect()
+    }
+
+    /// What was seen revoked.
+    pub(crate) fn tombstones(&self) -> Vec<Tombstone> {
+        lock(&self.objects).tombstones.all()
+    }
+
+    /// Makes room for so many objects more.
+    pub(crate) fn reserve(&self, objects: usize) {
+        let Objects { parts, hasher, .. } = &mut *lock(&self.objects);
+        for part in parts {
+            part.reserve(objects / PARTS, |entry| hasher.hash_one(entry.object()));
+        }
+        self.by_key_id.pin().reserve(objects);
+    }
+
+    /// Puts back the objects that are packed in `bytes`, end to end.
+    pub(crate) fn restore(&self, mut bytes: &[u8]) -> Result<(), NotAnEntry> {
+        let mut objects = lock(&self.objects);
+        while !bytes.is_empty() {
+            let (indexed, rest) = Entry::unpack(bytes, &mut objects.scopes)?;
+            bytes = rest;
+            self.put(&mut objects, indexed);
+        }
+        Ok(())
+    }
+
+    /// Puts back what was seen revoked.
+    pub(crate) fn restore_tombstones(&self, tombstones: impl IntoIterator<Item = Tombstone>) {
+        lock(&self.objects).tombstones.extend(tombstones);
+    }
+
+    /// Puts an object in the place of its earlier state.
+    fn put(&self, objects: &mut Objects, Indexed { entry, versions, .. }: Indexed) {
+        let before = objects.replace(entry.clone());
+        for key_id in distinct(entry.key_ids()) {
+            let claims = versions.iter().filter(|(id, _)| *id == key_id).map(|(_, version)| version);
+            self.claim(key_id, before.as_ref(), claims);
+        }
+        if let Some(before) = before {
+            self.remove_claims(&before, |key_id| entry.key_ids().all(|current| current != key_id));
+        }
     }
 
     /// Removes an entry's claims on those of its key ids that match.
@@ -132,16 +199,22 @@ impl Objects {
     /// Inserts an entry, and removes the earlier one of the same object.
     fn replace(&mut self, entry: Entry) -> Option<Entry> {
         let before = self.remove(entry.object());
-        let hash = self.hasher.hash_one(entry.object());
-        self.entries.insert_unique(hash, entry, |entry| self.hasher.hash_one(entry.object()));
+        let Self { parts, hasher, .. } = self;
+        let hash = hasher.hash_one(entry.object());
+        parts[part_of(hash)].insert_unique(hash, entry, |entry| hasher.hash_one(entry.object()));
         before
     }
 
     fn remove(&mut self, object: (&str, &str)) -> Option<Entry> {
         let hash = self.hasher.hash_one(object);
-        let found = self.entries.find_entry(hash, |entry| entry.object() == object).ok()?;
+        let found = self.parts[part_of(hash)].find_entry(hash, |entry| entry.object() == object).ok()?;
         Some(found.remove().0)
     }
+}
+
+/// The part of an object with this hash: by bits of which the tables make no use.
+fn part_of(hash: u64) -> usize {
+    (hash >> 40) as usize % PARTS
 }
 
 /// Each key id once: a status may contain one twice.

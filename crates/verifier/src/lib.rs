@@ -6,10 +6,12 @@
 mod at_least;
 mod authorization;
 pub mod caller_auth;
+mod checkpoint;
 pub mod config;
 pub mod endpoints;
 mod events;
 mod feed;
+mod heartbeat;
 pub mod index;
 mod issuer_keys;
 mod jwt;
@@ -30,10 +32,12 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::caller_auth::CallerAuthenticator;
+use crate::checkpoint::Checkpoint;
 use crate::config::VerifierArgs;
 use crate::endpoints::gateway::ext_authz::ExtAuthz;
 use crate::endpoints::{Endpoints, TrustedProxies};
 use crate::feed::Source;
+use crate::heartbeat::Heartbeat;
 use crate::metrics::Metrics;
 use crate::server::{Server, Timeouts, capacity};
 use crate::snapshot::Snapshot;
@@ -102,7 +106,18 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     let heartbeats = heartbeats.chain(lock_sources.iter().map(|source| &source.heartbeat)).cloned().collect();
     let max = limit.max_staleness;
     let locks = locks::follow(lock_sources, snapshot.clone(), max, locks_ready, metrics.clone());
-    let feed = feed::feed(sources, snapshot.clone(), peppers.clone(), max, list_ready, metrics.clone());
+    let checkpoint = args.checkpoint_dir.as_deref().map(Checkpoint::in_folder);
+    let keep_checkpoint =
+        checkpoint.clone().map(|checkpoint| checkpoint.keep(snapshot.clone(), metrics.clone()));
+    let feed = feed::feed(
+        sources,
+        checkpoint,
+        snapshot.clone(),
+        peppers.clone(),
+        max,
+        list_ready,
+        metrics.clone(),
+    );
     let staleness = staleness::watch(heartbeats, limit, snapshot.clone(), fresh, metrics);
     let timeouts = Timeouts::default();
     let server = Server::new(endpoints, http_tls, timeouts, max_connections, connections.clone());
@@ -117,6 +132,7 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
         () = feed => bail!("the watch of ApiTokens has ended"),
         () = locks => bail!("the watch of TokenLocks has ended"),
         () = staleness => bail!("the staleness check has ended"),
+        () = optional(keep_checkpoint) => bail!("the task that writes the checkpoint has ended"),
         () = follow_pepper => bail!("the watch of the pepper has ended"),
         () = use_pepper(peppers, snapshot, pepper_ready) => bail!("the pepper watch has closed"),
         () = async { telemetry.await; future::pending().await } => Ok(()),
@@ -127,8 +143,8 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
 fn sources(cluster: &Cluster, namespaces: Option<Vec<String>>) -> anyhow::Result<Vec<Source>> {
     let namespaces = namespaces.map_or(vec![None], |named| named.into_iter().map(Some).collect());
     let source = |namespace| {
-        let (client, heartbeat) = cluster.watch_client()?;
-        Ok(Source { namespace, client, heartbeat, mark: Mark::default() })
+        let client = cluster.watch_client()?;
+        Ok(Source { namespace, client, heartbeat: Heartbeat::default(), mark: Mark::default() })
     };
     namespaces.into_iter().map(source).collect()
 }
@@ -141,8 +157,8 @@ fn lock_sources(cluster: &Cluster, namespaces: Option<Vec<String>>) -> anyhow::R
         None => vec![locks::Of::Namespace(None), locks::Of::Cluster],
     };
     let source = |of| {
-        let (client, heartbeat) = cluster.watch_client()?;
-        Ok(locks::Source { of, client, heartbeat, mark: Mark::default() })
+        let client = cluster.watch_client()?;
+        Ok(locks::Source { of, client, heartbeat: Heartbeat::default(), mark: Mark::default() })
     };
     of.into_iter().map(source).collect()
 }

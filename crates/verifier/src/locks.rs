@@ -8,18 +8,17 @@ use std::time::Duration;
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use kube::core::DeserializeGuard;
-use kube::runtime::watcher::Event;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tracing::{info, warn};
 
-use crate::events::{self, Relist};
+use crate::events::{self, Event, Relist, position};
+use crate::heartbeat::Heartbeat;
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
 use crate::watermark::Mark;
 use tokenward_core::crd::{AnyLock, ClusterTokenLock, TokenLock};
 use tokenward_core::lock::{Lock, Locks};
-use tokenward_runtime::cluster::client::WatchHeartbeat;
 use tokenward_runtime::telemetry::probes::Part;
 
 const TOKEN_LOCKS: &str = "TokenLocks can't be watched; checks go on by those that are known";
@@ -29,8 +28,8 @@ const CLUSTER_TOKEN_LOCKS: &str = "ClusterTokenLocks can't be watched; checks go
 pub(super) struct Source {
     pub of: Of,
     pub client: Client,
-    /// That of the client, to which an event that is taken in is news, and the end of a list.
-    pub heartbeat: WatchHeartbeat,
+    /// To which an event that is taken in is news, and the end of a list.
+    pub heartbeat: Heartbeat,
     pub mark: Mark,
 }
 
@@ -48,7 +47,7 @@ type Key = (Option<String>, String);
 /// What is needed of an object.
 struct Prepared {
     key: Key,
-    resource_version: Option<String>,
+    resource_version: u64,
     lock: Result<Arc<Lock>, String>,
 }
 
@@ -76,12 +75,7 @@ pub(super) async fn follow(
             let is_listing = marks.iter().any(Mark::is_listing);
             let (at, event) = tokio::select! {
                 event = events.next() => match event {
-                    Some((at, Some(event))) => (at, event),
-                    Some((at, None)) => {
-                        marks[at].has_gap();
-                        relist.has_gap();
-                        continue;
-                    }
+                    Some(event) => event,
                     None => return,
                 },
                 () = relist.due(heartbeats, is_listing) => break,
@@ -96,6 +90,9 @@ pub(super) async fn follow(
             }
             // Once checks go by it.
             passed.note(&mut marks[at], &sources[at].heartbeat);
+            if passed == Passed::Gap {
+                relist.has_gap();
+            }
             if !snapshot.are_locks_listed() && known.iter().all(|known| known.is_listed) {
                 info!("listed TokenLocks and ClusterTokenLocks");
                 snapshot.set_locks_listed(true);
@@ -106,47 +103,51 @@ pub(super) async fn follow(
 }
 
 /// What an event says of how far its watch has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Passed {
     ListBegins,
-    Listed(Option<String>),
-    ListEnds,
-    Event(Option<String>),
+    /// A part of a list, which may never end.
+    Listed,
+    ListEnds(u64),
+    Event(u64),
     /// It is no news, and what it is of goes on as before.
-    Unreadable(Option<String>),
+    Unreadable(u64),
+    Gap,
 }
 
 impl Passed {
     fn of(event: &LockEvent) -> Self {
         match event {
-            Event::Init => Self::ListBegins,
-            Event::InitApply(object) => Self::Listed(object.resource_version.clone()),
-            Event::InitDone => Self::ListEnds,
-            Event::Apply(object) if object.lock.is_err() => Self::Unreadable(object.resource_version.clone()),
-            Event::Apply(object) | Event::Delete(object) => Self::Event(object.resource_version.clone()),
+            Event::ListBegins => Self::ListBegins,
+            Event::Listed(_) => Self::Listed,
+            Event::ListEnds(at) | Event::Resumed(at) => Self::ListEnds(*at),
+            Event::Applied(object) if object.lock.is_err() => Self::Unreadable(object.resource_version),
+            Event::Applied(object) | Event::Deleted(object) => Self::Event(object.resource_version),
+            Event::Bookmark(at) => Self::Event(*at),
+            Event::Gap => Self::Gap,
         }
     }
-}
 
-impl Passed {
-    fn note(self, mark: &mut Mark, heartbeat: &WatchHeartbeat) {
+    fn note(self, mark: &mut Mark, heartbeat: &Heartbeat) {
         match self {
             Self::ListBegins => mark.list_begins(),
-            Self::Listed(version) => mark.listed(version.as_deref()),
-            Self::ListEnds => {
-                mark.list_ends();
+            Self::Listed => {}
+            Self::ListEnds(at) => {
+                mark.list_ends(at);
                 heartbeat.beat();
             }
-            Self::Event(version) => {
-                mark.applied(version.as_deref());
+            Self::Event(at) => {
+                mark.applied(at);
                 heartbeat.beat();
             }
-            Self::Unreadable(version) => mark.applied(version.as_deref()),
+            Self::Unreadable(at) => mark.applied(at),
+            Self::Gap => mark.has_gap(),
         }
     }
 }
 
 impl Source {
-    fn events(&self) -> BoxStream<'static, Option<LockEvent>> {
+    fn events(&self) -> BoxStream<'static, LockEvent> {
         match &self.of {
             Of::Namespace(Some(namespace)) => {
                 events::<TokenLock>(Api::namespaced(self.client.clone(), namespace), TOKEN_LOCKS)
@@ -157,25 +158,29 @@ impl Source {
     }
 }
 
-fn events<K>(api: Api<DeserializeGuard<K>>, failure: &'static str) -> BoxStream<'static, Option<LockEvent>>
+fn events<K>(api: Api<DeserializeGuard<K>>, failure: &'static str) -> BoxStream<'static, LockEvent>
 where
     K: AnyLock + Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug + Send + 'static,
 {
-    events::follow(api, failure).map(|event| event.map(prepared)).boxed()
+    events::follow(api, None, failure).map(prepared).boxed()
 }
 
 fn prepared<K: AnyLock + Resource<DynamicType = ()>>(event: Event<DeserializeGuard<K>>) -> LockEvent {
     let prepare = |object: DeserializeGuard<K>| {
-        let (key, resource_version) = ((object.namespace(), object.name_any()), object.resource_version());
+        let key = (object.namespace(), object.name_any());
+        let resource_version = position(object.resource_version().as_deref());
         let lock = object.0.map(|lock| Arc::new(Lock::of(&lock))).map_err(|invalid| invalid.error);
         Prepared { key, resource_version, lock }
     };
     match event {
-        Event::Init => Event::Init,
-        Event::InitApply(object) => Event::InitApply(prepare(object)),
-        Event::InitDone => Event::InitDone,
-        Event::Apply(object) => Event::Apply(prepare(object)),
-        Event::Delete(object) => Event::Delete(prepare(object)),
+        Event::ListBegins => Event::ListBegins,
+        Event::Listed(object) => Event::Listed(prepare(object)),
+        Event::ListEnds(at) => Event::ListEnds(at),
+        Event::Resumed(at) => Event::Resumed(at),
+        Event::Applied(object) => Event::Applied(prepare(object)),
+        Event::Deleted(object) => Event::Deleted(prepare(object)),
+        Event::Bookmark(at) => Event::Bookmark(at),
+        Event::Gap => Event::Gap,
     }
 }
 
@@ -192,22 +197,23 @@ impl Known {
     /// Applies an event. Returns whether the locks have changed.
     fn take(&mut self, event: LockEvent) -> bool {
         match event {
-            Event::Init => {
+            Event::ListBegins => {
                 self.listed.clear();
                 false
             }
-            Event::InitApply(Prepared { key, lock, .. }) => {
+            Event::Listed(Prepared { key, lock, .. }) => {
                 self.listed.push(key.clone());
                 self.apply(key, lock)
             }
-            Event::Apply(Prepared { key, lock, .. }) => self.apply(key, lock),
-            Event::Delete(Prepared { key, .. }) => self.locks.remove(&key).is_some(),
-            Event::InitDone => {
+            Event::Applied(Prepared { key, lock, .. }) => self.apply(key, lock),
+            Event::Deleted(Prepared { key, .. }) => self.locks.remove(&key).is_some(),
+            Event::ListEnds(_) => {
                 self.is_listed = true;
                 let (before, listed) = (self.locks.len(), std::mem::take(&mut self.listed));
                 self.locks.retain(|key, _| listed.contains(key));
                 self.locks.len() != before
             }
+            Event::Resumed(_) | Event::Bookmark(_) | Event::Gap => false,
         }
     }
 
@@ -241,7 +247,7 @@ mod tests {
     fn event(name: &str, spec: serde_json::Value) -> Prepared {
         let object = json!({"metadata": {"namespace": "ns", "name": name}, "spec": spec});
         let guard: DeserializeGuard<TokenLock> = serde_json::from_value(object).expect("an object");
-        let Event::Apply(prepared) = prepared(Event::Apply(guard)) else { panic!("another event") };
+        let Event::Applied(prepared) = prepared(Event::Applied(guard)) else { panic!("another event") };
         prepared
     }
 
@@ -256,16 +262,16 @@ mod tests {
         let readable = || json!({"match": {"all": true}, "action": "Suspend"});
         let unreadable = || json!({"match": {"tomorrow": 1}, "action": "Suspend"});
         let mut known = Known::default();
-        assert!(known.take(Event::Apply(event("a", readable()))));
-        assert!(!known.take(Event::Apply(event("a", readable()))), "nothing has changed");
-        assert!(known.take(Event::Apply(event("b", readable()))));
-        assert!(!known.take(Event::Apply(event("new", unreadable()))), "what it stops is unknown");
+        assert!(known.take(Event::Applied(event("a", readable()))));
+        assert!(!known.take(Event::Applied(event("a", readable()))), "nothing has changed");
+        assert!(known.take(Event::Applied(event("b", readable()))));
+        assert!(!known.take(Event::Applied(event("new", unreadable()))), "what it stops is unknown");
         assert_eq!(names(&known), ["a", "b"]);
-        for event in [Event::Init, Event::InitApply(event("a", unreadable())), Event::InitDone] {
+        for event in [Event::ListBegins, Event::Listed(event("a", unreadable())), Event::ListEnds(1)] {
             known.take(event);
         }
         assert_eq!(names(&known), ["a"], "what was read before still holds");
-        assert!(known.take(Event::Delete(event("a", unreadable()))));
+        assert!(known.take(Event::Deleted(event("a", unreadable()))));
         assert!(known.locks.is_empty() && known.is_listed);
     }
 }

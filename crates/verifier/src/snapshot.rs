@@ -163,12 +163,12 @@ mod tests {
     /// A token that is known is of one namespace; any other may be of each.
     #[test]
     fn the_watch_counts_of_the_tokens_own_namespace() {
-        let mark = |namespace: &str, position: &str| {
+        let mark = |namespace: &str, position: u64| {
             let mark = Mark::default();
-            mark.applied(Some(position));
+            mark.applied(position);
             (Some(namespace.to_owned()), mark)
         };
-        let marks = Marks { tokens: vec![mark("quiet", "3"), mark("team", "9")], ..Marks::default() };
+        let marks = Marks { tokens: vec![mark("quiet", 3), mark("team", 9)], ..Marks::default() };
         let snapshot = std::sync::Arc::new(Snapshot::of(marks));
         let fixture = Fixture { snapshot, ..Fixture::unready(&[]) };
         fixture.with(1, spec());

@@ -10,9 +10,9 @@ use std::time::Duration;
 use tracing::{error, info};
 
 use crate::config::StalePolicy;
+use crate::heartbeat::Heartbeat;
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
-use tokenward_runtime::cluster::client::WatchHeartbeat;
 use tokenward_runtime::telemetry::probes::Part;
 
 /// How often the age is measured, and so by how much readiness may lag. Small beside `--max-staleness`, which is minutes.
@@ -27,7 +27,7 @@ pub(super) struct Limit {
 
 /// Measures the age of a snapshot for as long as it is polled. Of several watches, the oldest counts.
 pub(super) async fn watch(
-    watches: Vec<WatchHeartbeat>,
+    watches: Vec<Heartbeat>,
     limit: Limit,
     snapshot: Arc<Snapshot>,
     ready: Part,
@@ -36,7 +36,7 @@ pub(super) async fn watch(
     let mut stale = false;
     ready.set(true);
     loop {
-        let age = WatchHeartbeat::oldest(&watches);
+        let age = Heartbeat::oldest(&watches);
         metrics.watch_staleness.set(age.as_secs_f64());
         if (age > limit.max_staleness) != stale {
             stale = !stale;

@@ -24,8 +24,8 @@ const MAX_NONCE_BYTES: usize = 64;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Mark {
     applied: watch::Sender<u64>,
-    /// The highest of the list that is under way, if one is, which is applied only as a whole.
-    listing: Option<u64>,
+    /// What is known is not complete until the list that is under way has ended, or what has happened meanwhile was brought.
+    is_listing: bool,
     /// Something was missed, so that nothing that comes after it proves anything until all is listed again.
     gap: bool,
 }
@@ -37,31 +37,27 @@ impl Mark {
         self.applied.send_replace(0);
     }
 
-    /// A list begins.
+    /// A list begins, or something that is known as of some time ago is brought up to date.
     pub(super) fn list_begins(&mut self) {
-        self.listing = Some(0);
+        self.is_listing = true;
     }
 
-    /// An object of a list is applied.
-    pub(super) fn listed(&mut self, resource_version: Option<&str>) {
-        self.listing = self.listing.max(Some(parse(resource_version)));
-    }
-
-    /// A list is applied. It may have come from an older state than what was known.
-    pub(super) fn list_ends(&mut self) {
+    /// Everything up to a resourceVersion is applied, which may be an older one than was known.
+    pub(super) fn list_ends(&mut self, resource_version: u64) {
+        self.is_listing = false;
         self.gap = false;
-        self.applied.send_replace(self.listing.take().unwrap_or_default());
+        self.applied.send_replace(resource_version);
     }
 
     /// Whether a list has begun and not ended.
     pub(super) fn is_listing(&self) -> bool {
-        self.listing.is_some()
+        self.is_listing
     }
 
-    /// An event is applied. Those of one watch are in order.
-    pub(super) fn applied(&self, resource_version: Option<&str>) {
-        if !self.gap {
-            self.applied.send_replace(parse(resource_version));
+    /// An event or a bookmark is applied. Those of one watch are in order.
+    pub(super) fn applied(&self, resource_version: u64) {
+        if !self.gap && !self.is_listing {
+            self.applied.send_replace(resource_version);
         }
     }
 
@@ -85,11 +81,6 @@ pub(super) struct Marks {
     pub(super) locks: Vec<(Option<String>, Mark)>,
     /// `None`: ClusterTokenLocks are not followed.
     pub(super) cluster_locks: Option<Mark>,
-}
-
-/// 0, which proves nothing, for what is no number.
-fn parse(resource_version: Option<&str>) -> u64 {
-    resource_version.and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
 /// What a verifier tells of itself.
@@ -150,28 +141,23 @@ mod tests {
     #[test]
     fn a_list_counts_once_it_is_complete() {
         let mut mark = Mark::default();
-        mark.applied(Some("9"));
+        mark.applied(9);
         mark.list_begins();
-        mark.listed(Some("12"));
+        mark.applied(12);
         assert_eq!(mark.get(), 9);
-        mark.listed(Some("11"));
-        mark.list_ends();
+        mark.list_ends(12);
         assert_eq!(mark.get(), 12);
         // An etcd that was restored.
         mark.list_begins();
-        mark.listed(Some("3"));
-        mark.list_ends();
+        mark.list_ends(3);
         assert_eq!(mark.get(), 3);
-        mark.applied(Some("no number"));
-        assert_eq!(mark.get(), 0);
         // What comes behind a gap proves nothing.
         mark.has_gap();
-        mark.applied(Some("20"));
+        mark.applied(20);
         assert_eq!(mark.get(), 0);
         mark.list_begins();
-        mark.listed(Some("21"));
-        mark.list_ends();
-        mark.applied(Some("22"));
+        mark.list_ends(21);
+        mark.applied(22);
         assert_eq!(mark.get(), 22);
     }
 }

@@ -250,11 +250,23 @@ mod tests {
         )
     }
 
+    /// A check by these versions, and by what a checkpoint makes of them: they must decide alike.
     fn denial_of(versions: &[Version], request: &Request<'_>) -> Option<Code> {
-        match decide(versions, &peppers(), &Locks::default(), request, at(0)) {
+        let by = |versions: &[Version]| match decide(versions, &peppers(), &Locks::default(), request, at(0)) {
             Decision::Allow(_) => None,
             Decision::Deny(code) => Some(code),
-        }
+        };
+        let denial = by(versions);
+        assert_eq!(denial, by(&versions.iter().map(restored).collect::<Vec<_>>()), "from a checkpoint");
+        denial
+    }
+
+    fn restored(version: &Version) -> Version {
+        let of_entry = [(version.entry.key_ids().next().expect("a key id"), version.clone())];
+        let packed = version.entry.pack(&of_entry, Vec::new()).expect("packed");
+        let (mut indexed, rest) = Entry::unpack(&packed, &mut ScopePool::default()).expect("an entry");
+        assert!(rest.is_empty());
+        indexed.versions.pop().expect("a version").1
     }
 
     fn rotation(not_before: Timestamp) -> Option<Rotation> {

@@ -10,6 +10,7 @@ mod entry;
 
 pub use code::Code;
 pub use decide::{Audience, Decision, Identity, Request, decide};
+pub use entry::packed::{FORM, NotAnEntry};
 pub use entry::scopes::ScopePool;
 pub use entry::wire::{Metadata, WireToken};
 pub use entry::{Entry, Indexed, Version};

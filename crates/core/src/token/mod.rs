@@ -9,6 +9,7 @@ pub mod pepper;
 pub mod plaintext;
 pub mod scope;
 pub mod seal;
+pub mod segment_mac;
 pub mod statement;
 pub mod version_mac;
 
@@ -16,4 +17,5 @@ pub use format::{KeyId, Prefix, Token};
 pub use hash::Hash;
 pub use pepper::{PepperError, PepperId, Peppers};
 pub use plaintext::Plaintext;
+pub use segment_mac::Segment;
 pub use version_mac::{MacCheck, Owner, VersionFacts};

@@ -106,7 +106,7 @@ impl Peppers {
     }
 
     /// The pepper under which new hashes are made.
-    pub(super) fn current(&self) -> PepperId {
+    pub fn current(&self) -> PepperId {
         self.current
     }
 

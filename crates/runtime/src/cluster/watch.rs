@@ -14,7 +14,7 @@ use crate::backoff::WatchBackoff;
 
 /// Objects in a page of a list. A page is in memory up to three times while it is parsed, and an object may have more than
 /// a megabyte, so kube's default of 500 could fill any limit.
-const PAGE_SIZE: u32 = 50;
+pub const PAGE_SIZE: u32 = 50;
 
 /// A watch of many objects, whose first list comes in small pages, and is of the latest state. kube's streaming lists are of any
 /// state (they ask for resourceVersion 0): a process that starts could accept what others have confirmed as revoked.

@@ -378,10 +378,9 @@ async fn a_check_waits_for_what_it_asks_for() {
     let send = |path, media_type, body: String| {
         fixture.send_and_wait(request(Some(&caller), path, media_type, body), PEER)
     };
-    for (kind, mark) in marks.iter().enumerate() {
-        let wanted = 7 + kind;
+    for ((kind, mark), wanted) in marks.iter().enumerate().zip(7..) {
         for (path, media_type, body) in asking(&token, kind) {
-            mark.applied(Some(&(wanted - 1).to_string()));
+            mark.applied(wanted - 1);
             let began = tokio::time::Instant::now();
             let denied = send(path, media_type, body.clone()).await;
             assert_eq!(denied.status, 503, "{path}");
@@ -394,7 +393,7 @@ async fn a_check_waits_for_what_it_asks_for() {
             let event = async {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 fixture.with(1, ApiTokenSpec { revoked: Some(true), ..spec() });
-                mark.applied(Some(&wanted.to_string()));
+                mark.applied(wanted);
             };
             let (answer, ()) = tokio::join!(send(path, media_type, body.clone()), event);
             assert_eq!(began.elapsed(), Duration::from_millis(350), "{path}");
@@ -415,7 +414,7 @@ async fn a_check_waits_for_what_it_asks_for() {
     }
     // A stranger is turned away before anything is waited for.
     let began = tokio::time::Instant::now();
-    marks[0].applied(Some("1"));
+    marks[0].applied(1);
     for (path, media_type, body) in asking(&token, 0) {
         let denied = fixture.send_and_wait(request(Some("Bearer x"), path, media_type, body), PEER).await;
         assert_eq!(denied.status, 401, "{path}");

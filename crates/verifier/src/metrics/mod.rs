@@ -38,6 +38,8 @@ pub struct Metrics {
     pub(super) tokens: Gauge,
     pub(super) locks: Gauge,
     pub(super) watch_staleness: Gauge<f64, AtomicU64>,
+    /// In seconds since the epoch; 0 before the first one.
+    pub(super) checkpoint: Gauge,
     pub(super) connections: ConnectionMetrics,
     /// In seconds since the epoch; 0 without TLS.
     pub(super) certificate_expiry: Gauge,
@@ -80,6 +82,11 @@ impl Metrics {
                 registry,
                 "watch_staleness",
                 "Time since the API server last sent anything on the watch of ApiTokens",
+            ),
+            checkpoint: register(
+                registry,
+                "checkpoint_timestamp_seconds",
+                "When the checkpoint was last written, in seconds since the epoch; 0 before that, or without --checkpoint-dir",
             ),
             connections: ConnectionMetrics {
                 open: register(registry, "connections", "Open connections of clients"),

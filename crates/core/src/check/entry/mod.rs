@@ -7,8 +7,10 @@ use std::fmt;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use triomphe::ThinArc;
 
+pub mod packed;
 pub mod scopes;
 pub mod wire;
 
@@ -46,7 +48,7 @@ struct Head {
 }
 
 /// Whether a token may work at all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Standing {
     Good,
     Suspended,
@@ -54,7 +56,7 @@ pub(super) enum Standing {
 }
 
 /// The constraints and audiences of a token. An empty list sets no limit.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Limits {
     pub(super) audiences: Box<[Box<str>]>,
     pub(super) networks: Box<[IpNet]>,

@@ -33,6 +33,11 @@ impl Scopes {
         self.0.granted.split_ascii_whitespace()
     }
 
+    /// Those that the version was issued with, if these are others.
+    pub(in crate::check) fn issued_otherwise(&self) -> Option<&str> {
+        self.0.issued.as_deref()
+    }
+
     /// Those that the version was issued with, whatever the spec says by now.
     pub(in crate::check) fn issued(&self) -> &str {
         self.0.issued.as_ref().unwrap_or(&self.0.granted)
@@ -43,7 +48,12 @@ impl ScopePool {
     /// The interned lists of these scopes in this order.
     pub(in crate::check) fn share(&mut self, granted: &[&str], issued: &[String]) -> Scopes {
         let issued = (granted != issued).then(|| issued.join(" ").into());
-        let wanted = Scopes(Arc::new(Lists { granted: granted.join(" ").into(), issued }));
+        self.intern(granted.join(" ").into(), issued)
+    }
+
+    /// The same of lists separated by spaces. `issued`: `None` is what is granted.
+    pub(in crate::check) fn intern(&mut self, granted: Box<str>, issued: Option<Box<str>>) -> Scopes {
+        let wanted = Scopes(Arc::new(Lists { granted, issued }));
         if let Some(list) = self.lists.get(&wanted) {
             return list.clone();
         }
