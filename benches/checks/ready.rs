@@ -1,4 +1,4 @@
-//! How soon a verifier is ready on a real API server.
+//! How soon a verifier is ready on a real API server, with a checkpoint and without.
 
 use std::time::Instant;
 
@@ -16,20 +16,34 @@ pub fn measure(bench: &Bench, objects: u64, report: &mut Report) -> anyhow::Resu
         cluster::fill(&client, objects).await
     })?;
     let kubeconfig = cluster.kubeconfig_for_service_account("tokenward", "tokenward-verifier")?;
-    let mut times = Vec::new();
-    for _ in 0..bench.rounds {
-        let (command, listen) = verifier::command(&bench.tokenward, &kubeconfig, free_address()?)?;
+    let checkpoint = bench.folder.join("ready");
+    std::fs::create_dir_all(&checkpoint)?;
+    let start = |with_checkpoint: bool| {
+        let (mut command, listen) = verifier::command(&bench.tokenward, &kubeconfig, free_address()?)?;
+        if with_checkpoint {
+            command.arg("--checkpoint-dir").arg(&checkpoint);
+        }
         let log = bench.folder.join("ready.log");
         let begun = Instant::now();
-        drop(Server::start_anywhere("verifier".to_owned(), listen, "/auth", objects, command, &log)?);
-        times.push(begun.elapsed().as_secs_f64());
+        let server = Server::start_anywhere("verifier".to_owned(), listen, "/auth", objects, command, &log)?;
+        anyhow::Ok((server, begun.elapsed().as_secs_f64()))
+    };
+    let (first, _) = start(true)?;
+    verifier::wait_for_checkpoint(&checkpoint)?;
+    drop(first);
+    let (mut listed, mut restored) = (Vec::new(), Vec::new());
+    for _ in 0..bench.rounds {
+        listed.push(start(false)?.1);
+        restored.push(start(true)?.1);
     }
     report.section(
         "Start",
         &format!(
-            "From the start of the process to the first good check, with {} ApiTokens on a real API server: {:.2} s.",
+            "From the start of the process to the first good check, with {} ApiTokens on a real API server: {:.2} s by a list, \
+             {:.2} s by a checkpoint and what has happened since.",
             report::thousands(objects),
-            median(times)
+            median(listed),
+            median(restored),
         ),
     );
     Ok(())

@@ -32,6 +32,7 @@ mod server;
 #[allow(dead_code, reason = "each benchmark has tokens of its own kind")]
 mod tokens;
 #[path = "../support/verifier.rs"]
+#[allow(dead_code, reason = "each benchmark starts verifiers of its own kind")]
 mod verifier;
 #[path = "../support/world.rs"]
 #[allow(dead_code, reason = "each benchmark does other things to it")]

@@ -31,6 +31,8 @@ use super::tokens::{self, Labels};
 
 /// How often each watch has a bookmark, without which verifiers would take it for dead and list all again.
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(10);
+/// An API server sends one so long before a watch times out.
+const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
 const GROUP: &str = "tokenward.dev/v1alpha1";
 /// Before the first lock is created.
 const FIRST_LOCK: Timestamp = Timestamp::constant(1_793_577_600, 0);
@@ -65,7 +67,8 @@ impl Api {
             tokens,
             labels,
             peppers: Peppers::from_data(&tokens::pepper())?,
-            locks: Mutex::new(Locks { objects: BTreeMap::new(), version: tokens }),
+            // Something else has happened since the last token was made, as always in a cluster.
+            locks: Mutex::new(Locks { objects: BTreeMap::new(), version: tokens + 1 }),
             lock_events: broadcast::channel(1024).0,
         });
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -164,11 +167,21 @@ fn answer(path: &str, query: &str, state: &Arc<State>) -> Response<ResponseBody>
     let parameter = |name: &str| query.split('&').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
     let is_watch = parameter("watch") == Some("true");
     let body = match path.rsplit('/').next() {
-        Some("apitokens") if is_watch => watch(GROUP, "ApiToken", None, state),
-        Some("tokenlocks") if is_watch => watch(GROUP, "TokenLock", None, state),
-        Some("secrets") if is_watch => watch("v1", "Secret", None, state),
+        Some("apitokens") if is_watch => {
+            let end = parameter("timeoutSeconds").and_then(|text| text.parse().ok()).map(Duration::from_secs);
+            let interval = end.map_or(BOOKMARK_INTERVAL, |end| end.saturating_sub(BOOKMARK_BEFORE_END));
+            watch(GROUP, "ApiToken", None, interval.min(BOOKMARK_INTERVAL), state)
+        }
+        Some("tokenlocks") if is_watch => watch(GROUP, "TokenLock", None, BOOKMARK_INTERVAL, state),
+        Some("secrets") if is_watch => watch("v1", "Secret", None, BOOKMARK_INTERVAL, state),
         Some("clustertokenlocks") if is_watch => {
-            watch(GROUP, "ClusterTokenLock", Some(state.lock_events.subscribe()), state)
+            let events = state.lock_events.subscribe();
+            watch(GROUP, "ClusterTokenLock", Some(events), BOOKMARK_INTERVAL, state)
+        }
+        // A verifier that goes on from a checkpoint asks how far the API server is.
+        Some("apitokens") if parameter("fieldSelector").is_some() => {
+            let locks = state.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            full(list("ApiTokenList", locks.version, &[]).to_string())
         }
         Some("apitokens") => {
             let from = parameter("continue").and_then(|text| text.parse().ok()).unwrap_or(0);
@@ -204,6 +217,7 @@ fn watch(
     api_version: &'static str,
     kind: &'static str,
     events: Option<broadcast::Receiver<Bytes>>,
+    bookmark_interval: Duration,
     state: &Arc<State>,
 ) -> ResponseBody {
     let next = move |(mut events, state): (Option<broadcast::Receiver<Bytes>>, Arc<State>)| async move {
@@ -216,7 +230,7 @@ fn watch(
         let line = tokio::select! {
             // Whoever misses events is told by the end.
             event = event => event?,
-            () = tokio::time::sleep(BOOKMARK_INTERVAL) => {
+            () = tokio::time::sleep(bookmark_interval) => {
                 let version = state.locks.lock().unwrap_or_else(PoisonError::into_inner).version;
                 let metadata = json!({"resourceVersion": version.to_string()});
                 let object = json!({"apiVersion": api_version, "kind": kind, "metadata": metadata});

@@ -232,7 +232,11 @@ pub fn further_fields_are_rendered() {
     );
     assert_eq!(pod["hostAliases"][0]["ip"], "10.0.0.9");
     let mounts = pod["containers"][0]["volumeMounts"].as_array().map(Vec::len);
-    assert_eq!((mounts, pod["volumes"].as_array().map(Vec::len)), (Some(2), Some(2)), "with that of TLS");
+    assert_eq!(
+        (mounts, pod["volumes"].as_array().map(Vec::len)),
+        (Some(3), Some(3)),
+        "with those of TLS and the checkpoint"
+    );
     assert_eq!(pod["serviceAccountName"], "theirs");
     let controller = object(&rendered, "Deployment", "tokenward-controller");
     assert_eq!(

@@ -16,6 +16,7 @@
 
 mod admission;
 mod at_least;
+mod checkpoint;
 mod crash;
 mod endpoints;
 mod ext_authz;
@@ -184,6 +185,8 @@ fn main() -> ExitCode {
         faults::a_missing_pepper_stops_the_controller,
         faults::a_pepper_that_is_gone_for_a_while_ends_no_token,
         lock::a_verifier_that_starts_knows_the_locks_first,
+        checkpoint::a_verifier_that_is_killed_goes_on_from_its_checkpoint,
+        checkpoint::a_checkpoint_that_can_not_be_written_stops_nothing,
         proof::a_revocation_is_enforced_once_every_verifier_has_confirmed_it,
         proof::a_verifier_that_starts_late_counts_once_it_knows_all,
         proof::a_verifier_whose_watch_is_held_up_confirms_nothing,

@@ -12,12 +12,14 @@ use crate::faults::clock;
 use crate::lock;
 use testkit::{Process, Site, Space, condition, eventually, has};
 
-/// A controller of a namespace alone, which asks verifiers at these telemetry addresses.
-async fn controller(site: &Site, space: &Space, verifiers: &[SocketAddr]) -> Process {
+/// A controller of a namespace alone, which asks verifiers at these telemetry addresses, if there are any.
+pub(crate) async fn controller(site: &Site, space: &Space, verifiers: &[SocketAddr]) -> Process {
     let verifiers = verifiers.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(",");
     let name = space.name.as_str();
-    let flags =
-        ["--watch-namespaces", name, "--lease-name", name, "--identity", name, "--verifiers", &verifiers];
+    let mut flags = vec!["--watch-namespaces", name, "--lease-name", name, "--identity", name];
+    if !verifiers.is_empty() {
+        flags.extend(["--verifiers", &verifiers]);
+    }
     site.controller_as_admin(&flags, &[]).ready().await
 }
 

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tokenward_core::crd::{ConditionType, RevocationSource, VersionState};
 use tokenward_core::tombstone::{TOMBSTONE_BYTES, TokenIdentity};
 
+use crate::checkpoint;
 use crate::faults::clock;
 use testkit::{Process, Site, Space, condition, eventually};
 
@@ -235,9 +236,14 @@ pub async fn an_older_etcd_revives_nothing(site: &Site) {
     verifier.answers(&living, "scope=a:b", 200).await;
     has_stored(site, 2).await;
 
-    // Nobody remembers; the runbook brings the ledger back.
+    // Of those that start anew, only one with a checkpoint remembers; the runbook brings the ledger back.
     controller.kill();
+    let checkpoints = folder.path().join("checkpoints");
+    std::fs::create_dir(&checkpoints).expect("a folder");
+    checkpoint::keeping(site, &checkpoints).await.kill();
     site.cluster.restore_etcd(&snapshot).expect("a restore");
+    let remembers = checkpoint::keeping(site, &checkpoints).await;
+    assert_eq!([remembers.check(&revoked, "").await, remembers.check(&living, "").await], [401, 200]);
     let late = site.verifier(&[]).ready().await;
     assert_eq!(
         late.check(&revoked, "").await,

@@ -45,6 +45,7 @@ fn main() -> ExitCode {
         delivery::a_rotation_reaches_pods_and_no_check_fails,
         delivery::a_revocation_is_seen_by_a_running_pod,
         scale::a_namespace_of_a_thousand_tokens_is_deleted,
+        release::a_container_that_was_killed_goes_on_from_its_checkpoint,
         release::an_upgrade_mints_nothing_and_no_check_fails,
         release::an_image_that_can_t_be_pulled_stops_nothing,
         release::a_reinstall_picks_up_the_tokens,

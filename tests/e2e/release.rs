@@ -11,6 +11,36 @@ pub async fn the_chart_s_own_test_passes(stage: &Stage) {
     assert!(printed.contains("Phase:          Succeeded"), "{printed}");
 }
 
+/// Whatever it was that ended it.
+pub async fn a_container_that_was_killed_goes_on_from_its_checkpoint(stage: &Stage) {
+    let space = stage.namespace("killed").await;
+    space.active("t", json!({"scopes": ["orders:read"]})).await;
+    let of_verifiers = "-n tokenward -l app.kubernetes.io/component=verifier";
+    let pod = stage.sh(&format!("kubectl get pods {of_verifiers} -o jsonpath={{.items[0].metadata.name}}"));
+    let pod = pod.trim();
+    eventually("a checkpoint in its volume", async || {
+        let metrics = stage
+            .sh(&format!("kubectl get --raw /api/v1/namespaces/tokenward/pods/{pod}:9090/proxy/metrics"));
+        let line = metrics.lines().find(|line| line.starts_with("tokenward_checkpoint_timestamp_seconds "));
+        if line.is_some_and(|line| !line.ends_with(" 0")) { Ok(()) } else { Err(format!("{line:?}")) }
+    })
+    .await;
+    stage.sh(&format!(
+        "for process in $(pgrep -f 'tokenward verifier'); do
+             if tr '\\0' '\\n' < /proc/$process/environ | grep -qx HOSTNAME={pod}; then kill -KILL $process; fi
+         done"
+    ));
+    eventually("the container is started again", async || {
+        let fields = "{.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].ready}";
+        let state = stage.sh(&format!("kubectl get pod -n tokenward {pod} -o 'jsonpath={fields}'"));
+        if state.trim() == "1 true" { Ok(()) } else { Err(state) }
+    })
+    .await;
+    let log = stage.sh(&format!("kubectl logs -n tokenward {pod}"));
+    assert!(log.contains("what has happened since the checkpoint is known"), "{log}");
+    assert!(!log.contains("listed ApiTokens"), "{log}");
+}
+
 pub async fn an_upgrade_mints_nothing_and_no_check_fails(stage: &Stage) {
     let space = stage.namespace("upgrade").await;
     space.active("t", json!({"scopes": ["orders:read"]})).await;

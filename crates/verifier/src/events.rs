@@ -249,7 +249,8 @@ fn is_unreadable(error: &kube::Error) -> bool {
 /// come so far (<https://kubernetes.io/docs/reference/using-api/api-concepts/#semantics-for-get-and-list>), so watches from then
 /// on bring it soon. It is of the one object of a name that none has.
 async fn latest<K: Clone + Debug + DeserializeOwned>(anywhere: &Api<K>) -> Result<u64, kube::Error> {
-    let list = anywhere.list_metadata(&ListParams::default().fields("metadata.name=none-of-this-name")).await?;
+    let list =
+        anywhere.list_metadata(&ListParams::default().fields("metadata.name=none-of-this-name")).await?;
     Ok(position(list.metadata.resource_version.as_deref()))
 }
 
@@ -330,10 +331,7 @@ mod tests {
 
     /// An API server whose lists have one object and this resourceVersion, and whose watches, from a resourceVersion on, bring
     /// these lines one after the other. Those of others never end. Returns what is asked for.
-    fn api(
-        latest: u64,
-        watches: &[(u64, &[String])],
-    ) -> (Api<ConfigMap>, Arc<Mutex<Vec<String>>>) {
+    fn api(latest: u64, watches: &[(u64, &[String])]) -> (Api<ConfigMap>, Arc<Mutex<Vec<String>>>) {
         let asked = Arc::<Mutex<Vec<String>>>::default();
         let noted = asked.clone();
         let mut watches: Vec<(u64, String)> =

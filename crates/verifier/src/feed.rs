@@ -71,9 +71,8 @@ pub(super) async fn feed(
         for listing in &mut listings {
             listing.mark.list_begins();
         }
-        let mut events = stream::select_all(
-            sources.iter().enumerate().map(|(at, source)| events(source, known(at), at)),
-        );
+        let mut events =
+            stream::select_all(sources.iter().enumerate().map(|(at, source)| events(source, known(at), at)));
         let mut relist = Relist::new(max_staleness);
         loop {
             let heartbeats = sources.iter().map(|source| &source.heartbeat);

@@ -109,15 +109,8 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     let checkpoint = args.checkpoint_dir.as_deref().map(Checkpoint::in_folder);
     let keep_checkpoint =
         checkpoint.clone().map(|checkpoint| checkpoint.keep(snapshot.clone(), metrics.clone()));
-    let feed = feed::feed(
-        sources,
-        checkpoint,
-        snapshot.clone(),
-        peppers.clone(),
-        max,
-        list_ready,
-        metrics.clone(),
-    );
+    let feed =
+        feed::feed(sources, checkpoint, snapshot.clone(), peppers.clone(), max, list_ready, metrics.clone());
     let staleness = staleness::watch(heartbeats, limit, snapshot.clone(), fresh, metrics);
     let timeouts = Timeouts::default();
     let server = Server::new(endpoints, http_tls, timeouts, max_connections, connections.clone());

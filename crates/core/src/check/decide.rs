@@ -252,7 +252,8 @@ mod tests {
 
     /// A check by these versions, and by what a checkpoint makes of them: they must decide alike.
     fn denial_of(versions: &[Version], request: &Request<'_>) -> Option<Code> {
-        let by = |versions: &[Version]| match decide(versions, &peppers(), &Locks::default(), request, at(0)) {
+        let by = |versions: &[Version]| match decide(versions, &peppers(), &Locks::default(), request, at(0))
+        {
             Decision::Allow(_) => None,
             Decision::Deny(code) => Some(code),
         };

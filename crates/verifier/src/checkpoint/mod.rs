@@ -155,7 +155,7 @@ impl Checkpoint {
             // Where the disk is full, it is in the way. Of two failures the first is told.
             let _ = std::fs::remove_file(&new);
         }
-        Ok(written.and_then(|()| Ok(std::fs::rename(&new, &self.file)?))?)
+        written.and_then(|()| Ok(std::fs::rename(&new, &self.file)?))
     }
 
     /// The feed goes on meanwhile. So some tokens are later than the resourceVersion by which the checkpoint goes on, which does no

@@ -152,13 +152,18 @@ mod tests {
         let Indexed { entry, .. } = entry("name");
         let packed = entry.pack(&[], Vec::new()).expect("packed");
         for at in 0..packed.len() {
-            assert_eq!(Entry::unpack(&packed[..at], &mut ScopePool::default()).err(), Some(NotAnEntry), "{at}");
+            assert_eq!(
+                Entry::unpack(&packed[..at], &mut ScopePool::default()).err(),
+                Some(NotAnEntry),
+                "{at}"
+            );
             for bit in 0..8 {
                 let mut other = packed.clone();
                 other[at] ^= 1 << bit;
                 if let Ok((indexed, _)) = Entry::unpack(&other, &mut ScopePool::default()) {
                     let entry = indexed.entry;
-                    let _ = (entry.object(), entry.token_id(), entry.key_ids().count(), entry.subject_of_locks());
+                    let _ =
+                        (entry.object(), entry.token_id(), entry.key_ids().count(), entry.subject_of_locks());
                 }
             }
         }
