@@ -21,7 +21,7 @@ pub fn measure(bench: &Bench, objects: u64, report: &mut Report) -> anyhow::Resu
     let start = |with_checkpoint: bool| {
         let (mut command, listen) = verifier::command(&bench.tokenward, &kubeconfig, free_address()?)?;
         if with_checkpoint {
-            command.arg("--checkpoint-dir").arg(&checkpoint);
+            command.args(["--checkpoint-min-tokens", "0", "--checkpoint-dir"]).arg(&checkpoint);
         }
         let log = bench.folder.join("ready.log");
         let begun = Instant::now();

@@ -41,7 +41,7 @@ pub fn with_checkpoint(
     checkpoint: &Path,
 ) -> anyhow::Result<Server> {
     let (mut command, listen) = command(program, api.kubeconfig(), free_address()?)?;
-    command.arg("--checkpoint-dir").arg(checkpoint);
+    command.args(["--checkpoint-min-tokens", "0", "--checkpoint-dir"]).arg(checkpoint);
     start(command, listen, api, folder)
 }
 

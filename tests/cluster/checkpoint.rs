@@ -13,7 +13,9 @@ const CAUGHT_UP: &str = "what has happened since the checkpoint is known";
 
 /// A verifier with its checkpoint in this folder, once it has written one.
 pub(crate) async fn keeping(site: &Site, folder: &Path) -> Process {
-    let verifier = site.verifier(&["--checkpoint-dir", &folder.display().to_string()]).ready().await;
+    let folder = folder.display().to_string();
+    let verifier =
+        site.verifier(&["--checkpoint-dir", &folder, "--checkpoint-min-tokens", "0"]).ready().await;
     is_written(&verifier).await;
     verifier
 }

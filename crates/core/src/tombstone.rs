@@ -1,7 +1,7 @@
 //! What was revoked is remembered apart from the object that says so, since a restore may bring back an earlier state of it.
 //!
 //! The controller keeps tombstones in the ledger, beside the pepper, where they outlive the ApiTokens; each verifier keeps those
-//! of what it has seen revoked for as long as it runs. A tombstone only ever ends: it is made of what the object itself says, so
+//! of what it has seen revoked for as long as it runs, or its checkpoint is there. A tombstone only ever ends: it is made of what the object itself says, so
 //! whoever writes a status can end with it nothing but that object.
 
 use std::collections::HashSet;

@@ -1,7 +1,8 @@
 //! Reading one's own writes: a check that asks for what must be known at least.
 //!
 //! Whoever has revoked a token or created a lock knows the resourceVersion of what was written. Each kind is compared with the
-//! watch of that kind alone: where nothing changes, a watch stays at an earlier one, though it lacks nothing.
+//! watch of that kind alone: where nothing changes, a watch stays at an earlier one until the next bookmark, though it lacks
+//! nothing.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -105,8 +106,8 @@ impl fmt::Display for Behind {
         }
         write!(
             f,
-            ": ask again in a second. If it stays so, no {kind} of this cluster have that resourceVersion, or the verifier \
-             receives nothing from the API server"
+            ": ask again in a second. If it stays so for minutes, this cluster has not come to that resourceVersion, or the \
+             verifier receives nothing from the API server"
         )
     }
 }

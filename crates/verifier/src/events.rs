@@ -93,35 +93,39 @@ where
     K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     async fn run(mut self, from: Option<Resume<K>>) {
-        let mut known = match from {
+        let known = match from {
             Some(resume) => self.resume(resume).await,
             None => None,
         };
+        if let Some(resource_version) = known {
+            self.watch(resource_version).await;
+        }
         loop {
-            let listed = match known.take() {
-                Some(resource_version) => Ok(resource_version),
-                None => self.list().await,
-            };
-            match listed {
-                Ok(resource_version) => self.watch(resource_version).await,
-                Err(error) => self.wait(&message(&error)).await,
+            match self.list().await {
+                Ok(resource_version) => {
+                    self.watch(resource_version).await;
+                    self.pause().await;
+                }
+                Err(failure) => self.wait(&failure).await,
             }
         }
     }
 
     /// Lists all objects. Returns the resourceVersion from which to watch.
-    async fn list(&mut self) -> Result<String, kube::Error> {
+    async fn list(&mut self) -> Result<String, String> {
         self.send(Event::ListBegins).await;
         let mut page = ListParams::default().limit(PAGE_SIZE);
         loop {
-            let objects = self.api.list(&page).await?;
+            let objects = self.api.list(&page).await.map_err(|error| message(&error))?;
             for object in objects.items {
                 self.send(Event::Listed(object)).await;
             }
             match objects.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(next) => page = page.continue_token(&next),
                 None => {
-                    let resource_version = objects.metadata.resource_version.unwrap_or_default();
+                    let resource_version =
+                        objects.metadata.resource_version.filter(|version| !version.is_empty());
+                    let resource_version = resource_version.ok_or("the list has no resourceVersion")?;
                     self.send(Event::ListEnds(position(Some(&resource_version)))).await;
                     return Ok(resource_version);
                 }
@@ -147,26 +151,26 @@ where
                     Some(Ok(event)) => event,
                     // The watch goes on behind it.
                     Some(Err(error)) if is_unreadable(&error) => {
-                        warn!(error = message(&error), "{}", self.failure);
                         self.send(Event::Gap).await;
+                        self.wait(&message(&error)).await;
                         continue;
                     }
                     Some(Err(error)) => break Some(message(&error)),
                     None => break None,
                 };
-                self.backoff.reset();
                 let Some(passed) = self.pass(event).await else { return };
                 resource_version = passed;
+                self.backoff.reset();
             };
             match failure {
                 Some(failure) => self.wait(&failure).await,
                 // As each does after some minutes; one that ends at once must not be begun again at once.
-                None => sleep(self.backoff.next().unwrap_or_default()).await,
+                None => self.pause().await,
             }
         }
     }
 
-    /// Passes on an event. Returns its resourceVersion; `None`: it has none, so all is to be listed again.
+    /// Passes on an event. Returns its resourceVersion. `None`: it has none, so it is not passed on, and all is to be listed again.
     async fn pass(&mut self, event: WatchEvent<K>) -> Option<String> {
         let (resource_version, event) = match event {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
@@ -180,8 +184,9 @@ where
             }
             WatchEvent::Error(_) => return None,
         };
+        let resource_version = resource_version.filter(|version| !version.is_empty())?;
         self.send(event).await;
-        resource_version.filter(|version| !version.is_empty())
+        Some(resource_version)
     }
 
     /// Brings what has happened since a resourceVersion. Returns from where to watch, once all is known that had happened when
@@ -200,10 +205,17 @@ where
     }
 
     async fn catch_up(&mut self, known: u64, anywhere: &Api<K>) -> Result<u64, String> {
-        let now = latest(anywhere).await.map_err(|error| message(&error))?;
+        let now = loop {
+            match latest(anywhere).await {
+                Ok(now) => break now,
+                // A list would fare no better.
+                Err(error) if is_temporary(&error) => self.wait(&message(&error)).await,
+                Err(error) => return Err(message(&error)),
+            }
+        };
         let mut at = known;
-        if now < at {
-            // An earlier state of the cluster was restored, or it is another one.
+        // An earlier state of the cluster was restored, or it is another one. From 0 on, a watch begins anywhere.
+        if now < at || at == 0 {
             return Err("it is not that far yet".to_owned());
         }
         while at < now {
@@ -211,14 +223,12 @@ where
             let params = WatchParams::default().timeout(CATCH_UP_SECONDS);
             let events = self.api.watch(&params, &at.to_string()).await;
             let mut events = events.map_err(|error| message(&error))?.boxed();
-            while let (true, Some(event)) = (at < now, events.next().await) {
-                match event {
-                    Ok(WatchEvent::Error(status)) => return Err(status.message),
-                    Ok(event) => {
-                        let passed = self.pass(event).await;
-                        at = passed.as_deref().map_or(0, |version| position(Some(version)));
-                    }
-                    Err(error) => return Err(message(&error)),
+            while at < now {
+                match events.next().await {
+                    Some(Ok(WatchEvent::Error(status))) => return Err(status.message),
+                    Some(Ok(event)) => at = position(self.pass(event).await.as_deref()),
+                    Some(Err(error)) => return Err(message(&error)),
+                    None => break,
                 }
             }
             if at <= begun {
@@ -235,8 +245,17 @@ where
 
     async fn wait(&mut self, failure: &str) {
         warn!(error = failure, "{}", self.failure);
+        self.pause().await;
+    }
+
+    async fn pause(&mut self) {
         sleep(self.backoff.next().unwrap_or_default()).await;
     }
+}
+
+/// Whether a request may succeed later.
+fn is_temporary(error: &kube::Error) -> bool {
+    !matches!(error, kube::Error::Api(status) if (400..429).contains(&status.code))
 }
 
 /// Whether a line of a watch could not be read, so that nobody will ever hear what it said.
@@ -307,6 +326,8 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use http::{Request, Response};
+    use http_body_util::StreamBody;
+    use hyper::body::{Bytes, Frame};
     use k8s_openapi::api::core::v1::ConfigMap;
     use kube::Client;
     use kube::client::Body;
@@ -314,6 +335,8 @@ mod tests {
 
     use super::*;
 
+    /// In place of a last line: the watch goes on, and brings nothing more.
+    const OPEN: &str = "open";
     const GONE_EVENT: &str = r#"{"type":"ERROR","object":{"kind":"Status","status":"Failure","code":410,"message":"too old","reason":"Expired"}}"#;
     const FAILED_EVENT: &str = r#"{"type":"ERROR","object":{"kind":"Status","status":"Failure","code":500,"message":"etcd","reason":"Internal"}}"#;
 
@@ -330,7 +353,8 @@ mod tests {
     }
 
     /// An API server whose lists have one object and this resourceVersion, and whose watches, from a resourceVersion on, bring
-    /// these lines one after the other. Those of others never end. Returns what is asked for.
+    /// these lines one after the other, and end then but for those whose last line is `OPEN`. Those from elsewhere bring nothing.
+    /// Returns what is asked for.
     fn api(latest: u64, watches: &[(u64, &[String])]) -> (Api<ConfigMap>, Arc<Mutex<Vec<String>>>) {
         let asked = Arc::<Mutex<Vec<String>>>::default();
         let noted = asked.clone();
@@ -349,22 +373,25 @@ mod tests {
                 None => "latest".to_owned(),
             };
             noted.lock().expect("a lock").push(what);
-            let body = match watched {
+            let (body, stays_open) = match watched {
                 Some(from) => {
                     let at = watches.iter().position(|(of, _)| *of == from);
-                    at.map(|at| watches.remove(at).1)
+                    let lines = at.map(|at| watches.remove(at).1).unwrap_or_else(|| OPEN.to_owned() + "\n");
+                    let open = lines.strip_suffix("open\n").map(str::to_owned);
+                    (open.clone().unwrap_or(lines), open.is_some())
                 }
                 None => {
                     let object = r#"{"metadata":{"name":"listed","resourceVersion":"3"}}"#;
-                    Some(format!(r#"{{"metadata":{{"resourceVersion":"{latest}"}},"items":[{object}]}}"#))
+                    let list =
+                        format!(r#"{{"metadata":{{"resourceVersion":"{latest}"}},"items":[{object}]}}"#);
+                    (list, false)
                 }
             };
-            async move {
-                match body {
-                    Some(body) => Ok::<_, Infallible>(Response::new(Body::from(body.into_bytes()))),
-                    None => future::pending().await,
-                }
-            }
+            let frame = stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from(body)))]);
+            let rest =
+                if stays_open { stream::pending().left_stream() } else { stream::empty().right_stream() };
+            let body = StreamBody::new(frame.chain(rest));
+            future::ready(Ok::<_, Infallible>(Response::new(body)))
         };
         (Api::default_namespaced(Client::new(service_fn(answer), "default")), asked)
     }
@@ -415,7 +442,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_known_is_brought_up_to_date() {
-        let missed = [event("MODIFIED", "a", 7), event("DELETED", "b", 8), bookmark(9)];
+        let missed = [event("MODIFIED", "a", 7), event("DELETED", "b", 8), bookmark(9), OPEN.to_owned()];
         let (up_to_date, requests) = api(9, &[(5, &missed)]);
         let expected = ["Applied(a)", "Deleted(b)", "Bookmark(9)", "Resumed(9)"];
         assert_eq!(events(up_to_date, Some(5)).await, expected);
@@ -441,6 +468,7 @@ mod tests {
             (5, &behind),
             (5, &no_version),
             (5, &[]),
+            (0, &[bookmark(9)]),
             // An earlier state was restored, or it is another cluster.
             (10, &[bookmark(11)]),
         ] {

@@ -6,6 +6,7 @@
 //! objects in memory at once.
 
 use std::borrow::Cow;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use serde_json::value::RawValue;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Opened};
 use crate::events::{self, Event, Relist, Resume, position};
 use crate::heartbeat::Heartbeat;
 use crate::metrics::Metrics;
@@ -33,6 +34,9 @@ use tokenward_runtime::telemetry::probes::Part;
 
 /// Of a list, how many objects that can't be read are named in the log.
 const NAMED_UNREADABLE: u32 = 20;
+
+/// How many events are kept while a checkpoint is restored. Those beyond are read then.
+const MAX_WAITING: usize = 1000;
 
 /// The source of one watch.
 pub(super) struct Source {
@@ -59,20 +63,36 @@ pub(super) async fn feed(
     let mut listings: Vec<_> =
         sources.iter().map(|source| Listing::new(source.namespace.clone(), source.mark.clone())).collect();
     let Some(mut peppers) = next_peppers(&mut pepper_state).await else { return };
-    let mut known = match checkpoint {
-        Some(checkpoint) => checkpoint.restore(snapshot.clone(), peppers.clone()).await,
+    let mut opened = match checkpoint {
+        Some(checkpoint) => checkpoint.open(snapshot.clone(), peppers.clone()).await,
         None => None,
     };
     loop {
-        // What was restored may lack a version whose pepper was not there.
-        let mut lacks_pepper = known.is_some();
-        let known = known.take();
-        let known = |at: usize| known.as_ref().and_then(|known| known.get(at).copied());
-        for listing in &mut listings {
+        // What is restored may lack a version whose pepper was not there.
+        let mut lacks_pepper = opened.is_some();
+        let known = opened.as_ref().map(Opened::positions).unwrap_or_default();
+        for listing in &listings {
             listing.mark.list_begins();
         }
-        let mut events =
-            stream::select_all(sources.iter().enumerate().map(|(at, source)| events(source, known(at), at)));
+        snapshot.index_peppers.store(Some(peppers.clone()));
+        let mut events = stream::select_all(
+            sources.iter().enumerate().map(|(at, source)| events(source, known.get(at).copied(), at)),
+        );
+        // What has happened since comes after what is restored.
+        let mut waiting = Vec::new();
+        if let Some(opened) = opened.take() {
+            let mut restored = pin!(opened.restore());
+            let is_restored = loop {
+                tokio::select! {
+                    is_restored = &mut restored => break is_restored,
+                    Some(event) = events.next(), if waiting.len() < MAX_WAITING => waiting.push(event),
+                }
+            };
+            if !is_restored {
+                continue;
+            }
+        }
+        let mut events = stream::iter(waiting).chain(events);
         let mut relist = Relist::new(max_staleness);
         loop {
             let heartbeats = sources.iter().map(|source| &source.heartbeat);
@@ -98,11 +118,13 @@ pub(super) async fn feed(
                 }
                 next = next_peppers(&mut pepper_state) => {
                     let Some(next) = next else { return };
+                    let is_another = next.ids().any(|id| !peppers.contains(&id));
                     peppers = next;
-                    if lacks_pepper {
+                    if lacks_pepper && is_another {
                         info!("there is another pepper, which some tokens may need; listing ApiTokens again");
                         break;
                     }
+                    snapshot.index_peppers.store(Some(peppers.clone()));
                 }
                 () = relist.due(heartbeats, is_listing) => break,
             }
@@ -407,6 +429,8 @@ mod tests {
         assert_eq!(news(Event::Applied(object(BAD))), (false, true));
         assert_eq!(news(Event::Applied(object(GOOD))), (true, true));
         assert_eq!(news(Event::Deleted(object(BAD))), (true, true), "its name is enough");
+        assert_eq!(news(Event::Bookmark(9)), (true, true));
+        assert_eq!(news(Event::Gap), (false, true));
         news(Event::ListBegins);
         assert_eq!(news(Event::ListEnds(1)), (true, true), "there need not be any");
         assert!(snapshot.index.is_empty());
@@ -426,7 +450,8 @@ mod tests {
             let is_watch = is_watch(&request);
             let body = if is_watch {
                 let events = "{\"type\":\"MODIFIED\",\"object\":{\"kind\":\"ApiToken\"}}\n\
-                    {\"type\":\"BOOKMARK\",\"object\":{\"metadata\":{\"resourceVersion\":\"9\"}}}\n";
+                    {\"type\":\"BOOKMARK\",\"object\":{\"kind\":\"ApiToken\",\"apiVersion\":\"tokenward.dev/v1alpha1\",\
+                     \"metadata\":{\"resourceVersion\":\"9\"}}}\n";
                 events.to_owned()
             } else {
                 let items = if lists.fetch_add(1, Ordering::Relaxed) == 0 { GOOD } else { "" };

@@ -32,7 +32,7 @@ struct Objects {
     parts: [HashTable<Entry>; PARTS],
     hasher: RandomState,
     scopes: ScopePool,
-    /// What this process has seen revoked stays so, though an older state of the cluster be restored.
+    /// What this verifier has seen revoked stays so, though an older state of the cluster be restored.
     tombstones: Tombstones,
 }
 
@@ -148,18 +148,19 @@ impl Index {
         self.by_key_id.pin().reserve(objects);
     }
 
-    /// Puts back the objects that are packed in `bytes`, end to end.
+    /// Puts back the objects that are packed in `bytes`, end to end, once what was revoked has been.
     pub(crate) fn restore(&self, mut bytes: &[u8]) -> Result<(), NotAnEntry> {
         let mut objects = lock(&self.objects);
         while !bytes.is_empty() {
-            let (indexed, rest) = Entry::unpack(bytes, &mut objects.scopes)?;
+            let Objects { scopes, tombstones, .. } = &mut *objects;
+            let (indexed, rest) = Entry::unpack(bytes, scopes, tombstones)?;
             bytes = rest;
             self.put(&mut objects, indexed);
         }
         Ok(())
     }
 
-    /// Puts back what was seen revoked.
+    /// Puts back what was seen revoked, before anything else.
     pub(crate) fn restore_tombstones(&self, tombstones: impl IntoIterator<Item = Tombstone>) {
         lock(&self.objects).tombstones.extend(tombstones);
     }
@@ -314,6 +315,16 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(index.len(), model.len());
+                // A checkpoint of it is the same.
+                let restored = Index::default();
+                for entry in index.parts().flatten() {
+                    let packed = entry.pack(&index.versions(&entry), Vec::new()).expect("packed");
+                    restored.restore(&packed).expect("an entry");
+                }
+                prop_assert_eq!(restored.len(), model.len());
+                for key in 0..5 {
+                    prop_assert_eq!(names(&restored, key), names(&index, key));
+                }
                 for key in 0..5 {
                     let mut expected: Vec<_> =
                         model.iter().filter(|(_, keys)| keys.contains(&key)).map(|(name, _)| name.to_string()).collect();

@@ -106,7 +106,8 @@ pub async fn run(args: VerifierArgs) -> anyhow::Result<()> {
     let heartbeats = heartbeats.chain(lock_sources.iter().map(|source| &source.heartbeat)).cloned().collect();
     let max = limit.max_staleness;
     let locks = locks::follow(lock_sources, snapshot.clone(), max, locks_ready, metrics.clone());
-    let checkpoint = args.checkpoint_dir.as_deref().map(Checkpoint::in_folder);
+    let checkpoint = args.checkpoint_dir.as_deref();
+    let checkpoint = checkpoint.map(|folder| Checkpoint::in_folder(folder, args.checkpoint_min_tokens));
     let keep_checkpoint =
         checkpoint.clone().map(|checkpoint| checkpoint.keep(snapshot.clone(), metrics.clone()));
     let feed =

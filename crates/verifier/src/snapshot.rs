@@ -21,6 +21,8 @@ pub struct Snapshot {
     pub index: Index,
     /// Empty until the pepper's Secret was read.
     pub peppers: ArcSwapOption<Peppers>,
+    /// The peppers by which the entries of the index were made.
+    pub(crate) index_peppers: ArcSwapOption<Peppers>,
     /// The locks that stop tokens, whatever their entries in the index say.
     pub locks: ArcSwap<Locks>,
     /// How far the index and the locks have come.

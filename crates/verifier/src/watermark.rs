@@ -4,6 +4,7 @@
 //! whoever asks, so nobody else can give it, and none can be given again.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::{Response, StatusCode, Uri};
 use http_body_util::Full;
@@ -24,10 +25,16 @@ const MAX_NONCE_BYTES: usize = 64;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Mark {
     applied: watch::Sender<u64>,
-    /// What is known is not complete until the list that is under way has ended, or what has happened meanwhile was brought.
-    is_listing: bool,
+    lists: Arc<Lists>,
     /// Something was missed, so that nothing that comes after it proves anything until all is listed again.
     gap: bool,
+}
+
+/// How many lists have begun and ended.
+#[derive(Debug, Default)]
+struct Lists {
+    begun: AtomicU64,
+    ended: AtomicU64,
 }
 
 impl Mark {
@@ -38,25 +45,33 @@ impl Mark {
     }
 
     /// A list begins, or something that is known as of some time ago is brought up to date.
-    pub(super) fn list_begins(&mut self) {
-        self.is_listing = true;
+    pub(super) fn list_begins(&self) {
+        // One that failed has begun again.
+        let ended = self.lists.ended.load(Ordering::Acquire);
+        self.lists.begun.store(ended + 1, Ordering::Release);
     }
 
     /// Everything up to a resourceVersion is applied, which may be an older one than was known.
     pub(super) fn list_ends(&mut self, resource_version: u64) {
-        self.is_listing = false;
         self.gap = false;
         self.applied.send_replace(resource_version);
+        self.lists.ended.store(self.lists.begun.load(Ordering::Acquire), Ordering::Release);
+    }
+
+    /// How many lists there were. `None`: one is under way.
+    pub(super) fn lists(&self) -> Option<u64> {
+        let ended = self.lists.ended.load(Ordering::Acquire);
+        (self.lists.begun.load(Ordering::Acquire) == ended).then_some(ended)
     }
 
     /// Whether a list has begun and not ended.
     pub(super) fn is_listing(&self) -> bool {
-        self.is_listing
+        self.lists().is_none()
     }
 
     /// An event or a bookmark is applied. Those of one watch are in order.
     pub(super) fn applied(&self, resource_version: u64) {
-        if !self.gap && !self.is_listing {
+        if !self.gap && !self.is_listing() {
             self.applied.send_replace(resource_version);
         }
     }
@@ -144,8 +159,10 @@ mod tests {
         mark.applied(9);
         mark.list_begins();
         mark.applied(12);
-        assert_eq!(mark.get(), 9);
+        assert_eq!((mark.get(), mark.lists()), (9, None));
+        mark.list_begins();
         mark.list_ends(12);
+        assert_eq!(mark.lists(), Some(1));
         assert_eq!(mark.get(), 12);
         // An etcd that was restored.
         mark.list_begins();

@@ -265,7 +265,8 @@ mod tests {
     fn restored(version: &Version) -> Version {
         let of_entry = [(version.entry.key_ids().next().expect("a key id"), version.clone())];
         let packed = version.entry.pack(&of_entry, Vec::new()).expect("packed");
-        let (mut indexed, rest) = Entry::unpack(&packed, &mut ScopePool::default()).expect("an entry");
+        let unpacked = Entry::unpack(&packed, &mut ScopePool::default(), &Tombstones::default());
+        let (mut indexed, rest) = unpacked.expect("an entry");
         assert!(rest.is_empty());
         indexed.versions.pop().expect("a version").1
     }

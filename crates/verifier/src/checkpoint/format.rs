@@ -5,6 +5,7 @@
 //! and no more than one segment is in memory.
 
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -140,17 +141,17 @@ fn length(bytes: &[u8]) -> io::Result<[u8; 4]> {
     Ok(u32::try_from(bytes.len()).map_err(io::Error::other)?.to_be_bytes())
 }
 
-pub(super) struct Reader<'p, R> {
+pub(super) struct Reader<R> {
     input: R,
-    peppers: &'p Peppers,
+    peppers: Arc<Peppers>,
     header: Vec<u8>,
     number: u64,
     body: Vec<u8>,
 }
 
-impl<'p, R: Read> Reader<'p, R> {
+impl<R: Read> Reader<R> {
     /// Reads the header.
-    pub(super) fn open(mut input: R, peppers: &'p Peppers) -> Result<(Header, Self), Unreadable> {
+    pub(super) fn open(mut input: R, peppers: Arc<Peppers>) -> Result<(Header, Self), Unreadable> {
         let mut magic = [0; MAGIC.len()];
         read(&mut input, &mut magic)?;
         if magic != MAGIC {
@@ -195,7 +196,7 @@ impl<'p, R: Read> Reader<'p, R> {
             _ => return Err(Unreadable::Damaged),
         };
         let segment = Segment { header: &self.header, number: self.number, is_last, body: &self.body };
-        if !segment.verify(self.peppers, &mac) {
+        if !segment.verify(&self.peppers, &mac) {
             return Err(Unreadable::Damaged);
         }
         self.number += 1;
@@ -240,7 +241,7 @@ mod tests {
 
     /// The header, and what each segment has.
     fn read_all(file: &[u8], peppers: &Peppers) -> Result<(Header, Vec<Vec<u8>>), Unreadable> {
-        let (header, mut reader) = Reader::open(file, peppers)?;
+        let (header, mut reader) = Reader::open(file, Arc::new(peppers.clone()))?;
         let mut bodies = Vec::new();
         while let Some(Body::Tokens(bytes) | Body::Tombstones(bytes)) = reader.next()? {
             bodies.push(bytes.to_vec());

@@ -8,6 +8,7 @@ use triomphe::ThinArc;
 use super::{Entry, Head, Indexed, Limits, ScopePool, Standing, Version};
 use crate::lock::Memo;
 use crate::token::KeyId;
+use crate::tombstone::{TokenIdentity, Tombstones};
 
 /// The number of this form. Another one for each change of what is packed, or of what it means.
 pub const FORM: u32 = 1;
@@ -68,26 +69,25 @@ impl Entry {
         postcard::to_extend(&packed, bytes).map_err(|_| NotAnEntry)
     }
 
-    /// The token that is packed at the beginning of `bytes`, and what follows it.
-    pub fn unpack<'b>(bytes: &'b [u8], pool: &mut ScopePool) -> Result<(Indexed, &'b [u8]), NotAnEntry> {
+    /// The token that is packed at the beginning of `bytes`, and what follows it. What is among the tombstones stays revoked.
+    pub fn unpack<'b>(
+        bytes: &'b [u8],
+        pool: &mut ScopePool,
+        tombstones: &Tombstones,
+    ) -> Result<(Indexed, &'b [u8]), NotAnEntry> {
         let (packed, rest) = postcard::take_from_bytes::<Packed<'_>>(bytes).map_err(|_| NotAnEntry)?;
-        let head = Head {
-            limits: packed.limits.map(Box::new),
-            expires_at: packed.expires_at,
-            seen_in: 0,
-            created_at: packed.created_at,
-            token_id_at: packed.token_id_at,
-            facets: packed.facets,
-            versions: packed.versions,
-            standing: packed.standing,
+        let entry = Self::of_packed(&packed, packed.standing);
+        let entry = match tombstones.has_token(entry.identity()) {
+            true => Self::of_packed(&packed, Standing::Revoked),
+            false => entry,
         };
-        let entry = Self(ThinArc::from_header_and_slice(head, packed.bytes));
         let version = |version: PackedVersion<'_>| {
             let key_id = KeyId::parse(version.key_id).map_err(|_| NotAnEntry)?;
+            let is_revoked = tombstones.has_version(entry.identity(), version.key_id);
             let version = Version {
                 entry: entry.clone(),
                 hash: version.hash,
-                ends_at: version.ends_at,
+                ends_at: if is_revoked { i64::MIN } else { version.ends_at },
                 scopes: pool.intern(version.granted.into(), version.issued.map(Into::into)),
                 held: Memo::default(),
             };
@@ -96,6 +96,25 @@ impl Entry {
         let versions = packed.indexed.into_iter().map(version).collect::<Result<_, _>>()?;
         Ok((Indexed { entry, versions, lacks_pepper: false }, rest))
     }
+
+    fn of_packed(packed: &Packed<'_>, standing: Standing) -> Self {
+        let head = Head {
+            limits: packed.limits.clone().map(Box::new),
+            expires_at: packed.expires_at,
+            seen_in: 0,
+            created_at: packed.created_at,
+            token_id_at: packed.token_id_at,
+            facets: packed.facets,
+            versions: packed.versions,
+            standing,
+        };
+        Self(ThinArc::from_header_and_slice(head, packed.bytes))
+    }
+
+    fn identity(&self) -> TokenIdentity<'_> {
+        let (namespace, name) = self.object();
+        TokenIdentity { namespace, name, token_id: self.token_id() }
+    }
 }
 
 #[cfg(test)]
@@ -103,7 +122,6 @@ mod tests {
     use super::*;
     use crate::check::WireToken;
     use crate::token::Peppers;
-    use crate::tombstone::Tombstones;
 
     fn entry(name: &str) -> Indexed {
         let text = format!(
@@ -124,7 +142,8 @@ mod tests {
         let packed = entry.pack(&[], b"before".to_vec()).expect("packed");
         let mut packed = packed.strip_prefix(b"before").expect("what was there").to_vec();
         packed.extend(b"after");
-        let (unpacked, rest) = Entry::unpack(&packed, &mut ScopePool::default()).expect("an entry");
+        let (unpacked, rest) =
+            Entry::unpack(&packed, &mut ScopePool::default(), &Tombstones::default()).expect("an entry");
         let unpacked = unpacked.entry;
         assert_eq!(rest, b"after");
         assert_eq!((unpacked.object(), unpacked.token_id()), (("ns", "name"), "tok_1"));
@@ -134,6 +153,20 @@ mod tests {
         assert_eq!(unpacked.subject_of_locks().created_at, entry.subject_of_locks().created_at);
         assert_eq!((unpacked.limits(), unpacked.standing()), (entry.limits(), entry.standing()));
         assert_eq!((unpacked.expires_at(), unpacked.seen_in()), (entry.expires_at(), 0));
+    }
+
+    /// Though it be packed as one that works.
+    #[test]
+    fn what_was_revoked_stays_so() {
+        let Indexed { entry, .. } = entry("name");
+        let packed = entry.pack(&[], Vec::new()).expect("packed");
+        let (of_it, of_another) = (Tombstones::default(), Tombstones::default());
+        of_it.extend([entry.identity().token()]);
+        of_another.extend([TokenIdentity { name: "other", ..entry.identity() }.token()]);
+        for (tombstones, expected) in [(of_it, Standing::Revoked), (of_another, Standing::Good)] {
+            let unpacked = Entry::unpack(&packed, &mut ScopePool::default(), &tombstones).expect("an entry");
+            assert_eq!(unpacked.0.entry.standing(), expected);
+        }
     }
 
     /// Where this fails, another build could not read what this one wrote: give the form another number.
@@ -153,14 +186,16 @@ mod tests {
         let packed = entry.pack(&[], Vec::new()).expect("packed");
         for at in 0..packed.len() {
             assert_eq!(
-                Entry::unpack(&packed[..at], &mut ScopePool::default()).err(),
+                Entry::unpack(&packed[..at], &mut ScopePool::default(), &Tombstones::default()).err(),
                 Some(NotAnEntry),
                 "{at}"
             );
             for bit in 0..8 {
                 let mut other = packed.clone();
                 other[at] ^= 1 << bit;
-                if let Ok((indexed, _)) = Entry::unpack(&other, &mut ScopePool::default()) {
+                if let Ok((indexed, _)) =
+                    Entry::unpack(&other, &mut ScopePool::default(), &Tombstones::default())
+                {
                     let entry = indexed.entry;
                     let _ =
                         (entry.object(), entry.token_id(), entry.key_ids().count(), entry.subject_of_locks());
