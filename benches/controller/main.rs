@@ -1,24 +1,36 @@
 //! What the controller does under load: deliveries compared with a bare client, a new token beside a namespace that rotates
-//! without end, and a mass revocation with and without webhooks.
+//! without end, a mass revocation with and without webhooks, and many new tokens compared with a plain client.
 //!
-//! `cargo bench --bench controller` starts a control plane and one controller, and runs for some minutes;
+//! `cargo bench --bench controller` starts a control plane and one controller, and runs for some 15 minutes; a name runs one part;
 //! `-- --write` stores the tables in `benches/RESULTS.md`, where it replaces its own section only. The machine must be
 //! idle otherwise: API server, controller and receiver share its cores, in every row.
 //!
 //! Map: [`world`] is the cluster, the controller and its tokens, [`receiver`] the endpoints, [`post`] the bare client,
-//! [`neighbour`] the part about namespaces.
+//! [`neighbour`] the part about namespaces. [`apply`] is the one about new tokens, on a control plane of its own: [`history`] is
+//! what the controller has written, which [`plain`] writes again, and [`sides`] compares them by what [`apiserver`] says.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a report is printed")]
 
+#[path = "../support/apiserver.rs"]
+mod apiserver;
+mod apply;
 #[path = "../support/args.rs"]
 mod args;
+#[path = "../support/history.rs"]
+#[allow(dead_code, reason = "each benchmark does other things to it")]
+mod history;
 mod neighbour;
+#[path = "../support/plain.rs"]
+#[allow(dead_code, reason = "each benchmark does other things to it")]
+mod plain;
 mod post;
 #[path = "../support/process.rs"]
 mod process;
 mod receiver;
 #[path = "../support/report.rs"]
 mod report;
+#[path = "../support/sides.rs"]
+mod sides;
 #[path = "../support/world.rs"]
 #[allow(dead_code, reason = "each benchmark does other things to it")]
 mod world;
@@ -48,6 +60,9 @@ struct Args {
     /// How many tokens rotate beside a new one
     #[arg(long, default_value_t = 1_500)]
     rotating: usize,
+    /// How many tokens the part `apply` creates
+    #[arg(long, default_value_t = 10_000)]
+    applied: usize,
     /// Run these only [default: all]
     #[arg(value_enum)]
     parts: Vec<Part>,
@@ -67,6 +82,8 @@ enum Part {
     Neighbour,
     /// A mass revocation with and without webhooks
     Revocations,
+    /// From many new tokens until all are ready, and the baseline: a plain client that makes the same requests
+    Apply,
 }
 
 impl Args {
@@ -97,18 +114,29 @@ async fn measure(args: &Args) -> anyhow::Result<()> {
     let how =
         "`cargo bench --bench controller`. API server, controller, receivers and load share the machine.";
     let mut report = Report::new("Controller", how);
-    let world = World::start(&args.common.tokenward, &[]).await?;
-    if args.wants(Part::Deliveries) {
-        deliveries(&world, args, &mut report).await?;
+    if [Part::Deliveries, Part::Neighbour, Part::Revocations].iter().any(|part| args.wants(*part)) {
+        with_one_world(args, &mut report).await?;
     }
-    if args.wants(Part::Neighbour) {
-        neighbour::measure(&world, args.rotating, &mut report).await?;
-    }
-    if args.wants(Part::Revocations) {
-        revocations(&world, args, &mut report).await?;
+    if args.wants(Part::Apply) {
+        apply::measure(&args.common.tokenward, args.applied, &mut report).await?;
     }
     if args.common.write {
         report.store()?;
+    }
+    Ok(())
+}
+
+/// The parts that share a control plane and a controller.
+async fn with_one_world(args: &Args, report: &mut Report) -> anyhow::Result<()> {
+    let world = World::start(&args.common.tokenward, &[]).await?;
+    if args.wants(Part::Deliveries) {
+        deliveries(&world, args, report).await?;
+    }
+    if args.wants(Part::Neighbour) {
+        neighbour::measure(&world, args.rotating, report).await?;
+    }
+    if args.wants(Part::Revocations) {
+        revocations(&world, args, report).await?;
     }
     Ok(())
 }

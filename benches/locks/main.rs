@@ -1,18 +1,22 @@
-//! What locks do and cost, and how soon a revocation is confirmed: each beside a client that does nothing but the same
-//! requests.
+//! What locks do and cost, how soon a revocation is confirmed, and how fast a lock is recorded on the tokens that it revokes: each
+//! beside a client that does nothing but the same requests.
 //!
-//! `cargo bench --bench locks` runs all of it in some 25 minutes and prints tables; `-- --write` stores them in
+//! `cargo bench --bench locks` runs all of it in some 35 minutes and prints tables; `-- --write` stores them in
 //! `benches/RESULTS.md`; a name runs one part. The machine must be idle otherwise: API server, verifiers and load share its
 //! cores, in every row.
 //!
-//! Map: [`effect`], [`cost`], [`memory`] and [`confirmation`] are the parts, [`bare`] the bare watch, [`confirmer`] the
-//! simulated verifiers.
+//! Map: [`effect`], [`cost`], [`memory`], [`confirmation`] and [`latching`] are the parts, [`bare`] the bare watch, [`confirmer`]
+//! the simulated verifiers. Of [`latching`], [`history`] is what the controller has written, which [`plain`] writes again, and
+//! [`sides`] compares them by what [`apiserver`] says.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a report is printed")]
 
 #[path = "../support/api.rs"]
 #[allow(dead_code, reason = "each benchmark does other things to it")]
 mod api;
+#[path = "../support/apiserver.rs"]
+#[allow(dead_code, reason = "each benchmark asks for other figures")]
+mod apiserver;
 #[path = "../support/args.rs"]
 mod args;
 mod bare;
@@ -20,7 +24,13 @@ mod confirmation;
 mod confirmer;
 mod cost;
 mod effect;
+#[path = "../support/history.rs"]
+mod history;
+mod latching;
 mod memory;
+#[path = "../support/plain.rs"]
+#[allow(dead_code, reason = "each benchmark does other things to it")]
+mod plain;
 #[path = "../support/process.rs"]
 mod process;
 #[path = "../support/report.rs"]
@@ -28,6 +38,8 @@ mod report;
 #[path = "../support/server.rs"]
 #[allow(dead_code, reason = "each benchmark does other things to it")]
 mod server;
+#[path = "../support/sides.rs"]
+mod sides;
 #[path = "../support/tokens.rs"]
 #[allow(dead_code, reason = "each benchmark has tokens of its own kind")]
 mod tokens;
@@ -83,6 +95,9 @@ struct Args {
     /// How many tokens the part `confirmation` revokes, one after the other
     #[arg(long, default_value_t = 200)]
     revocations: usize,
+    /// How many tokens the lock of the part `latching` revokes
+    #[arg(long, default_value_t = 10_000)]
+    latched: usize,
     #[command(flatten)]
     common: Common,
 }
@@ -93,6 +108,8 @@ enum Part {
     Effect,
     /// From a revocation until it is confirmed, and the baseline: a plain client that writes the same
     Confirmation,
+    /// From a lock until all tokens that it revokes say so, and the baseline: a plain client that makes the same requests
+    Latching,
     /// A check's cost with no locks, one and many
     Cost,
     /// Bytes a token, with labels and without
@@ -121,6 +138,10 @@ fn main() -> anyhow::Result<()> {
     if wanted(Part::Confirmation) {
         let runtime = tokio::runtime::Runtime::new()?;
         runtime.block_on(confirmation::measure(&bench, args.revocations, &mut report))?;
+    }
+    if wanted(Part::Latching) {
+        let runtime = tokio::runtime::Runtime::new()?;
+        runtime.block_on(latching::measure(&bench, args.latched, &mut report))?;
     }
     if wanted(Part::Cost) {
         cost::measure(&bench, &args, &mut report)?;

@@ -60,6 +60,7 @@ impl Revocation {
 pub struct World {
     // In the order in which they are dropped.
     controller: Guarded,
+    is_running: bool,
     /// The controller's program and its arguments.
     command: Vec<String>,
     /// The controller's kubeconfig.
@@ -73,15 +74,25 @@ pub struct World {
 impl World {
     /// Starts a control plane with what users install, and a controller with its own rights and these further flags.
     pub async fn start(tokenward: &Path, flags: &[&str]) -> anyhow::Result<Self> {
-        let cluster = tokio::task::spawn_blocking(|| Cluster::start(Options::default())).await??;
+        Self::start_on(Options::default(), tokenward, flags).await
+    }
+
+    /// The same without a controller manager, whose garbage collector asks for each owner of a Secret at times of its own; and
+    /// with an API server whose heap can be collected before it is measured.
+    pub async fn start_quietly(tokenward: &Path) -> anyhow::Result<Self> {
+        let extra_apiserver_args = vec!["--profiling=true".to_owned()];
+        let options = Options { controller_manager: false, extra_apiserver_args, ..Options::default() };
+        Self::start_on(options, tokenward, &[]).await
+    }
+
+    async fn start_on(options: Options, tokenward: &Path, flags: &[&str]) -> anyhow::Result<Self> {
+        let cluster = tokio::task::spawn_blocking(move || Cluster::start(options)).await??;
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         for file in ["crds", "deploy/namespace.yaml", "deploy/rbac.yaml"] {
             kubectl(&cluster, &["apply", "--server-side", "-f", &root.join(file).display().to_string()])?;
         }
         kubectl(&cluster, &["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])?;
-        let config = Kubeconfig::read_from(cluster.kubeconfig())?;
-        let config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
-        let client = Client::try_from(config)?;
+        let client = client_of(cluster.kubeconfig()).await?;
         let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
         let telemetry = listener.local_addr()?.to_string();
         drop(listener);
@@ -90,16 +101,32 @@ impl World {
         let flags: Vec<_> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let command = controller_command(&tokenward.display().to_string(), &telemetry, &flags);
         let controller = start_controller(&command, &rights)?;
-        let world =
-            Self { controller, command, rights, telemetry, client, followed: Mutex::default(), cluster };
+        let world = Self {
+            controller,
+            is_running: true,
+            command,
+            rights,
+            telemetry,
+            client,
+            followed: Mutex::default(),
+            cluster,
+        };
         world.ready().await?;
         Ok(world)
     }
 
-    /// Ends the controller as a crash would, and starts it anew.
-    pub async fn restart(&mut self) -> anyhow::Result<()> {
+    /// Ends the controller as a crash would.
+    pub fn stop(&mut self) -> anyhow::Result<()> {
         self.controller.kill()?;
+        self.is_running = false;
+        Ok(())
+    }
+
+    /// The same, and starts it anew.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        self.stop()?;
         self.controller = start_controller(&self.command, &self.rights)?;
+        self.is_running = true;
         self.ready().await
     }
 
@@ -125,6 +152,16 @@ impl World {
         &self.client
     }
 
+    /// Another client, with the controller's rights.
+    pub async fn client_with_its_rights(&self) -> anyhow::Result<Client> {
+        client_of(&self.rights).await
+    }
+
+    /// Whether there is a controller.
+    pub fn is_running(&self) -> bool {
+        self.is_running
+    }
+
     pub fn controller_pid(&self) -> u32 {
         self.controller.pid()
     }
@@ -134,10 +171,14 @@ impl World {
         &self.telemetry
     }
 
+    pub async fn create_namespace(&self, name: &str) -> anyhow::Result<()> {
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        self.create_object("/api/v1/namespaces", &namespace).await
+    }
+
     /// Creates a namespace, and watches its tokens.
     pub async fn namespace(&self, name: &str) -> anyhow::Result<()> {
-        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-        self.create_object("/api/v1/namespaces", &namespace).await?;
+        self.create_namespace(name).await?;
         // By a watch, as repeated lists would distort what is measured.
         let (store, writer) = reflector::store();
         let tokens: Api<ApiToken> = Api::namespaced(self.client.clone(), name);
@@ -226,6 +267,19 @@ impl World {
     }
 
     async fn create_with(&self, namespace: &str, count: usize, spec: &Value) -> anyhow::Result<()> {
+        self.create_tokens(namespace, count, spec, |_| Ok(())).await?;
+        // Those that rotate without end are active most of the time, and seldom all at once.
+        self.all(namespace, count, "delivered", is_delivered).await
+    }
+
+    /// Creates tokens t0, t1 and so on, and waits for nothing. Passes on each as it is stored.
+    pub async fn create_tokens(
+        &self,
+        namespace: &str,
+        count: usize,
+        spec: &Value,
+        created: impl Fn(Value) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         let path = format!("/apis/tokenward.dev/v1alpha1/namespaces/{namespace}/apitokens");
         let path = &path;
         stream::iter(0..count)
@@ -234,13 +288,11 @@ impl World {
                     "apiVersion": "tokenward.dev/v1alpha1", "kind": "ApiToken",
                     "metadata": {"name": format!("t{n}")}, "spec": spec,
                 });
-                self.create_object(path, &object).await
+                self.post(path, &object).await
             })
             .buffer_unordered(CONCURRENT_REQUESTS)
-            .try_collect::<()>()
-            .await?;
-        // Those that rotate without end are active most of the time, and seldom all at once.
-        self.all(namespace, count, "delivered", is_delivered).await
+            .try_for_each(|token| std::future::ready(created(token)))
+            .await
     }
 
     /// Revokes all tokens, and waits until all statuses are revoked.
@@ -313,6 +365,13 @@ impl World {
         Ok(std::fs::read_to_string(LOG)?.matches("leading: this replica writes").count())
     }
 
+    /// The CPU time that the API server and etcd have used so far.
+    pub fn api_cpu(&self) -> anyhow::Result<Duration> {
+        let processes = self.cluster.processes().into_iter();
+        let wanted = processes.filter(|(name, _)| ["kube-apiserver", "etcd"].contains(name));
+        wanted.map(|(_, pid)| process::cpu(pid)).sum()
+    }
+
     /// The CPU time that the controller has used so far.
     pub fn cpu(&self) -> anyhow::Result<Duration> {
         process::cpu(self.controller.pid())
@@ -358,6 +417,11 @@ impl World {
     }
 
     pub async fn create_object(&self, path: &str, object: &Value) -> anyhow::Result<()> {
+        self.post(path, object).await.map(drop)
+    }
+
+    /// Creates an object. Returns it as it is stored.
+    async fn post(&self, path: &str, object: &Value) -> anyhow::Result<Value> {
         let create = async || {
             let request = http::Request::post(path).header("content-type", "application/json");
             let request = request.body(object.to_string().into_bytes())?;
@@ -365,15 +429,20 @@ impl World {
         };
         match create().await? {
             // The API server closes connections that were idle for long, at times just then.
-            Err(kube::Error::Service(_)) => create().await??,
-            other => other?,
-        };
-        Ok(())
+            Err(kube::Error::Service(_)) => Ok(create().await??),
+            other => Ok(other?),
+        }
     }
 
     fn hooks(&self, namespace: &str) -> Api<TokenWebhook> {
         Api::namespaced(self.client.clone(), namespace)
     }
+}
+
+async fn client_of(kubeconfig: &Path) -> anyhow::Result<Client> {
+    let config = Kubeconfig::read_from(kubeconfig)?;
+    let config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
 }
 
 fn controller_command(tokenward: &str, telemetry: &str, flags: &[String]) -> Vec<String> {
