@@ -35,6 +35,8 @@ const NAME: &str = "tokenward-ledger-";
 const DATA_KEY: &str = "revoked";
 /// How many tombstones a ConfigMap takes: 64 KiB, which each addition writes again.
 const MAX_TOMBSTONES: usize = 4096;
+/// How long after a write the next one is, so that what a lock revokes by the thousand is written together.
+const SPACING: Duration = Duration::from_millis(200);
 /// The waits after failed writes in a row.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
 
@@ -223,7 +225,7 @@ impl Task {
                 for tombstone in &batch {
                     self.unwritten.remove(tombstone);
                 }
-                Duration::ZERO
+                SPACING
             }
             Err(error) => {
                 self.failures = self.failures.saturating_add(1);

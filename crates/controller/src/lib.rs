@@ -153,6 +153,7 @@ impl Process {
             stores: lock_stores,
             tokens: tokens.clone(),
             first_seen: Default::default(),
+            written: Default::default(),
             stop: stop.clone(),
         });
         let reconcile_locks = async {

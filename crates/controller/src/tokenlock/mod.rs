@@ -75,7 +75,9 @@ pub(crate) fn concerned(
             let (after, changed) = locks.changed(&before).await?;
             let mut concerned = Vec::new();
             let mut counts = vec![0; changed.len()];
-            for token in tokens.state() {
+            // Where only statuses have changed, no token is.
+            let tokens = if changed.is_empty() { Vec::new() } else { tokens.state() };
+            for token in tokens {
                 let Some(candidate) = candidate(&token) else { continue };
                 let mut is_concerned = false;
                 for (lock, count) in changed.iter().zip(&mut counts) {

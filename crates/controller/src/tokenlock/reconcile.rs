@@ -1,6 +1,6 @@
 //! The finalizers and the status of locks.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -56,6 +56,9 @@ pub(crate) struct Parts {
     pub(crate) tokens: Vec<Store<Token>>,
     /// By uid, the resourceVersion by which verifiers have to know a lock: the first that was seen, as a lock never changes.
     pub(crate) first_seen: Mutex<HashMap<String, u64>>,
+    /// By uid, the resourceVersion that a status written here was given, once verifiers have confirmed the lock. Its event is no
+    /// news: while tokens are recorded, each write would lead to the next one at once.
+    pub(crate) written: Mutex<HashMap<String, u64>>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -64,12 +67,13 @@ pub(crate) async fn reconcile_all(mut parts: Parts) {
     parts.known.listed().await;
     let mut interval = tokio::time::interval(INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut rounds = 0u32;
+    let (mut rounds, mut uids) = (0u32, BTreeSet::new());
     loop {
         let news = tokio::select! {
             () = parts.stop.cancelled() => return,
             changed = parts.known.current.changed() => {
                 if changed.is_err() { return }
+                if !parts.have_others_written(&mut uids) { continue }
                 true
             }
             _ = interval.tick() => false,
@@ -96,7 +100,23 @@ impl Parts {
 
     fn forget_deleted(&self) {
         let known = self.known.current();
-        lock(&self.first_seen).retain(|uid, _| known.iter().any(|lock| lock.uid() == uid));
+        for versions in [&self.first_seen, &self.written] {
+            lock(versions).retain(|uid, _| known.iter().any(|lock| lock.uid() == uid));
+        }
+    }
+
+    /// Whether there are other locks than `before`, or one has changed since it was written here. `before` becomes those that there
+    /// are.
+    fn have_others_written(&self, before: &mut BTreeSet<String>) -> bool {
+        let of_namespaces = self.stores.of_namespaces.iter().flat_map(versions);
+        let all: Vec<_> = of_namespaces.chain(self.stores.of_cluster.iter().flat_map(versions)).collect();
+        let written = lock(&self.written);
+        let has_changed = all.iter().any(|(uid, at)| written.get(uid).is_none_or(|written| written < at));
+        drop(written);
+        let uids = all.into_iter().map(|(uid, _)| uid).collect();
+        let are_others = *before != uids;
+        *before = uids;
+        are_others || has_changed
     }
 
     /// Reconciles the locks of a store: `all`, or those with which something is left to do.
@@ -166,8 +186,11 @@ impl Parts {
         let mut object = lock.clone();
         object.set_lock_status(status);
         failpoint::before("lock-status");
-        api.replace_status(&lock.name_any(), &params(), &object).await?;
+        let stored = api.replace_status(&lock.name_any(), &params(), &object).await?;
         failpoint::after("lock-status");
+        if is_enforced && let Some(version) = resource_version(&stored) {
+            tokenward_runtime::sync::lock(&self.written).insert(prepared.uid().to_owned(), version);
+        }
         if let Some(event) = event {
             info!(namespace = lock.namespace(), name = lock.name_any(), "{}", event.reason.message);
             self.events.publish(lock, event);
@@ -226,6 +249,16 @@ impl Parts {
             Err(error) => Err(error),
         }
     }
+}
+
+/// The uid and the resourceVersion of each lock.
+fn versions<K>(store: &Store<Guarded<K>>) -> Vec<(String, u64)>
+where
+    K: AnyLock + Resource<DynamicType = ()> + Clone + Debug + 'static,
+{
+    let locks = store.state();
+    let version = |lock: &Guarded<K>| Some((lock.uid()?, resource_version(lock).unwrap_or(u64::MAX)));
+    locks.iter().filter_map(|lock| version(lock)).collect()
 }
 
 fn add(tally: &mut Tally, token: &Token, candidate: Option<&Candidate<'_>>, lock: &Lock) {
