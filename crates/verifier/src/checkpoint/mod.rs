@@ -28,7 +28,7 @@ use tokenward_core::tombstone::{TOMBSTONE_BYTES, Tombstone};
 use tokenward_runtime::entropy::{NoEntropy, random_bytes};
 
 const FILE: &str = "index.checkpoint";
-/// How often a checkpoint is written, if anything has happened since the last one.
+/// How often a checkpoint is written, if anything has happened since the last one, be it a bookmark.
 const INTERVAL: Duration = Duration::from_secs(60);
 /// One of so many tokens is written half as often, and so on: a file of 200 MB each minute would wear out a disk.
 const TOKENS_OF_AN_INTERVAL: u32 = 100_000;
@@ -237,9 +237,10 @@ impl Checkpoint {
 }
 
 impl Opened {
-    /// The resourceVersion of each watch up to which everything is known, once it is restored.
+    /// The resourceVersion of each watch up to which everything is known, once it is restored. None, where no tokens are.
     pub(super) fn positions(&self) -> Vec<u64> {
-        self.header.positions.iter().map(|(_, at)| *at).collect()
+        let positions = self.header.positions.iter().filter(|_| self.is_used);
+        positions.map(|(_, at)| *at).collect()
     }
 
     /// Puts it into the index. `false`: all has to be listed, which removes whatever was put there.
@@ -354,6 +355,7 @@ mod tests {
         let snapshot = watching(&["ns"]);
         let checkpoint = Checkpoint::in_folder(folder.path(), 3);
         let opened = checkpoint.open(snapshot.clone(), Arc::new(peppers)).await.expect("a checkpoint");
+        assert!(opened.positions().is_empty());
         assert!(!opened.restore().await);
         assert_eq!((snapshot.index.len(), snapshot.index.tombstones().len()), (0, 1));
     }
