@@ -226,7 +226,12 @@ where
             while at < now {
                 match events.next().await {
                     Some(Ok(WatchEvent::Error(status))) => return Err(status.message),
-                    Some(Ok(event)) => at = position(self.pass(event).await.as_deref()),
+                    Some(Ok(event)) => {
+                        at = position(self.pass(event).await.as_deref());
+                        if at == 0 {
+                            return Err("an event has no resourceVersion".to_owned());
+                        }
+                    }
                     Some(Err(error)) => return Err(message(&error)),
                     None => break,
                 }
@@ -460,7 +465,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_can_not_be_brought_up_to_date_is_listed() {
         let behind = [bookmark(5)];
-        let no_version = [r#"{"type":"ADDED","object":{"metadata":{"name":"a"}}}"#.to_owned()];
+        let no_version = [r#"{"type":"ADDED","object":{"metadata":{"name":"a"}}}"#.to_owned(), bookmark(9)];
         for (known, first) in [
             (5, &[GONE_EVENT.to_owned()][..]),
             (5, &[FAILED_EVENT.to_owned()]),
