@@ -102,8 +102,8 @@ pub struct ClusterTokenLockSpec {
 pub struct LockSpec {
     /// Which ApiTokens are stopped: those that match every field that is set. At least one is.
     ///
-    /// Names, labels and owners are written by whoever may edit the ApiTokens. To stop somebody who may try to escape, match
-    /// by namespace, tokenIds, keyIds, scopes or time.
+    /// Whoever may edit the ApiTokens can get out of a match by labels or owner. To stop somebody who may try, match by any other
+    /// field.
     #[serde(rename = "match")]
     pub matches: LockMatch,
 
