@@ -252,7 +252,14 @@ impl Opened {
                 info!(tokens, %written_at, seconds = began.elapsed().as_secs_f64(), "restored a checkpoint");
                 true
             }
-            Ok(Ok(())) | Err(_) => false,
+            Ok(Ok(())) => {
+                info!(
+                    tokens,
+                    "the checkpoint has fewer tokens than --checkpoint-min-tokens, so all are listed"
+                );
+                false
+            }
+            Err(_) => false,
             Ok(Err(reason)) => {
                 tell_unusable(&reason);
                 false
