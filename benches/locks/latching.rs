@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -15,12 +15,12 @@ use serde_json::json;
 use tokenward_core::crd::labels::{LEDGER_LABEL, LOCK_FINALIZER};
 use tokenward_core::crd::{ApiToken, ClusterTokenLock, TokenLockStatus};
 
-use super::history::{History, Write, follow, version};
+use super::Bench;
+use super::history::{History, Write, follow, until_all, version};
 use super::plain::{Identity, Plain, TOKENS_AT_A_TIME};
 use super::report::{Report, thousands};
 use super::sides::{Before, table};
 use super::world::World;
-use super::{Bench, TIMEOUT};
 
 /// The namespace that the controller's lock matches.
 const OURS: &str = "latched";
@@ -127,30 +127,16 @@ async fn create_lock(world: &World, namespace: &str) -> anyhow::Result<()> {
 
 /// Waits until a lock's status says that so many tokens are latched. Returns when that was seen.
 async fn until_latched(locks: &Seen, tokens: usize) -> anyhow::Result<Instant> {
-    let (mut before, mut since, mut printed) = (0, Instant::now(), Instant::now());
-    loop {
+    until_all(tokens, "latched", || {
         let newest = locks.lock().unwrap_or_else(PoisonError::into_inner).last().cloned();
-        let (seen, status) = match newest {
-            Some((seen, lock)) => (seen, status(&lock)?),
-            None => (Instant::now(), TokenLockStatus::default()),
-        };
-        let (matched, latched) = (status.matched.unwrap_or_default(), status.latched.unwrap_or_default());
-        if (matched, latched) == (i64::try_from(tokens)?, i64::try_from(tokens)?) {
-            return Ok(seen);
-        }
-        if latched != before {
-            (before, since) = (latched, Instant::now());
-        }
-        ensure!(
-            since.elapsed() < TIMEOUT,
-            "{latched} of {tokens} tokens are latched, and no other within {TIMEOUT:?}"
-        );
-        if printed.elapsed() > Duration::from_secs(10) {
-            eprintln!("{latched} of {matched} tokens are latched");
-            printed = Instant::now();
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        let Some((seen, lock)) = newest else { return Ok((0, None)) };
+        let status = status(&lock)?;
+        let [matched, latched] =
+            [status.matched, status.latched].map(|number| usize::try_from(number.unwrap_or_default()));
+        let (matched, latched) = (matched?, latched?);
+        Ok((latched, Some(seen).filter(|_| (matched, latched) == (tokens, tokens))))
+    })
+    .await
 }
 
 fn status(lock: &DynamicObject) -> anyhow::Result<TokenLockStatus> {

@@ -63,25 +63,11 @@ impl History {
 
     /// Waits until so many tokens are ready. Returns when the last of them was.
     pub async fn until_ready(&self, count: usize) -> anyhow::Result<Instant> {
-        let (mut before, mut since, mut printed) = (0, Instant::now(), Instant::now());
-        loop {
+        until_all(count, "ready", || {
             let (ready, last) = self.with(|state| (state.ready.len(), state.last_ready));
-            if ready >= count {
-                return last.context("no token");
-            }
-            if ready != before {
-                (before, since) = (ready, Instant::now());
-            }
-            ensure!(
-                since.elapsed() < TIMEOUT,
-                "{ready} of {count} tokens are ready, and no other within {TIMEOUT:?}"
-            );
-            if printed.elapsed() > Duration::from_secs(10) {
-                eprintln!("{ready} of {count} tokens are ready");
-                printed = Instant::now();
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+            Ok((ready, last.filter(|_| ready >= count)))
+        })
+        .await
     }
 
     /// What was written so far, by the token's name, in order. It is forgotten.
@@ -130,6 +116,34 @@ impl State {
         let Ok(text) = serde_json::value::to_raw_value(&data) else { return };
         let write = if exists { Write::ReplaceSecret(text) } else { Write::CreateSecret(text) };
         self.writes.entry(name).or_default().push((version, write));
+    }
+}
+
+/// Waits until all of so many tokens are what `what` says, for as long as that is so of one more within [`TIMEOUT`]. `so_far` says of
+/// how many it is and, once it is of all, since when.
+pub async fn until_all(
+    count: usize,
+    what: &str,
+    mut so_far: impl FnMut() -> anyhow::Result<(usize, Option<Instant>)>,
+) -> anyhow::Result<Instant> {
+    let (mut before, mut since, mut printed) = (0, Instant::now(), Instant::now());
+    loop {
+        let (number, all) = so_far()?;
+        if let Some(at) = all {
+            return Ok(at);
+        }
+        if number != before {
+            (before, since) = (number, Instant::now());
+        }
+        ensure!(
+            since.elapsed() < TIMEOUT,
+            "{number} of {count} tokens are {what}, and no other within {TIMEOUT:?}"
+        );
+        if printed.elapsed() > Duration::from_secs(10) {
+            eprintln!("{number} of {count} tokens are {what}");
+            printed = Instant::now();
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
