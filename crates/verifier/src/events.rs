@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use crate::heartbeat::Heartbeat;
 use tokenward_runtime::backoff::WatchBackoff;
-use tokenward_runtime::cluster::error::message;
+use tokenward_runtime::cluster::error::{ErrorClass, classify, message};
 use tokenward_runtime::cluster::watch::PAGE_SIZE;
 
 /// How long after something that could not be read everything is listed again: soon, as nobody knows what it said, but not
@@ -209,7 +209,7 @@ where
             match latest(anywhere).await {
                 Ok(now) => break now,
                 // A list would fare no better.
-                Err(error) if is_temporary(&error) => self.wait(&message(&error)).await,
+                Err(error) if classify(&error) == ErrorClass::Retry => self.wait(&message(&error)).await,
                 Err(error) => return Err(message(&error)),
             }
         };
@@ -256,11 +256,6 @@ where
     async fn pause(&mut self) {
         sleep(self.backoff.next().unwrap_or_default()).await;
     }
-}
-
-/// Whether a request may succeed later.
-fn is_temporary(error: &kube::Error) -> bool {
-    !matches!(error, kube::Error::Api(status) if (400..429).contains(&status.code))
 }
 
 /// Whether a line of a watch could not be read, so that nobody will ever hear what it said.

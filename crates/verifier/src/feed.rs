@@ -152,12 +152,12 @@ fn events(
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     };
-    let anywhere = || match namespace {
+    let anywhere = match namespace {
         Some(_) => api.clone(),
         None => Api::default_namespaced(client.clone()),
     };
-    let from = known.map(|known| Resume { known, anywhere: anywhere() });
-    events::follow(api.clone(), from, "ApiTokens can't be watched; checks go on from memory")
+    let from = known.map(|known| Resume { known, anywhere });
+    events::follow(api, from, "ApiTokens can't be watched; checks go on from memory")
         .map(move |event| (at, event))
         .boxed()
 }

@@ -98,6 +98,10 @@ impl Parts {
         *lock(&self.first_seen).entry(uid.to_owned()).or_insert(version)
     }
 
+    fn note_written(&self, uid: &str, version: u64) {
+        lock(&self.written).insert(uid.to_owned(), version);
+    }
+
     fn forget_deleted(&self) {
         let known = self.known.current();
         for versions in [&self.first_seen, &self.written] {
@@ -189,7 +193,7 @@ impl Parts {
         let stored = api.replace_status(&lock.name_any(), &params(), &object).await?;
         failpoint::after("lock-status");
         if is_enforced && let Some(version) = resource_version(&stored) {
-            tokenward_runtime::sync::lock(&self.written).insert(prepared.uid().to_owned(), version);
+            self.note_written(prepared.uid(), version);
         }
         if let Some(event) = event {
             info!(namespace = lock.namespace(), name = lock.name_any(), "{}", event.reason.message);

@@ -148,16 +148,17 @@ impl Checkpoint {
 
     /// Writes it again and again for as long as it is polled.
     pub(super) async fn keep(self, snapshot: Arc<Snapshot>, metrics: Metrics) {
-        let mut last = Basis { positions: Vec::new(), lists: Vec::new() };
+        let mut last = None;
         // Whoever writes stops when this is dropped.
         let wanted = Arc::new(());
         loop {
-            let basis = Basis::of(&snapshot).filter(|basis| snapshot.are_tokens_listed() && *basis != last);
+            let basis = Basis::of(&snapshot)
+                .filter(|basis| snapshot.are_tokens_listed() && last.as_ref() != Some(basis));
             let Some(basis) = basis else {
                 tokio::time::sleep(POLL).await;
                 continue;
             };
-            last = basis.clone();
+            last = Some(basis.clone());
             let (checkpoint, of, is_wanted) = (self.clone(), snapshot.clone(), Arc::downgrade(&wanted));
             let written = spawn_blocking(move || checkpoint.write(&of, basis, &is_wanted));
             match written.await {
@@ -275,7 +276,8 @@ impl Opened {
         while let Some(body) = self.segments.next()? {
             match body {
                 Body::Tokens(packed) if self.is_used => index.restore(packed)?,
-                Body::Tokens(_) => {}
+                // What was revoked comes before them.
+                Body::Tokens(_) => break,
                 Body::Tombstones(digests) => {
                     let (digests, _) = digests.as_chunks::<TOMBSTONE_BYTES>();
                     index.restore_tombstones(digests.iter().copied().map(Tombstone::from_bytes));
